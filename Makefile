@@ -1,0 +1,43 @@
+# `make quickstart` and `make test` set up .venv first when it is missing or older than the lock file.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+IN := source ./env.sh &&
+
+.PHONY: setup quickstart test lint types ui lock clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+quickstart: setup
+	$(IN) python -m dd_assets.quickstart
+
+test: setup lint types
+	$(IN) python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: setup
+	$(VENV)/bin/mypy
+
+ui: setup
+	$(IN) env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+
+# Exact versions of everything, from a fresh environment.
+lock:
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet 'torch==2.14.1' 'torchvision==0.29.1' '.[dev]'
+	{ echo '# Exact versions of everything; written by `make lock`.'; \
+	  $(VENV)-lock/bin/pip freeze --exclude double-descent-lab; } > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

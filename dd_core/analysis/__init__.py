@@ -1,0 +1,1 @@
+"""Pure functions from tables to findings: summaries, the double descent and its regression check."""

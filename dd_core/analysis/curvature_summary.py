@@ -1,0 +1,109 @@
+"""The table ``curvature``: per-image curvature summarised per checkpoint and trial. Rebuilt from files alone."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dd_core.provenance import curvature_is_current, curvature_manifest, trained_checkpoints
+from dd_core.store import Store
+from dd_core.studies import Checkpoint, Study
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+
+_QUANTILES = {"trace_p05": 0.05, "trace_p25": 0.25, "trace_p50": 0.5, "trace_p75": 0.75, "trace_p95": 0.95}
+_MEANS = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_norm", "loss")
+_SCORES = ("trace", "gradient_norm", "loss")
+
+
+def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Summary rows of one trial at one checkpoint.
+
+    Args:
+        columns: per image ``is_noisy`` and the values of ``_MEANS``, all of one length.
+
+    Returns:
+        One row for the subset all, and where labels are noisy one for clean and one for noisy. The AUROC columns (the
+        probability that a noisy image scores higher than a clean one, ties half) are NaN without noisy labels.
+    """
+    noisy = columns["is_noisy"].astype(bool)
+    subsets = {"all": np.ones_like(noisy)}
+    if noisy.any():
+        subsets |= {"clean": ~noisy, "noisy": noisy}
+    rows = []
+    for name, mask in subsets.items():
+        row: dict[str, Any] = {"subset": name, "num_images": int(mask.sum())}
+        row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in _MEANS}
+        quantiles = np.quantile(columns["trace"][mask], list(_QUANTILES.values()))
+        row |= dict(zip(_QUANTILES, map(float, quantiles), strict=True))
+        row |= {f"auroc_{score}": _auroc(columns[score], noisy) for score in _SCORES}
+        rows.append(row)
+    return rows
+
+
+def _auroc(score: np.ndarray, noisy: np.ndarray) -> float:
+    """Area under the ROC curve of a score that should be large for noisy images."""
+    from sklearn.metrics import roc_auc_score
+
+    if noisy.all() or not noisy.any() or not np.isfinite(score).all():
+        return math.nan
+    return float(roc_auc_score(noisy, score))
+
+
+def rebuild(store: Store, study: Study) -> int:
+    """Write the study's part of the table, reusing the rows of files that have not changed.
+
+    Returns:
+        Number of rows; with none, the study's part is removed.
+    """
+    known = _known_rows(store, study)
+    rows: list[dict[str, Any]] = []
+    for checkpoint, weights in trained_checkpoints(store, study).items():
+        manifest = curvature_manifest(store, study, checkpoint)
+        if manifest is not None and curvature_is_current(manifest, weights):
+            sha256 = manifest["files"]["table"]["sha256"]
+            rows += known.get((checkpoint.arm.key, checkpoint.epoch, sha256)) or _summarise_file(
+                store, study, checkpoint, sha256
+            )
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_arm.setdefault(row.pop("arm"), []).append(row)
+    for arm, arm_rows in by_arm.items():
+        columns = {c.name: [row[c.name] for row in arm_rows] for c in TABLES["curvature"].file_columns}
+        path = store.table_folder("curvature", study.name, arm) / "summary.parquet"
+        write_parquet(path, to_arrow("curvature", columns, len(arm_rows)))
+    for path in store.table_folder("curvature", study.name).glob("arm=*/summary.parquet"):
+        if path.parent.name.removeprefix("arm=") not in by_arm:
+            path.unlink()
+    return len(rows)
+
+
+def _known_rows(store: Store, study: Study) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
+    known: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for path in store.table_folder("curvature", study.name).glob("arm=*/summary.parquet"):
+        arm = path.parent.name.removeprefix("arm=")
+        for row in read_parquet(path).to_pylist():
+            known.setdefault((arm, row["epoch"], row["source_sha256"]), []).append({"arm": arm, **row})
+    return known
+
+
+def _summarise_file(store: Store, study: Study, checkpoint: Checkpoint, sha256: str) -> list[dict[str, Any]]:
+    table = read_parquet(store.curvature_path(study.name, checkpoint))
+    names = ("trial", "is_noisy", *_MEANS)
+    columns = {name: table[name].to_numpy() for name in names}
+    rows = []
+    for trial in range(study.trials):
+        mask = columns["trial"] == trial
+        for row in summarise({name: values[mask] for name, values in columns.items()}):
+            rows.append(
+                {
+                    "arm": checkpoint.arm.key,
+                    "variant": checkpoint.arm.variant,
+                    "k": checkpoint.arm.k,
+                    "trial": trial,
+                    "recipe": study.recipe_hash(checkpoint.arm),
+                    "epoch": checkpoint.epoch,
+                    "source_sha256": sha256,
+                    **row,
+                }
+            )
+    return rows

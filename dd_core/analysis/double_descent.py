@@ -1,0 +1,143 @@
+"""The double descent of a study in numbers: the curve over widths, the threshold, and whether it is really there."""
+
+import math
+from dataclasses import dataclass
+
+import duckdb
+
+from dd_core.provenance import trained_checkpoints
+from dd_core.store import Store
+from dd_core.studies import Study
+
+
+@dataclass(frozen=True)
+class WidthRow:
+    """Means over trials at one width; errors as fractions, NaN where unknown.
+
+    Attributes:
+        k: width multiplier.
+        trials: number of trials.
+        train_error, train_loss, test_error, test_loss: means over trials.
+        test_error_std: standard deviation over trials (n - 1), NaN for one trial.
+        mean_trace: mean input curvature over images and trials, NaN if not computed.
+    """
+
+    k: int
+    trials: int
+    train_error: float
+    train_loss: float
+    test_error: float
+    test_error_std: float
+    test_loss: float
+    mean_trace: float
+
+
+def width_curve(
+    store: Store, study: Study, variant: str, connection: duckdb.DuckDBPyConnection
+) -> tuple[int, list[WidthRow]]:
+    """The curve at the latest checkpoint epoch that every trained width of the variant has.
+
+    Returns:
+        That epoch and one row per width, or ``(0, [])`` if nothing is trained.
+    """
+    epochs: dict[int, set[int]] = {}
+    for checkpoint in trained_checkpoints(store, study):
+        if checkpoint.arm.variant == variant:
+            epochs.setdefault(checkpoint.arm.k, set()).add(checkpoint.epoch)
+    common = set.intersection(*epochs.values()) if epochs else set()
+    if not common or max(common) == 0:
+        return 0, []
+    epoch = max(common)
+    query = """
+        SELECT k, count(*), avg(train_error), avg(train_loss), avg(test_error), stddev_samp(test_error), avg(test_loss)
+        FROM training_evals WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?))
+        GROUP BY k ORDER BY k
+    """
+    parameters = [study.name, variant, epoch, sorted(epochs)]
+    rows = connection.execute(query, parameters).fetchall()
+    traces = _mean_traces(connection, parameters)
+    return epoch, [WidthRow(*_floats(row), traces.get(row[0], math.nan)) for row in rows]
+
+
+def _floats(row: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(math.nan if value is None else value for value in row)
+
+
+def _mean_traces(connection: duckdb.DuckDBPyConnection, parameters: list[object]) -> dict[int, float]:
+    query = """
+        SELECT k, avg(mean_trace) FROM curvature
+        WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?)) AND subset = 'all' GROUP BY k
+    """
+    try:
+        return dict(connection.execute(query, parameters).fetchall())
+    except duckdb.CatalogException:
+        return {}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the curve shows.
+
+    Attributes:
+        first_minimum: the width left of the peak with the smallest test error.
+        peak: the width with the largest test error right of the narrowest minimum, before the widest.
+        widest: the widest network.
+        rise: test error at the peak minus that at the first minimum, fraction.
+        fall: test error at the peak minus that at the widest, fraction.
+        curvature_peak: the width with the largest mean curvature, None if unknown.
+        curvature_fall: mean curvature there over that of the widest network, NaN if unknown.
+    """
+
+    first_minimum: WidthRow
+    peak: WidthRow
+    widest: WidthRow
+    rise: float
+    fall: float
+    curvature_peak: WidthRow | None
+    curvature_fall: float
+
+
+def find_double_descent(rows: list[WidthRow]) -> Finding | None:
+    """Locate minimum, peak and second descent; None for fewer than three widths.
+
+    The peak is the interior width with the largest drop on both sides: it maximises min(rise, fall), where rise is counted
+    from the smallest error at narrower widths. A monotone curve yields a rise or fall of at most 0.
+    """
+    if len(rows) < 3:
+        return None
+    widest = rows[-1]
+
+    def sides(index: int) -> tuple[float, float]:
+        left = min(row.test_error for row in rows[:index])
+        return rows[index].test_error - left, rows[index].test_error - widest.test_error
+
+    index = max(range(1, len(rows) - 1), key=lambda i: min(sides(i)))
+    rise, fall = sides(index)
+    first_minimum = min(rows[:index], key=lambda row: row.test_error)
+    known = [row for row in rows if not math.isnan(row.mean_trace)]
+    top = max(known, key=lambda row: row.mean_trace) if known else None
+    ratio = top.mean_trace / known[-1].mean_trace if top else math.nan
+    return Finding(first_minimum, rows[index], widest, rise, fall, top, ratio)
+
+
+def quickstart_check(rows: list[WidthRow]) -> tuple[bool, str]:
+    """The regression check of the quickstart study on a two-trial mean: rise, fall and train error.
+
+    Rise from k = 2 to the largest error at k = 4 to 6 at least 2 points; fall from there to the mean of k >= 12 at least 2.5
+    points; train error below 1 % from k = 6 on. Four pairs of trials gave rises of 4.6 to 8.7 and falls of 5.2 to 9.6.
+    """
+    error = {row.k: 100 * row.test_error for row in rows}
+    needed = {2, 4, 5, 6, 12, 16}
+    if not needed <= set(error):
+        return False, f"check: not possible, widths {sorted(needed - set(error))} are not trained"
+    top = max(error[k] for k in (4, 5, 6))
+    rise = top - error[2]
+    wide = [value for k, value in error.items() if k >= 12]
+    fall = top - sum(wide) / len(wide)
+    train = max(100 * row.train_error for row in rows if row.k >= 6)
+    passed = rise >= 2 and fall >= 2.5 and train < 1
+    text = (
+        f"check: rise {rise:.1f} points (at least 2), fall {fall:.1f} points (at least 2.5), "
+        f"largest train error at k >= 6 {train:.2f} % (below 1): {'passed' if passed else 'FAILED'}"
+    )
+    return passed, text

@@ -1,0 +1,62 @@
+"""What a study has found so far, as text."""
+
+import contextlib
+import math
+
+from dd_core.analysis.double_descent import Finding, WidthRow, find_double_descent, width_curve
+from dd_core.store import Store
+from dd_core.studies import Study
+from dd_core.warehouse import connect
+
+
+def curve_table(rows: list[WidthRow]) -> str:
+    """The curve as aligned text; errors in %, standard deviation over trials in brackets."""
+    lines = ["    k   train error   test error (sd)   train loss   test loss   mean curvature"]
+    for row in rows:
+        spread = "      " if math.isnan(row.test_error_std) else f"({100 * row.test_error_std:4.1f})"
+        trace = "             -" if math.isnan(row.mean_trace) else f"{row.mean_trace:14.3f}"
+        lines.append(
+            f"{row.k:5d} {100 * row.train_error:11.1f} % {100 * row.test_error:9.1f} % {spread} "
+            f"{row.train_loss:12.3f} {row.test_loss:11.3f} {trace}"
+        )
+    return "\n".join(lines)
+
+
+def sentence(finding: Finding, trials: int) -> str:
+    """The finding in words and figures."""
+    low, peak, wide = finding.first_minimum, finding.peak, finding.widest
+    if finding.rise <= 0 or finding.fall <= 0:
+        return f"No double descent: the test error runs from {100 * low.test_error:.1f} % to {100 * wide.test_error:.1f} %."
+    text = (
+        f"Test error (mean of {trials} trial{'s' if trials > 1 else ''}) falls to {100 * low.test_error:.1f} % at "
+        f"k = {low.k}, rises to {100 * peak.test_error:.1f} % at k = {peak.k}, where the training error has come down "
+        f"to {100 * peak.train_error:.1f} %, and falls again to {100 * wide.test_error:.1f} % at k = {wide.k}"
+    )
+    if finding.curvature_peak is not None and finding.curvature_fall > 1:
+        top = finding.curvature_peak
+        text += (
+            f"; mean input curvature peaks at k = {top.k} ({top.mean_trace:.1f}) and falls "
+            f"{finding.curvature_fall:.0f}-fold to k = {wide.k}"
+        )
+    return text + "."
+
+
+def report(store: Store, study: Study) -> tuple[str, dict[str, list[WidthRow]]]:
+    """Curve and finding of every variant.
+
+    Returns:
+        The text, and each variant's curve.
+    """
+    parts, curves = [], {}
+    with contextlib.closing(connect(store)) as connection:
+        for variant in study.variants:
+            epoch, rows = width_curve(store, study, variant, connection)
+            curves[variant] = rows
+            if not rows:
+                parts.append(f"{variant}: nothing trained yet")
+                continue
+            parts += [f"{study.name}, {variant}, epoch {epoch}:", curve_table(rows)]
+            finding = find_double_descent(rows)
+            if finding is not None:
+                parts.append(sentence(finding, rows[0].trials))
+    return "\n".join(parts), curves

@@ -1,0 +1,36 @@
+"""The table ``images``: which images each trial sees, and the labels it was given."""
+
+import numpy as np
+
+from dd_core.data.trials import trial_data
+from dd_core.store import Store
+from dd_core.studies import Study
+from dd_core.tables import to_arrow, write_parquet
+
+
+def write_images(store: Store, study: Study) -> int:
+    """Write the table's part of a study, one file per variant (label noise belongs to the variant).
+
+    Returns:
+        Number of rows.
+    """
+    total = 0
+    for variant in study.variants:
+        parts = [trial_data(study, variant, trial) for trial in range(study.trials)]
+        num_train, num_test = len(parts[0].train_ids), len(parts[0].test_ids)
+        true = np.concatenate([np.concatenate([d.true_train_labels, d.test_labels]) for d in parts])
+        given = np.concatenate([np.concatenate([d.train_labels, d.test_labels]) for d in parts])
+        columns = {
+            "variant": variant,
+            "trial": np.repeat(np.arange(study.trials), num_train + num_test),
+            "image_id": np.concatenate([np.concatenate([d.train_ids, d.test_ids]) for d in parts]),
+            "split": np.tile(np.repeat(["train", "test"], [num_train, num_test]), study.trials),
+            "true_label": true,
+            "given_label": given,
+            "is_noisy": true != given,
+        }
+        write_parquet(
+            store.table_folder("images", study.name) / f"{variant}.parquet", to_arrow("images", columns, len(true))
+        )
+        total += len(true)
+    return total

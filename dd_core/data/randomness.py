@@ -1,0 +1,20 @@
+"""Independent random streams by name, so that no stream depends on what was drawn before (exact resume, DESIGN 3)."""
+
+from typing import Literal
+
+import numpy as np
+
+Purpose = Literal["split", "label_noise", "initialisation", "order", "augmentation"]
+# Positions are part of every recipe: append, never reorder.
+_PURPOSES: tuple[Purpose, ...] = ("split", "label_noise", "initialisation", "order", "augmentation")
+
+
+def generator(seed: int, trial: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:
+    """A NumPy generator that depends on its arguments alone (PCG64 seeded through SeedSequence)."""
+    entropy = [seed, trial, _PURPOSES.index(purpose), epoch]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
+
+def torch_seed(seed: int, trial: int, purpose: Purpose) -> int:
+    """A 63-bit seed for ``torch.manual_seed``."""
+    return int(generator(seed, trial, purpose).integers(2**63 - 1))

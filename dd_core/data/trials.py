@@ -1,0 +1,97 @@
+"""What one trial sees of a data set: its split and its (partly wrong) training labels, fixed for all epochs."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dd_core.data.datasets import Dataset, load
+from dd_core.data.randomness import generator
+from dd_core.errors import DataMissingError
+from dd_core.studies import Study
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """The split and labels of one trial.
+
+    Attributes:
+        train_ids: int64 (num_train,), image_id of the training images, ascending.
+        test_ids: int64 (num_test,), ascending.
+        train_labels: int64 (num_train,), given labels, some of them wrong.
+        true_train_labels: int64 (num_train,).
+        test_labels: int64 (num_test,), always true.
+        mean, std: float32 (channels,), of the raw training pixels; images are standardised with these.
+    """
+
+    train_ids: "NDArray[np.int64]"
+    test_ids: "NDArray[np.int64]"
+    train_labels: "NDArray[np.int64]"
+    true_train_labels: "NDArray[np.int64]"
+    test_labels: "NDArray[np.int64]"
+    mean: "NDArray[np.float32]"
+    std: "NDArray[np.float32]"
+
+    @property
+    def is_noisy(self) -> "NDArray[np.bool_]":
+        """Which training images carry a wrong label, bool (num_train,)."""
+        return self.train_labels != self.true_train_labels
+
+
+def corrupt_labels(
+    labels: "NDArray[np.int64]", noise: float, num_classes: int, random: np.random.Generator
+) -> "NDArray[np.int64]":
+    """Replace exactly round(noise * N) labels by a uniformly drawn other class.
+
+    Nakkiran et al. 2019, section 4: "label noise" is a uniformly random INCORRECT label, sampled once.
+    """
+    chosen = random.permutation(len(labels))[: round(noise * len(labels))]
+    noisy = labels.copy()
+    noisy[chosen] = (labels[chosen] + random.integers(1, num_classes, size=len(chosen))) % num_classes
+    return noisy
+
+
+def trial_data(study: Study, variant: str, trial: int) -> TrialData:
+    """The split and labels of a trial; the same for every width, so that arms differ by their model alone.
+
+    Raises:
+        DataMissingError: the data set is absent, or has fewer images than the study asks for.
+    """
+    dataset = load(study.data.dataset)
+    available = np.arange(dataset.num_official_train)
+    num_train = study.data.num_train
+    if num_train is not None and num_train > len(available):
+        raise DataMissingError(
+            f"study {study.name} asks for {num_train} training images, {dataset.name} has {len(available)}"
+        )
+    train, rest = available, available[:0]
+    if num_train is not None:
+        shuffled = generator(study.seed, trial, "split").permutation(available)
+        train, rest = np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
+    # Images a CIFAR study leaves out of training are left out altogether: its test set is the official one.
+    official_test = np.arange(dataset.num_official_train, len(dataset.labels))
+    test = official_test if len(official_test) else rest
+    true_labels = dataset.labels[train]
+    noise = study.variants[variant].label_noise
+    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(study.seed, trial, "label_noise"))
+    mean, std = _channel_statistics(dataset, train)
+    return TrialData(train, test, labels, true_labels, dataset.labels[test], mean, std)
+
+
+def _channel_statistics(
+    dataset: Dataset, train: "NDArray[np.int64]"
+) -> tuple["NDArray[np.float32]", "NDArray[np.float32]"]:
+    """Mean and standard deviation per channel from exact integer histograms (no copy of the images as floats)."""
+    values = np.arange(256, dtype=np.float64)
+    means, stds = [], []
+    for channel in range(dataset.images.shape[-1]):
+        counts = np.bincount(dataset.images[train, :, :, channel].reshape(-1), minlength=256)
+        mean = (counts * values).sum() / counts.sum()
+        means.append(mean)
+        stds.append(np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum()))
+    # A channel without any contrast would divide by zero; leave it as it is instead.
+    deviations = np.array(stds, dtype=np.float32)
+    return np.array(means, dtype=np.float32), np.where(deviations > 0, deviations, np.float32(1))

@@ -1,0 +1,131 @@
+"""``python -m dd_core.jobs.worker JOB``: do tasks of a job file, one after the other.
+
+Which tasks comes either with ``--tasks 0 3 7`` or, one number per line, from stdin, so that an orchestrator on the same
+machine can hand the next task to whoever is free. Events go to stdout as lines of JSON: ready, started, progress,
+checkpoint, note, finished, failed. Results are files; an event that is lost costs nothing but news.
+"""
+
+import argparse
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dd_core.errors import UserError
+from dd_core.jobs.job import CurvatureTask, Job, TrainTask
+from dd_core.store import Store
+
+
+class Events:
+    """Writes events; progress at most once a second."""
+
+    def __init__(self) -> None:
+        """Keep stdout for events alone: whatever a library prints goes to stderr."""
+        self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._last_progress = 0.0
+
+    def emit(self, task: str, event: dict[str, Any]) -> None:
+        """Write one event; a closed pipe means the orchestrator is gone, and so should we be."""
+        if event["event"] == "progress":
+            if time.monotonic() - self._last_progress < 1:
+                return
+            self._last_progress = time.monotonic()
+        try:
+            self._out.write(json.dumps({"task": task, **event}) + "\n")
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def run(job: Job, tasks: Iterable[int], index: int, events: Events) -> int:
+    """Do the tasks of those numbers; returns how many of them failed."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    # Losses far below 1e-38 would otherwise slow the processor down by an order of magnitude.
+    torch.set_flush_denormal(True)
+    device = torch.device(f"cuda:{index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+    store = Store(job.root)
+    return sum(not _perform(job.tasks[number], job, store, device, events) for number in tasks)
+
+
+def _perform(task: TrainTask | CurvatureTask, job: Job, store: Store, device: Any, events: Events) -> bool:
+    """Do one task; what goes wrong is reported and does not keep the worker from the next."""
+    from dd_core.curvature import curve_checkpoint
+    from dd_core.training import train_arm
+
+    study = job.studies[task.study]
+    started = time.monotonic()
+    events.emit(task.name, {"event": "started"})
+    try:
+        if isinstance(task, TrainTask):
+            train_arm(
+                study, task.arm, store, task.until, device=device, report=lambda event: events.emit(task.name, event)
+            )
+        else:
+            curve_checkpoint(study, task.checkpoint, store, device=device)
+    except UserError as error:
+        events.emit(task.name, {"event": "failed", "error": str(error), "is_user_error": True})
+        return False
+    except Exception as error:
+        traceback.print_exc()
+        text = "".join(traceback.format_exception(error))
+        message = f"{type(error).__name__}: {error}"
+        events.emit(task.name, {"event": "failed", "error": message, "is_user_error": False, "traceback": text})
+        return False
+    events.emit(task.name, {"event": "finished", "seconds": time.monotonic() - started})
+    return True
+
+
+class TasksFromOrchestrator:
+    """Numbers read from stdin until it is closed.
+
+    If it is closed while a task is being done, the orchestrator has died: leave at once, so that the locks held here
+    are free for whoever runs next. The work since the last resume point is done again then.
+    """
+
+    def __init__(self) -> None:
+        """Start to read."""
+        self._numbers: queue.Queue[int | None] = queue.Queue()
+        self._idle = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._numbers.put(int(line))
+        if not self._idle.is_set():
+            os._exit(1)
+        self._numbers.put(None)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield each number when the one before is done."""
+        while True:
+            self._idle.set()
+            number = self._numbers.get()
+            self._idle.clear()
+            if number is None:
+                return
+            yield number
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m dd_core.jobs.worker", description=__doc__)
+    parser.add_argument("job", type=Path, help="job file, JSON")
+    parser.add_argument("--index", type=int, default=0, help="number of this worker; chooses its GPU")
+    parser.add_argument("--tasks", type=int, nargs="*", help="numbers of the tasks to do; default: read from stdin")
+    arguments = parser.parse_args()
+    events = Events()
+    job = Job.model_validate_json(arguments.job.read_text(encoding="utf-8"))
+    tasks = TasksFromOrchestrator() if arguments.tasks is None else arguments.tasks
+    sys.exit(1 if run(job, tasks, arguments.index, events) else 0)
+
+
+if __name__ == "__main__":
+    main()

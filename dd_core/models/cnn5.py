@@ -1,0 +1,28 @@
+"""The five-layer CNN of Nakkiran et al. 2019: four 3x3 convolutions of k, 2k, 4k, 8k channels and a linear layer."""
+
+from torch import Tensor, nn
+
+from dd_core.models.stacking import BatchNorm, Classifier, Convolution
+
+
+class CNN5(nn.Module):
+    """Convolution, BatchNorm, ReLU four times; 2x2 max-pooling after the second to fourth; global maximum; linear."""
+
+    def __init__(self, k: int, channels: int, num_classes: int, trials: int | None):
+        """``trials=None`` makes a plain network with logits (B, C), a number a stacked one with (B, T, C)."""
+        super().__init__()
+        copies = trials or 1
+        layers: list[nn.Module] = []
+        width = channels
+        for stage in range(4):
+            outputs = k * 2**stage
+            layers += [Convolution(width, outputs, 3, copies, bias=True), BatchNorm(outputs, copies), nn.ReLU()]
+            if stage:
+                layers.append(nn.MaxPool2d(2))
+            width = outputs
+        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.linear = Classifier(width, num_classes, trials)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, T*channels, H, W) to logits."""
+        return self.linear(self.layers(images))

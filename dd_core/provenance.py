@@ -1,0 +1,69 @@
+"""Which results are there and still true of the study file: manifests compared with recipes. Needs no torch.
+
+The orchestrator asks here what is to be done; workers ask again, with the stricter checks that open the files.
+"""
+
+from typing import Any
+
+from dd_core.errors import StaleError
+from dd_core.store import Store
+from dd_core.studies import Arm, Checkpoint, Study
+
+# Raise it when the curvature code changes what it computes; stored curvature of another version is computed again.
+CURVATURE_VERSION = "1"
+
+
+def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The manifest of a checkpoint of the study's present recipe; opens no large file.
+
+    Raises:
+        StaleError: there is none, or it is of another recipe.
+    """
+    manifest = store.read_manifest(store.checkpoint_manifest_path(study.name, checkpoint))
+    if manifest is None:
+        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has not been trained")
+    recipe = study.recipe_hash(checkpoint.arm)
+    if manifest.get("recipe") != recipe:
+        raise StaleError(
+            f"checkpoint {checkpoint.key} of {study.name} was trained with another recipe ({manifest.get('recipe')}, "
+            f"the study file now says {recipe}); train it again"
+        )
+    return manifest
+
+
+def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None) -> dict[Checkpoint, dict[str, Any]]:
+    """The study's checkpoints that exist in its present recipe, with their manifests."""
+    found = {}
+    for checkpoint in study.iter_checkpoints():
+        if arms is None or checkpoint.arm in arms:
+            try:
+                found[checkpoint] = checkpoint_manifest(store, study, checkpoint)
+            except StaleError:
+                continue
+    return found
+
+
+def curvature_is_current(
+    curvature: dict[str, Any] | None, checkpoint: dict[str, Any], settings: dict[str, Any] | None = None
+) -> bool:
+    """Whether a per-image curvature manifest describes these weights, this code version and these settings."""
+    return (
+        curvature is not None
+        and curvature.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
+        and curvature.get("curvature_version") == CURVATURE_VERSION
+        and curvature.get("settings") == (settings or {})
+    )
+
+
+def missing_curvature(store: Store, study: Study) -> list[Checkpoint]:
+    """Trained checkpoints that lack a current per-image curvature."""
+    return [
+        checkpoint
+        for checkpoint, manifest in trained_checkpoints(store, study).items()
+        if not curvature_is_current(curvature_manifest(store, study, checkpoint), manifest)
+    ]
+
+
+def curvature_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The manifest of a checkpoint's per-image curvature, if there is one."""
+    return store.read_manifest(store.curvature_path(study.name, checkpoint).with_suffix(".json"))

@@ -1,0 +1,310 @@
+"""What a study is: typed, validated, hashable descriptions read from one YAML file.
+
+Belongs here: the words of the platform (study, variant, arm, checkpoint), their keys, and the recipe hash that ties
+every stored result to what produced it. Does not belong here: anything that needs torch, or touches results on disk.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dd_core.errors import StudyError, UserError
+
+# Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
+TRAINER_VERSION = "1"
+
+# Keys appear in Dagster partition keys ("arm|epoch", ranges "a...b"), in file names and in hive paths: no bars, commas,
+# brackets, dots (the dot separates variant and k) or slashes.
+_VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(_Strict):
+    """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
+
+    dataset: Literal["digits", "cifar10", "cifar100"]
+    num_train: int | None = Field(
+        default=None,
+        ge=2,
+        description="Training images. digits: every trial draws its own, the rest is the test set. CIFAR: a subset "
+        "drawn per trial from the official training set; null takes all of it.",
+    )
+
+
+class Augmentation(_Strict):
+    """Random shift (padding with the background, raw value 0) and flip, drawn anew for every image and epoch."""
+
+    shift_x: int = Field(default=0, ge=0, description="largest horizontal shift, pixels")
+    shift_y: int = Field(default=0, ge=0, description="largest vertical shift, pixels")
+    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+
+
+class Optimizer(_Strict):
+    """torch.optim.Adam or torch.optim.SGD with its settings."""
+
+    name: Literal["adam", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty as in torch.optim")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="sgd only")
+
+    @model_validator(mode="after")
+    def _momentum_belongs_to_sgd(self) -> "Optimizer":
+        if self.name == "adam" and self.momentum:
+            raise ValueError("momentum belongs to sgd; adam has none")
+        return self
+
+
+class Schedule(_Strict):
+    """Rate at step t (0-based) of T: constant; cosine to 0 over T; inverse_sqrt: lr / sqrt(1 + floor(t/period))."""
+
+    name: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    period: int = Field(default=512, ge=1, description="inverse_sqrt only, steps")
+
+
+class Variant(_Strict):
+    """One training recipe; with a width k it is an arm."""
+
+    architecture: Literal["preact_resnet18", "preact_resnet10", "cnn5"]
+    label_noise: float = Field(
+        default=0.0, ge=0, lt=1, description="share of training labels replaced by another class"
+    )
+    batch_size: int = Field(ge=1)
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+
+
+class Evaluation(_Strict):
+    """When the whole training and test sets are evaluated, and for which of these the per-image values are kept."""
+
+    every: int = Field(default=1, ge=1, description="epochs; checkpoint epochs are always evaluated")
+    image_progress: Literal["evaluations", "checkpoints"] = "evaluations"
+
+
+def _unique(values: tuple[int, ...]) -> tuple[int, ...]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"listed twice: {', '.join(map(str, repeated))}")
+    return tuple(sorted(values))
+
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=999)], ...], Field(min_length=1), AfterValidator(_unique)]
+Epochs = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_unique)]
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """A variant at one width; all its trials train together."""
+
+    variant: str
+    k: int
+
+    @property
+    def key(self) -> str:
+        """For example ``s-core.k008``."""
+        return f"{self.variant}.k{self.k:03d}"
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """The weights of all trials of one arm after ``epoch`` epochs (0: the initialisation)."""
+
+    arm: Arm
+    epoch: int
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key, for example ``s-core.k008|0200``."""
+        return f"{self.arm.key}|{self.epoch:04d}"
+
+
+class Study(_Strict):
+    """One question. Its name is the name of its file."""
+
+    name: str
+    description: str = Field(min_length=1)
+    data: Data
+    variants: dict[str, Variant] = Field(min_length=1)
+    widths: Widths
+    trials: int = Field(ge=1, le=100)
+    seed: int = Field(default=0, ge=0)
+    epochs: int = Field(ge=1, le=9999)
+    checkpoints: Epochs
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Study":
+        if not _STUDY_NAME.fullmatch(self.name) or self.name in _RESERVED_STUDY_NAMES:
+            raise ValueError(
+                f"name: {self.name!r} must match {_STUDY_NAME.pattern} and not be one of the platform's own"
+            )
+        for variant in self.variants:
+            if not _VARIANT_NAME.fullmatch(variant):
+                raise ValueError(
+                    f"variants.{variant}: a name is lower-case letters and digits joined by single hyphens"
+                )
+        if self.checkpoints[-1] > self.epochs:
+            raise ValueError(f"checkpoints: epoch {self.checkpoints[-1]} is beyond the last epoch, {self.epochs}")
+        if self.data.num_train is not None:
+            for name, variant_ in self.variants.items():
+                if variant_.batch_size > self.data.num_train:
+                    raise ValueError(
+                        f"variants.{name}.batch_size: {variant_.batch_size} images in a batch but only "
+                        f"{self.data.num_train} to train on"
+                    )
+        return self
+
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        """All arms by key, in the order of the file: variants, then widths."""
+        arms = (Arm(variant, k) for variant in self.variants for k in self.widths)
+        return {arm.key: arm for arm in arms}
+
+    @cached_property
+    def epoch_keys(self) -> tuple[str, ...]:
+        """The epoch half of the partition keys, four digits each."""
+        return tuple(f"{epoch:04d}" for epoch in self.checkpoints)
+
+    def iter_checkpoints(self) -> Iterator[Checkpoint]:
+        """All checkpoints, arm by arm."""
+        return (Checkpoint(arm, epoch) for arm in self.arms.values() for epoch in self.checkpoints)
+
+    def checkpoint(self, key: str) -> Checkpoint:
+        """Parse a partition key.
+
+        Raises:
+            UserError: no such arm or epoch in this study.
+        """
+        arm_key, _, epoch = key.partition("|")
+        arm = self.arms.get(arm_key)
+        if arm is None or epoch not in self.epoch_keys:
+            raise UserError(
+                f"study {self.name} has no checkpoint {key!r}; arms are {_span(list(self.arms))}, "
+                f"epochs {_span(list(self.epoch_keys))}"
+            )
+        return Checkpoint(arm, int(epoch))
+
+    def recipe(self, arm: Arm) -> dict[str, Any]:
+        """Everything that changes the weights of an arm, as plain JSON values.
+
+        The number of epochs is part of it only where the schedule depends on it, so a constant-rate study can be
+        prolonged without training again; which epochs are kept or evaluated is not.
+        """
+        variant = self.variants[arm.variant]
+        return {
+            "trainer_version": TRAINER_VERSION,
+            "data": self.data.model_dump(),
+            "variant": variant.model_dump(),
+            "k": arm.k,
+            "trials": self.trials,
+            "seed": self.seed,
+            "horizon_epochs": self.epochs if variant.schedule.name == "cosine" else None,
+        }
+
+    def recipe_hash(self, arm: Arm) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the recipe."""
+        text = json.dumps(self.recipe(arm), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _span(values: list[str]) -> str:
+    return ", ".join(values) if len(values) <= 12 else f"{values[0]}, {values[1]}, … {values[-1]}"
+
+
+def read_study(path: Path) -> Study:
+    """Read and validate one study file.
+
+    Raises:
+        StudyError: with the file and, where there is one, the path of the offending key.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except YAMLError as error:
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise StudyError(f"{path}: not valid YAML{where} ({reason})") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: a study is a mapping of keys to values, not {type(content).__name__}")
+    try:
+        study = Study.model_validate_json(json.dumps({"name": path.stem, **content}))
+    except TypeError as error:
+        raise StudyError(f"{path}: only numbers, text, lists and mappings belong in a study ({error})") from error
+    except ValidationError as error:
+        raise StudyError(f"{path}: {_describe(error)}") from error
+    if study.name != path.stem:
+        raise StudyError(f"{path}: name: is {study.name!r}, but the file is called {path.stem!r}; leave the key out")
+    return study
+
+
+def _describe(error: ValidationError) -> str:
+    """All problems of a file in one line, each with the path of its key."""
+    parts = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        shown = f" (got {given!r})" if isinstance(given, int | float | str | bool) else ""
+        parts.append(f"{where}: {message}{shown}" if where else message)
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The studies found, and for each file that could not be used the reason."""
+
+    studies: dict[str, Study]
+    errors: dict[Path, str]
+
+    def get(self, name: str) -> Study:
+        """The study of that name.
+
+        Raises:
+            UserError: there is none, or its file has an error.
+        """
+        if name in self.studies:
+            return self.studies[name]
+        for path, reason in self.errors.items():
+            if path.stem == name:
+                raise StudyError(reason)
+        raise UserError(f"there is no study {name!r}; there are {', '.join(sorted(self.studies)) or 'none'}")
+
+
+def read_studies(folders: Iterable[Path]) -> Catalogue:
+    """Read every ``*.yaml`` of the folders; a file with an error does not keep the others from loading.
+
+    Of two files with the same name the first is taken and the second is reported as an error.
+    """
+    studies: dict[str, Study] = {}
+    errors: dict[Path, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            errors[folder] = f"{folder}: the folder of study files does not exist"
+            continue
+        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+            try:
+                if path.stem in studies:
+                    raise StudyError(f"{path}: there is a study {path.stem!r} already; rename this file")
+                studies[path.stem] = read_study(path)
+            except StudyError as error:
+                errors[path] = str(error)
+    return Catalogue(studies, errors)

@@ -1,0 +1,81 @@
+"""The table ``runs``: one row per arm, trial and attempt, written when an attempt starts and again when it ends."""
+
+import datetime
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dd_core.store import Store
+from dd_core.studies import Arm, Study
+from dd_core.tables import read_parquet, to_arrow, write_parquet
+from dd_core.training.stack import TrialStack
+
+
+@dataclass
+class RunRecord:
+    """One attempt to train an arm. Hold the arm's lock while using it."""
+
+    path: Path
+    columns: dict[str, Any]
+    num_trials: int
+    images_per_epoch: int
+    started: float = field(default_factory=time.monotonic)
+    headline: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, store: Store, study: Study, arm: Arm, first_epoch: int, device: str, stacks: list[TrialStack]
+    ) -> "RunRecord":
+        """Start the next attempt; earlier ones still marked running were killed, and are marked so."""
+        folder = store.table_folder("runs", study.name, arm.key)
+        earlier = sorted(folder.glob("attempt-*.parquet"))
+        for path in earlier:
+            _mark_interrupted(path)
+        columns = {
+            "variant": arm.variant,
+            "k": arm.k,
+            "trial": list(range(study.trials)),
+            "recipe": study.recipe_hash(arm),
+            "attempt": len(earlier) + 1,
+            "seed": study.seed,
+            "num_parameters": sum(p.numel() for p in stacks[0].model.parameters()) // len(stacks[0].trials),
+            "device": device,
+            "torch_version": torch.__version__,
+            "first_epoch": first_epoch,
+            "started_at": datetime.datetime.now(datetime.UTC),
+        }
+        path = folder / f"attempt-{len(earlier) + 1:04d}.parquet"
+        record = cls(path, columns, study.trials, stacks[0].num_train * study.trials)
+        record._write("running", None, first_epoch, None)
+        return record
+
+    def close(self, status: str, reason: str | None, last_epoch: int) -> None:
+        """Say how the attempt ended."""
+        self._write(status, reason, last_epoch, datetime.datetime.now(datetime.UTC))
+
+    def _write(self, status: str, reason: str | None, last_epoch: int, ended_at: datetime.datetime | None) -> None:
+        seconds = time.monotonic() - self.started
+        images = (last_epoch - self.columns["first_epoch"]) * self.images_per_epoch
+        columns = {
+            **self.columns,
+            "status": status,
+            "reason": reason,
+            "last_epoch": last_epoch,
+            "ended_at": ended_at,
+            "seconds": seconds if ended_at else None,
+            "samples_per_second": images / seconds if ended_at else None,
+            **{name: self.headline.get(name) for name in ("train_error", "train_loss", "test_error", "test_loss")},
+        }
+        write_parquet(self.path, to_arrow("runs", columns, self.num_trials))
+
+
+def _mark_interrupted(path: Path) -> None:
+    table = read_parquet(path)
+    if table["status"][0].as_py() != "running":
+        return
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
+    write_parquet(path, to_arrow("runs", columns, table.num_rows))

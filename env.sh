@@ -1,0 +1,19 @@
+# Source this file: puts .venv on PATH and tells Dagster and the library where things are. Set any of these before to override.
+_dd_here="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)"
+export PATH="$_dd_here/.venv/bin:$PATH"
+export DD_ROOT="${DD_ROOT:-$_dd_here/data}"
+export DAGSTER_HOME="${DAGSTER_HOME:-$DD_ROOT/dagster}"
+# `dagster asset ...` reads neither workspace.yaml nor pyproject.toml, and takes the module from here; where a workspace is
+# named, Dagster refuses to have both.
+export DAGSTER_MODULE_NAME="${DAGSTER_MODULE_NAME:-dd_assets.definitions}"
+dagster() {
+  case " $* " in
+    *" -w "* | *" --workspace "* | *" --workspace="*) env -u DAGSTER_MODULE_NAME dagster "$@" ;;
+    *) command dagster "$@" ;;
+  esac
+}
+# The `dagster` command recommends `dg` at every call.
+export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:Function \`asset_materialize_command\`}"
+mkdir -p "$DAGSTER_HOME" && { [ -e "$DAGSTER_HOME/dagster.yaml" ] || cp "$_dd_here/dd_assets/dagster.yaml" "$DAGSTER_HOME/"; }
+[ -x "$_dd_here/.venv/bin/dagster" ] || echo "env.sh: .venv is not set up yet; run 'make setup' first" >&2
+unset _dd_here
