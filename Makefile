@@ -16,7 +16,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 quickstart: setup
-	$(IN) python -m dd_assets.quickstart
+	$(IN) python -m dd_assets.run_study quickstart
 
 test: setup lint types
 	$(IN) python -m pytest

@@ -49,18 +49,28 @@ def width_curve(
         return 0, []
     epoch = max(common)
     query = """
-        SELECT k, count(*), avg(train_error), avg(train_loss), avg(test_error), stddev_samp(test_error), avg(test_loss)
+        SELECT k, count(*), avg(train_error), avg(train_loss), avg(test_error),
+            coalesce(stddev_samp(test_error), 'nan'::DOUBLE), avg(test_loss)
         FROM training_evals WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?))
         GROUP BY k ORDER BY k
     """
     parameters = [study.name, variant, epoch, sorted(epochs)]
-    rows = connection.execute(query, parameters).fetchall()
     traces = _mean_traces(connection, parameters)
-    return epoch, [WidthRow(*_floats(row), traces.get(row[0], math.nan)) for row in rows]
-
-
-def _floats(row: tuple[object, ...]) -> tuple[object, ...]:
-    return tuple(math.nan if value is None else value for value in row)
+    return epoch, [
+        WidthRow(
+            k=k,
+            trials=trials,
+            train_error=train_error,
+            train_loss=train_loss,
+            test_error=test_error,
+            test_error_std=std,
+            test_loss=test_loss,
+            mean_trace=traces.get(k, math.nan),
+        )
+        for k, trials, train_error, train_loss, test_error, std, test_loss in connection.execute(
+            query, parameters
+        ).fetchall()
+    ]
 
 
 def _mean_traces(connection: duckdb.DuckDBPyConnection, parameters: list[object]) -> dict[int, float]:
@@ -100,8 +110,8 @@ class Finding:
 def find_double_descent(rows: list[WidthRow]) -> Finding | None:
     """Locate minimum, peak and second descent; None for fewer than three widths.
 
-    The peak is the interior width with the largest drop on both sides: it maximises min(rise, fall), where rise is counted
-    from the smallest error at narrower widths. A monotone curve yields a rise or fall of at most 0.
+    The peak is the interior width with the largest drop on both sides: it maximises min(rise, fall), where rise is
+    counted from the smallest error at narrower widths. A monotone curve yields a rise or fall of at most 0.
     """
     if len(rows) < 3:
         return None
@@ -123,8 +133,9 @@ def find_double_descent(rows: list[WidthRow]) -> Finding | None:
 def quickstart_check(rows: list[WidthRow]) -> tuple[bool, str]:
     """The regression check of the quickstart study on a two-trial mean: rise, fall and train error.
 
-    Rise from k = 2 to the largest error at k = 4 to 6 at least 2 points; fall from there to the mean of k >= 12 at least 2.5
-    points; train error below 1 % from k = 6 on. Four pairs of trials gave rises of 4.6 to 8.7 and falls of 5.2 to 9.6.
+    Rise from k = 2 to the largest error at k = 4 to 6 at least 2 points; fall from there to the mean of k >= 12 at
+    least 2.5 points; train error below 1 % from k = 6 on. Four pairs of trials gave rises of 4.6 to 8.7 and falls of
+    5.2 to 9.6 points.
     """
     error = {row.k: 100 * row.test_error for row in rows}
     needed = {2, 4, 5, 6, 12, 16}

@@ -26,7 +26,8 @@ def sentence(finding: Finding, trials: int) -> str:
     """The finding in words and figures."""
     low, peak, wide = finding.first_minimum, finding.peak, finding.widest
     if finding.rise <= 0 or finding.fall <= 0:
-        return f"No double descent: the test error runs from {100 * low.test_error:.1f} % to {100 * wide.test_error:.1f} %."
+        ends = f"{100 * low.test_error:.1f} % at k = {low.k} to {100 * wide.test_error:.1f} % at k = {wide.k}"
+        return f"No double descent: the test error goes from {ends}."
     text = (
         f"Test error (mean of {trials} trial{'s' if trials > 1 else ''}) falls to {100 * low.test_error:.1f} % at "
         f"k = {low.k}, rises to {100 * peak.test_error:.1f} % at k = {peak.k}, where the training error has come down "

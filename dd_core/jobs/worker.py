@@ -19,6 +19,7 @@ from typing import Any
 
 from dd_core.errors import UserError
 from dd_core.jobs.job import CurvatureTask, Job, TrainTask
+from dd_core.jobs.machine import keep_freed_memory
 from dd_core.store import Store
 
 
@@ -47,6 +48,7 @@ def run(job: Job, tasks: Iterable[int], index: int, events: Events) -> int:
     """Do the tasks of those numbers; returns how many of them failed."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(job.threads)
     # Losses far below 1e-38 would otherwise slow the processor down by an order of magnitude.
     torch.set_flush_denormal(True)

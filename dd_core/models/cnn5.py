@@ -16,7 +16,11 @@ class CNN5(nn.Module):
         width = channels
         for stage in range(4):
             outputs = k * 2**stage
-            layers += [Convolution(width, outputs, 3, copies, bias=True), BatchNorm(outputs, copies), nn.ReLU()]
+            layers += [
+                Convolution(width, outputs, 3, copies, bias=True),
+                BatchNorm(outputs, copies),
+                nn.ReLU(inplace=True),
+            ]
             if stage:
                 layers.append(nn.MaxPool2d(2))
             width = outputs

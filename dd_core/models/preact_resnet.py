@@ -20,7 +20,7 @@ class PreActBlock(nn.Module):
         self.conv1 = Convolution(inputs, outputs, 3, trials, stride=stride)
         self.bn2 = BatchNorm(outputs, trials)
         self.conv2 = Convolution(outputs, outputs, 3, trials)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)  # of BatchNorm's output, which nothing else needs
         self.shortcut = (
             Convolution(inputs, outputs, 1, trials, stride=stride) if stride != 1 or inputs != outputs else None
         )

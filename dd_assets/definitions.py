@@ -1,0 +1,58 @@
+"""Everything Dagster sees. ``build_defs`` is also what tests and other deployments call, with their own resources."""
+
+import re
+import warnings
+from typing import Any
+
+import dagster as dg
+
+from dd_assets.catalogue import catalogue
+from dd_assets.curvature import curvature_asset, per_image_curvature_asset
+from dd_assets.errors import install_cli_hook, shown_as_sentence
+from dd_assets.figures.assets import figure_assets
+from dd_assets.resources import Laboratory
+from dd_assets.tables import tables_asset
+from dd_assets.training import checkpoints_asset
+from dd_core.errors import StudyError
+from dd_core.studies import Catalogue
+
+# backfill_policy is still marked beta; one warning per asset would bury what matters.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+
+def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | None = None) -> dg.Definitions:
+    """All assets and checks of the studies.
+
+    Args:
+        studies: default the package's and the user's study files.
+        resources: replaces resources by name, for example ``{"laboratory": Laboratory(root=...)}``.
+    """
+    found = studies or catalogue()
+    assets: list[dg.AssetsDefinition] = []
+    for study in found.studies.values():
+        assets += [checkpoints_asset(study), per_image_curvature_asset(study)]
+    assets += [curvature_asset(found.studies), tables_asset(found.studies), *figure_assets(found.studies)]
+    assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
+    return dg.Definitions(
+        assets=assets,
+        resources={"laboratory": Laboratory(), **(resources or {})},
+        # A step hands its work to worker processes; another process around it would only cost two seconds.
+        executor=dg.in_process_executor,
+    )
+
+
+def _broken_study(file_name: str, reason: str) -> dg.AssetsDefinition:
+    """A study file that cannot be used, shown in the UI with the reason, so that it is not simply missing."""
+    name = re.sub(r"\W", "_", file_name)
+
+    @dg.asset(name=name, key_prefix="broken_studies", group_name="broken_studies", description=f"Not loaded. {reason}")
+    def broken() -> None:
+        with shown_as_sentence():
+            raise StudyError(reason)
+
+    dg.get_dagster_logger().warning(f"study file not loaded: {reason}")
+    return broken
+
+
+install_cli_hook()
+defs = build_defs()

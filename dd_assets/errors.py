@@ -1,0 +1,86 @@
+"""A user's mistake as one sentence, in the event log and on the terminal, instead of a stack trace."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+from dagster._core.errors import DagsterUserCodeProcessError
+from dagster_shared.error import SerializableErrorInfo
+
+from dd_core.errors import UserError
+
+# What the dagster CLI itself raises for a wrong selection, partition or config. It would show these with a stack trace.
+_CLI_MISTAKES = {
+    "CheckError",
+    "DagsterInvalidConfigError",
+    "DagsterInvalidInvocationError",
+    "DagsterInvalidSubsetError",
+    "DagsterUnknownPartitionError",
+    "DagsterAssetSelectionParseError",
+    "DagsterInvalidAssetSelectionError",
+}
+
+
+@contextlib.contextmanager
+def shown_as_sentence() -> Iterator[None]:
+    """Let a UserError end an asset's step with its message alone, and without a retry.
+
+    Dagster prints the stack of any exception from a step but one: the error that carries an already formatted error
+    from another process. It is also a DagsterError, which a RetryPolicy leaves alone.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise DagsterUserCodeProcessError(
+            str(error), user_code_process_error_infos=[SerializableErrorInfo(f"{error}\n", [], None)]
+        ) from None
+
+
+def install_cli_hook() -> None:
+    """Show the dagster CLI's own complaints about its arguments as one sentence.
+
+    Only where this process is ``dagster asset ...``: Dagster's servers and the tests keep Python's behaviour.
+    """
+    if not sys.argv[0].endswith("dagster") or sys.argv[1:2] != ["asset"]:
+        return
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if kind.__name__ in _CLI_MISTAKES or isinstance(error, UserError):
+            print(f"Error: {_explain(error)}", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _explain(error: BaseException) -> str:
+    """The sentence: about the partition if the command names one we know to be wrong, else Dagster's own words."""
+    from dd_assets.catalogue import catalogue
+
+    arguments = _options(sys.argv)
+    study = catalogue().studies.get(arguments.get("--select", "").strip("'\"").split("/")[0])
+    keys = [k for k in (arguments.get("--partition"), *arguments.get("--partition-range", "").split("...")) if k]
+    if study is not None:
+        for key in keys:
+            try:
+                study.checkpoint(key)
+            except UserError as mistake:
+                return str(mistake)
+        if not keys:
+            return (
+                f"{arguments['--select']} is partitioned by arm and epoch: add --partition "
+                f"'{next(study.iter_checkpoints()).key}' or a --partition-range 'FIRST...LAST'"
+            )
+    return " ".join(str(error).removeprefix("Failure condition: ").split())
+
+
+def _options(argv: list[str]) -> dict[str, str]:
+    """``--name value`` and ``--name=value`` pairs."""
+    pairs = {}
+    for position, argument in enumerate(argv):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            pairs[name] = value if equals else "".join(argv[position + 1 : position + 2])
+    return pairs

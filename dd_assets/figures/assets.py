@@ -1,0 +1,53 @@
+"""One asset per figure: draws a chart for each study that has the data, writes its files and previews it in the UI."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from dd_assets.errors import shown_as_sentence
+from dd_assets.figures import FIGURES, Figure
+from dd_assets.resources import Laboratory
+from dd_core.errors import UserError
+from dd_core.studies import Study
+
+
+def figure_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
+    """The assets of all figures."""
+    return [_figure_asset(figure, studies) for figure in FIGURES]
+
+
+def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinition:
+    spec = dg.AssetSpec(
+        figure.name,
+        deps=list(figure.tables),
+        description=figure.description,
+        group_name="figures",
+        kinds={"altair"},
+        skippable=True,
+    )
+
+    @dg.multi_asset(name=figure.name, specs=[spec])
+    def draw(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[dg.MaterializeResult[Any]]:
+        import contextlib
+
+        from dd_assets.figures.render import preview_markdown, render
+        from dd_core.warehouse import connect
+
+        metadata: dict[str, Any] = {}
+        with shown_as_sentence():
+            store = laboratory.store()
+            with contextlib.closing(connect(store)) as connection:
+                for study in studies.values():
+                    chart = figure.draw(study, store, connection)
+                    if chart is not None:
+                        files = render(chart, store.figure_folder(figure.name), study.name)
+                        metadata[study.name] = dg.MetadataValue.md(preview_markdown(files["svg"]))
+                        metadata[f"{study.name}_file"] = dg.MetadataValue.path(files["html"])
+                        context.log.info(f"{figure.name} of {study.name}: {files['html']}")
+            if not metadata:
+                needs = " and ".join(figure.tables)
+                raise UserError(f"{figure.name}: no study has the data yet; it is drawn from {needs}")
+        yield dg.MaterializeResult(asset_key=figure.name, metadata=metadata)
+
+    return draw

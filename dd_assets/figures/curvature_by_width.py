@@ -1,0 +1,134 @@
+"""Curvature of the loss at the training images against width, below the test error to compare their peaks."""
+
+import math
+from typing import Any
+
+import altair as alt
+import duckdb
+
+from dd_assets.figures import style
+from dd_assets.figures.landmarks import Widths, errors_by_width, peak
+from dd_assets.figures.selection import fetch, select
+from dd_core.store import Store
+from dd_core.studies import Study
+
+_VALUES = ("trace", "low", "high")
+_LABELS = {
+    "all": ("all images", style.TRAIN),
+    "clean": ("right label", style.RIGHT_LABEL),
+    "noisy": ("wrong label", style.WRONG_LABEL),
+}
+
+# Mean and extremes over trials of each trial's mean and median over images.
+_TRACES = """
+    SELECT variant, k, subset, statistic, avg(value) AS trace, min(value) AS low, max(value) AS high FROM (
+        SELECT variant, k, subset, 'mean of the images' AS statistic, mean_trace AS value FROM rows
+        WHERE epoch = $epoch
+        UNION ALL
+        SELECT variant, k, subset, 'median', trace_p50 FROM rows WHERE epoch = $epoch
+    ) WHERE isfinite(value) GROUP BY ALL ORDER BY variant, subset, statistic, k
+"""
+_TEST_ERROR = """
+    SELECT variant, k, 100 * avg(test_error) AS error, 100 * min(test_error) AS low, 100 * max(test_error) AS high
+    FROM rows WHERE epoch = $epoch AND list_contains($drawn, arm) AND isfinite(test_error)
+    GROUP BY ALL ORDER BY variant, k
+"""
+
+
+def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
+    """Draw test error and curvature against width at the latest checkpoint epoch whose curvature all arms have."""
+    selection = select(connection, study, "curvature")
+    if selection is None:
+        return None
+    traces = fetch(connection, study, "curvature", _TRACES, epoch=selection.epoch)
+    if not traces:
+        return None
+    widths = errors_by_width(connection, study, selection)
+    errors = fetch(connection, study, "training_evals", _TEST_ERROR, epoch=selection.epoch, drawn=list(selection.arms))
+    variants = [variant for variant in study.variants if any(row["variant"] == variant for row in traces)]
+    title = "Test error and curvature at the training images against width, by variant"
+    if len(variants) == 1:
+        title = headline(traces, widths.get(variants[0]))
+    lifted = style.for_log_axis(traces, _VALUES)
+    panels = {
+        variant: _panels(
+            [row for row in traces if row["variant"] == variant],
+            [row for row in errors if row["variant"] == variant],
+            widths[variant].threshold if variant in widths else None,
+        )
+        for variant in variants
+    }
+    return style.finish(
+        style.by_variant(panels),
+        title,
+        [
+            *style.describe(study, variants, selection.epoch),
+            "Line: mean over trials; band: lowest to highest trial.",
+            lifted,
+            selection.note(study),
+        ],
+        characters=66 if len(panels) == 1 else 100,
+    )
+
+
+def headline(traces: list[dict[str, Any]], widths: Widths | None) -> str:
+    """One sentence on where the mean curvature over all images peaks, and how far it falls from there."""
+    means = {
+        row["k"]: math.log10(row["trace"])
+        for row in traces
+        if row["subset"] == "all" and row["statistic"] != "median" and row["trace"] > 0
+    }
+    if len(means) < 3:
+        return "Curvature at the training images against width"
+    top = peak(means, least=0.1)
+    if top is None:
+        return "Curvature at the training images has no peak between the narrowest and the widest network"
+    fold = 10 ** (top.value - top.after)
+    where = f"peaks at k = {top.k}"
+    if widths and widths.peak:
+        same = widths.peak.k == top.k
+        where += ", as test error does," if same else f" (test error: k = {widths.peak.k})"
+    return f"Mean curvature at the training images {where} and falls {style.number(fold)}-fold by k = {top.k_after}"
+
+
+def _panels(traces: list[dict[str, Any]], errors: list[dict[str, Any]], threshold: int | None) -> alt.VConcatChart:
+    ks = sorted({row["k"] for row in traces})
+    split = {row["subset"] for row in traces} - {"all"}
+    shown = [subset for subset in _LABELS if (subset in split if split else subset == "all")]
+    rows = [{**row, "images": _LABELS[row["subset"]][0]} for row in traces if row["subset"] in shown]
+
+    upper = alt.Chart(style.data(errors)).encode(x=style.k_axis(ks, labels=False))
+    title = "test error, %"
+    band = upper.mark_area(opacity=0.15, color=style.TEST).encode(
+        y=alt.Y("low:Q", title=title, scale=style.headroom(errors, "high", 0.25)), y2="high:Q"
+    )
+    line = upper.mark_line(color=style.TEST, point=alt.OverlayMarkDef(size=40, color=style.TEST)).encode(
+        y=alt.Y("error:Q", title=title)
+    )
+    label = f"interpolation threshold: k = {threshold}"
+    top = alt.layer(*style.threshold_rule(threshold, ks, label), band, line).properties(width=style.WIDTH, height=110)
+
+    base = alt.Chart(style.data(rows)).encode(
+        x=style.k_axis(ks),
+        color=alt.Color(
+            "images:N",
+            scale=alt.Scale(domain=[_LABELS[s][0] for s in shown], range=[_LABELS[s][1] for s in shown]),
+            legend=style.line_legend(),
+        ),
+        detail="statistic:N",
+    )
+    dash = alt.StrokeDash(
+        "statistic:N",
+        scale=alt.Scale(domain=["mean of the images", "median"], range=[[1, 0], [5, 3]]),
+        legend=style.line_legend(symbolStrokeColor=style.GREY, symbolSize=300),
+    )
+    scale, axis = style.log_scale(rows, _VALUES)
+    trace_band = base.mark_area(opacity=0.15).encode(
+        y=alt.Y("low:Q", scale=scale, title=style.TRACE, axis=alt.Axis(**axis)), y2="high:Q"
+    )
+    trace_line = base.mark_line(strokeWidth=2).encode(y=alt.Y("trace:Q", title=style.TRACE), strokeDash=dash)
+    points = base.mark_circle(size=34, opacity=1).encode(y=alt.Y("trace:Q"))
+    bottom = alt.layer(*style.threshold_rule(threshold, ks), trace_band, trace_line, points).properties(
+        width=style.WIDTH, height=250
+    )
+    return alt.vconcat(*([top] if errors else []), bottom, spacing=14)

@@ -1,0 +1,142 @@
+"""Test and training error and loss against width, with the interpolation threshold (``landmarks.threshold``).
+
+For the setting of Nakkiran et al. 2019, Figure 1, the published mean test curve is drawn over it.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import duckdb
+
+from dd_assets.figures import style
+from dd_assets.figures.landmarks import EPSILON, Widths, errors_by_width
+from dd_assets.figures.selection import fetch, select
+from dd_core.store import Store
+from dd_core.studies import Study
+
+PUBLISHED_CSV = Path(__file__).with_name("nakkiran_2019_figure1.csv")
+_TEST, _TRAIN = "test (true labels)", "training (given labels)"
+_PUBLISHED = "test, Nakkiran et al. 2019, Fig. 1 (5 runs, 4000 epochs)"
+
+# Percent and nats of each split, one row per trial and width.
+_TRIALS = f"""
+    SELECT variant, k, trial, split, 100 * error AS error, loss FROM (
+        SELECT variant, k, trial, '{_TEST}' AS split, test_error AS error, test_loss AS loss FROM rows
+        WHERE epoch = $epoch
+        UNION ALL
+        SELECT variant, k, trial, '{_TRAIN}', train_error, train_loss FROM rows WHERE epoch = $epoch
+    ) WHERE isfinite(error) AND isfinite(loss)
+"""
+_MEANS = f"""
+    SELECT variant, k, split, avg(error) AS error, min(error) AS error_low, max(error) AS error_high,
+           avg(loss) AS loss, min(loss) AS loss_low, max(loss) AS loss_high
+    FROM ({_TRIALS}) GROUP BY ALL ORDER BY variant, split, k
+"""
+
+
+def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
+    """Draw error and loss against width at the latest checkpoint epoch that all drawn arms have."""
+    selection = select(connection, study, "training_evals")
+    if selection is None:
+        return None
+    widths = errors_by_width(connection, study, selection)
+    means = fetch(connection, study, "training_evals", _MEANS, epoch=selection.epoch)
+    trials = fetch(connection, study, "training_evals", _TRIALS, epoch=selection.epoch)
+    if not means:
+        return None
+    published = {variant: published_curve(study, variant) for variant in widths}
+    panels = {
+        variant: _panels(
+            [row for row in means if row["variant"] == variant],
+            [row for row in trials if row["variant"] == variant],
+            found,
+            published[variant],
+        )
+        for variant, found in widths.items()
+    }
+    return style.finish(
+        style.by_variant(panels),
+        headline(widths),
+        [
+            *style.describe(study, list(widths), selection.epoch),
+            "Line: mean over trials; points: trials; band: lowest to highest trial",
+            selection.note(study),
+        ],
+        characters=66 if len(panels) == 1 else 100,
+    )
+
+
+def headline(widths: dict[str, Widths]) -> str:
+    """One sentence that states what the test error does."""
+    if len(widths) > 1:
+        return "Test and training error and loss against width, by variant"
+    found = next(iter(widths.values()))
+    if len(found.test_error) < 3:
+        return "Test and training error and loss against width"
+    if found.peak is None:
+        return "Test error against width has no peak between the narrowest and the widest network"
+    peak = found.peak
+    return (
+        f"Test error falls to {style.percent(peak.before)} at k = {peak.k_before}, peaks at "
+        f"{style.percent(peak.value)} at k = {peak.k} and falls again, to {style.percent(peak.after)} at "
+        f"k = {peak.k_after}"
+    )
+
+
+def published_curve(study: Study, variant: str) -> list[dict[str, Any]]:
+    """The published mean clean-test error in percent by k, if the variant is the published setting, else no rows."""
+    used = study.variants[variant]
+    setting = (study.data.dataset, used.architecture, used.label_noise)
+    if setting != ("cifar10", "preact_resnet18", 0.15):
+        return []
+    return [
+        {"k": int(row["k"]), "error": 100 * float(row["test_error_clean"]), "split": _PUBLISHED}
+        for row in read_published()
+    ]
+
+
+def read_published() -> list[dict[str, str]]:
+    """The rows of the CSV file of published values; its comment lines say where they are from."""
+    lines = PUBLISHED_CSV.read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def _panels(
+    means: list[dict[str, Any]], trials: list[dict[str, Any]], found: Widths, published: list[dict[str, Any]]
+) -> alt.VConcatChart:
+    names, colours = [_TEST, _TRAIN], [style.TEST, style.TRAIN]
+    if published:
+        names, colours = [*names, _PUBLISHED], [*colours, style.PUBLISHED]
+    colour = alt.Color(
+        "split:N",
+        scale=alt.Scale(domain=names, range=colours),
+        legend=style.line_legend(columns=2),
+    )
+    ks = sorted({row["k"] for row in [*means, *published]})
+
+    def panel(value: str, title: str, height: int, *, last: bool) -> style.Panel:
+        x, y = style.k_axis(ks, labels=last), alt.Y(f"{value}:Q", title=title)
+        scale = style.headroom(means, f"{value}_high", 0.15 if value == "error" else 0)
+        base = alt.Chart(style.data(means)).encode(x=x, color=colour)
+        label = f"interpolation threshold: k = {found.threshold}\n(training error at most {style.percent(EPSILON)})"
+        layers = [
+            *style.threshold_rule(found.threshold, ks, label if value == "error" else None),
+            base.mark_area(opacity=0.15).encode(
+                y=alt.Y(f"{value}_low:Q", title=title, scale=scale), y2=f"{value}_high:Q"
+            ),
+            alt.Chart(style.data(trials)).mark_circle(size=12, opacity=0.6).encode(x=x, y=y, color=colour),
+            base.mark_line(strokeWidth=2).encode(y=y),
+            base.mark_circle(size=42, opacity=1).encode(
+                y=y, tooltip=["split:N", "k:Q", alt.Tooltip(f"{value}:Q", format=".3g", title=title)]
+            ),
+        ]
+        if published and value == "error":
+            over = alt.Chart(style.data(published)).mark_line(strokeDash=[6, 3], strokeWidth=2)
+            layers.append(over.encode(x=x, y=y, color=colour))
+        return alt.layer(*layers).properties(width=style.WIDTH, height=height)
+
+    return alt.vconcat(
+        panel("error", "error, %", 230, last=False), panel("loss", "cross-entropy, nats", 170, last=True), spacing=14
+    )

@@ -1,0 +1,131 @@
+"""Following a job: progress with the time left in the log, a bar on a terminal, and what failed, in the end."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from tqdm import tqdm
+
+from dd_assets.resources import Laboratory
+from dd_core.errors import UserError
+from dd_core.jobs.job import Job, TrainTask, predicted_cost
+
+_LOG_SECONDS = 10.0
+
+
+class WorkerError(Exception):
+    """A defect in the work itself, with the worker's stack trace; Dagster's retry policy may try again."""
+
+
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        failed: for every task that did not finish, why.
+        defects: stack traces of those that failed by a defect rather than by circumstances.
+    """
+
+    failed: dict[str, str] = field(default_factory=dict)
+    defects: list[str] = field(default_factory=list)
+
+    def raise_if_failed(self, what: str, total: int, kept: str) -> None:
+        """Say what did not finish.
+
+        Raises:
+            WorkerError: a task failed by a defect.
+            UserError: otherwise.
+        """
+        if not self.failed:
+            return
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.failed.items()))
+        message = f"{len(self.failed)} of {total} {what} did not finish ({reasons}). {kept}"
+        if self.defects:
+            raise WorkerError("\n\n".join([message, *self.defects]))
+        raise UserError(message)
+
+
+def follow(
+    context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Callable[[dict[str, Any]], None]
+) -> Outcome:
+    """Run a job, log its progress, pass every event on, and return how it ended."""
+    outcome = Outcome()
+    meter = _Meter(job)
+    with tqdm(total=100, unit="%", disable=not sys.stderr.isatty(), leave=False, bar_format="{l_bar}{bar}|") as bar:
+        for event in _events(laboratory, job):
+            if event["event"] == "note":
+                context.log.warning(event["text"])
+            elif event["event"] == "failed":
+                outcome.failed[event["task"]] = event["error"]
+                if event.get("traceback"):
+                    outcome.defects.append(event["traceback"])
+                context.log.error(f"{event['task']}: {event['error']}")
+            meter.update(event)
+            on_event(event)
+            bar.update(int(100 * meter.fraction) - bar.n)
+            if meter.is_due():
+                context.log.info(meter.describe())
+    return outcome
+
+
+def _events(laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:
+    """The job's events; the workers are stopped when the caller leaves early (a run cancelled in the UI)."""
+    events = laboratory.run(job)
+    try:
+        yield from events
+    finally:
+        events.close()  # type: ignore[attr-defined]
+
+
+class _Meter:
+    """How much of the predicted work is done, and how long the rest will take at the present rate."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.started = self.logged = time.monotonic()
+        self.cost = {task.name: predicted_cost(job.studies[task.study], task) for task in job.tasks}
+        self.until = {task.name: task.until for task in job.tasks if isinstance(task, TrainTask)}
+        self.total = sum(self.cost.values())
+        self.done: dict[str, float] = {}
+        # Epochs that were there before this job are no measure of its speed.
+        self.first: dict[str, float] = {}
+        self.finished = 0
+
+    def update(self, event: dict[str, Any]) -> None:
+        """Take an event into account."""
+        task = event["task"]
+        if event["event"] in ("progress", "checkpoint") and self.until.get(task):
+            share = event["epoch"] / self.until[task]
+            self.first.setdefault(task, (event["epoch"] - 1) / self.until[task] if event["epoch"] else 0.0)
+            self.done[task] = share
+        elif event["event"] in ("finished", "failed"):
+            if task not in self.done:
+                self.first[task] = 1.0 if self.until else 0.0
+            self.done[task] = 1.0
+            self.finished += 1
+
+    @property
+    def fraction(self) -> float:
+        """Share of the predicted work that is done."""
+        return sum(self.cost[task] * share for task, share in self.done.items()) / self.total
+
+    def is_due(self) -> bool:
+        """Whether something should be logged now."""
+        if time.monotonic() - self.logged < _LOG_SECONDS:
+            return False
+        self.logged = time.monotonic()
+        return True
+
+    def describe(self) -> str:
+        """One line."""
+        elapsed = time.monotonic() - self.started
+        before = sum(self.cost[task] * share for task, share in self.first.items()) / self.total
+        gained = self.fraction - before
+        left = (
+            f"about {elapsed * (1 - self.fraction) / gained:.0f} s left" if gained > 0.005 else "time left unknown yet"
+        )
+        what = "arms" if self.until else "checkpoints"
+        return f"{self.finished} of {len(self.job.tasks)} {what} done, {100 * self.fraction:.0f} % of the work, {left}"

@@ -1,0 +1,75 @@
+"""A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
+
+Three ordinary ``dagster asset materialize`` commands (checkpoints, curvature, then tables and figures), printed as they
+are run so that a reader can type them again; then what was found, and where it lies.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dd_assets.catalogue import catalogue
+from dd_assets.curvature import training_command
+from dd_assets.tables import TRAINING_TABLES
+from dd_core.errors import UserError
+from dd_core.store import Store
+from dd_core.studies import Study
+
+
+def main() -> int:
+    """Run everything; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dd_assets.run_study", description=__doc__)
+    parser.add_argument("study", help="name of a study")
+    started = time.monotonic()
+    try:
+        study = catalogue().get(parser.parse_args().study)
+        store = Store(Path(os.environ.get("DD_ROOT", "data")).absolute())
+        store.check_writable()
+        return _materialize(study) or _tell(store, study, started)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+def _materialize(study: Study) -> int:
+    """Run the commands; returns the first exit code that is not 0."""
+    only = json.dumps({"ops": {"curvature": {"config": {"studies": [study.name]}}}})
+    for options in (
+        training_command(study),
+        f"--select curvature --config-json '{only}'",
+        f"--select '{','.join(TRAINING_TABLES)},group:figures'",
+    ):
+        print(f"\n$ dagster asset materialize {options}", flush=True)
+        # The dagster of this interpreter, whether or not env.sh was sourced.
+        command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize", *shlex.split(options)]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+def _tell(store: Store, study: Study, started: float) -> int:
+    """Print findings and places; for the quickstart study, fail if the double descent is not there."""
+    from dd_core.analysis.double_descent import quickstart_check
+    from dd_core.analysis.report import report
+
+    text, curves = report(store, study)
+    print(f"\n{text}")
+    passed = True
+    if study.name == "quickstart":
+        passed, check = quickstart_check(next(iter(curves.values())))
+        print(check)
+    print(f"\nDone in {time.monotonic() - started:.0f} s. Look at")
+    for figure in sorted((store.root / "figures").glob(f"*/{study.name}.html")):
+        print(f"  {figure}")
+    print(f"or ask (source env.sh first): duckdb -readonly {store.warehouse_path}\nor see the assets with: make ui")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Assets of the tables that training writes: each one's row count, and its view in the warehouse."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dagster as dg
+
+from dd_assets.errors import shown_as_sentence
+from dd_assets.partitions import checkpoints_key
+from dd_assets.resources import Laboratory
+from dd_core.errors import UserError
+from dd_core.provenance import trained_checkpoints
+from dd_core.studies import Study
+from dd_core.tables import TABLES
+
+TRAINING_TABLES = ("images", "runs", "training_batches", "training_evals", "image_progress")
+
+
+def table_spec(name: str, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
+    """An unpartitioned table shared by all studies."""
+    table = TABLES[name]
+    columns = [dg.TableColumn(c.name, c.type, description=c.description) for c in table.columns]
+    return dg.AssetSpec(
+        name,
+        deps=list(deps),
+        description=table.description,
+        group_name="tables",
+        kinds={"parquet", "duckdb"},
+        metadata={
+            "dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns=columns)),
+            "dagster/table_name": name,
+        },
+        skippable=True,
+    )
+
+
+def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
+    """All tables of training as one step that can be run in part."""
+    deps = [checkpoints_key(name) for name in studies]
+
+    @dg.multi_asset(name="tables", specs=[table_spec(name, deps) for name in TRAINING_TABLES], can_subset=True)
+    def tables(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[dg.MaterializeResult[Any]]:
+        import contextlib
+
+        from dd_core.warehouse import connect, refresh
+
+        with shown_as_sentence():
+            store = laboratory.store()
+            selected = {key.to_user_string() for key in context.selected_asset_keys}
+            trained = [study for study in studies.values() if trained_checkpoints(store, study)]
+            if not trained:
+                raise UserError(f"nothing is trained yet under {store.root}, so there is nothing to tabulate")
+            if "images" in selected:
+                from dd_core.data.images_table import write_images
+
+                for study in trained:
+                    write_images(store, study)
+            views = refresh(store)
+            with contextlib.closing(connect(store)) as connection:
+                for name in sorted(selected & set(views)):
+                    rows = connection.sql(f"SELECT count(*) FROM {name}").fetchone()
+                    assert rows is not None
+                    yield dg.MaterializeResult(
+                        asset_key=name,
+                        metadata={
+                            "dagster/row_count": rows[0],
+                            "dagster/uri": str(store.table_folder(name)),
+                            "studies": ", ".join(study.name for study in trained),
+                        },
+                    )
+
+    return tables

@@ -1,0 +1,135 @@
+"""Assets ``<study>/checkpoints``: the weights of every arm at the study's epochs, and the metrics up to them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from dd_assets.checks import check_checkpoints, checkpoint_check_specs
+from dd_assets.errors import shown_as_sentence
+from dd_assets.partitions import checkpoint_partitions, checkpoints_key
+from dd_assets.progress import follow
+from dd_assets.resources import Laboratory
+from dd_core.data.datasets import require
+from dd_core.errors import StaleError
+from dd_core.jobs.job import training_job
+from dd_core.provenance import checkpoint_manifest
+from dd_core.store import Store
+from dd_core.studies import TRAINER_VERSION, Checkpoint, Study
+
+# A defect or a passing fault of the machine is tried once more, going on from the last resume point; users' mistakes,
+# lost data and killed workers are not (see DESIGN: one owner per failure).
+RETRY = dg.RetryPolicy(max_retries=1, delay=10, backoff=dg.Backoff.EXPONENTIAL)
+
+
+def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
+    """The asset of one study."""
+    key = checkpoints_key(study.name)
+    partitions = checkpoint_partitions(study)
+    spec = dg.AssetSpec(
+        key,
+        description=(
+            f"{study.description}\n\nWeights of all {study.trials} trials of an arm after an epoch, safetensors. "
+            "Training an arm to an epoch writes every earlier checkpoint of it too, and the tables training_batches, "
+            "training_evals and image_progress."
+        ),
+        group_name=study.name,
+        kinds={"pytorch", "safetensors"},
+        code_version=TRAINER_VERSION,
+        partitions_def=partitions,
+        skippable=True,  # each partition is reported when it is there, not all of them at the end
+        metadata={
+            "arms": len(study.arms),
+            "trials": study.trials,
+            "epochs": study.epochs,
+            "dataset": study.data.dataset,
+            "study": dg.MetadataValue.json(study.model_dump(mode="json")),
+        },
+    )
+
+    @dg.multi_asset(
+        name=f"{study.name}__checkpoints",
+        specs=[spec],
+        check_specs=checkpoint_check_specs(key),
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        retry_policy=RETRY,
+    )
+    def checkpoints(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
+        from dd_core.warehouse import refresh
+
+        with shown_as_sentence():
+            wanted = [study.checkpoint(partition) for partition in context.partition_keys]
+            store = laboratory.store()
+            require(study.data.dataset)
+            job = training_job(store.root, study, wanted, *laboratory.workers())
+            recorder = PartitionRecorder(context, store, study, wanted)
+            context.log.info(f"training {len(job.tasks)} arms of {study.name} with {job.num_workers} workers")
+            outcome = follow(context, laboratory, job, recorder.on_event)
+            recorder.record_rest()
+            refresh(store)
+            yield from check_checkpoints(store, study, key)
+            kept = f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded"
+            outcome.raise_if_failed("arms", len(job.tasks), kept)
+
+    return checkpoints
+
+
+class PartitionRecorder:
+    """Logs each wanted checkpoint as a materialisation of its partition, once, as soon as its manifest is there."""
+
+    def __init__(self, context: dg.AssetExecutionContext, store: Store, study: Study, wanted: list[Checkpoint]):
+        """Nothing is logged yet."""
+        self.context, self.store, self.study = context, store, study
+        self.wanted = wanted
+        self.recorded: set[Checkpoint] = set()
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Record the checkpoint an event speaks of."""
+        if event["event"] == "checkpoint":
+            for checkpoint in self.wanted:
+                if (f"{self.study.name}/{checkpoint.arm.key}", checkpoint.epoch) == (event["task"], event["epoch"]):
+                    self._record(checkpoint)
+
+    def record_rest(self) -> None:
+        """Record what was there already, or whose event was lost: files are the truth."""
+        for checkpoint in self.wanted:
+            if checkpoint not in self.recorded:
+                self._record(checkpoint)
+
+    def _record(self, checkpoint: Checkpoint) -> None:
+        try:
+            manifest = checkpoint_manifest(self.store, self.study, checkpoint)
+        except StaleError:
+            return
+        self.recorded.add(checkpoint)
+        weights = manifest["files"]["weights"]
+        metadata = {
+            **{name: value for name, value in manifest["headline"].items() if value == value},
+            "dagster/uri": str(self.store.root / weights["path"]),
+            "recipe": manifest["recipe"],
+            "bytes": weights["bytes"],
+            "device": manifest["device"],
+        }
+        log_partition(
+            self.context, checkpoints_key(self.study.name), checkpoint, metadata, weights["sha256"], TRAINER_VERSION
+        )
+
+
+def log_partition(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    checkpoint: Checkpoint,
+    metadata: dict[str, Any],
+    data_version: str,
+    code_version: str,
+) -> None:
+    """Log one partition's materialisation now, with its versions, so that staleness downstream is exact."""
+    context.log_event(
+        dg.AssetMaterialization(
+            key,
+            partition=checkpoint.key,
+            metadata=metadata,
+            tags={"dagster/data_version": data_version, "dagster/code_version": code_version},
+        )
+    )

@@ -1,0 +1,240 @@
+"""What the figures promise: present recipes only, an honest threshold, the published curve, files that work offline."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from xml.etree import ElementTree
+
+import altair as alt
+import numpy as np
+import pytest
+
+from dd_assets.figures import FIGURES, double_descent_curve, epoch_by_width, landmarks, pixels, style, training_curves
+from dd_assets.figures.render import PREVIEW_BYTES, preview_markdown, render
+from dd_assets.figures.selection import fetch, select
+from dd_core.tables import TABLES
+
+BY_NAME = {figure.name: figure for figure in FIGURES}
+
+
+def subtitle(chart: alt.TopLevelMixin) -> str:
+    return " ".join(chart.to_dict()["title"]["subtitle"])
+
+
+def values(chart: alt.TopLevelMixin, key: str) -> list:
+    """All values of a key in the data of a chart."""
+    specification = chart.to_dict()
+    return [row[key] for rows in specification["datasets"].values() for row in rows if key in row]
+
+
+# The registry
+
+
+def test_the_command_line_does_not_wait_for_drawing_libraries():
+    slow = ("altair", "pandas", "duckdb", "pyarrow", "numpy", "torch")
+    code = f"import sys, dd_assets.figures; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_figures_name_existing_tables():
+    assert all(table in TABLES for figure in FIGURES for table in figure.tables)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_study_without_tables_has_no_figure(name, study, store, open_views):
+    assert BY_NAME[name].draw(study, store, open_views()) is None
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_study_trained_with_another_recipe_has_no_figure(
+    name, study, store, new_study, write_evals, write_curvature, open_views
+):
+    before = new_study(seed=1)
+    write_evals(study, recipe_of=before)
+    write_curvature(study, recipe_of=before)
+    assert BY_NAME[name].draw(study, store, open_views()) is None
+
+
+@pytest.mark.parametrize(("label_noise", "num_variants"), [(0.0, 1), (0.2, 2)])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_figure_compiles(
+    name, label_noise, num_variants, study, store, new_study, write_evals, write_curvature, open_views
+):
+    import vl_convert
+
+    variant = study.variants["plain"].model_copy(update={"label_noise": label_noise})
+    study = new_study(variants={f"v{i}": variant.model_dump() for i in range(num_variants)})
+    write_evals(study)
+    write_curvature(study)
+    chart = BY_NAME[name].draw(study, store, open_views())
+    assert chart is not None
+    assert "digits" in subtitle(chart)
+    text = vl_convert.vegalite_to_svg(json.dumps(chart.to_dict(), allow_nan=False))
+    assert "NaN" not in text and "undefined" not in text
+
+
+# Which rows are shown
+
+
+def test_recipes_are_not_mixed_and_the_subtitle_says_so(study, store, new_study, write_evals, open_views):
+    write_evals(study, arms=["plain.k001", "plain.k004"])
+    write_evals(study, arms=["plain.k002"], recipe_of=new_study(seed=1))
+    chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
+    assert set(values(chart, "k")) == {1, 4}
+    assert "Left out: k = 2 (results of an earlier recipe), k = 8 (no results yet)" in subtitle(chart)
+
+
+def test_other_studies_are_not_shown(study, store, new_study, write_evals, open_views):
+    write_evals(study)
+    write_evals(new_study(name="other", widths=(3, 5)))
+    rows = fetch(open_views(), study, "training_evals", "SELECT DISTINCT k FROM rows ORDER BY k")
+    assert [row["k"] for row in rows] == [1, 2, 4, 8]
+
+
+def test_the_epoch_is_the_last_checkpoint_all_arms_have(study, write_evals, open_views):
+    write_evals(study)
+    write_evals(study, arms=["plain.k002"], last=2)
+    assert select(open_views(), study, "training_evals").epoch == 2
+
+
+# Threshold, peak and what titles say
+
+
+def test_threshold_is_the_smallest_width_with_at_most_ten_percent_training_error():
+    assert landmarks.threshold({8: 0.0, 1: 0.4, 4: 0.1, 2: 0.1001}) == 4
+    assert landmarks.threshold({1: 0.4, 2: 0.2}) is None
+
+
+def test_threshold_averages_over_trials_at_the_drawn_epoch(study, write_evals, open_views):
+    write_evals(study)
+    connection = open_views()
+    widths = landmarks.errors_by_width(connection, study, select(connection, study, "training_evals"))["plain"]
+    assert widths.threshold == 4
+    assert widths.train_error == pytest.approx({1: 0.4, 2: 0.2, 4: 0.1, 8: 0.0})
+    assert widths.test_error[4] == pytest.approx(0.255)  # mean of .25 and .26
+
+
+def test_peak_needs_a_rise_and_a_fall():
+    assert landmarks.peak({1: 0.3, 2: 0.15, 4: 0.25, 8: 0.12}) == landmarks.Peak(4, 0.25, 2, 0.15, 8, 0.12)
+    assert landmarks.peak({1: 0.3, 2: 0.2, 4: 0.1}) is None
+    assert landmarks.peak({1: 0.1, 2: 0.105, 4: 0.1}) is None  # less than one point
+
+
+def test_published_threshold_and_peak_coincide_in_our_definition():
+    """The definition is the paper's: on its own numbers it gives the width at which its test error peaks."""
+    rows = double_descent_curve.read_published()
+    assert landmarks.threshold({int(row["k"]): float(row["train_error_noisy"]) for row in rows}) == 10
+    assert landmarks.peak({int(row["k"]): float(row["test_error_clean"]) for row in rows}).k == 10
+
+
+def test_title_states_the_double_descent(study, store, write_evals, open_views):
+    write_evals(study)
+    title = " ".join(BY_NAME["double_descent_curve"].draw(study, store, open_views()).to_dict()["title"]["text"])
+    assert title == "Test error falls to 15.5 % at k = 2, peaks at 25.5 % at k = 4 and falls again, to 12.5 % at k = 8"
+
+
+# The published curve
+
+
+def test_published_values():
+    rows = {int(row["k"]): row for row in double_descent_curve.read_published()}
+    assert sorted(rows) == list(range(1, 65))
+    for k, clean in ((1, 0.444), (4, 0.2189), (10, 0.303), (64, 0.1628)):
+        assert float(rows[k]["test_error_clean"]) == pytest.approx(clean, abs=5e-4)
+    for row in rows.values():
+        remapped = (float(row["test_error_noisy_remapped"]) - 0.15) / 0.86667
+        assert float(row["test_error_clean"]) == pytest.approx(remapped, abs=1e-5)
+
+
+def test_published_curve_is_drawn_over_its_own_setting_only(study, store, new_study, write_evals, open_views):
+    same = study.variants["plain"].model_copy(update={"architecture": "preact_resnet18", "label_noise": 0.15})
+    other = same.model_copy(update={"label_noise": 0.1})
+    cifar = new_study(data={"dataset": "cifar10"}, variants={"same": same.model_dump(), "other": other.model_dump()})
+    write_evals(cifar)
+    chart = BY_NAME["double_descent_curve"].draw(cifar, store, open_views())
+    curves = [
+        rows for rows in chart.to_dict()["datasets"].values() if any("Nakkiran" in row.get("split", "") for row in rows)
+    ]
+    assert [len(rows) for rows in curves] == [64]
+    assert curves[0][9]["error"] == pytest.approx(30.3, abs=0.05)
+
+
+# Details
+
+
+def test_epochs_are_thinned_towards_the_end_and_keep_both_ends():
+    kept = training_curves.thin(list(range(4001)), 60)
+    assert kept[:4] == [0, 1, 2, 3] and kept[-1] == 4000 and len(kept) <= 61
+
+
+def test_heat_map_columns_meet_and_cover_every_evaluation():
+    columns = epoch_by_width.column_edges(list(range(0, 501, 10)))
+    assert columns["low"][1:] == columns["high"][:-1]
+    assert columns["low"][0] < 0 and columns["high"][-1] > 500
+
+
+def test_zeros_are_lifted_onto_a_logarithmic_axis_and_this_is_said():
+    rows = [{"x": 0.0}, {"x": 2.0}, {"x": None}, {"x": 1e-30}]
+    assert style.for_log_axis(rows, ["x"], decades=3) == "Values below 0.002, zero included, are drawn at 0.002"
+    assert [row["x"] for row in rows] == [0.002, 2.0, None, 0.002]
+
+
+def test_png_decodes_to_the_same_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
+    content = pixels.png(image)
+    width, height = struct.unpack(">II", content[16:24])
+    start = content.index(b"IDAT") + 4
+    size = struct.unpack(">I", content[start - 8 : start - 4])[0]
+    lines = np.frombuffer(zlib.decompress(content[start : start + size]), np.uint8).reshape(height, 1 + 3 * width)
+    assert (lines[:, 0] == 0).all()
+    assert (lines[:, 1:].reshape(height, width, 3) == image).all()
+
+
+def test_gallery_shows_the_largest_traces_and_marks_wrong_labels(
+    study, store, write_evals, write_curvature, open_views
+):
+    write_evals(study)
+    write_curvature(study)
+    chart = BY_NAME["most_curved_images"].draw(study, store, open_views())
+    most, least = sorted(chart.to_dict()["datasets"].values(), key=len, reverse=True)
+    assert [row["image_id"] for row in most] == list(range(49, 17, -1))
+    assert {row["image_id"]: row["rank"] for row in least} == {i: i for i in range(8)}
+    assert most[0]["label"] == "given 0 · true 9" and most[0]["is_noisy"]
+    assert chart.to_dict()["title"]["text"][0].startswith("10 of the 32 most curved training images at k = 4")
+
+
+# Files
+
+
+def test_files_work_offline_and_parse(study, store, tmp_path, write_evals, open_views):
+    write_evals(study)
+    chart = BY_NAME["training_curves"].draw(study, store, open_views())
+    files = render(chart, tmp_path / "figures", study.name)
+    assert {kind: path.name for kind, path in files.items()} == {
+        kind: f"made_up.{kind}" for kind in ("html", "svg", "json")
+    }
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(p.name for p in files.values())
+    page = files["html"].read_text()
+    assert not re.search(r"<script[^>]+src=|<link[^>]+href=|import\s*\(?[\"']https?:|@import", page)
+    assert len(page) > 500_000  # Vega itself is inside
+    assert ElementTree.parse(files["svg"]).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert json.loads(files["json"].read_text())["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+
+
+def test_previews_stay_small(tmp_path):
+    small = tmp_path / "small.svg"
+    small.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>')
+    assert preview_markdown(small).startswith("![figure](data:image/svg+xml;base64,")
+    random = np.random.default_rng(0)
+    dots = "".join(f'<circle cx="{x:.3f}" cy="{y:.3f}" r="1"/>' for x, y in 600 * random.random((6000, 2)))
+    large = tmp_path / "large.svg"
+    large.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="600">{dots}</svg>')
+    markdown = preview_markdown(large)
+    assert markdown.startswith("![figure](data:image/png;base64,") and len(markdown) <= PREVIEW_BYTES
+    big = tmp_path / "big.png"
+    big.write_bytes(bytes(PREVIEW_BYTES))
+    with pytest.raises(ValueError, match=r"big\.png has no preview"):
+        preview_markdown(big)

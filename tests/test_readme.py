@@ -1,0 +1,71 @@
+"""The README keeps its word: its queries run, its files exist, its variables are read."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+
+from dd_assets.catalogue import catalogue
+from dd_core.analysis.curvature_summary import rebuild
+from dd_core.curvature import curve_checkpoint
+from dd_core.data.images_table import write_images
+from dd_core.store import Store
+from dd_core.training import train_arm
+from dd_core.warehouse import connect
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUERIES = re.findall(r"```sql\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def small_quickstart(tmp_path_factory):
+    """The quickstart study at its full length on a tenth of the images: every table, in seconds."""
+    full = catalogue().get("quickstart")
+    content = {**full.model_dump(mode="json"), "widths": [2, 4], "checkpoints": [0, 60, 120]}
+    content["data"]["num_train"] = 100
+    content["evaluation"]["every"] = 10
+    study = type(full).model_validate(content, strict=False)
+    store = Store(tmp_path_factory.mktemp("data"))
+    for arm in study.arms.values():
+        train_arm(study, arm, store, 120)
+    for checkpoint in study.iter_checkpoints():
+        curve_checkpoint(study, checkpoint, store)
+    write_images(store, study)
+    rebuild(store, study)
+    return store
+
+
+def test_readme_has_six_queries():
+    assert len(QUERIES) == 6
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: re.sub(r"\W+", "_", query)[:40])
+def test_readme_query_runs_and_finds_rows(small_quickstart, query):
+    with contextlib.closing(connect(small_quickstart)) as connection:
+        result = connection.sql(query)
+        rows = result.fetchall()
+    assert rows
+    assert all(value is not None for value in rows[0])
+
+
+def test_learned_epoch_query_tells_noisy_from_clean(small_quickstart):
+    """The join on images must match each trial's own labels: mislabelled images are learned later."""
+    with contextlib.closing(connect(small_quickstart)) as connection:
+        rows = connection.sql(next(query for query in QUERIES if "median_epoch" in query)).fetchall()
+    epochs = {(k, noisy): epoch for k, noisy, epoch, _ in rows}
+    assert epochs[4, True] > epochs[4, False]
+
+
+def test_linked_files_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_environment_variables_of_the_readme_are_read_somewhere():
+    code = "".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("dd_*/**/*.py"), ROOT / "Makefile"])
+    named = set(re.findall(r"`(DD_[A-Z]+)", README))
+    assert named
+    assert {name for name in named if name not in code} == set()

@@ -1,0 +1,180 @@
+"""The UI as a user sees it: `make ui`, a real browser, the asset graph and a figure's preview."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parent.parent.parent
+STUDY = """
+description: A minute's worth of digits for the UI test.
+data: {dataset: digits, num_train: 100}
+variants:
+  small:
+    architecture: preact_resnet10
+    label_noise: 0.2
+    batch_size: 50
+    optimizer: {name: adam, learning_rate: 2.0e-3}
+widths: [1, 2, 3]
+trials: 2
+epochs: 2
+checkpoints: [0, 2]
+"""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not os.environ.get("CI") and not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="needs Debian's chromium and chromium-driver (.ci/run installs them)",
+    ),
+]
+
+
+def wait_for(condition, seconds, what):
+    """Poll until the condition holds; a bound on patience, not a measurement."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.2)
+    raise AssertionError(f"no {what} within {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A data root of its own with a small trained study and one figure of it, made by the commands a user types."""
+    folder = tmp_path_factory.mktemp("ui")
+    studies = folder / "studies"
+    studies.mkdir()
+    (studies / "tiny.yaml").write_text(STUDY, encoding="utf-8")
+    home = folder / "dagster"
+    environment = {**os.environ, "DD_ROOT": str(folder / "data"), "DAGSTER_HOME": str(home), "DD_STUDIES": str(studies)}
+    commands = (
+        "source ./env.sh && dagster asset materialize --select 'tiny/checkpoints' "
+        "--partition-range 'small.k001|0000...small.k003|0002' && "
+        "dagster asset materialize --select double_descent_curve"
+    )
+    subprocess.run(["bash", "-c", commands], cwd=ROOT, env=environment, check=True, capture_output=True)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def address(environment):
+    """The address of a running `make ui`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with Path(environment["DAGSTER_HOME"], "ui.log").open("wb") as log:
+        server = subprocess.Popen(
+            ["make", "ui"],
+            cwd=ROOT,
+            env={**environment, "DD_PORT": str(port)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def answers():
+        try:
+            with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    try:
+        wait_for(answers, 90, "answer from the UI")
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium with a new profile."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1600,1100",
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def shows(browser, text):
+    """Wait until the page shows a text."""
+    WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(
+        lambda driver: text in driver.find_element(By.TAG_NAME, "body").text
+    )
+
+
+def keep_screenshot(browser, name):
+    """Keep a picture of the page where DD_SCREENSHOTS says, for people to look at."""
+    folder = os.environ.get("DD_SCREENSHOTS")
+    if folder:
+        browser.save_screenshot(str(Path(folder, f"{name}.png")))
+
+
+def test_asset_graph_shows_the_quickstart_assets(address, browser):
+    browser.get(f"{address}/asset-groups/?open-nodes%5B0%5D=double_descent_lab%3Aquickstart")
+    shows(browser, "quickstart")
+
+    def unfold(driver):
+        for button in driver.find_elements(By.CSS_SELECTOR, 'foreignObject [aria-label="unfold_more"]'):
+            try:
+                button.click()
+                return "per_image_curvature" in driver.find_element(By.TAG_NAME, "body").text
+            except (StaleElementReferenceException, WebDriverException):
+                return False
+        return "per_image_curvature" in driver.find_element(By.TAG_NAME, "body").text
+
+    browser.get(f"{address}/locations/double_descent_lab/asset-groups/quickstart/lineage")
+    WebDriverWait(browser, 60).until(unfold)
+    shows(browser, "checkpoints")
+    shows(browser, "per_image_curvature")
+    keep_screenshot(browser, "asset_graph")
+
+
+def test_figure_preview_renders(address, browser):
+    browser.get(f"{address}/assets/double_descent_curve?view=events")
+    shows(browser, "tiny")
+    link = WebDriverWait(browser, 60).until(
+        lambda driver: driver.find_elements(By.XPATH, "//*[contains(text(), 'Show Markdown')]")
+    )[0]
+    browser.execute_script("arguments[0].click()", link)
+    image = WebDriverWait(browser, 60).until(
+        lambda driver: driver.find_elements(By.CSS_SELECTOR, 'img[src^="data:image"]')
+    )[0]
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script("return arguments[0].complete", image))
+    assert browser.execute_script("return arguments[0].naturalWidth", image) > 300
+    keep_screenshot(browser, "figure_preview")
