@@ -7,6 +7,10 @@ export DAGSTER_HOME="${DAGSTER_HOME:-$DD_ROOT/dagster}"
 # named, Dagster refuses to have both.
 export DAGSTER_MODULE_NAME="${DAGSTER_MODULE_NAME:-dd_assets.definitions}"
 dagster() {
+  [ -d "$DAGSTER_HOME" ] || mkdir -p "$DAGSTER_HOME" 2>/dev/null || {
+    echo "Error: the folder DAGSTER_HOME=$DAGSTER_HOME cannot be made; check the data root, DD_ROOT=$DD_ROOT" >&2
+    return 1
+  }
   case " $* " in
     *" -w "* | *" --workspace "* | *" --workspace="*) env -u DAGSTER_MODULE_NAME dagster "$@" ;;
     *) command dagster "$@" ;;
@@ -14,6 +18,6 @@ dagster() {
 }
 # The `dagster` command recommends `dg` at every call.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:Function \`asset_materialize_command\`}"
-mkdir -p "$DAGSTER_HOME" && { [ -e "$DAGSTER_HOME/dagster.yaml" ] || cp "$_dd_here/dd_assets/dagster.yaml" "$DAGSTER_HOME/"; }
+mkdir -p "$DAGSTER_HOME" 2>/dev/null && { [ -e "$DAGSTER_HOME/dagster.yaml" ] || cp "$_dd_here/dd_assets/dagster.yaml" "$DAGSTER_HOME/"; }
 [ -x "$_dd_here/.venv/bin/dagster" ] || echo "env.sh: .venv is not set up yet; run 'make setup' first" >&2
 unset _dd_here

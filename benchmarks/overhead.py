@@ -1,7 +1,7 @@
 """What the platform costs: the quickstart through Dagster against the same training and curvature called directly.
 
 Ours is ``python -m dd_assets.run_study quickstart`` (``make quickstart`` after the set-up) in an empty data root, with
-everything it does: three dagster commands, events, tables, warehouse, checks and figures. Direct is a pool of as many
+everything it does: two dagster commands, events, tables, warehouse, checks and figures. Direct is a pool of as many
 processes, on the same cores, that calls ``train_arm`` and ``curve_checkpoint`` and nothing else. Ratio
 ``quickstart``: at most 1.15. With ``--quick`` a tenth of the study, where the fixed costs weigh ten times as much:
 ratio ``small``.
@@ -19,7 +19,8 @@ from pathlib import Path
 from common import interleaved, median_ratio, parse_arguments, write_json
 
 from dd_assets.catalogue import catalogue
-from dd_core.jobs.machine import keep_freed_memory, num_cores
+from dd_core.jobs.machine import num_cores
+from dd_core.jobs.worker import prepare_process
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study, read_study
 
@@ -39,15 +40,6 @@ trials: 2
 epochs: 40
 checkpoints: [0, 20, 40]
 """
-
-
-def prepare() -> None:
-    """What our workers do first."""
-    import torch
-
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
 
 
 def train(study: Study, root: Path, arm: Arm) -> None:
@@ -70,7 +62,7 @@ def direct(study: Study) -> None:
     checkpoints = sorted(study.iter_checkpoints(), key=lambda checkpoint: -checkpoint.arm.k)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with multiprocessing.get_context("spawn").Pool(num_cores(), initializer=prepare) as pool:
+        with multiprocessing.get_context("spawn").Pool(num_cores(), initializer=prepare_process, initargs=(1,)) as pool:
             pool.map(functools.partial(train, study, root), arms, chunksize=1)
             pool.map(functools.partial(curve, study, root), checkpoints, chunksize=1)
 

@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData, trial_data
-from dd_core.jobs.machine import keep_freed_memory
+from dd_core.jobs.worker import prepare_process
 from dd_core.models import build
 from dd_core.studies import Arm, Study
 from dd_core.training.stack import TrialStack, stacking
@@ -91,9 +91,7 @@ class PlainTrial:
 def main() -> None:
     """Run and print."""
     arguments = parse_arguments(__doc__)
-    keep_freed_memory()  # as our workers do; the plain loop gains from it too
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    prepare_process(threads=1)  # as our workers do; the plain loops gain from it too
     trials = 2
     study = make_study(trials)
     ratios = {}

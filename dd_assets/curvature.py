@@ -8,13 +8,18 @@ from pydantic import Field
 
 from dd_assets.checks import check_curvature, curvature_check_specs
 from dd_assets.errors import shown_as_sentence
-from dd_assets.partitions import checkpoint_partitions, checkpoints_key, per_image_curvature_key
+from dd_assets.partitions import (
+    checkpoint_partitions,
+    checkpoints_key,
+    per_image_curvature_key,
+    wanted_checkpoints,
+)
 from dd_assets.progress import Outcome, follow
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import RETRY, log_partition
 from dd_core.data.datasets import require
-from dd_core.errors import StaleError, UserError
+from dd_core.errors import DataMissingError, StaleError, UserError
 from dd_core.jobs.job import curvature_job
 from dd_core.provenance import (
     CURVATURE_VERSION,
@@ -55,7 +60,7 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
     )
     def per_image_curvature(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
         with shown_as_sentence():
-            wanted = [study.checkpoint(partition) for partition in context.partition_keys]
+            wanted = wanted_checkpoints(study, context)
             store = laboratory.store()
             _require_trained(store, study, wanted)
             outcome, recorded = compute(context, laboratory, store, [(study, c) for c in wanted])
@@ -137,10 +142,18 @@ def select(store: Store, studies: dict[str, Study], config: CurvatureConfig) -> 
     ]
     if not chosen:
         names = ", ".join(study.name for study in asked)
-        first = asked[0] if asked else None
-        hint = f"; first run: dagster asset materialize {training_command(first)}" if first else ""
-        raise UserError(f"nothing is trained yet in {names} under {store.root}{hint}")
+        hint = next((training_command(study) for study in asked if _has_data(study)), "")
+        first = f"; first run: dagster asset materialize {hint}" if hint else ""
+        raise UserError(f"nothing asked for is trained yet in {names} under {store.root}{first}")
     return chosen
+
+
+def _has_data(study: Study) -> bool:
+    try:
+        require(study.data.dataset)
+    except DataMissingError:
+        return False
+    return True
 
 
 def training_command(study: Study) -> str:

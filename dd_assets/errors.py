@@ -1,6 +1,7 @@
 """A user's mistake as one sentence, in the event log and on the terminal, instead of a stack trace."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -56,10 +57,13 @@ def install_cli_hook() -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """The sentence: about the partition if the command names one we know to be wrong, else Dagster's own words."""
+    """The sentence: about the asset or partition if the command names a wrong one, else Dagster's own words."""
     from dd_assets.catalogue import catalogue
 
     arguments = _options(sys.argv)
+    words = " ".join(str(error).removeprefix("Failure condition: ").split())
+    if "no AssetsDefinition objects supply these keys" in words:
+        return _unknown_asset(re.findall(r"'([^']*)'", words))
     study = catalogue().studies.get(arguments.get("--select", "").strip("'\"").split("/")[0])
     keys = [k for k in (arguments.get("--partition"), *arguments.get("--partition-range", "").split("...")) if k]
     if study is not None:
@@ -68,12 +72,21 @@ def _explain(error: BaseException) -> str:
                 study.checkpoint(key)
             except UserError as mistake:
                 return str(mistake)
-        if not keys:
+        if "but no '--partition' option" in words:
             return (
                 f"{arguments['--select']} is partitioned by arm and epoch: add --partition "
                 f"'{next(study.iter_checkpoints()).key}' or a --partition-range 'FIRST...LAST'"
             )
-    return " ".join(str(error).removeprefix("Failure condition: ").split())
+    return words
+
+
+def _unknown_asset(names: list[str]) -> str:
+    """That there is no such asset, and which study files could not be used, one of which may hold it."""
+    from dd_assets.catalogue import catalogue
+
+    known = "; `dagster asset list` shows what there is"
+    broken = "".join(f"; not loaded: {reason}" for reason in catalogue().errors.values())
+    return f"there is no asset {', '.join(names)}{broken or known}"
 
 
 def _options(argv: list[str]) -> dict[str, str]:

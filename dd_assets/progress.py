@@ -97,6 +97,8 @@ class _Meter:
     def update(self, event: dict[str, Any]) -> None:
         """Take an event into account."""
         task = event["task"]
+        if event["event"] == "started" and not self.done:
+            self.started = time.monotonic()  # the start of the workers is no measure of the work
         if event["event"] in ("progress", "checkpoint") and self.until.get(task):
             share = event["epoch"] / self.until[task]
             self.first.setdefault(task, (event["epoch"] - 1) / self.until[task] if event["epoch"] else 0.0)

@@ -1,6 +1,6 @@
 """A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
 
-Three ordinary ``dagster asset materialize`` commands (checkpoints, curvature, then tables and figures), printed as they
+Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables and figures), printed as they
 are run so that a reader can type them again; then what was found, and where it lies.
 """
 
@@ -41,8 +41,7 @@ def _materialize(study: Study) -> int:
     only = json.dumps({"ops": {"curvature": {"config": {"studies": [study.name]}}}})
     for options in (
         training_command(study),
-        f"--select curvature --config-json '{only}'",
-        f"--select '{','.join(TRAINING_TABLES)},group:figures'",
+        f"--select 'curvature,{','.join(TRAINING_TABLES)},group:figures' --config-json '{only}'",
     ):
         print(f"\n$ dagster asset materialize {options}", flush=True)
         # The dagster of this interpreter, whether or not env.sh was sourced.

@@ -7,13 +7,13 @@ import dagster as dg
 
 from dd_assets.checks import check_checkpoints, checkpoint_check_specs
 from dd_assets.errors import shown_as_sentence
-from dd_assets.partitions import checkpoint_partitions, checkpoints_key
-from dd_assets.progress import follow
+from dd_assets.partitions import checkpoint_partitions, checkpoints_key, wanted_checkpoints
+from dd_assets.progress import Outcome, follow
 from dd_assets.resources import Laboratory
 from dd_core.data.datasets import require
 from dd_core.errors import StaleError
-from dd_core.jobs.job import training_job
-from dd_core.provenance import checkpoint_manifest
+from dd_core.jobs.job import TrainTask, training_job
+from dd_core.provenance import arm_is_complete, checkpoint_manifest
 from dd_core.store import Store
 from dd_core.studies import TRAINER_VERSION, Checkpoint, Study
 
@@ -59,13 +59,22 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
         from dd_core.warehouse import refresh
 
         with shown_as_sentence():
-            wanted = [study.checkpoint(partition) for partition in context.partition_keys]
+            wanted = wanted_checkpoints(study, context)
             store = laboratory.store()
             require(study.data.dataset)
-            job = training_job(store.root, study, wanted, *laboratory.workers())
+            workers, threads = laboratory.workers()
+            job = training_job(store.root, study, wanted, workers, threads)
+            todo = [
+                task
+                for task in job.tasks
+                if isinstance(task, TrainTask) and not arm_is_complete(store, study, task.arm, task.until)
+            ]
             recorder = PartitionRecorder(context, store, study, wanted)
-            context.log.info(f"training {len(job.tasks)} arms of {study.name} with {job.num_workers} workers")
-            outcome = follow(context, laboratory, job, recorder.on_event)
+            context.log.info(f"{len(job.tasks)} arms of {study.name} wanted, {len(todo)} to train")
+            outcome = Outcome()
+            if todo:
+                job = job.model_copy(update={"tasks": tuple(todo), "num_workers": min(workers, len(todo))})
+                outcome = follow(context, laboratory, job, recorder.on_event)
             recorder.record_rest()
             refresh(store)
             yield from check_checkpoints(store, study, key)

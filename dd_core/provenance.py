@@ -43,6 +43,22 @@ def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None
     return found
 
 
+def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
+    """Whether every checkpoint up to an epoch is there in the present recipe, with all its files unharmed.
+
+    A worker asks the same once more under the arm's lock, and compares the data set too.
+    """
+    try:
+        for epoch in study.checkpoints:
+            if epoch <= until:
+                manifest = checkpoint_manifest(store, study, Checkpoint(arm, epoch))
+                for role in manifest["files"]:
+                    store.verify(manifest, role)
+    except StaleError:
+        return False
+    return True
+
+
 def curvature_is_current(
     curvature: dict[str, Any] | None, checkpoint: dict[str, Any], settings: dict[str, Any] | None = None
 ) -> bool:

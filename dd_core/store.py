@@ -22,22 +22,24 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dd_core.errors import StaleError, StoreError
 from dd_core.studies import Checkpoint
 
-_CHUNK = 1 << 20
-
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=100_000)
+def _sha256_unless_changed(path: Path, size: int, modified_ns: int) -> str:
+    """SHA-256 of a file, computed once per process for as long as the file's size and time stay the same."""
+    return sha256_of(path)
 
 
 @contextlib.contextmanager
@@ -167,6 +169,8 @@ class Store:
         Raises:
             StoreError: the root cannot be made or written.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"the data root {self.root} is a file, not a folder; set DD_ROOT to a folder")
         probe = self.root / f".writable-{os.getpid()}"
         write_text(probe, "")
         probe.unlink()
@@ -184,11 +188,17 @@ class Store:
         write_json(path, {**content, "files": entries})
 
     def read_manifest(self, path: Path) -> dict[str, Any] | None:
-        """The manifest, or None where there is none or it is not readable JSON (then the result does not exist)."""
+        """The manifest, or None where there is none or it is not readable JSON (then the result does not exist).
+
+        Raises:
+            StoreError: it is there, but the operating system does not let us read it.
+        """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; check the data root (DD_ROOT)") from error
         return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 
     def verify(self, manifest: dict[str, Any], role: str) -> Path:
@@ -201,9 +211,10 @@ class Store:
         path = self.root / entry["path"]
         if not path.is_file():
             raise StaleError(f"{path} is in its manifest but not on disk")
-        if path.stat().st_size != entry["bytes"]:
-            raise StaleError(f"{path} is damaged: {path.stat().st_size} bytes where its manifest says {entry['bytes']}")
-        if sha256_of(path) != entry["sha256"]:
+        status = path.stat()
+        if status.st_size != entry["bytes"]:
+            raise StaleError(f"{path} is damaged: {status.st_size} bytes where its manifest says {entry['bytes']}")
+        if _sha256_unless_changed(path, status.st_size, status.st_mtime_ns) != entry["sha256"]:
             raise StaleError(f"{path} is damaged: its SHA-256 differs from its manifest")
         return path
 
@@ -217,10 +228,10 @@ class Store:
         """
         target = self.root / "retired" / study / arm / recipe
         moved = False
-        sources = [self.arm_folder(study, arm)]
         tables = self.root / "tables"
-        if tables.is_dir():
-            sources += [self.table_folder(table.name, study, arm) for table in sorted(tables.iterdir())]
+        sources = [self.table_folder(t.name, study, arm) for t in sorted(tables.iterdir())] if tables.is_dir() else []
+        # The manifests, by which a changed recipe is noticed, go last: a process killed here is taken up again.
+        sources.append(self.arm_folder(study, arm))
         for source in sources:
             if not source.is_dir():
                 continue

@@ -24,11 +24,12 @@ TRAINER_VERSION = "1"
 # brackets, dots (the dot separates variant and k) or slashes.
 _VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NUM_DIGITS = 1797
 _RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse"}
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(_Strict):
@@ -139,7 +140,7 @@ class Study(_Strict):
     variants: dict[str, Variant] = Field(min_length=1)
     widths: Widths
     trials: int = Field(ge=1, le=100)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     epochs: int = Field(ge=1, le=9999)
     checkpoints: Epochs
     evaluation: Evaluation = Evaluation()
@@ -157,13 +158,20 @@ class Study(_Strict):
                 )
         if self.checkpoints[-1] > self.epochs:
             raise ValueError(f"checkpoints: epoch {self.checkpoints[-1]} is beyond the last epoch, {self.epochs}")
-        if self.data.num_train is not None:
-            for name, variant_ in self.variants.items():
-                if variant_.batch_size > self.data.num_train:
-                    raise ValueError(
-                        f"variants.{name}.batch_size: {variant_.batch_size} images in a batch but only "
-                        f"{self.data.num_train} to train on"
-                    )
+        num_train = self.data.num_train
+        for name, variant_ in self.variants.items():
+            size = variant_.batch_size
+            if num_train is not None and size > num_train:
+                raise ValueError(
+                    f"variants.{name}.batch_size: {size} images in a batch but only {num_train} to train on"
+                )
+            # The last stage of a ResNet leaves one pixel of a digit, and BatchNorm needs two values to normalise.
+            is_narrow = self.data.dataset == "digits" and variant_.architecture != "cnn5"
+            if is_narrow and (size == 1 or (num_train or _NUM_DIGITS) % size == 1):
+                raise ValueError(
+                    f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, which "
+                    "BatchNorm cannot normalise; choose another size"
+                )
         return self
 
     @cached_property
@@ -246,9 +254,11 @@ def read_study(path: Path) -> Study:
     if not isinstance(content, dict):
         raise StudyError(f"{path}: a study is a mapping of keys to values, not {type(content).__name__}")
     try:
-        study = Study.model_validate_json(json.dumps({"name": path.stem, **content}))
-    except TypeError as error:
+        text = json.dumps({"name": path.stem, **content})
+    except (TypeError, ValueError) as error:  # dates and the like; a list that contains itself
         raise StudyError(f"{path}: only numbers, text, lists and mappings belong in a study ({error})") from error
+    try:
+        study = Study.model_validate_json(text)
     except ValidationError as error:
         raise StudyError(f"{path}: {_describe(error)}") from error
     if study.name != path.stem:

@@ -5,6 +5,8 @@ disturbed and nobody who holds it open read-only keeps others from writing. Path
 """
 
 import contextlib
+import errno
+import os
 from pathlib import Path
 
 import duckdb
@@ -29,8 +31,13 @@ def refresh(store: Store) -> list[str]:
 
     def build(temporary: Path) -> None:
         temporary.unlink()  # DuckDB wants to create the file itself
-        with contextlib.closing(duckdb.connect(str(temporary))) as connection:
-            views.extend(_create_views(connection, store))
+        try:
+            with contextlib.closing(duckdb.connect(str(temporary))) as connection:
+                views.extend(_create_views(connection, store))
+        except duckdb.IOException as error:
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
 
     store.check_writable()
     lock = store.lock_path("warehouse")

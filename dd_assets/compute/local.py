@@ -66,7 +66,8 @@ class _Worker:
 def run_job(job: Job) -> Iterator[Event]:
     """Run a job to its end and yield the workers' events as they come.
 
-    Every task ends in exactly one event ``finished`` or ``failed``. Closing the generator early stops the workers.
+    Every task ends in exactly one event ``finished`` or ``failed``: the task of a worker that dies has failed, and a
+    new worker takes the next. Closing the generator early stops the workers.
 
     Yields:
         Events with the keys ``task`` (name), ``event`` and what ``dd_core.jobs.worker`` says with it.
@@ -88,6 +89,9 @@ def run_job(job: Job) -> Iterator[Event]:
                 del workers[index]
                 if worker.task is not None:
                     yield _death(job, worker)
+                if waiting:
+                    workers[index] = _start(path, index, news)
+                    workers[index].hand(waiting.pop(0))
                 continue
             yield event
             if event["event"] in ("finished", "failed"):
@@ -96,8 +100,6 @@ def run_job(job: Job) -> Iterator[Event]:
                     worker.hand(waiting.pop(0))
                 else:
                     worker.dismiss()
-        for number in waiting:
-            yield {"task": job.tasks[number].name, "event": "failed", "error": "no worker was left to start it"}
     finally:
         for worker in workers.values():
             worker.process.kill()

@@ -35,16 +35,24 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
         from dd_core.warehouse import connect
 
         metadata: dict[str, Any] = {}
+        obstacles: list[str] = []
         with shown_as_sentence():
             store = laboratory.store()
             with contextlib.closing(connect(store)) as connection:
                 for study in studies.values():
-                    chart = figure.draw(study, store, connection)
+                    try:
+                        chart = figure.draw(study, store, connection)
+                    except UserError as error:  # one study's missing images are no reason to leave out the others
+                        obstacles.append(f"{figure.name} of {study.name} not drawn: {error}")
+                        context.log.warning(obstacles[-1])
+                        continue
                     if chart is not None:
                         files = render(chart, store.figure_folder(figure.name), study.name)
                         metadata[study.name] = dg.MetadataValue.md(preview_markdown(files["svg"]))
                         metadata[f"{study.name}_file"] = dg.MetadataValue.path(files["html"])
                         context.log.info(f"{figure.name} of {study.name}: {files['html']}")
+            if obstacles and not metadata:
+                raise UserError("; ".join(obstacles))
             if not metadata:
                 needs = " and ".join(figure.tables)
                 raise UserError(f"{figure.name}: no study has the data yet; it is drawn from {needs}")

@@ -13,11 +13,6 @@ from dd_core.store import Store
 from dd_core.studies import Study
 
 _VALUES = ("trace", "low", "high")
-_LABELS = {
-    "all": ("all images", style.TRAIN),
-    "clean": ("right label", style.RIGHT_LABEL),
-    "noisy": ("wrong label", style.WRONG_LABEL),
-}
 
 # Mean and extremes over trials of each trial's mean and median over images.
 _TRACES = """
@@ -49,12 +44,15 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     title = "Test error and curvature at the training images against width, by variant"
     if len(variants) == 1:
         title = headline(traces, widths.get(variants[0]))
-    lifted = style.for_log_axis(traces, _VALUES)
+    shown = style.by_label(traces)
+    lifted = style.for_log_axis(shown, _VALUES)
+    colour = style.label_colour(shown)
     panels = {
         variant: _panels(
-            [row for row in traces if row["variant"] == variant],
+            [row for row in shown if row["variant"] == variant],
             [row for row in errors if row["variant"] == variant],
             widths[variant].threshold if variant in widths else None,
+            colour,
         )
         for variant in variants
     }
@@ -63,7 +61,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, variants, selection.epoch),
-            "Line: mean over trials; band: lowest to highest trial.",
+            "Line: mean over trials; band: lowest to highest trial",
             lifted,
             selection.note(study),
         ],
@@ -82,7 +80,7 @@ def headline(traces: list[dict[str, Any]], widths: Widths | None) -> str:
         return "Curvature at the training images against width"
     top = peak(means, least=0.1)
     if top is None:
-        return "Curvature at the training images has no peak between the narrowest and the widest network"
+        return "Mean curvature at the training images has no peak within these widths"
     fold = 10 ** (top.value - top.after)
     where = f"peaks at k = {top.k}"
     if widths and widths.peak:
@@ -91,12 +89,10 @@ def headline(traces: list[dict[str, Any]], widths: Widths | None) -> str:
     return f"Mean curvature at the training images {where} and falls {style.number(fold)}-fold by k = {top.k_after}"
 
 
-def _panels(traces: list[dict[str, Any]], errors: list[dict[str, Any]], threshold: int | None) -> alt.VConcatChart:
-    ks = sorted({row["k"] for row in traces})
-    split = {row["subset"] for row in traces} - {"all"}
-    shown = [subset for subset in _LABELS if (subset in split if split else subset == "all")]
-    rows = [{**row, "images": _LABELS[row["subset"]][0]} for row in traces if row["subset"] in shown]
-
+def _panels(
+    rows: list[dict[str, Any]], errors: list[dict[str, Any]], threshold: int | None, colour: alt.Color
+) -> alt.VConcatChart:
+    ks = sorted({row["k"] for row in rows})
     upper = alt.Chart(style.data(errors)).encode(x=style.k_axis(ks, labels=False))
     title = "test error, %"
     band = upper.mark_area(opacity=0.15, color=style.TEST).encode(
@@ -110,17 +106,13 @@ def _panels(traces: list[dict[str, Any]], errors: list[dict[str, Any]], threshol
 
     base = alt.Chart(style.data(rows)).encode(
         x=style.k_axis(ks),
-        color=alt.Color(
-            "images:N",
-            scale=alt.Scale(domain=[_LABELS[s][0] for s in shown], range=[_LABELS[s][1] for s in shown]),
-            legend=style.line_legend(),
-        ),
+        color=colour,
         detail="statistic:N",
     )
     dash = alt.StrokeDash(
         "statistic:N",
         scale=alt.Scale(domain=["mean of the images", "median"], range=[[1, 0], [5, 3]]),
-        legend=style.line_legend(symbolStrokeColor=style.GREY, symbolSize=300),
+        legend=style.line_legend(symbolStrokeColor=style.GREY, symbolSize=600),
     )
     scale, axis = style.log_scale(rows, _VALUES)
     trace_band = base.mark_area(opacity=0.15).encode(

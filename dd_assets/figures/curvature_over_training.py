@@ -13,8 +13,6 @@ from dd_core.studies import Arm, Study
 
 _PANEL = 230
 _QUANTILES = ("p05", "p25", "p50", "p75", "p95")
-_IMAGES = {"all": "all images", "clean": "right label", "noisy": "wrong label"}
-_COLOURS = {"all images": style.TRAIN, "right label": style.RIGHT_LABEL, "wrong label": style.WRONG_LABEL}
 
 # Quantiles over images, averaged over trials.
 _SPREAD = f"""
@@ -40,14 +38,14 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             drawn[variant] = dict(sorted((names | ({threshold: "threshold"} if threshold else {})).items()))
     keys = [Arm(variant, k).key for variant, ks in drawn.items() for k in ks]
     found = fetch(connection, study, "curvature", _SPREAD, drawn=keys, epochs=list(study.checkpoints))
-    split = any(row["subset"] == "noisy" for row in found)
-    spread = [{**row, "images": _IMAGES[row["subset"]]} for row in found if (row["subset"] == "all") != split]
+    spread = style.by_label(found)
     if not spread:
         return None
     title = headline(spread, drawn, selection.epoch)
     lifted = style.for_log_axis(spread, _QUANTILES)
+    colour = style.label_colour(spread)
     rows = [
-        _row(variant if len(drawn) > 1 else "", names, [row for row in spread if row["variant"] == variant])
+        _row(variant if len(drawn) > 1 else "", names, [row for row in spread if row["variant"] == variant], colour)
         for variant, names in drawn.items()
     ]
     return style.finish(
@@ -78,13 +76,7 @@ def headline(spread: list[dict[str, Any]], drawn: dict[str, dict[int, str]], epo
     return f"By epoch {epoch} mislabelled images reach {listed} the median curvature of the others"
 
 
-def _row(variant: str, names: dict[int, str], spread: list[dict[str, Any]]) -> alt.HConcatChart:
-    shown = [name for name in _COLOURS if any(row["images"] == name for row in spread)]
-    colour = alt.Color(
-        "images:N",
-        scale=alt.Scale(domain=shown, range=[_COLOURS[name] for name in shown]),
-        legend=style.line_legend(),
-    )
+def _row(variant: str, names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color) -> alt.HConcatChart:
     scale, ticks = style.epoch_scale(max(row["epoch"] for row in spread))
     y_scale, log_axis = style.log_scale(spread, _QUANTILES)
 

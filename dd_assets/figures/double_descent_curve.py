@@ -18,7 +18,7 @@ from dd_core.studies import Study
 
 PUBLISHED_CSV = Path(__file__).with_name("nakkiran_2019_figure1.csv")
 _TEST, _TRAIN = "test (true labels)", "training (given labels)"
-_PUBLISHED = "test, Nakkiran et al. 2019, Fig. 1 (5 runs, 4000 epochs)"
+_PUBLISHED = "test, Nakkiran et al. 2019, Figure 1"
 
 # Percent and nats of each split, one row per trial and width.
 _TRIALS = f"""
@@ -47,12 +47,18 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not means:
         return None
     published = {variant: published_curve(study, variant) for variant in widths}
+    names, colours = [_TEST, _TRAIN], [style.TEST, style.TRAIN]
+    if any(published.values()):
+        names, colours = [*names, _PUBLISHED], [*colours, style.PUBLISHED]
+    scale = alt.Scale(domain=names, range=colours)
+    colour = alt.Color("split:N", scale=scale, legend=style.line_legend(columns=2))
     panels = {
         variant: _panels(
             [row for row in means if row["variant"] == variant],
             [row for row in trials if row["variant"] == variant],
             found,
             published[variant],
+            colour,
         )
         for variant, found in widths.items()
     }
@@ -62,6 +68,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         [
             *style.describe(study, list(widths), selection.epoch),
             "Line: mean over trials; points: trials; band: lowest to highest trial",
+            "Published: mean error of 5 runs on clean test labels, Adam, 4000 epochs"
+            if any(published.values())
+            else None,
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,
@@ -76,7 +85,7 @@ def headline(widths: dict[str, Widths]) -> str:
     if len(found.test_error) < 3:
         return "Test and training error and loss against width"
     if found.peak is None:
-        return "Test error against width has no peak between the narrowest and the widest network"
+        return "Test error has no peak of one point or more within these widths"
     peak = found.peak
     return (
         f"Test error falls to {style.percent(peak.before)} at k = {peak.k_before}, peaks at "
@@ -86,7 +95,7 @@ def headline(widths: dict[str, Widths]) -> str:
 
 
 def published_curve(study: Study, variant: str) -> list[dict[str, Any]]:
-    """The published mean clean-test error in percent by k, if the variant is the published setting, else no rows."""
+    """The published mean clean-test error in percent over the study's range of k, if the variant has its setting."""
     used = study.variants[variant]
     setting = (study.data.dataset, used.architecture, used.label_noise)
     if setting != ("cifar10", "preact_resnet18", 0.15):
@@ -94,6 +103,7 @@ def published_curve(study: Study, variant: str) -> list[dict[str, Any]]:
     return [
         {"k": int(row["k"]), "error": 100 * float(row["test_error_clean"]), "split": _PUBLISHED}
         for row in read_published()
+        if study.widths[0] <= int(row["k"]) <= study.widths[-1]
     ]
 
 
@@ -104,21 +114,20 @@ def read_published() -> list[dict[str, str]]:
 
 
 def _panels(
-    means: list[dict[str, Any]], trials: list[dict[str, Any]], found: Widths, published: list[dict[str, Any]]
+    means: list[dict[str, Any]],
+    trials: list[dict[str, Any]],
+    found: Widths,
+    published: list[dict[str, Any]],
+    colour: alt.Color,
 ) -> alt.VConcatChart:
-    names, colours = [_TEST, _TRAIN], [style.TEST, style.TRAIN]
-    if published:
-        names, colours = [*names, _PUBLISHED], [*colours, style.PUBLISHED]
-    colour = alt.Color(
-        "split:N",
-        scale=alt.Scale(domain=names, range=colours),
-        legend=style.line_legend(columns=2),
-    )
     ks = sorted({row["k"] for row in [*means, *published]})
 
     def panel(value: str, title: str, height: int, *, last: bool) -> style.Panel:
         x, y = style.k_axis(ks, labels=last), alt.Y(f"{value}:Q", title=title)
-        scale = style.headroom(means, f"{value}_high", 0.15 if value == "error" else 0)
+        highest = [{"top": row[f"{value}_high"]} for row in means]
+        if value == "error":
+            highest += [{"top": row["error"]} for row in published]
+        scale = style.headroom(highest, "top", 0.15 if value == "error" else 0)
         base = alt.Chart(style.data(means)).encode(x=x, color=colour)
         label = f"interpolation threshold: k = {found.threshold}\n(training error at most {style.percent(EPSILON)})"
         layers = [

@@ -54,6 +54,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             [row for row in cells if row["variant"] == variant],
             [row for row in fitted if row["variant"] == variant],
             (columns["low"][0], columns["high"][-1]),
+            epochs[-1],
             (math.floor(limits[0]), math.ceil(limits[1])),
         )
         for variant in variants
@@ -107,20 +108,24 @@ def headline(cells: list[dict[str, Any]], fitted: list[dict[str, Any]]) -> str:
 
 
 def _panel(
-    cells: list[dict[str, Any]], fitted: list[dict[str, Any]], ends: tuple[float, float], limits: tuple[int, int]
+    cells: list[dict[str, Any]],
+    fitted: list[dict[str, Any]],
+    ends: tuple[float, float],
+    last: int,
+    limits: tuple[int, int],
 ) -> style.Panel:
     ks = sorted({row["k"] for row in cells}, reverse=True)
-    _, ticks = style.epoch_scale(int(ends[1]))
+    _, ticks = style.epoch_scale(last)
     y = alt.Y("k:O", sort=ks, title="width multiplier k", scale=alt.Scale(domain=ks, paddingInner=0.04))
     scale = alt.Scale(type="symlog", constant=1, domain=list(ends), nice=False)
-    x = alt.X("x_low:Q", scale=scale, title="epoch", axis=alt.Axis(values=ticks, grid=False))
+    x = alt.X("x_low:Q", scale=scale, title="epoch", axis=alt.Axis(values=ticks, grid=False, format="d"))
     colour = alt.Color(
         "error:Q",
         title=["test error, %", f"(yellow: {limits[1]} or more)"],
         scale=alt.Scale(scheme="viridis", domain=list(limits), clamp=True),
         legend=alt.Legend(gradientLength=180, tickCount=6, format="d"),
     )
-    heat = alt.Chart(style.data(cells)).mark_rect(clip=True).encode(
+    heat = alt.Chart(style.csv_data(cells)).mark_rect(clip=True).encode(
         x=x, x2="x_high:Q", y=y, color=colour,
         tooltip=["k:O", alt.Tooltip("epoch:Q", title="from epoch"), alt.Tooltip("error:Q", format=".1f")],
     )  # fmt: skip

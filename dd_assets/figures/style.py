@@ -1,5 +1,7 @@
 """How all figures look: fonts, sizes, the colours of the things they show, titles, and the axes they share."""
 
+import csv
+import io
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -35,10 +37,25 @@ def data(rows: list[dict[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=rows)
 
 
+def csv_data(rows: list[dict[str, Any]]) -> alt.InlineData:
+    """Many rows as one CSV text: Altair copies and checks lists value by value, which takes seconds for thousands.
+
+    Args:
+        rows: at least one, all with the same keys; None becomes an empty field, which Vega reads as null.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    numbers = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    parse = {name: "number" if name in numbers else "string" for name in rows[0]}
+    return alt.InlineData(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
+
+
 def describe(study: Study, variants: Sequence[str], epoch: int | None = None) -> list[str]:
     """The first lines of a subtitle: data set, wrong labels, architecture; trials, epoch."""
     used = [study.variants[name] for name in variants]
-    noise = " / ".join(sorted({percent(variant.label_noise) for variant in used}, key=len))
+    noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
     architecture = " / ".join(sorted({ARCHITECTURES[variant.architecture] for variant in used}))
     images = f"{study.data.num_train:,}" if study.data.num_train else "all"
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
@@ -68,8 +85,9 @@ def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: i
 
 
 def wrap(title: str, characters: int = 66) -> list[str]:
-    """Break a title into lines."""
-    return textwrap.wrap(title, characters, break_on_hyphens=False)
+    """Break a title into lines, but not within ``k = 4``, ``20 %`` or ``epoch 8``."""
+    held = title.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%").replace("epoch ", "epoch\u00a0")
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, characters, break_on_hyphens=False)]
 
 
 def wrap_lines(subtitle: Iterable[str | None], characters: int = 66) -> list[str]:
@@ -115,7 +133,7 @@ def k_axis(widths: Sequence[int], *, labels: bool = True) -> alt.X:
         powers = [k for k in widths if k & (k - 1) == 0]
         ticks = list(widths) if len(widths) <= 12 or len(powers) < 3 else powers
     else:
-        scale = alt.Scale(domain=[min(widths) - 0.3, max(widths) + 0.3], nice=False)
+        scale = alt.Scale(domain=[min(widths) - 0.3, max(widths) + 0.3], nice=False, zero=False)
         ticks = list(widths) if len(widths) <= 20 else list(widths[:: -(-len(widths) // 20)])
     axis = alt.Axis(values=ticks, format="d", grid=True, labels=labels, labelOverlap="greedy", labelAngle=0)
     return alt.X("k:Q", scale=scale, axis=axis, title="width multiplier k" if labels else None)
@@ -170,6 +188,30 @@ def for_log_axis(rows: list[dict[str, Any]], names: Sequence[str], decades: int 
     return f"Values below {floor:.1g}, zero included, are drawn at {floor:.1g}" if lifted else None
 
 
+_SUBSETS = {"all": ("all images", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
+
+
+def by_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table ``curvature`` without the subset "all" of variants that have wrong labels.
+
+    Args:
+        rows: have ``variant`` and ``subset``.
+
+    Returns:
+        The rows, each with its subset in words as ``images``.
+    """
+    noisy = {row["variant"] for row in rows if row["subset"] == "noisy"}
+    kept = [row for row in rows if (row["subset"] == "all") != (row["variant"] in noisy)]
+    return [{**row, "images": _SUBSETS[row["subset"]][0]} for row in kept]
+
+
+def label_colour(rows: list[dict[str, Any]]) -> alt.Color:
+    """The colour of ``images``, the same in all panels that show a part of these rows."""
+    shown = [pair for pair in _SUBSETS.values() if any(row["images"] == pair[0] for row in rows)]
+    scale = alt.Scale(domain=[name for name, _ in shown], range=[colour for _, colour in shown])
+    return alt.Color("images:N", scale=scale, legend=line_legend())
+
+
 def line_legend(columns: int = 3, **settings: Any) -> alt.Legend:
     """A legend of lines above the panels."""
     return alt.Legend(
@@ -203,7 +245,7 @@ def by_variant(panels: dict[str, Any]) -> Any:
     if len(panels) == 1:
         return next(iter(panels.values()))
     titled = [
-        panel.properties(title=alt.TitleParams(name, fontSize=12, anchor="middle", offset=6))
+        panel.properties(title=alt.TitleParams(name, fontSize=12, anchor="start", offset=6))
         for name, panel in panels.items()
     ]
     return alt.concat(*titled, columns=3)

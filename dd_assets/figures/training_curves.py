@@ -61,7 +61,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         text=alt.ExprRef(f"({json.dumps(headlines)})[arm]"),
         subtitle=style.wrap_lines(
             [
-                *style.describe(study, [variant]),
+                *style.describe(study, list(widths)),
                 f"Learned: mean error at most {style.percent(EPSILON)}. Line: mean of trials; band: lowest to highest",
                 selection.note(study),
             ]
@@ -120,7 +120,7 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
     def panel(value: str, title: str, height: int, *, last: bool) -> style.Panel:
         x = alt.X("epoch:Q", scale=scale, axis=alt.Axis(values=ticks, labels=last), title="epoch" if last else None)
         y_scale = alt.Scale(domain=[0, 100]) if value == "error" else alt.Scale(zero=True)
-        base = alt.Chart(style.data(curves)).transform_filter("datum.arm == arm").encode(x=x, color=colour)
+        base = alt.Chart().transform_filter("datum.arm == arm").encode(x=x, color=colour)
         band = base.mark_area(opacity=0.18).encode(
             y=alt.Y(f"{value}_low:Q", title=title, scale=y_scale), y2=f"{value}_high:Q"
         )
@@ -128,5 +128,8 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
         return alt.layer(band, line).properties(width=style.WIDTH, height=height)
 
     return alt.vconcat(
-        panel("error", "error, %", 220, last=False), panel("loss", "cross-entropy, nats", 170, last=True), spacing=14
+        panel("error", "error, %", 220, last=False),
+        panel("loss", "cross-entropy, nats", 170, last=True),
+        data=style.csv_data(curves),
+        spacing=14,
     )

@@ -65,12 +65,12 @@ class Job(BaseModel):
 def predicted_cost(study: Study, task: TrainTask | CurvatureTask) -> float:
     """Relative time of a task, for order and progress; workers take the longest first.
 
-    Measured on one thread, ResNet10k on 8x8 digits: a step takes 5.0, 9.3, 11.9, 19.9 ms at k = 1, 4, 8, 16, about
-    proportional to 5 + k; the cost of a curvature pass grows alike. On a GPU wide networks grow with the square, which
-    leaves the order as it is.
+    Measured on one thread, two trials of ResNet10k on 8x8 digits: an arm takes 10, 12, 21, 47 s at k = 1, 4, 8, 16,
+    about proportional to 3 + k; the cost of a curvature pass grows alike. On a GPU wide networks grow with the square,
+    which leaves the order as it is.
     """
     epochs = task.until if isinstance(task, TrainTask) else 1
-    return (5 + task.k) * max(epochs, 1)
+    return (3 + task.k) * max(epochs, 1)
 
 
 def training_job(root: Path, study: Study, checkpoints: list[Checkpoint], num_workers: int, threads: int) -> Job:

@@ -44,14 +44,29 @@ class Events:
             os._exit(1)
 
 
+def prepare_process(threads: int) -> None:
+    """Settings of PyTorch that every process doing real work shares; results depend on some of them.
+
+    Deterministic kernels and no TF32 make a resumed training equal an undisturbed one to the last bit, on a GPU too.
+    """
+    import torch
+
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    # Values below 1e-38 would otherwise slow the processor down by an order of magnitude.
+    torch.set_flush_denormal(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def run(job: Job, tasks: Iterable[int], index: int, events: Events) -> int:
     """Do the tasks of those numbers; returns how many of them failed."""
     import torch
 
-    keep_freed_memory()
-    torch.set_num_threads(job.threads)
-    # Losses far below 1e-38 would otherwise slow the processor down by an order of magnitude.
-    torch.set_flush_denormal(True)
+    prepare_process(job.threads)
     device = torch.device(f"cuda:{index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
     store = Store(job.root)
     return sum(not _perform(job.tasks[number], job, store, device, events) for number in tasks)

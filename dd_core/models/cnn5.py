@@ -1,6 +1,7 @@
 """The five-layer CNN of Nakkiran et al. 2019: four 3x3 convolutions of k, 2k, 4k, 8k channels and a linear layer."""
 
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 from dd_core.models.stacking import BatchNorm, Classifier, Convolution
 
@@ -24,9 +25,11 @@ class CNN5(nn.Module):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             width = outputs
-        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(*layers)
         self.linear = Classifier(width, num_classes, trials)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, T*channels, H, W) to logits."""
-        return self.linear(self.layers(images))
+        features = self.layers(images)
+        # AdaptiveMaxPool2d would do the same, but its backward pass on a GPU is not deterministic.
+        return self.linear(max_pool2d(features, features.shape[2:]).flatten(1))

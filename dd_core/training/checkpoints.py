@@ -2,6 +2,8 @@
 
 import datetime
 import hashlib
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,17 @@ from dd_core.studies import Arm, Checkpoint, Study
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors atomically as safetensors (no pickle)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary, metadata)
+        except SafetensorError as error:
+            # It reports what the operating system said, a full disk for instance, in words: "... (os error 28)".
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -71,7 +83,8 @@ def save_checkpoint(
         name: torch.cat([state[name].unflatten(0, (count, -1)) for count, state in states]) for name in states[0][1]
     }
     path = store.checkpoint_path(study.name, checkpoint)
-    save_tensors(path, stacked, {"study": study.name, "checkpoint": checkpoint.key, "trials": str(study.trials)})
+    # A single entry, because safetensors writes several in random order: equal weights shall be equal files.
+    save_tensors(path, stacked, {"checkpoint": f"{study.name}/{checkpoint.key}"})
     manifest = {
         "kind": "checkpoint",
         **identity(study, checkpoint.arm),

@@ -28,6 +28,8 @@ from dd_core.training.stack import TrialStack, stacking
 
 Report = Callable[[dict[str, Any]], None]
 
+_METRIC_TABLES = ("training_batches", "training_evals", "image_progress")
+
 
 class ArmBusyError(Exception):
     """Another process is training this arm at the moment."""
@@ -163,7 +165,7 @@ def remove_foreign_parts(store: Store, study: Study, arm: Arm) -> None:
 
     The files of its present epochs are about to be written again, and will cover what those held.
     """
-    for table in ("training_batches", "training_evals", "image_progress"):
+    for table in _METRIC_TABLES:
         for path in store.table_folder(table, study.name, arm.key).glob("*.parquet"):
             if path.stem not in study.epoch_keys:
                 path.unlink()
@@ -208,6 +210,8 @@ def train_arm(
         retire_other_recipes(store, study, arm, report)
         if sound_checkpoints(store, study, arm, until):
             return
+        for table in ("runs", *_METRIC_TABLES):
+            store.clean_temporaries(store.table_folder(table, study.name, arm.key))
         store.clean_temporaries(store.arm_folder(study.name, arm.key))
         session = Session(study, arm, store, device, dtype)
         obstacle = session.resume()

@@ -152,14 +152,15 @@ def test_published_values():
 def test_published_curve_is_drawn_over_its_own_setting_only(study, store, new_study, write_evals, open_views):
     same = study.variants["plain"].model_copy(update={"architecture": "preact_resnet18", "label_noise": 0.15})
     other = same.model_copy(update={"label_noise": 0.1})
-    cifar = new_study(data={"dataset": "cifar10"}, variants={"same": same.model_dump(), "other": other.model_dump()})
+    variants = {"same": same.model_dump(), "other": other.model_dump()}
+    cifar = new_study(data={"dataset": "cifar10"}, variants=variants, widths=(2, 10, 40))
     write_evals(cifar)
     chart = BY_NAME["double_descent_curve"].draw(cifar, store, open_views())
     curves = [
         rows for rows in chart.to_dict()["datasets"].values() if any("Nakkiran" in row.get("split", "") for row in rows)
     ]
-    assert [len(rows) for rows in curves] == [64]
-    assert curves[0][9]["error"] == pytest.approx(30.3, abs=0.05)
+    assert [[row["k"] for row in rows] for rows in curves] == [list(range(2, 41))]  # the study's range of widths
+    assert curves[0][8]["error"] == pytest.approx(30.3, abs=0.05)
 
 
 # Details
