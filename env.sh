@@ -11,6 +11,10 @@ dagster() {
     echo "Error: the folder DAGSTER_HOME=$DAGSTER_HOME cannot be made; check the data root, DD_ROOT=$DD_ROOT" >&2
     return 1
   }
+  [ "$(df -Pk "$DAGSTER_HOME" | awk 'END { print $4 }')" -ge 256 ] || {
+    echo "Error: the disk is full: nothing can be written to DAGSTER_HOME=$DAGSTER_HOME; free some space" >&2
+    return 1
+  }
   case " $* " in
     *" -w "* | *" --workspace "* | *" --workspace="*) env -u DAGSTER_MODULE_NAME dagster "$@" ;;
     *) command dagster "$@" ;;

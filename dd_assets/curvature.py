@@ -17,7 +17,7 @@ from dd_assets.partitions import (
 from dd_assets.progress import Outcome, follow
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
-from dd_assets.training import RETRY, log_partition
+from dd_assets.training import COMPUTE_POOL, RETRY, already_logged, log_partition
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
 from dd_core.jobs.job import curvature_job
@@ -47,7 +47,6 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
         kinds={"pytorch", "parquet"},
         code_version=CURVATURE_VERSION,
         partitions_def=partitions,
-        skippable=True,
     )
 
     @dg.multi_asset(
@@ -57,6 +56,7 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRY,
+        pool=COMPUTE_POOL,
     )
     def per_image_curvature(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
         with shown_as_sentence():
@@ -64,9 +64,10 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
             store = laboratory.store()
             _require_trained(store, study, wanted)
             outcome, recorded = compute(context, laboratory, store, [(study, c) for c in wanted])
-            _finish(store)
-            yield from check_curvature(store, study, key)
-            outcome.raise_if_failed("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded")
+            with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
+                _finish(store)
+                yield from check_curvature(store, study, key)
+        yield already_logged(key)
 
     return per_image_curvature
 
@@ -83,7 +84,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """The driver: computes what is missing, reports each partition, then rebuilds the summary table."""
     deps = [per_image_curvature_key(name) for name in studies]
 
-    @dg.multi_asset(name="curvature", specs=[table_spec("curvature", deps)], retry_policy=RETRY)
+    @dg.multi_asset(name="curvature", specs=[table_spec("curvature", deps)], retry_policy=RETRY, pool=COMPUTE_POOL)
     def curvature(
         context: dg.AssetExecutionContext, config: CurvatureConfig, laboratory: Laboratory
     ) -> Iterator[dg.MaterializeResult[Any]]:
@@ -101,9 +102,9 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             ]
             context.log.info(f"{len(chosen)} trained checkpoints, {len(todo)} without current curvature")
             outcome, recorded = compute(context, laboratory, store, todo) if todo else (Outcome(), 0)
-            rows = sum(rebuild(store, study) for study in {study.name: study for study, _ in chosen}.values())
-            _finish(store)
-            outcome.raise_if_failed("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded")
+            with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
+                rows = sum(rebuild(store, study) for study in {study.name: study for study, _ in chosen}.values())
+                _finish(store)
         yield dg.MaterializeResult(
             asset_key="curvature",
             metadata={

@@ -1,6 +1,7 @@
 """A user's mistake as one sentence, in the event log and on the terminal, instead of a stack trace."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,13 @@ def install_cli_hook() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if kind.__name__ in _CLI_MISTAKES or isinstance(error, UserError):
             print(f"Error: {_explain(error)}", file=sys.stderr)
+        elif kind.__name__ == "OperationalError" and "disk" in str(error):
+            home = os.environ.get("DAGSTER_HOME", "DAGSTER_HOME")
+            print(
+                f"Error: the disk is full: Dagster's records in {home} could not be written; finished results are "
+                "kept, free some space and run the same command again",
+                file=sys.stderr,
+            )
         else:
             usual(kind, error, trace)
 

@@ -1,10 +1,12 @@
 """Following a job: progress with the time left in the log, a bar on a terminal, and what failed, in the end."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import dagster as dg
 from tqdm import tqdm
@@ -14,6 +16,8 @@ from dd_core.errors import UserError
 from dd_core.jobs.job import Job, TrainTask, predicted_cost
 
 _LOG_SECONDS = 10.0
+# Asked now, at import: while a step runs, Dagster has stderr in its own hands, to keep it in the compute log.
+_ON_A_TERMINAL = sys.stderr.isatty()
 
 
 class WorkerError(Exception):
@@ -47,6 +51,13 @@ class Outcome:
             raise WorkerError("\n\n".join([message, *self.defects]))
         raise UserError(message)
 
+    @contextlib.contextmanager
+    def raised_after(self, what: str, total: int, kept: str) -> Iterator[None]:
+        """Do what follows a job, then say what did not finish; trouble in between (a full disk) does not hide it."""
+        with contextlib.suppress(UserError) if self.failed else contextlib.nullcontext():
+            yield
+        self.raise_if_failed(what, total, kept)
+
 
 def follow(
     context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Callable[[dict[str, Any]], None]
@@ -54,7 +65,17 @@ def follow(
     """Run a job, log its progress, pass every event on, and return how it ended."""
     outcome = Outcome()
     meter = _Meter(job)
-    with tqdm(total=100, unit="%", disable=not sys.stderr.isatty(), leave=False, bar_format="{l_bar}{bar}|") as bar:
+    with (
+        _terminal() as terminal,
+        tqdm(
+            total=100,
+            disable=terminal is None,
+            file=terminal,
+            leave=False,
+            bar_format="{l_bar}{bar}|",
+            dynamic_ncols=True,
+        ) as bar,
+    ):
         for event in _events(laboratory, job):
             if event["event"] == "note":
                 context.log.warning(event["text"])
@@ -69,6 +90,17 @@ def follow(
             if meter.is_due():
                 context.log.info(meter.describe())
     return outcome
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[TextIO | None]:
+    """The user's terminal, if there is one to draw a bar on."""
+    with contextlib.ExitStack() as stack:
+        terminal = None
+        if _ON_A_TERMINAL:
+            with contextlib.suppress(OSError):
+                terminal = stack.enter_context(Path("/dev/tty").open("w", encoding="utf-8"))
+        yield terminal
 
 
 def _events(laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Assets ``<study>/checkpoints``: the weights of every arm at the study's epochs, and the metrics up to them."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from dd_assets.checks import check_checkpoints, checkpoint_check_specs
 from dd_assets.errors import shown_as_sentence
@@ -19,7 +20,11 @@ from dd_core.studies import TRAINER_VERSION, Checkpoint, Study
 
 # A defect or a passing fault of the machine is tried once more, going on from the last resume point; users' mistakes,
 # lost data and killed workers are not (see DESIGN: one owner per failure).
-RETRY = dg.RetryPolicy(max_retries=1, delay=10, backoff=dg.Backoff.EXPONENTIAL)
+RETRY: Final = dg.RetryPolicy(max_retries=1, delay=10, backoff=dg.Backoff.EXPONENTIAL)
+
+# Runs that keep every core or GPU busy; dagster.yaml lets one of them run at a time, the others wait in the queue. A
+# backfill over many arms is several runs.
+COMPUTE_POOL: Final = "compute"
 
 
 def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
@@ -37,7 +42,6 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
         kinds={"pytorch", "safetensors"},
         code_version=TRAINER_VERSION,
         partitions_def=partitions,
-        skippable=True,  # each partition is reported when it is there, not all of them at the end
         metadata={
             "arms": len(study.arms),
             "trials": study.trials,
@@ -54,6 +58,7 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRY,
+        pool=COMPUTE_POOL,
     )
     def checkpoints(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
         from dd_core.warehouse import refresh
@@ -64,22 +69,24 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
             require(study.data.dataset)
             workers, threads = laboratory.workers()
             job = training_job(store.root, study, wanted, workers, threads)
+            arms = {checkpoint.arm for checkpoint in wanted}
             todo = [
                 task
                 for task in job.tasks
                 if isinstance(task, TrainTask) and not arm_is_complete(store, study, task.arm, task.until)
             ]
             recorder = PartitionRecorder(context, store, study, wanted)
-            context.log.info(f"{len(job.tasks)} arms of {study.name} wanted, {len(todo)} to train")
+            context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(todo)} to train")
             outcome = Outcome()
             if todo:
                 job = job.model_copy(update={"tasks": tuple(todo), "num_workers": min(workers, len(todo))})
                 outcome = follow(context, laboratory, job, recorder.on_event)
             recorder.record_rest()
-            refresh(store)
-            yield from check_checkpoints(store, study, key)
             kept = f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded"
-            outcome.raise_if_failed("arms", len(job.tasks), kept)
+            with outcome.raised_after("arms", len(arms), kept):
+                refresh(store)
+                yield from check_checkpoints(store, study, key)
+        yield already_logged(key)
 
     return checkpoints
 
@@ -125,6 +132,18 @@ class PartitionRecorder:
         )
 
 
+def already_logged(key: dg.AssetKey) -> dg.Output[None]:
+    """The output of a step that has logged each of its partitions itself.
+
+    Without an output Dagster would skip what depends on the step in the same run; with an ordinary one it would log
+    each partition of the range once more, without its own metadata and data version. This mark, which Dagster puts on
+    outputs of its own that have logged their events already, keeps it from that.
+    """
+    return dg.Output(
+        None, output_name="__".join(key.path), metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+    )
+
+
 def log_partition(
     context: dg.AssetExecutionContext,
     key: dg.AssetKey,
@@ -137,7 +156,7 @@ def log_partition(
     context.log_event(
         dg.AssetMaterialization(
             key,
-            partition=checkpoint.key,
+            partition=dg.MultiPartitionKey({"arm": checkpoint.arm.key, "epoch": f"{checkpoint.epoch:04d}"}),
             metadata=metadata,
             tags={"dagster/data_version": data_version, "dagster/code_version": code_version},
         )

@@ -111,6 +111,8 @@ class Store:
         """Refuse roots this class would silently treat as odd local folders."""
         if "://" in str(self.root) or ":/" in str(self.root):
             raise StoreError(f"the data root must be a folder on a file system, not {self.root}")
+        if any(part.startswith(("study=", "arm=")) for part in self.root.absolute().parts):
+            raise StoreError(f"the data root {self.root} has a folder called study=... or arm=..., as tables use them")
 
     # Where things lie
 

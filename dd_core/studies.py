@@ -25,7 +25,8 @@ TRAINER_VERSION = "1"
 _VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUM_DIGITS = 1797
-_RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse"}
+# DuckDB reads a folder called study=null as no value at all.
+_RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
 
 
 class _Strict(BaseModel):
@@ -169,8 +170,8 @@ class Study(_Strict):
             is_narrow = self.data.dataset == "digits" and variant_.architecture != "cnn5"
             if is_narrow and (size == 1 or (num_train or _NUM_DIGITS) % size == 1):
                 raise ValueError(
-                    f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, which "
-                    "BatchNorm cannot normalise; choose another size"
+                    f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
+                    "which BatchNorm cannot normalise; choose another size"
                 )
         return self
 

@@ -7,11 +7,13 @@ disturbed and nobody who holds it open read-only keeps others from writing. Path
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 import duckdb
 from filelock import FileLock
 
+from dd_core.errors import StaleError
 from dd_core.store import Store, write_atomically
 from dd_core.tables import TABLES, Table
 
@@ -53,7 +55,13 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> list[s
         folder = store.table_folder(table.name)
         if next(folder.glob("**/*.parquet"), None) is None:
             continue  # DuckDB refuses a view over no file at all
-        connection.execute(_view_sql(table, folder))
+        try:
+            connection.execute(_view_sql(table, folder))
+        except duckdb.InvalidInputException as error:
+            reason = str(error).splitlines()[0]
+            raise StaleError(
+                f"a file of the table {table.name} is damaged ({reason}); remove it and materialise its asset again"
+            ) from error
         connection.execute(f"COMMENT ON VIEW {table.name} IS {_quoted(table.description)}")
         for column in table.columns:
             comment = _quoted(column.description)
@@ -65,7 +73,9 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> list[s
 def _view_sql(table: Table, folder: Path) -> str:
     """A view with the columns in the order of the schema; the only text in it from outside is the quoted root."""
     depth = "/*" * len(table.folder_columns)
-    glob = _quoted(f"{folder}{depth}/*.parquet")
+    # What the root holds of wildcards stands for itself.
+    root = re.sub(r"[*?[]", r"[\g<0>]", str(folder.absolute()))
+    glob = _quoted(f"{root}{depth}/*.parquet")
     types = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
     columns = ", ".join(f'"{column.name}"' for column in table.columns)
     return (

@@ -7,6 +7,7 @@ import dagster as dg
 
 from dd_assets.errors import shown_as_sentence
 from dd_assets.figures import FIGURES, Figure
+from dd_assets.partitions import per_image_curvature_key
 from dd_assets.resources import Laboratory
 from dd_core.errors import UserError
 from dd_core.studies import Study
@@ -17,10 +18,17 @@ def figure_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
     return [_figure_asset(figure, studies) for figure in FIGURES]
 
 
+def _table_keys(table: str, studies: dict[str, Study]) -> list[dg.AssetKey]:
+    """The assets that hold a table: per-image curvature is one of each study, the others are shared."""
+    if table == "per_image_curvature":
+        return [per_image_curvature_key(name) for name in studies]
+    return [dg.AssetKey(table)]
+
+
 def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinition:
     spec = dg.AssetSpec(
         figure.name,
-        deps=list(figure.tables),
+        deps=[key for table in figure.tables for key in _table_keys(table, studies)],
         description=figure.description,
         group_name="figures",
         kinds={"altair"},

@@ -1,10 +1,12 @@
 """The table ``curvature``: per-image curvature summarised per checkpoint and trial. Rebuilt from files alone."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from dd_core.errors import StaleError
 from dd_core.provenance import curvature_is_current, curvature_manifest, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
@@ -31,6 +33,8 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         subsets |= {"clean": ~noisy, "noisy": noisy}
     rows = []
     for name, mask in subsets.items():
+        if not mask.any():
+            continue  # every label is wrong
         row: dict[str, Any] = {"subset": name, "num_images": int(mask.sum())}
         row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in _MEANS}
         quantiles = np.quantile(columns["trace"][mask], list(_QUANTILES.values()))
@@ -54,20 +58,27 @@ def rebuild(store: Store, study: Study) -> int:
 
     Returns:
         Number of rows; with none, the study's part is removed.
+
+    Raises:
+        StaleError: a file that is to be summarised is damaged.
     """
     known = _known_rows(store, study)
+    num_known = Counter(row["arm"] for rows_of_file in known.values() for row in rows_of_file)
     rows: list[dict[str, Any]] = []
+    changed: set[str] = set()
     for checkpoint, weights in trained_checkpoints(store, study).items():
         manifest = curvature_manifest(store, study, checkpoint)
         if manifest is not None and curvature_is_current(manifest, weights):
-            sha256 = manifest["files"]["table"]["sha256"]
-            rows += known.get((checkpoint.arm.key, checkpoint.epoch, sha256)) or _summarise_file(
-                store, study, checkpoint, sha256
-            )
+            known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest["files"]["table"]["sha256"]))
+            if known_rows is None:
+                changed.add(checkpoint.arm.key)
+            rows += known_rows or _summarise_file(store, study, checkpoint, manifest)
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_arm.setdefault(row.pop("arm"), []).append(row)
     for arm, arm_rows in by_arm.items():
+        if arm not in changed and len(arm_rows) == num_known[arm]:
+            continue  # a file that stays as it is disturbs nobody who reads it
         columns = {c.name: [row[c.name] for row in arm_rows] for c in TABLES["curvature"].file_columns}
         path = store.table_folder("curvature", study.name, arm) / "summary.parquet"
         write_parquet(path, to_arrow("curvature", columns, len(arm_rows)))
@@ -86,8 +97,16 @@ def _known_rows(store: Store, study: Study) -> dict[tuple[str, int, str], list[d
     return known
 
 
-def _summarise_file(store: Store, study: Study, checkpoint: Checkpoint, sha256: str) -> list[dict[str, Any]]:
-    table = read_parquet(store.curvature_path(study.name, checkpoint))
+def _summarise_file(
+    store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]
+) -> list[dict[str, Any]]:
+    try:
+        table = read_parquet(store.verify(manifest, "table"))
+    except StaleError as error:
+        raise StaleError(
+            f"{error}; compute it again: dagster asset materialize --select '{study.name}/per_image_curvature' "
+            f"--partition '{checkpoint.key}'"
+        ) from error
     names = ("trial", "is_noisy", *_MEANS)
     columns = {name: table[name].to_numpy() for name in names}
     rows = []
@@ -102,7 +121,7 @@ def _summarise_file(store: Store, study: Study, checkpoint: Checkpoint, sha256: 
                     "trial": trial,
                     "recipe": study.recipe_hash(checkpoint.arm),
                     "epoch": checkpoint.epoch,
-                    "source_sha256": sha256,
+                    "source_sha256": manifest["files"]["table"]["sha256"],
                     **row,
                 }
             )

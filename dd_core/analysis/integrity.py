@@ -32,33 +32,40 @@ def metric_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnectio
     if not last:
         return [], 0
     problems = []
+    # A comparison alone is not enough: DuckDB may decide it from a file's statistics, which leave NaN out.
     batches = _per_arm(
         connection,
         study,
         "training_batches",
-        "max(step), bool_and(isfinite(loss_train_nats) AND loss_train_nats >= 0 AND acc_train BETWEEN 0 AND 1 "
-        "AND lr >= 0), count(DISTINCT step)",
+        "list(DISTINCT step), max(epoch), bool_and(isfinite(loss_train_nats) AND isfinite(acc_train) AND isfinite(lr) "
+        "AND loss_train_nats >= 0 AND acc_train BETWEEN 0 AND 1 AND lr >= 0)",
     )
     evals = _per_arm(
         connection,
         study,
         "training_evals",
-        "max(epoch), bool_and(isfinite(train_loss) AND train_error BETWEEN 0 AND 1 AND "
-        "(test_error IS NULL OR isnan(test_error) OR test_error BETWEEN 0 AND 1)), count(DISTINCT epoch)",
+        "list(DISTINCT epoch), max(epoch), bool_and(isfinite(train_loss) AND isfinite(train_error) AND train_error "
+        "BETWEEN 0 AND 1 AND (test_error IS NULL OR isnan(test_error) OR test_error BETWEEN 0 AND 1))",
     )
     for arm, epoch in last.items():
+        # A study file may have asked for more when this was trained; more is no problem.
         wanted = {e for e in range(epoch + 1) if e % study.evaluation.every == 0 or e in study.checkpoints} | {0}
         for trial in range(study.trials):
             where = f"{arm} trial {trial}"
-            rows, end, in_range, distinct = evals.get((arm, trial), (0, 0, True, 0))
-            if rows != len(wanted) or distinct != len(wanted) or end != epoch:
-                problems.append(f"{where}: {distinct} different evaluations in {rows} rows, expected {len(wanted)}")
+            rows, found, _, in_range = evals.get((arm, trial), (0, [], 0, True))
+            if rows != len(found) or wanted - set(found):
+                problems.append(
+                    f"{where}: {len(found)} different evaluations in {rows} rows, {len(wanted - set(found))} missing"
+                )
             if not in_range:
                 problems.append(f"{where}: an evaluation is not finite or out of range")
             if epoch:
-                rows, end, in_range, distinct = batches.get((arm, trial), (0, 0, True, 0))
-                if rows != end or distinct != rows or rows == 0 or rows % epoch:
-                    problems.append(f"{where}: {distinct} different steps in {rows} rows, the last is step {end}")
+                rows, found, end, in_range = batches.get((arm, trial), (0, [], 0, True))
+                if rows != len(found) or set(found) != set(range(1, rows + 1)) or end < epoch or rows % end:
+                    problems.append(
+                        f"{where}: {len(found)} different steps in {rows} rows, up to step {max(found, default=0)} "
+                        f"and epoch {end} of {epoch}"
+                    )
                 if not in_range:
                     problems.append(f"{where}: a batch metric is not finite or out of range")
     return problems, len(last) * study.trials
@@ -66,15 +73,15 @@ def metric_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnectio
 
 def _per_arm(
     connection: duckdb.DuckDBPyConnection, study: Study, table: str, aggregates: str
-) -> dict[tuple[str, int], tuple[int, int, bool, int]]:
-    """Count and aggregates by (arm, trial); empty if the table has no file yet."""
+) -> dict[tuple[str, int], tuple[int, list[int], int, bool]]:
+    """Count and three aggregates by (arm, trial); empty if the table has no file yet."""
     try:
         rows = connection.execute(
             f"SELECT arm, trial, count(*), {aggregates} FROM {table} WHERE study = ? GROUP BY arm, trial", [study.name]
         ).fetchall()
     except duckdb.CatalogException:
         return {}
-    return {(arm, trial): (count, end, in_range, distinct) for arm, trial, count, end, in_range, distinct in rows}
+    return {(arm, trial): tuple(values) for arm, trial, *values in rows}
 
 
 def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], int]:
@@ -86,12 +93,16 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
             expected[checkpoint.arm.key, checkpoint.epoch] = manifest["rows"]["table"]
     if not expected:
         return [], 0
-    rows = connection.execute(
-        "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), "
-        "bool_and(isfinite(trace) AND isfinite(frobenius_norm) AND trace >= 0 AND largest_eigenvalue <= trace * 1.001) "
-        "FROM per_image_curvature WHERE study = ? GROUP BY arm, epoch",
-        [study.name],
-    ).fetchall()
+    try:
+        rows = connection.execute(
+            "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), bool_and(isfinite(trace) AND "
+            "isfinite(frobenius_norm) AND isfinite(largest_eigenvalue) AND trace >= 0 "
+            "AND largest_eigenvalue <= trace * 1.001) "
+            "FROM per_image_curvature WHERE study = ? GROUP BY arm, epoch",
+            [study.name],
+        ).fetchall()
+    except duckdb.CatalogException:  # every file is gone
+        rows = []
     found = {(arm, epoch): (count, distinct, sound) for arm, epoch, count, distinct, sound in rows}
     problems = []
     for (arm, epoch), count in expected.items():

@@ -29,11 +29,8 @@ class RunRecord:
     def open(
         cls, store: Store, study: Study, arm: Arm, first_epoch: int, device: str, stacks: list[TrialStack]
     ) -> "RunRecord":
-        """Start the next attempt; earlier ones still marked running were killed, and are marked so."""
-        folder = store.table_folder("runs", study.name, arm.key)
-        earlier = sorted(folder.glob("attempt-*.parquet"))
-        for path in earlier:
-            _mark_interrupted(path)
+        """Start the next attempt."""
+        earlier = _attempts(store, study, arm)
         columns = {
             "variant": arm.variant,
             "k": arm.k,
@@ -47,6 +44,7 @@ class RunRecord:
             "first_epoch": first_epoch,
             "started_at": datetime.datetime.now(datetime.UTC),
         }
+        folder = store.table_folder("runs", study.name, arm.key)
         path = folder / f"attempt-{len(earlier) + 1:04d}.parquet"
         record = cls(path, columns, study.trials, stacks[0].num_train * study.trials)
         record._write("running", None, first_epoch, None)
@@ -72,10 +70,15 @@ class RunRecord:
         write_parquet(self.path, to_arrow("runs", columns, self.num_trials))
 
 
-def _mark_interrupted(path: Path) -> None:
-    table = read_parquet(path)
-    if table["status"][0].as_py() != "running":
-        return
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
-    write_parquet(path, to_arrow("runs", columns, table.num_rows))
+def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
+    """Mark attempts that were killed: those that still say they are running. Hold the arm's lock while doing so."""
+    for path in _attempts(store, study, arm):
+        table = read_parquet(path)
+        if table["status"][0].as_py() == "running":
+            columns = {name: table[name].to_pylist() for name in table.column_names}
+            columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
+            write_parquet(path, to_arrow("runs", columns, table.num_rows))
+
+
+def _attempts(store: Store, study: Study, arm: Arm) -> list[Path]:
+    return sorted(store.table_folder("runs", study.name, arm.key).glob("attempt-*.parquet"))

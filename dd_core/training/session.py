@@ -22,7 +22,7 @@ from dd_core.training.checkpoints import (
     save_checkpoint,
     save_tensors,
 )
-from dd_core.training.ledger import RunRecord
+from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import EVAL_METRICS, Recorder
 from dd_core.training.stack import TrialStack, stacking
 
@@ -160,15 +160,21 @@ def sound_checkpoints(store: Store, study: Study, arm: Arm, until: int) -> bool:
     return True
 
 
-def remove_foreign_parts(store: Store, study: Study, arm: Arm) -> None:
-    """Before training from the beginning: drop metric files of checkpoint epochs the study no longer has.
+def remove_foreign_parts(store: Store, study: Study, arm: Arm, epoch: int) -> None:
+    """Before training from ``epoch`` on: drop later metric files unless they are cut at the study's checkpoints.
 
-    The files of its present epochs are about to be written again, and will cover what those held.
+    A file holds what happened since the checkpoint before it. Files cut at other epochs, side by side with new ones,
+    would hold epochs twice or not at all, and an interruption could leave them so. A checkpoint without its files is
+    trained again.
     """
-    for table in _METRIC_TABLES:
-        for path in store.table_folder(table, study.name, arm.key).glob("*.parquet"):
-            if path.stem not in study.epoch_keys:
-                path.unlink()
+    start = f"{epoch:04d}" if epoch else ""  # from the beginning, epoch 0 is evaluated again
+    folders = [store.table_folder(table, study.name, arm.key) for table in _METRIC_TABLES]
+    later = [path for folder in folders for path in folder.glob("*.parquet") if path.stem > start]
+    cuts = sorted({path.stem for path in later})
+    if cuts and cuts != [key for key in study.epoch_keys if start < key <= cuts[-1]]:
+        # From the end, so that what a process killed here leaves is still recognised.
+        for path in sorted(later, key=lambda path: path.stem, reverse=True):
+            path.unlink()
 
 
 def train_arm(
@@ -207,18 +213,18 @@ def train_arm(
     """
     device = device or torch.device("cpu")
     with arm_lock(store, study, arm, wait):
+        mark_interrupted(store, study, arm)
         retire_other_recipes(store, study, arm, report)
-        if sound_checkpoints(store, study, arm, until):
-            return
         for table in ("runs", *_METRIC_TABLES):
             store.clean_temporaries(store.table_folder(table, study.name, arm.key))
         store.clean_temporaries(store.arm_folder(study.name, arm.key))
+        if sound_checkpoints(store, study, arm, until):
+            return
         session = Session(study, arm, store, device, dtype)
         obstacle = session.resume()
         if obstacle:
             report({"event": "note", "text": f"{arm.key}: training from the beginning, because {obstacle}"})
-        if session.epoch == 0:
-            remove_foreign_parts(store, study, arm)
+        remove_foreign_parts(store, study, arm, session.epoch)
         record = RunRecord.open(store, study, arm, session.epoch, device_name(device), session.stacks)
         try:
             _run(session, until, resume_seconds, report, record)

@@ -137,10 +137,15 @@ class TrialStack:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
         load_state(self.model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        parameters = list(self.model.parameters())
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, entry = name.split(".", 2)
+                parameter = parameters[int(index)]
+                if tensor.shape == parameter.shape:
+                    # Fused optimisers walk through memory: moments must lie there in the parameter's own order.
+                    tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
                 entries.setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
 

@@ -1,0 +1,114 @@
+"""What Dagster sees without running anything: the assets of the shipped studies, and the specification of each kind."""
+
+import dagster as dg
+import pytest
+from support import Lab
+
+from dd_assets.catalogue import study_folders
+from dd_core.studies import Catalogue, Study, read_studies
+
+FIGURES = {
+    "double_descent_curve",
+    "training_curves",
+    "epoch_by_width",
+    "curvature_by_width",
+    "curvature_over_training",
+    "most_curved_images",
+}
+TABLES = {"images", "runs", "training_batches", "training_evals", "image_progress", "curvature"}
+SHIPPED = {"quickstart", "double_descent", "label_noise_20"}
+
+# asset | group | kinds | reads | partitions, code version, checks
+SPECS = """
+curvature | tables | duckdb parquet | tiny/per_image_curvature |
+curvature_by_width | figures | altair | curvature training_evals |
+curvature_over_training | figures | altair | curvature training_evals |
+double_descent_curve | figures | altair | training_evals |
+epoch_by_width | figures | altair | training_evals |
+image_progress | tables | duckdb parquet | tiny/checkpoints |
+images | tables | duckdb parquet | tiny/checkpoints |
+most_curved_images | figures | altair | curvature tiny/per_image_curvature training_evals |
+runs | tables | duckdb parquet | tiny/checkpoints |
+tiny/checkpoints | tiny | pytorch safetensors | | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
+tiny/per_image_curvature | tiny | parquet pytorch | tiny/checkpoints | arm x epoch, 1, one_row_per_image
+training_batches | tables | duckdb parquet | tiny/checkpoints |
+training_curves | figures | altair | training_evals |
+training_evals | tables | duckdb parquet | tiny/checkpoints |
+"""
+
+
+def build(studies: Catalogue | None = None) -> dg.Definitions:
+    from dd_assets.definitions import build_defs
+
+    return build_defs(studies or read_studies(study_folders()[:1]))
+
+
+def spec_line(spec: dg.AssetSpec, checks: list[str]) -> str:
+    reads = " ".join(sorted(dep.asset_key.to_user_string() for dep in spec.deps))
+    columns = [spec.key.to_user_string(), str(spec.group_name), " ".join(sorted(spec.kinds)), reads]
+    if spec.partitions_def is not None:
+        assert isinstance(spec.partitions_def, dg.MultiPartitionsDefinition)
+        names = " x ".join(spec.partitions_def.partition_dimension_names)
+        columns.append(f"{names}, {spec.code_version}, {' '.join(sorted(checks))}")
+    else:
+        columns.append("")
+    return " ".join(" | ".join(columns).split())
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_the_specification_of_every_asset_of_a_study(tiny_study: Study) -> None:
+    defs = build(Catalogue({"tiny": tiny_study}, {}))
+    checks: dict[dg.AssetKey, list[str]] = {}
+    for definition in defs.assets or []:
+        assert isinstance(definition, dg.AssetsDefinition)
+        for check in definition.check_specs:
+            checks.setdefault(check.asset_key, []).append(check.name)
+    lines = [spec_line(spec, checks.get(spec.key, [])) for spec in defs.resolve_all_asset_specs()]
+    assert sorted(lines) == [" ".join(line.split()) for line in SPECS.strip().splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_every_shipped_asset_says_what_it_is() -> None:
+    for spec in build().resolve_all_asset_specs():
+        assert spec.group_name != "default", spec.key
+        assert spec.kinds, spec.key
+        assert spec.description, spec.key
+        assert (spec.code_version is not None) == (spec.partitions_def is not None), spec.key
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_partition_keys_are_arm_then_epoch() -> None:
+    specs = {spec.key.to_user_string(): spec for spec in build().resolve_all_asset_specs()}
+    partitions = specs["quickstart/checkpoints"].partitions_def
+    assert partitions is not None
+    keys = partitions.get_partition_keys()
+    assert len(keys) == 10 * 7
+    assert {"preact-resnet10.k001|0000", "preact-resnet10.k016|0120"} <= set(keys)
+    paper = specs["double_descent/checkpoints"].partitions_def
+    assert paper is not None
+    assert {"resnet18-adam.k018|0500", "resnet18-adam.k032|4000"} <= set(paper.get_partition_keys())
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_a_broken_study_file_is_shown_with_its_reason(lab: Lab) -> None:
+    path = lab.write_study("bad", "description: [")
+    defs = build(read_studies([lab.studies]))
+    specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+    assert "tiny/checkpoints" in specs
+    broken = specs["broken_studies/bad_yaml"]
+    assert broken.group_name == "broken_studies"
+    assert str(broken.description).startswith(f"Not loaded. {path}: not valid YAML at line 1")
+
+
+def test_the_command_lists_the_assets_of_all_shipped_studies(lab: Lab) -> None:
+    lab.home.mkdir()
+    listed = lab.shell("source ./env.sh && dagster asset list", DD_STUDIES=None).succeeded()
+    expected = FIGURES | TABLES | {f"{study}/{a}" for study in SHIPPED for a in ("checkpoints", "per_image_curvature")}
+    assert listed.output.split() == sorted(expected)
+
+
+def test_the_workspace_is_valid_in_a_fresh_place(lab: Lab) -> None:
+    """Neither the data root nor Dagster's home is there before."""
+    validated = lab.shell("source ./env.sh && dagster definitions validate -w workspace.yaml", DAGSTER_HOME=None)
+    assert "Validation successful for code location double_descent_lab" in validated.succeeded().output
+    assert (lab.root / "dagster" / "dagster.yaml").is_file()

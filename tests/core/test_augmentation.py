@@ -1,0 +1,149 @@
+"""Augmented batches against a loop over images, and the order of an epoch as a function of (seed, trial, epoch)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+from dd_core.data.augmentation import EpochPlan, PlainImages, TrainingImages, plan_epoch
+from dd_core.data.trials import TrialData
+from dd_core.studies import Augmentation
+
+CPU = torch.device("cpu")
+FULL = Augmentation(shift_x=2, shift_y=1, flip=True)
+
+
+def made_up(num_trials: int, channels: int, shared: bool, num_train: int = 11) -> tuple[np.ndarray, list[TrialData]]:
+    """Random images that are higher than wide, and trials with their own training images and statistics."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (30, 6, 5, channels), dtype=np.uint8)
+    trials = []
+    for trial in range(num_trials):
+        ids = np.arange(num_train) if shared else np.sort(random.permutation(30)[:num_train])
+        labels = random.integers(0, 10, num_train)
+        mean = (100 + trial + np.arange(channels)).astype(np.float32)
+        std = (10 + trial + np.arange(channels)).astype(np.float32)
+        trials.append(TrialData(ids, ids, labels, labels, labels, mean, std))
+    return images, trials
+
+
+def one_by_one(
+    images: np.ndarray, trials: list[TrialData], plan: EpochPlan, pad: tuple[int, int], start: int, stop: int
+) -> torch.Tensor:
+    """The same batch image by image with torchvision: pad, crop, flip, standardise."""
+    height, width, channels = images.shape[1:]
+    batch = torch.empty(stop - start, len(trials) * channels, height, width, dtype=torch.float64)
+    for row, position in enumerate(range(start, stop)):
+        for t, data in enumerate(trials):
+            image = torch.from_numpy(images[data.train_ids[plan.positions[position, t]]]).permute(2, 0, 1)
+            image = tv.pad(image, [pad[0], pad[1]])
+            image = tv.crop(image, int(plan.top[position, t]), int(plan.left[position, t]), height, width)
+            if plan.flip[position, t]:
+                image = tv.hflip(image)
+            standard = tv.normalize(image.double(), data.mean.tolist(), data.std.tolist())
+            batch[row, t * channels : (t + 1) * channels] = standard
+    return batch
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("num_trials", "channels"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("augmentation", [FULL, Augmentation(shift_y=2), Augmentation(flip=True)])
+def test_a_batch_is_what_torchvision_makes_image_by_image(
+    num_trials: int, channels: int, shared: bool, augmentation: Augmentation
+) -> None:
+    images, trials = made_up(num_trials, channels, shared)
+    plan = plan_epoch(0, list(range(num_trials)), 11, 1, augmentation, CPU)
+    loader = TrainingImages(images, trials, augmentation, CPU, torch.float64)
+    for start, stop in ((0, 4), (4, 8), (8, 11)):
+        expected = one_by_one(images, trials, plan, (augmentation.shift_x, augmentation.shift_y), start, stop)
+        torch.testing.assert_close(loader.batch(plan, start, stop), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_colour_batches_are_channels_last_for_speed() -> None:
+    images, trials = made_up(2, 3, shared=False)
+    plan = plan_epoch(0, [0, 1], 11, 1, FULL, CPU)
+    for batch in (
+        TrainingImages(images, trials, FULL, CPU, torch.float32).batch(plan, 0, 4),
+        PlainImages(images, [t.train_ids for t in trials], trials, CPU, torch.float32).batch(0, 4),
+    ):
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_without_shift_and_flip_training_images_are_the_plain_images_in_another_order(shared: bool) -> None:
+    images, trials = made_up(2, 3, shared)
+    nothing = Augmentation()
+    plan = plan_epoch(0, [0, 1], 11, 1, nothing, CPU)
+    augmented = TrainingImages(images, trials, nothing, CPU, torch.float64).batch(plan, 0, 11)
+    plain = PlainImages(images, [t.train_ids for t in trials], trials, CPU, torch.float64).batch(0, 11)
+    for t in range(2):
+        own = slice(3 * t, 3 * t + 3)
+        assert torch.equal(augmented[:, own], plain[plan.positions[:, t], own])
+
+
+def test_plain_images_are_standardised_with_each_trials_own_statistics_and_equal_when_asked_again() -> None:
+    images, trials = made_up(2, 3, shared=False)
+    ids = [np.array([3, 1, 29]), np.array([0, 0, 5])]
+    loader = PlainImages(images, ids, trials, CPU, torch.float64)
+    batch = loader.batch(0, 2)
+    assert batch.shape == (2, 6, 6, 5)
+    for t, data in enumerate(trials):
+        for row in range(2):
+            expected = (images[ids[t][row]].astype(np.float64) - data.mean) / data.std
+            np.testing.assert_allclose(batch[row, 3 * t : 3 * t + 3].permute(1, 2, 0), expected, rtol=1e-14)
+    assert torch.equal(loader.batch(0, 2), batch)
+    assert loader.batch(2, 4).shape[0] == 1
+
+
+def test_a_large_set_is_not_kept_in_memory_but_gives_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, trials = made_up(1, 3, shared=False)
+    kept = PlainImages(images, [trials[0].train_ids], trials, CPU, torch.float32)
+    monkeypatch.setattr(PlainImages, "_KEEP_BYTES", 0)
+    fresh = PlainImages(images, [trials[0].train_ids], trials, CPU, torch.float32)
+    assert fresh.batch(0, 5) is not fresh.batch(0, 5)
+    assert kept.batch(0, 5) is kept.batch(0, 5)
+    assert torch.equal(fresh.batch(0, 5), kept.batch(0, 5))
+
+
+def test_every_offset_and_flip_occurs_equally_often() -> None:
+    plan = plan_epoch(0, [0, 1], 30_000, 1, FULL, CPU)
+    for t in range(2):
+        joint = torch.stack([plan.top[:, t], plan.left[:, t], plan.flip[:, t].long()], dim=1)
+        values, counts = joint.unique(dim=0, return_counts=True)
+        assert len(values) == 3 * 5 * 2
+        # Binomial with n = 30000, p = 1/30: 1000 +- 31; five deviations.
+        assert (counts - 1000).abs().max() < 160
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_epoch_shows_every_image_once(epoch: int) -> None:
+    plan = plan_epoch(0, [0, 1], 11, epoch, FULL, CPU)
+    assert torch.equal(plan.positions.sort(0).values, torch.arange(11)[:, None].expand(11, 2))
+
+
+def as_tuple(plan: EpochPlan) -> tuple[Any, ...]:
+    return tuple(tuple(t.flatten().tolist()) for t in (plan.positions, plan.top, plan.left, plan.flip))
+
+
+def test_an_epoch_depends_on_seed_trial_and_epoch_alone() -> None:
+    plans = {
+        (seed, trial, epoch): as_tuple(plan_epoch(seed, [trial], 50, epoch, FULL, CPU))
+        for seed in (0, 1)
+        for trial in (0, 1)
+        for epoch in (1, 2)
+    }
+    for part in range(4):
+        assert len({plan[part] for plan in plans.values()}) == len(plans)
+    for (seed, trial, epoch), plan in plans.items():
+        assert as_tuple(plan_epoch(seed, [trial], 50, epoch, FULL, CPU)) == plan
+        together = plan_epoch(seed, [5, trial], 50, epoch, FULL, CPU)
+        assert as_tuple(EpochPlan(*(getattr(together, n)[:, 1:] for n in EpochPlan.__dataclass_fields__))) == plan
+
+
+def test_turning_the_flip_off_leaves_order_and_shifts_alone() -> None:
+    flipped = plan_epoch(0, [0], 50, 1, FULL, CPU)
+    plain = plan_epoch(0, [0], 50, 1, FULL.model_copy(update={"flip": False}), CPU)
+    assert not plain.flip.any()
+    assert as_tuple(plain)[:3] == as_tuple(flipped)[:3]

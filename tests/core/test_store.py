@@ -1,0 +1,211 @@
+"""Files: atomic writes, manifests that notice every harm, and results of old recipes moved out of the way."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dd_core.errors import StaleError, StoreError
+from dd_core.store import Store, sha256_of, write_atomically, write_json, write_text
+from dd_core.studies import Study
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_writer_that_raises_leaves_the_old_content_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    write_text(path, "old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half of the n")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_atomically(path, write)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["result"]
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    write_text(path, "old")
+    seen = []
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        seen.append(path.read_text())
+        assert temporary.parent == tmp_path  # rename is atomic on one file system alone
+        assert temporary.name.startswith(".")
+
+    write_atomically(path, write)
+    assert (seen, path.read_text()) == (["old"], "new")
+
+
+def test_written_files_may_be_read_by_other_users(tmp_path: Path) -> None:
+    write_text(tmp_path / "result", "text")
+    assert (tmp_path / "result").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_writer_may_replace_the_temporary_file(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.write_text("another inode")
+
+    write_atomically(tmp_path / "result", write)
+    assert (tmp_path / "result").read_text() == "another inode"
+
+
+def test_temporaries_of_killed_writers_are_removed_and_nothing_else(store: Store) -> None:
+    folder = store.arm_folder("tiny", "plain.k001")
+    for name in (".0002.safetensors.abc.tmp", "0002.safetensors", ".hidden", "a.tmp"):
+        write_text(folder / name, "")
+    store.clean_temporaries(folder)
+    assert names(folder) == [".hidden", "0002.safetensors", "a.tmp"]
+
+
+def test_a_sound_file_passes_its_manifest(store: Store) -> None:
+    data, manifest = store.root / "a" / "data", store.root / "a" / "data.json"
+    write_text(data, "abc")
+    assert sha256_of(data) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    store.write_manifest(manifest, {"kind": "test"}, {"data": data})
+    content = store.read_manifest(manifest)
+    assert content is not None
+    assert content["kind"] == "test"
+    assert store.verify(content, "data") == data
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda path: path.write_text("ab"), "2 bytes where its manifest says 3"),
+        (lambda path: path.write_text("abd"), "SHA-256 differs"),
+        (lambda path: path.unlink(), "not on disk"),
+    ],
+    ids=["truncated", "altered", "deleted"],
+)
+def test_a_harmed_file_does_not_pass_its_manifest(harm: object, reason: str, store: Store) -> None:
+    data, manifest = store.root / "data", store.root / "data.json"
+    write_text(data, "abc")
+    store.write_manifest(manifest, {}, {"data": data})
+    harm(data)  # type: ignore[operator]
+    with pytest.raises(StaleError, match=reason) as caught:
+        store.verify(store.read_manifest(manifest) or {}, "data")
+    assert str(data) in str(caught.value)
+
+
+def test_a_manifest_still_fits_after_the_root_has_moved(store: Store, tmp_path: Path) -> None:
+    write_text(store.root / "data", "abc")
+    store.write_manifest(store.root / "data.json", {}, {"data": store.root / "data"})
+    moved = Store(store.root.rename(tmp_path / "elsewhere"))
+    assert moved.verify(moved.read_manifest(moved.root / "data.json") or {}, "data") == moved.root / "data"
+
+
+@pytest.mark.parametrize("text", ["", '{"files": {"a', "[]", "{}", '{"files": []}', "\x00"])
+def test_half_a_manifest_is_none(text: str, store: Store) -> None:
+    write_text(store.root / "m.json", text)
+    assert store.read_manifest(store.root / "m.json") is None
+
+
+def test_an_absent_manifest_is_none_but_an_unreadable_one_is_told(store: Store) -> None:
+    assert store.read_manifest(store.root / "absent.json") is None
+    (store.root / "folder.json").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"cannot read .*folder\.json"):
+        store.read_manifest(store.root / "folder.json")
+
+
+def test_json_is_the_same_bytes_for_the_same_content(tmp_path: Path) -> None:
+    write_json(tmp_path / "1", {"b": 1, "a": 2})
+    write_json(tmp_path / "2", {"a": 2, "b": 1})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def fill(store: Store, text: str) -> list[Path]:
+    """A few results of one arm, and the files that are there afterwards."""
+    for folder in [store.arm_folder("tiny", "plain.k001")] + [
+        store.table_folder(table, "tiny", "plain.k001") for table in ("runs", "curvature")
+    ]:
+        write_text(folder / "0002", text)
+    return sorted(path.relative_to(store.root) for path in store.root.rglob("0002"))
+
+
+def test_retiring_an_arm_moves_all_of_it_and_nothing_of_others(store: Store) -> None:
+    files = fill(store, "old")
+    others = [
+        store.arm_folder("tiny", "plain.k002") / "0002.json",
+        store.table_folder("images", "tiny") / "plain.parquet",
+        store.table_folder("runs", "tiny", "plain.k002") / "attempt-0001.parquet",
+    ]
+    for other in others:
+        write_text(other, "")
+    target = store.retire_arm("tiny", "plain.k001", "abc")
+    assert target is not None
+    assert sorted(path.relative_to(target) for path in target.rglob("0002")) == files
+    assert all(other.exists() for other in others)
+    assert not any(str(target) not in str(path) for path in store.root.rglob("0002"))
+
+
+def test_retiring_the_same_recipe_again_keeps_the_later_results(store: Store) -> None:
+    for text in ("first", "second"):
+        fill(store, text)
+        target = store.retire_arm("tiny", "plain.k001", "abc")
+        assert target is not None
+    assert {path.read_text() for path in target.rglob("0002")} == {"second"}
+
+
+def test_nothing_to_retire_is_said(store: Store) -> None:
+    assert store.retire_arm("tiny", "plain.k001", "abc") is None
+
+
+def test_checkpoints_are_moved_last_so_that_an_interrupted_retirement_is_noticed_and_repeated(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fill(store, "old")
+    rename, calls = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", interrupted)
+        store.retire_arm("tiny", "plain.k001", "abc")
+    assert (store.arm_folder("tiny", "plain.k001") / "0002").exists()
+    target = store.retire_arm("tiny", "plain.k001", "abc")
+    assert target is not None
+    assert sorted(path.relative_to(target) for path in target.rglob("0002")) == files
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_as_root_or_above_it_is_one_sentence(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file.*DD_ROOT") as caught:
+        Store(tmp_path / "file" / below).check_writable()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_root_without_permission_is_one_sentence(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match=r"^cannot write .*Permission denied"):
+        Store(tmp_path).check_writable()
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/data", "gs://bucket", "file:///tmp/x"])
+def test_a_root_that_looks_remote_is_refused(root: str) -> None:
+    with pytest.raises(StoreError, match="must be a folder"):
+        Store(Path(root))
+
+
+def test_checking_a_root_leaves_nothing_behind(store: Store) -> None:
+    store.check_writable()
+    assert names(store.root) == []
+
+
+def test_epochs_sort_in_file_names_as_they_do_in_time(store: Store, tiny_study: Study) -> None:
+    paths = [store.checkpoint_path("tiny", checkpoint) for checkpoint in tiny_study.iter_checkpoints()]
+    assert [path.stem for path in paths[:3]] == ["0000", "0002", "0004"]
+    assert len(set(paths)) == len(paths)

@@ -1,0 +1,266 @@
+"""Study files: what is refused and how it is said, keys, and the recipe hash that ties results to what made them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dd_core.errors import StudyError, UserError
+from dd_core.studies import Arm, Study, read_studies, read_study
+
+GOOD = """\
+description: a question
+data: {dataset: digits, num_train: 100}
+variants:
+  plain:
+    architecture: preact_resnet10
+    label_noise: 0.2
+    batch_size: 32
+    optimizer: {name: adam, learning_rate: 0.002}
+widths: [2, 1]
+trials: 2
+epochs: 4
+checkpoints: [0, 4, 2]
+"""
+
+# What is changed in GOOD, and the path of the key that must be named (with a part of the reason).
+REFUSED = {
+    "unknown key of the study": ("trials: 2", "trials: 2\ntrails: 3", ["trails", "not permitted"]),
+    "unknown key of a variant": ("batch_size: 32", "batch_size: 32\n    momentum: 0.9", ["variants.plain.momentum"]),
+    "unknown key of the optimiser": ("name: adam,", "name: adam, beta: 1,", ["variants.plain.optimizer.beta"]),
+    "text for a number": ("trials: 2", "trials: two", ["trials", "'two'"]),
+    "quoted number": ("epochs: 4", 'epochs: "4"', ["epochs", "'4'"]),
+    "text for a rate": ("learning_rate: 0.002", "learning_rate: fast", ["variants.plain.optimizer.learning_rate"]),
+    "float for an integer": ("trials: 2", "trials: 2.0", ["trials", "2.0"]),
+    "float for a width": ("widths: [2, 1]", "widths: [2, 1.5]", ["widths.1", "1.5"]),
+    "bool for an integer": ("trials: 2", "trials: true", ["trials", "True"]),
+    "bool for a rate": ("label_noise: 0.2", "label_noise: true", ["variants.plain.label_noise", "True"]),
+    "integer for a bool": ("batch_size: 32", "batch_size: 32\n    augmentation: {flip: 1}", ["augmentation.flip"]),
+    "width below one": ("widths: [2, 1]", "widths: [2, 0]", ["widths.1", "greater than or equal to 1"]),
+    "width of four digits": ("widths: [2, 1]", "widths: [1000]", ["widths.0", "999"]),
+    "no width": ("widths: [2, 1]", "widths: []", ["widths"]),
+    "width twice": ("widths: [2, 1]", "widths: [2, 1, 2]", ["widths: listed twice: 2"]),
+    "checkpoint twice": ("checkpoints: [0, 4, 2]", "checkpoints: [0, 4, 4]", ["checkpoints: listed twice: 4"]),
+    "checkpoint before the beginning": ("checkpoints: [0, 4, 2]", "checkpoints: [-1]", ["checkpoints.0"]),
+    "checkpoint beyond the end": ("checkpoints: [0, 4, 2]", "checkpoints: [0, 5]", ["checkpoints: epoch 5", "4"]),
+    "epochs of five digits": ("epochs: 4", "epochs: 10000", ["epochs", "9999"]),
+    "infinite rate": ("learning_rate: 0.002", "learning_rate: .inf", ["variants.plain.optimizer.learning_rate"]),
+    "rate not a number": ("learning_rate: 0.002", "learning_rate: .nan", ["variants.plain.optimizer.learning_rate"]),
+    "infinite weight decay": ("0.002}", "0.002, weight_decay: .inf}", ["variants.plain.optimizer.weight_decay"]),
+    "all labels wrong": ("label_noise: 0.2", "label_noise: 1.0", ["variants.plain.label_noise"]),
+    "seed beyond 64 bits": ("trials: 2", "trials: 2\nseed: 9223372036854775808", ["seed"]),
+    "momentum for adam": ("0.002}", "0.002, momentum: 0.9}", ["variants.plain.optimizer", "momentum"]),
+    "unknown architecture": ("preact_resnet10", "vgg", ["variants.plain.architecture", "'vgg'"]),
+    "unknown data set": ("dataset: digits", "dataset: mnist", ["data.dataset", "'mnist'"]),
+    "batch larger than the data": ("batch_size: 32", "batch_size: 101", ["variants.plain.batch_size", "101", "100"]),
+    "last batch of one image": ("batch_size: 32", "batch_size: 33", ["variants.plain.batch_size", "single image"]),
+    "missing key": ("trials: 2\n", "", ["trials", "required"]),
+    "no variant": (GOOD[GOOD.index("variants:") : GOOD.index("widths")], "variants: {}\n", ["variants"]),
+    "bar in a variant's name": ("  plain:", "  a|b:", ["variants.a|b", "lower-case"]),
+    "dot in a variant's name": ("  plain:", "  a.b:", ["variants.a.b", "lower-case"]),
+    "comma in a variant's name": ("  plain:", '  "a,b":', ["variants.a,b", "lower-case"]),
+    "slash in a variant's name": ("  plain:", "  a/b:", ["variants.a/b", "lower-case"]),
+    "space in a variant's name": ("  plain:", "  a b:", ["variants.a b", "lower-case"]),
+    "capital in a variant's name": ("  plain:", "  Plain:", ["variants.Plain", "lower-case"]),
+    "variant twice": ("widths:", "  plain: {}\nwidths:", ["line", '"plain"']),
+    "key twice": ("trials: 2", "trials: 2\ntrials: 3", ["line", '"trials"']),
+    "date": ("trials: 2", "trials: 2020-01-01", ["only numbers, text"]),
+    "name of another study": ("trials: 2", "trials: 2\nname: other", ["name", "'other'", "'question'"]),
+    "list that holds itself": ("widths: [2, 1]", "widths: &a [*a]", ["only numbers, text"]),
+    "broken YAML": ("trials: 2", "trials: [2", ["not valid YAML at line"]),
+    "tab": ("trials: 2", "\ttrials: 2", ["not valid YAML at line"]),
+}
+
+
+def write(folder: Path, text: str | bytes, name: str = "question.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The one line that refuses the file."""
+    with pytest.raises(StudyError) as caught:
+        read_study(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_a_good_file_is_read_with_sorted_widths_and_epochs(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, GOOD))
+    assert (study.name, study.widths, study.checkpoints) == ("question", (1, 2), (0, 2, 4))
+    assert list(study.arms) == ["plain.k001", "plain.k002"]
+    assert study.epoch_keys == ("0000", "0002", "0004")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_mistake_is_refused_with_the_path_of_file_and_key(what: str, tmp_path: Path) -> None:
+    old, new, named = REFUSED[what]
+    assert GOOD.count(old) == 1
+    message = refusal(write(tmp_path, GOOD.replace(old, new)))
+    for part in named:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "a mapping of keys to values"),
+        (b"- a\n- b\n", "a mapping of keys to values"),
+        (b"words", "a mapping of keys to values"),
+        (GOOD.replace("a question", "é").encode("latin-1"), "not UTF-8"),
+        (b"\x00\x01", "not valid YAML"),
+    ],
+    ids=["empty", "list", "text", "latin-1", "binary"],
+)
+def test_a_file_that_is_no_study_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    assert reason in refusal(write(tmp_path, content))
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, GOOD.replace("trials: 2", "trials: 0").replace("epochs: 4", "epochs: 0")))
+    assert "trials: " in message
+    assert "epochs: " in message
+
+
+@pytest.mark.parametrize("name", ["a-b", "Caps", "1st", "a b", "a.b", "figures", "null", "a|b", "é"])
+def test_a_file_name_unfit_for_a_key_is_refused(name: str, tmp_path: Path) -> None:
+    assert repr(name) in refusal(write(tmp_path, GOOD, f"{name}.yaml"))
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "question.yaml").mkdir()
+    assert "cannot be read" in refusal(tmp_path / "question.yaml")
+
+
+def test_one_image_in_the_last_batch_is_fine_where_batchnorm_sees_more_than_one_pixel(tmp_path: Path) -> None:
+    for old, new in (("preact_resnet10", "cnn5"), ("dataset: digits", "dataset: cifar10")):
+        read_study(write(tmp_path, GOOD.replace("batch_size: 32", "batch_size: 33").replace(old, new)))
+
+
+def test_broken_files_do_not_keep_the_others_from_loading(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "good.yaml")
+    write(tmp_path, GOOD, "better.yml")
+    broken = [write(tmp_path, GOOD.replace(*REFUSED[what][:2]), f"b{i}.yaml") for i, what in enumerate(REFUSED)]
+    found = read_studies([tmp_path])
+    assert set(found.studies) == {"good", "better"}
+    assert set(found.errors) == set(broken)
+    with pytest.raises(StudyError, match="trails"):
+        found.get("b0")
+    with pytest.raises(UserError, match=r"'absent'.*better, good"):
+        found.get("absent")
+
+
+def test_the_second_of_two_files_with_one_name_and_an_absent_folder_are_reported(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, GOOD.replace("a question", folder))
+    found = read_studies([tmp_path / "first", tmp_path / "second", tmp_path / "absent"])
+    assert found.studies["question"].description == "first"
+    assert set(found.errors) == {tmp_path / "second/question.yaml", tmp_path / "absent"}
+
+
+VARIANT_CHANGES: dict[str, dict[str, Any]] = {
+    "architecture": {"architecture": "cnn5"},
+    "label_noise": {"label_noise": 0.1},
+    "batch_size": {"batch_size": 16},
+    "optimizer.name": {"optimizer": {"name": "sgd", "learning_rate": 0.002}},
+    "optimizer.learning_rate": {"optimizer": {"name": "adam", "learning_rate": 0.001}},
+    "optimizer.weight_decay": {"optimizer": {"name": "adam", "learning_rate": 0.002, "weight_decay": 1e-4}},
+    "schedule.name": {"schedule": {"name": "constant"}},
+    "schedule.period": {"schedule": {"name": "cosine", "period": 100}},
+    "augmentation.shift_x": {"augmentation": {"shift_x": 2}},
+    "augmentation.shift_y": {"augmentation": {"shift_x": 1, "shift_y": 1}},
+    "augmentation.flip": {"augmentation": {"shift_x": 1, "flip": True}},
+}
+STUDY_CHANGES: dict[str, dict[str, Any]] = {
+    "data.num_train": {"data": {"dataset": "digits", "num_train": 99}},
+    "data.dataset": {"data": {"dataset": "cifar10", "num_train": 100}},
+    "trials": {"trials": 3},
+    "seed": {"seed": 1},
+    "epochs of a cosine": {"epochs": 5},
+}
+ARM = Arm("plain", 1)
+
+
+@pytest.mark.parametrize("field", [*VARIANT_CHANGES, *STUDY_CHANGES])
+def test_the_recipe_hash_changes_with_all_that_changes_the_weights(field: str, make_study: Any) -> None:
+    changed = make_study(variant=VARIANT_CHANGES.get(field), **STUDY_CHANGES.get(field, {}))
+    assert changed.recipe_hash(ARM) != make_study().recipe_hash(ARM)
+
+
+def test_the_recipe_hash_changes_with_momentum_and_width(make_study: Any) -> None:
+    def sgd(momentum: float) -> Study:
+        return make_study(variant={"optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": momentum}})
+
+    assert sgd(0.5).recipe_hash(ARM) != sgd(0.9).recipe_hash(ARM)
+    assert sgd(0.5).recipe_hash(ARM) != sgd(0.5).recipe_hash(Arm("plain", 2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoints": (0, 1, 4)},
+        {"evaluation": {"every": 2, "image_progress": "checkpoints"}},
+        {"description": "other words"},
+        {"widths": (1, 8)},
+        {"name": "other"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_recipe_hash_does_not_change_with_what_leaves_the_weights_alone(changes: Any, make_study: Any) -> None:
+    assert make_study(**changes).recipe_hash(ARM) == make_study().recipe_hash(ARM)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "inverse_sqrt"])
+def test_a_study_whose_schedule_has_no_end_can_be_prolonged(schedule: str, make_study: Any) -> None:
+    variant = {"schedule": {"name": schedule}}
+    assert make_study(variant, epochs=400).recipe_hash(ARM) == make_study(variant).recipe_hash(ARM)
+
+
+def test_every_field_of_a_recipe_is_covered_above(tiny_study: Study) -> None:
+    """So that a new field cannot be left out of the hash, or of these tests, by oversight."""
+    recipe = tiny_study.recipe(ARM)
+    assert set(recipe) == {"trainer_version", "data", "variant", "k", "trials", "seed", "horizon_epochs"}
+    variant = {f"{key}.{sub}" for key in ("optimizer", "schedule", "augmentation") for sub in recipe["variant"][key]}
+    variant |= set(recipe["variant"]) - {"optimizer", "schedule", "augmentation"}
+    assert variant - {"optimizer.momentum"} == set(VARIANT_CHANGES)
+    assert {f"data.{key}" for key in recipe["data"]} <= set(STUDY_CHANGES)
+
+
+names = st.from_regex(r"[a-z0-9]{1,5}(-[a-z0-9]{1,5}){0,2}", fullmatch=True)
+
+
+@given(
+    variants=st.sets(names, min_size=1, max_size=3),
+    widths=st.sets(st.integers(1, 999), min_size=1, max_size=4),
+    checkpoints=st.sets(st.integers(0, 9999), min_size=1, max_size=4),
+)
+def test_every_checkpoint_is_found_by_its_key_and_keys_sort_as_checkpoints_do(
+    variants: set[str], widths: set[int], checkpoints: set[int], tiny_study: Study
+) -> None:
+    content = tiny_study.model_dump() | {
+        "variants": dict.fromkeys(variants, tiny_study.variants["plain"].model_dump()),
+        "widths": tuple(widths),
+        "checkpoints": tuple(checkpoints),
+        "epochs": 9999,
+    }
+    study = Study.model_validate(content)
+    found = list(study.iter_checkpoints())
+    assert len({c.key for c in found}) == len(found) == len(variants) * len(widths) * len(checkpoints)
+    for checkpoint in found:
+        assert study.checkpoint(checkpoint.key) == checkpoint
+        assert not set(checkpoint.key.replace("|", "", 1)) & set("|,[]/ ")
+    for variant in variants:
+        own = [c for c in found if c.arm.variant == variant]
+        assert sorted(c.key for c in own) == [c.key for c in sorted(own)]
+
+
+@pytest.mark.parametrize("key", ["", "plain.k001", "plain.k001|2", "plain.k1|0002", "plain.k001|0003", "x.k001|0002"])
+def test_a_key_of_no_checkpoint_is_refused_with_those_there_are(key: str, tiny_study: Study) -> None:
+    with pytest.raises(UserError, match=r"plain\.k001, plain\.k002.*0000, 0002, 0004"):
+        tiny_study.checkpoint(key)

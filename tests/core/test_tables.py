@@ -1,0 +1,97 @@
+"""Tables as files: types as the schema says, nothing missing, nothing wrapped, equal bytes for equal content."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dd_core.tables import TABLES, arrow_schema, read_parquet, to_arrow, write_parquet
+
+ARROW = {
+    "string": pa.dictionary(pa.int32(), pa.string()),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    **{name: getattr(pa, name)() for name in ("int16", "int32", "int64", "float32", "float64")},
+}
+VALUES: dict[str, Any] = {"string": "a", "bool": True, "timestamp": datetime.datetime.now(datetime.UTC)}
+
+
+def content(table: str, rows: int | None) -> dict[str, Any]:
+    """One value per column, repeated or not."""
+    values = {column.name: VALUES.get(column.type, 1) for column in TABLES[table].file_columns}
+    return values if rows is None else {name: [value] * rows for name, value in values.items()}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_column_has_a_type_and_a_description_with_its_unit(name: str) -> None:
+    table, schema = TABLES[name], arrow_schema(TABLES[name])
+    assert len({column.name for column in table.columns}) == len(table.columns)
+    assert set(table.folder_columns) <= {"study", "arm"}
+    assert table.columns[0].name == "study"
+    for column in table.file_columns:
+        field = schema.field(column.name)
+        assert field.type == ARROW[column.type]
+        assert field.metadata == {b"description": column.description.encode()}
+        assert column.description
+        if column.name.rpartition("_")[2] == "loss" and not column.name.startswith("auroc"):
+            assert "nats" in column.description
+
+
+@pytest.mark.parametrize("rows", [None, 3], ids=["constants", "lists"])
+@pytest.mark.parametrize("name", TABLES)
+def test_files_have_the_schema_of_their_table(name: str, rows: int | None, tmp_path: Path) -> None:
+    table = to_arrow(name, content(name, rows), 3)
+    assert table.num_rows == 3
+    write_parquet(tmp_path / "part.parquet", table)
+    read = read_parquet(tmp_path / "part.parquet")
+    assert read.schema.equals(arrow_schema(TABLES[name]), check_metadata=False)
+    assert read.schema.field("trial").metadata[b"description"]
+    assert read.to_pylist() == [content(name, None)] * 3
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_unknown_values_are_null_in_every_type(many: bool) -> None:
+    nothing: dict[str, Any] = {name: [None] * 2 if many else None for name in content("runs", None)}
+    table = to_arrow("runs", nothing, 2)
+    assert table.schema.equals(arrow_schema(TABLES["runs"]))
+    assert all(table[name].null_count == 2 for name in table.column_names)
+
+
+@pytest.mark.parametrize("change", [{"trial": ...}, {"unknown": 1}, {"arm": "a"}], ids=str)
+def test_missing_and_unknown_columns_are_named(change: dict[str, Any]) -> None:
+    columns = {**content("images", None), **change}
+    columns = {name: value for name, value in columns.items() if value is not ...}
+    with pytest.raises(ValueError, match=next(iter(change))):
+        to_arrow("images", columns, 1)
+
+
+def test_columns_of_another_length_are_refused() -> None:
+    with pytest.raises((ValueError, pa.ArrowInvalid)):
+        to_arrow("images", {**content("images", None), "image_id": [1, 2]}, 3)
+
+
+@pytest.mark.parametrize(("column", "value"), [("trial", 2**15), ("image_id", 2**31), ("image_id", "x")])
+@pytest.mark.parametrize("many", [False, True])
+def test_values_that_do_not_fit_are_refused_instead_of_wrapped(column: str, value: Any, many: bool) -> None:
+    values = {**content("images", None), column: np.array([value, value]) if many else value}
+    with pytest.raises((pa.ArrowInvalid, OverflowError, TypeError)):
+        to_arrow("images", values, 2)
+
+
+def test_numpy_values_keep_their_value() -> None:
+    random = np.random.default_rng(0)
+    losses = random.random(4)
+    columns = {**content("training_batches", None), "loss_train_nats": losses, "lr": np.float64(0.1), "k": np.int64(3)}
+    table = to_arrow("training_batches", columns, 4)
+    np.testing.assert_array_equal(table["loss_train_nats"].to_numpy(), losses)
+    assert table["lr"].to_pylist() == [0.1] * 4
+    assert table["k"].to_pylist() == [3] * 4
+
+
+def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_parquet(tmp_path / name, to_arrow("images", content("images", 50), 50))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

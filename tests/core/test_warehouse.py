@@ -1,0 +1,190 @@
+"""SQL over the tables: the promised columns, any root, any working directory, readers and writers side by side."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from dd_core.analysis.curvature_summary import rebuild
+from dd_core.curvature import curve_checkpoint
+from dd_core.data.images_table import write_images
+from dd_core.errors import StaleError, StoreError
+from dd_core.store import Store
+from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.tables import TABLES, read_parquet
+from dd_core.warehouse import connect, refresh
+
+DUCKDB = {
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+    "timestamp": "TIMESTAMP WITH TIME ZONE",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+}
+FIRST = Checkpoint(Arm("plain", 1), 2)
+
+
+@contextlib.contextmanager
+def opened(store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The warehouse file, read-only as people open it."""
+    with contextlib.closing(duckdb.connect(str(store.warehouse_path), read_only=True)) as connection:
+        yield connection
+
+
+def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.fixture
+def full(trained: Store, tiny_study: Study) -> Store:
+    """A store with at least one file of every table."""
+    write_images(trained, tiny_study)
+    curve_checkpoint(tiny_study, FIRST, trained)
+    rebuild(trained, tiny_study)
+    return trained
+
+
+def test_every_table_is_a_view_with_the_columns_types_and_comments_of_its_schema(full: Store) -> None:
+    assert refresh(full) == list(TABLES)
+    with opened(full) as connection:
+        for table in TABLES.values():
+            columns = connection.execute(
+                "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = ? "
+                "ORDER BY column_index",
+                [table.name],
+            ).fetchall()
+            assert columns == [(c.name, DUCKDB[c.type], c.description) for c in table.columns]
+            comment = connection.execute("SELECT comment FROM duckdb_views() WHERE view_name = ?", [table.name])
+            assert comment.fetchall() == [(table.description,)]
+
+
+def test_views_show_every_row_of_every_file_with_study_and_arm_from_its_folder(full: Store) -> None:
+    with contextlib.closing(connect(full)) as connection:
+        for table in TABLES:
+            files = list(full.table_folder(table).rglob("*.parquet"))
+            assert count(connection, table) == sum(read_parquet(file).num_rows for file in files)
+            assert connection.execute(f"SELECT DISTINCT study FROM {table}").fetchall() == [("tiny",)]
+        arms = connection.execute("SELECT DISTINCT arm, variant, k FROM training_evals ORDER BY arm").fetchall()
+        assert arms == [("plain.k001", "plain", 1), ("plain.k002", "plain", 2)]
+        # Times are shown in UTC wherever the machine is.
+        assert connection.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
+
+
+def test_the_file_holds_views_alone(full: Store) -> None:
+    refresh(full)
+    with opened(full) as connection:
+        assert connection.execute("SELECT count(*) FROM duckdb_tables()").fetchall() == [(0,)]
+    assert full.warehouse_path.stat().st_size < 2 << 20
+
+
+def test_a_table_without_files_has_no_view(store: Store, tiny_study: Study) -> None:
+    assert refresh(store) == []
+    write_images(store, tiny_study)
+    store.table_folder("runs", "tiny", "plain.k001").mkdir(parents=True)
+    assert refresh(store) == ["images"]
+    with opened(store) as connection, pytest.raises(duckdb.CatalogException):
+        connection.execute("SELECT * FROM runs")
+
+
+def test_study_and_arm_are_text_even_where_they_look_like_something_else(store: Store, make_study: Any) -> None:
+    for name in ("e1", "infinity", "true"):
+        study = make_study(name=name)
+        write_images(store, study)
+    with contextlib.closing(connect(store)) as connection:
+        found = connection.execute("SELECT DISTINCT study FROM images ORDER BY study").fetchall()
+    assert found == [("e1",), ("infinity",), ("true",)]
+
+
+@pytest.mark.parametrize("name", ["it's a root", 'with "quotes"; DROP', "100 %", "wild [1]* {a,b}", "a=b", "ünï"])
+def test_any_name_of_the_root_works(name: str, tmp_path: Path, tiny_study: Study) -> None:
+    store = Store(tmp_path / name)
+    write_images(store, tiny_study)
+    assert refresh(store) == ["images"]
+    with opened(store) as connection:
+        assert count(connection, "images") == 2 * 1797
+
+
+@pytest.mark.parametrize("name", ["study=other", "arm=a/below"])
+def test_a_root_that_would_be_taken_for_a_column_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"study=\.\.\. or arm="):
+        Store(tmp_path / name)
+
+
+def test_views_work_from_every_working_directory_even_for_a_relative_root(
+    tmp_path: Path, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    store = Store(Path("data"))
+    write_images(store, tiny_study)
+    refresh(store)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with opened(Store(tmp_path / "data")) as connection:
+        assert count(connection, "images") == 2 * 1797
+
+
+READER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1], read_only=True)
+def views():
+    print([row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()])
+    print(connection.execute("SELECT count(*) FROM images").fetchall(), flush=True)
+views()
+sys.stdin.readline()
+views()
+"""
+
+
+def test_a_reader_in_another_process_neither_stops_a_refresh_nor_is_disturbed_by_it(
+    trained: Store, tiny_study: Study, tmp_path: Path
+) -> None:
+    evals, aside = trained.table_folder("training_evals"), tmp_path / "aside"
+    evals.rename(aside)
+    write_images(trained, tiny_study)
+    assert "training_evals" not in refresh(trained)
+    command = [sys.executable, "-c", READER, str(trained.warehouse_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        before = [reader.stdout.readline(), reader.stdout.readline()]
+        aside.rename(evals)
+        assert "training_evals" in refresh(trained)
+        with opened(trained) as connection:
+            assert count(connection, "training_evals") == 2 * 2 * 5
+        after, _ = reader.communicate("go on\n", timeout=60)
+    assert reader.returncode == 0
+    assert after.splitlines() == [line.strip() for line in before]
+    assert before[1] == "[(3594,)]\n"
+
+
+def test_a_refresh_leaves_nothing_else_behind(full: Store) -> None:
+    before = {path.name for path in full.root.iterdir()}
+    refresh(full)
+    refresh(full)
+    assert {path.name for path in full.root.iterdir()} - before == {"warehouse.duckdb"}
+
+
+def test_a_new_file_is_seen_without_a_refresh(store: Store, make_study: Any) -> None:
+    write_images(store, make_study())
+    refresh(store)
+    write_images(store, make_study(name="second"))
+    with opened(store) as connection:
+        assert count(connection, "images") == 2 * 2 * 1797
+
+
+def test_a_truncated_file_is_named_in_one_sentence(full: Store) -> None:
+    path = full.table_folder("runs", "tiny", "plain.k001") / "attempt-0001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    for use in (connect, refresh):
+        with pytest.raises(StaleError, match=r"table runs is damaged \(.*attempt-0001\.parquet") as caught:
+            use(full)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,88 @@
+"""kill -9 of a worker at any moment, or two of them at the same work: the results are those of one undisturbed run."""
+
+import shutil
+
+import pytest
+from support import Death, Lab, Worker, attempts, results, stamps, work, work_and_die
+
+ARM = "plain.k002"
+
+# One arm's training gives 25 files their names: a probe and its row in `runs`; then, at each of the four checkpoints,
+# the batches (not at epoch 0), evaluations, images, weights, manifest and resume point (not at epoch 0); the row again.
+MOMENTS = {
+    "before_anything_is_written": Death({"event": "started"}),
+    "before_the_first_weights": Death(file=5),
+    "before_the_first_manifest": Death(file=6),
+    "right_after_the_first_checkpoint": Death({"event": "checkpoint", "epoch": 0}),
+    "between_checkpoints": Death({"event": "progress", "epoch": 1}),
+    "between_weights_and_manifest": Death(file=11),
+    "between_manifest_and_resume_point": Death(file=12),
+    "right_after_a_checkpoint": Death({"event": "checkpoint", "epoch": 8}),
+    "in_the_middle_of_writing_metrics": Death(file=15),
+    "at_the_last_resume_point": Death(file=24),
+    "right_after_the_last_checkpoint": Death({"event": "checkpoint", "epoch": 24}),
+}
+
+
+def of_arm(digests: dict[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in digests.items() if ARM in path}
+
+
+@pytest.mark.parametrize("death", MOMENTS.values(), ids=MOMENTS)
+def test_training_killed_and_run_again_gives_the_same_bits(
+    death: Death, lab: Lab, expected_training: dict[str, str]
+) -> None:
+    job = lab.training_job(ARM)
+    work_and_die(lab, job, death)
+    interrupted = attempts(lab.store, ARM)
+    work(lab, job)
+    assert results(lab.root) == of_arm(expected_training)
+    assert interrupted == (["running"] if death.event != {"event": "started"} else [])
+    was_complete = death.file == 24 or death.event == {"event": "checkpoint", "epoch": 24}
+    assert attempts(lab.store, ARM) == ["interrupted"] * len(interrupted) + ["finished"] * (not was_complete)
+    assert list(lab.root.glob("**/.*.tmp")) == [], "left by the killed worker"
+
+
+def test_an_arm_killed_again_and_again_goes_on_each_time(lab: Lab, expected_training: dict[str, str]) -> None:
+    job = lab.training_job(ARM)
+    for epoch in (0, 8, 16):
+        work_and_die(lab, job, Death({"event": "checkpoint", "epoch": epoch}))
+    work(lab, job)
+    assert results(lab.root) == of_arm(expected_training)
+    assert attempts(lab.store, ARM) == ["interrupted", "interrupted", "interrupted", "finished"]
+
+
+@pytest.mark.parametrize("file", [3, 4])
+def test_curvature_killed_and_run_again_repeats_nothing_that_was_finished(
+    file: int, trained: Lab, expected: dict[str, str]
+) -> None:
+    """Each checkpoint gives names to two files, its values and its manifest; the second is killed at one of them."""
+    shutil.rmtree(trained.store.table_folder("per_image_curvature"))
+    job = trained.curvature_job()
+    work_and_die(trained, job, Death(file=file))
+    manifests = "tables/per_image_curvature/**/*.json"
+    before = stamps(trained.root, manifests)
+    assert len(before) == 1
+    work(trained, job)
+    after = stamps(trained.root, manifests)
+    assert len(after) == 8
+    assert {path: after[path] for path in before} == before
+    assert results(trained.root) == expected
+
+
+def test_two_workers_on_one_arm_train_it_once(lab: Lab, expected_training: dict[str, str]) -> None:
+    job = lab.training_job(ARM)
+    first, second = Worker(lab, job), Worker(lab, job)
+    assert (first.end(), second.end()) == (0, 0)
+    assert [event["epoch"] for event in first.log + second.log if event["event"] == "checkpoint"] == [0, 8, 16, 24]
+    assert attempts(lab.store, ARM) == ["finished"]
+    assert results(lab.root) == of_arm(expected_training)
+
+
+def test_two_workers_on_the_same_curvature_corrupt_nothing(trained: Lab, expected: dict[str, str]) -> None:
+    shutil.rmtree(trained.store.table_folder("per_image_curvature"))
+    job = trained.curvature_job()
+    first, second = Worker(trained, job), Worker(trained, job)
+    assert (first.end(), second.end()) == (0, 0)
+    assert results(trained.root) == expected
+    assert list(trained.root.glob("tables/**/.*.tmp")) == []

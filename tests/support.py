@@ -1,0 +1,340 @@
+"""A laboratory for tests: a data root, Dagster home and study folder of its own, used through real processes.
+
+Commands are typed as a user types them (``Lab.dagster``). Where a test needs many processes, ``Lab.forked_dagster`` and
+``Worker`` run the same entry points in processes forked from one that has imported torch and Dagster already, which
+saves five seconds each; they can be killed like any other.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from dd_core.jobs.job import Job, curvature_job, training_job
+from dd_core.store import Store, sha256_of
+from dd_core.studies import Study, read_study
+from dd_core.tables import read_parquet
+
+REPOSITORY = Path(__file__).parent.parent
+# Long enough for any busy machine; reached only when something hangs.
+PATIENCE = 120.0
+# One worker with one thread on every machine: the number of threads decides the order of sums, and so the last bits.
+CORE = max(os.sched_getaffinity(0))
+ONE_CORE = ["taskset", "--cpu-list", str(CORE)]
+
+TINY = """\
+description: a hundred digits, two widths, two trials
+data: {dataset: digits, num_train: 100}
+variants:
+  plain:
+    architecture: preact_resnet10
+    label_noise: 0.2
+    batch_size: 50
+    optimizer: {name: adam, learning_rate: 2.0e-3}
+    schedule: {name: cosine}
+    augmentation: {shift_x: 1}
+widths: [1, 2]
+trials: 2
+epochs: 24
+checkpoints: [0, 8, 16, 24]
+evaluation: {every: 4}
+"""
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(
+    [
+        *("dd_core.curvature", "dd_core.training", "dd_core.warehouse", "sklearn.datasets", "torch._dynamo", "pyarrow"),
+        *("dagster._cli", "dagster._core.storage.sqlite_storage", "dagster._core.storage.event_log", "alembic.command"),
+        *("sqlalchemy.dialects.sqlite", "ruamel.yaml", "tqdm"),
+    ]
+)
+
+
+def wait_until(condition: Callable[[], Any], what: str, pause: float = 0.005) -> Any:
+    """Poll until the condition holds; ``PATIENCE`` bounds the wait and measures nothing."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(pause)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed, both streams together, and its exit code."""
+
+    code: int
+    output: str
+
+    def succeeded(self) -> "Result":
+        """Its exit code is 0."""
+        assert self.code == 0, self.output
+        return self
+
+    def refused(self, sentence: str) -> "Result":
+        """It failed with this sentence (spaces may be line breaks) and without a stack trace."""
+        assert self.code != 0, self.output
+        assert sentence in " ".join(self.output.split()), self.output
+        assert not re.search("Traceback|Stack Trace", self.output), self.output
+        return self
+
+
+class Lab:
+    """Everything a run needs, below one folder."""
+
+    def __init__(self, folder: Path, study: str = TINY):
+        """Write the study ``tiny``."""
+        self.folder, self.root = folder, folder / "data"
+        self.studies = folder / "studies"
+        self.studies.mkdir(parents=True)
+        self.write_study("tiny", study)
+        self.home = folder / "dagster"
+
+    def write_study(self, name: str, text: str) -> Path:
+        """Write or replace a study file."""
+        path = self.studies / f"{name}.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    @property
+    def store(self) -> Store:
+        """Where results lie."""
+        return Store(self.root)
+
+    @property
+    def study(self) -> Study:
+        """The study ``tiny`` as its file says now."""
+        return read_study(self.studies / "tiny.yaml")
+
+    def environment(self, **changes: Any) -> dict[str, str]:
+        """This process's environment with the laboratory's own places; a change to None removes a variable."""
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith(("DD_", "DAGSTER_"))}
+        places = {"DD_ROOT": self.root, "DAGSTER_HOME": self.home, "DD_STUDIES": self.studies}
+        return {k: str(v) for k, v in {**inherited, **places, **changes}.items() if v is not None}
+
+    def start_dagster(self, *arguments: str, **changes: Any) -> "subprocess.Popen[str]":
+        """``source env.sh``, then ``dagster ...``; the process is dagster's own."""
+        return subprocess.Popen(
+            [*ONE_CORE, "bash", "-c", 'source ./env.sh && exec dagster "$@"', "bash", *arguments],
+            cwd=REPOSITORY,
+            env=self.environment(**changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def dagster(self, *arguments: str, **changes: Any) -> Result:
+        """Run ``dagster ...`` to its end."""
+        with self.start_dagster(*arguments, **changes) as process:
+            output, _ = process.communicate(timeout=PATIENCE)
+        return Result(process.returncode, output)
+
+    def materialize(self, select: str, *arguments: str, **changes: Any) -> Result:
+        """Run ``dagster asset materialize --select ...``."""
+        return self.dagster("asset", "materialize", "--select", select, *arguments, **changes)
+
+    def shell(self, command: str, **changes: Any) -> Result:
+        """A line typed into bash at the repository."""
+        done = subprocess.run(
+            [*ONE_CORE, "bash", "-c", command],
+            cwd=REPOSITORY,
+            env=self.environment(**changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout)
+
+    def forked_dagster(self, *arguments: str, **changes: Any) -> Result:
+        """The dagster command in a forked process: the same code, without its imports."""
+        environment = self.environment(DAGSTER_MODULE_NAME="dd_assets.definitions", **changes)
+        self.home.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "dd_assets" / "dagster.yaml", self.home)
+        output = self.folder / "forked.log"
+        process = _forkserver.Process(target=_run_dagster, args=(arguments, environment, output))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode is not None, f"dagster {arguments} hangs"
+        return Result(process.exitcode, output.read_text(encoding="utf-8"))
+
+    @contextlib.contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        """What Dagster has recorded."""
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            yield instance
+
+    def recorded(self, asset: str) -> set[str]:
+        """Partitions of ``tiny/<asset>`` that Dagster shows as materialised."""
+        with self.instance() as instance:
+            return instance.get_materialized_partitions(dg.AssetKey(["tiny", asset]))
+
+    def training_job(self, arms: str = "") -> Job:
+        """Train all arms to the end, the widest first, or those whose key ends so."""
+        wanted = [c for c in self.study.iter_checkpoints() if c.arm.key.endswith(arms)]
+        return training_job(self.root, self.study, wanted, 1, 1)
+
+    def curvature_job(self) -> Job:
+        """Per-image curvature of every checkpoint, in the order of the study: arms, then epochs."""
+        wanted = [("tiny", checkpoint) for checkpoint in self.study.iter_checkpoints()]
+        job = curvature_job(self.root, {"tiny": self.study}, wanted, 1, 1)
+        return job.model_copy(update={"tasks": tuple(sorted(job.tasks, key=lambda task: task.name))})
+
+
+def _run_dagster(arguments: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
+    """What the interpreter does for ``.venv/bin/dagster``: run it, and show what escapes through sys.excepthook."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.sched_setaffinity(0, {CORE})
+    os.chdir(REPOSITORY)
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    script = Path(sys.executable).with_name("dagster")
+    sys.argv = [str(script), *arguments]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Death:
+    """When a worker shall be killed, exactly: right after an event, or before a file gets its final name.
+
+    Attributes:
+        event: items that an event must have.
+        file: number of the file, counted from 1.
+    """
+
+    event: dict[str, Any] | None = None
+    file: int | None = None
+
+    def await_in_this_process(self) -> None:
+        """Let this very process receive SIGKILL when the time has come."""
+        from dd_core.jobs.worker import Events
+
+        emit, replace, replaced = Events.emit, Path.replace, itertools.count(1)
+
+        def emit_or_die(events: Events, task: str, event: dict[str, Any]) -> None:
+            emit(events, task, event)
+            if self.event is not None and self.event.items() <= event.items():
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def replace_or_die(path: Path, target: Path) -> Path:
+            if next(replaced) == self.file:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(path, target)
+
+        Events.emit = emit_or_die  # type: ignore[method-assign]
+        Path.replace = replace_or_die  # type: ignore[method-assign,assignment]
+
+
+def _run_worker(arguments: list[str], root: Path, events: Path, death: Death) -> None:
+    """What ``python -m dd_core.jobs.worker`` does, its stdout being a file."""
+    os.environ["DD_ROOT"] = str(root)
+    with events.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+    sys.argv = ["dd_core.jobs.worker", *arguments]
+    from dd_core.jobs.worker import main
+
+    death.await_in_this_process()
+    main()
+
+
+class Worker:
+    """A worker process of one's own on all tasks of a job."""
+
+    def __init__(self, lab: Lab, job: Job, death: Death | None = None):
+        """Start it."""
+        number = len(list(lab.folder.glob("job-*.json")))
+        path, self._events = lab.folder / f"job-{number}.json", lab.folder / f"events-{number}"
+        path.write_text(job.model_dump_json(), encoding="utf-8")
+        self._events.touch()
+        arguments = [str(path), "--tasks", *map(str, range(len(job.tasks)))]
+        target = (arguments, lab.root, self._events, death or Death())
+        self.process = _forkserver.Process(target=_run_worker, args=target)
+        self.process.start()
+
+    def end(self) -> int:
+        """Wait for the end and return the exit code."""
+        self.process.join(PATIENCE)
+        assert self.process.exitcode is not None, "the worker hangs"
+        return self.process.exitcode
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """Its events."""
+        return [json.loads(line) for line in self._events.read_text(encoding="utf-8").splitlines()]
+
+
+def work(lab: Lab, job: Job) -> list[dict[str, Any]]:
+    """Let a worker do all tasks of a job; returns its events."""
+    worker = Worker(lab, job)
+    assert worker.end() == 0, worker.log
+    return worker.log
+
+
+def work_and_die(lab: Lab, job: Job, death: Death) -> None:
+    """Let a worker begin with a job and be killed."""
+    assert Worker(lab, job, death).end() == -signal.SIGKILL
+
+
+def results(root: Path) -> dict[str, str]:
+    """Digest of every result below a root, by path: all bits of weights and tables but wall-clock times.
+
+    Left out: the table ``runs`` (it tells when and how often), and the column ``time`` of the others.
+    """
+    digests = {}
+    for path in sorted(root.glob("checkpoints/**/[0-9]*.safetensors")):
+        digests[str(path.relative_to(root))] = sha256_of(path)
+    for path in sorted(root.glob("tables/**/*.parquet")):
+        table = read_parquet(path)
+        if "tables/runs/" not in str(path):
+            columns = {name: table[name].to_pylist() for name in table.column_names if name != "time"}
+            digests[str(path.relative_to(root))] = hashlib.sha256(repr(columns).encode()).hexdigest()
+    return digests
+
+
+def stamps(root: Path, pattern: str) -> dict[str, tuple[int, int]]:
+    """Inode and modification time of files, which change whenever a file is written again."""
+    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(root.glob(pattern))}
+
+
+def attempts(store: Store, arm: str) -> list[str]:
+    """The status of each attempt to train an arm of ``tiny``."""
+    files = sorted(store.table_folder("runs", "tiny", arm).glob("*.parquet"))
+    return [read_parquet(path)["status"][0].as_py() for path in files]
+
+
+def workers_of(root: Path) -> list[int]:
+    """Process ids of the workers that are at work for a data root."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"dd_core.jobs.worker" in command and any(part.startswith(bytes(root)) for part in command):
+            found.append(int(path.parent.name))
+    return found
