@@ -15,9 +15,9 @@ import pytest
 from support import TINY, Lab, Result, attempts, results, stamps, wait_until, work, workers_of
 
 # Long enough that a process is killed in the middle of it, and not after.
-LONG = TINY.replace("epochs: 24", "epochs: 96").replace("[0, 8, 16, 24]", "[0, 32, 64, 96]").replace("4}", "16}")
+LONG = TINY.replace("epochs: 24", "epochs: 72").replace("[0, 8, 16, 24]", "[0, 24, 48, 72]").replace("4}", "12}")
 COMMAND = ("asset", "materialize", "--select", "tiny/checkpoints")
-ALL = ("--partition-range", "plain.k001|0000...plain.k002|0096")
+ALL = ("--partition-range", "plain.k001|0000...plain.k002|0072")
 
 # DuckDB opens a file once to plan a query and again to run it. The file of an attempt in `runs` is written twice, at
 # its start and at its end; a query between whose two looks it is replaced fails, and is right when it is asked again.
@@ -74,7 +74,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
 
     with lab.start_dagster(*COMMAND, *ALL) as command:
         wait_until(
-            lambda: (weights / "0032.json").exists() and (weights / "resume.safetensors").exists(), "a resume point"
+            lambda: (weights / "0024.json").exists() and (weights / "resume.safetensors").exists(), "a resume point"
         )
         command.kill()
         command.communicate()
@@ -100,9 +100,9 @@ def test_a_killed_worker_costs_its_arm_and_no_other(history: History) -> None:
     history.worker_killed.refused("1 of 2 arms did not finish (tiny/plain.k002: its worker was killed by SIGKILL")
     assert "run the same command again to go on" in history.worker_killed.output
     assert len(history.finished_then) == 8
-    first_arm = {f"plain.k001|{epoch}" for epoch in ("0000", "0032", "0064", "0096")}
+    first_arm = {f"plain.k001|{epoch}" for epoch in ("0000", "0024", "0048", "0072")}
     assert first_arm <= history.recorded_then
-    assert "plain.k002|0096" not in history.recorded_then
+    assert "plain.k002|0072" not in history.recorded_then
 
 
 def test_workers_leave_when_the_command_is_killed(history: History) -> None:
@@ -126,5 +126,5 @@ def test_a_reader_of_the_warehouse_and_a_run_do_not_disturb_each_other(history: 
     history.left_alone.succeeded()
     assert history.steps_read == sorted(history.steps_read), "what was read once stays"
     with duckdb.connect(str(history.lab.store.warehouse_path), read_only=True) as connection:
-        assert connection.sql("SELECT count(*) FROM training_batches WHERE arm = 'plain.k002'").fetchone() == (384,)
-    assert history.steps_read[-1] == 384
+        assert connection.sql("SELECT count(*) FROM training_batches WHERE arm = 'plain.k002'").fetchone() == (288,)
+    assert history.steps_read[-1] == 288
