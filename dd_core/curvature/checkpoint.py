@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dd_core.curvature.per_image import CurvatureColumns, per_image_curvature
 from dd_core.data.augmentation import PlainImages
 from dd_core.data.datasets import IMAGE_SHAPES, NUM_CLASSES, load
-from dd_core.data.trials import trial_data
+from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError
 from dd_core.models import build, load_state
 from dd_core.provenance import CURVATURE_VERSION, curvature_is_current, curvature_manifest
@@ -53,25 +53,11 @@ def curve_checkpoint(
     device = device or torch.device("cpu")
     started = time.monotonic()
     weights, weights_manifest = load_checkpoint(store, study, checkpoint)
-    path = store.curvature_path(study.name, checkpoint)
     if _is_sound(store, curvature_manifest(store, study, checkpoint), weights_manifest):
         return False
     data = [trial_data(study, checkpoint.arm.variant, trial) for trial in range(study.trials)]
-    values: dict[str, list[Tensor]] = {name: [] for name in CURVATURE_NAMES}
-    for trials in stacking(study, checkpoint.arm):
-        subset = [data[trial] for trial in trials]
-        state = {name: tensor[trials].flatten(0, 1) for name, tensor in weights.items()}
-        model = trained_stack(study, checkpoint, len(trials), state).to(device, dtype).eval()
-        images = PlainImages(load(study.data.dataset).images, [d.train_ids for d in subset], subset, device, dtype)
-        labels = torch.from_numpy(np.stack([d.train_labels for d in subset], axis=1)).to(device)
-        batches = [
-            per_image_curvature(model, images.batch(start, start + batch_size), labels[start : start + batch_size])
-            for start in range(0, images.num_images, batch_size)
-        ]
-        for name in CURVATURE_NAMES:
-            values[name].append(torch.cat([getattr(batch, name) for batch in batches]))
-    by_trial = {name: torch.cat(parts, dim=1).T.reshape(-1).numpy() for name, parts in values.items()}
-    num_rows = len(by_trial["trace"])
+    values = _all_trials(study, checkpoint, weights, data, device, dtype, batch_size)
+    num_rows = len(values["trace"])
     columns = {
         "variant": checkpoint.arm.variant,
         "k": checkpoint.arm.k,
@@ -82,11 +68,10 @@ def curve_checkpoint(
         "true_label": np.concatenate([d.true_train_labels for d in data]),
         "given_label": np.concatenate([d.train_labels for d in data]),
         "is_noisy": np.concatenate([d.is_noisy for d in data]),
-        **by_trial,
+        **values,
     }
     path = store.curvature_path(study.name, checkpoint)
     write_parquet(path, to_arrow("per_image_curvature", columns, num_rows))
-    seconds = time.monotonic() - started
     manifest = {
         "kind": "per_image_curvature",
         **identity(study, checkpoint.arm),
@@ -96,15 +81,41 @@ def curve_checkpoint(
         "settings": {},
         "rows": {"table": num_rows},
         "headline": {
-            "mean_trace": float(by_trial["trace"].mean()),
-            "median_trace": float(np.median(by_trial["trace"])),
-            "images_per_second": num_rows / seconds,
+            "mean_trace": float(values["trace"].mean()),
+            "median_trace": float(np.median(values["trace"])),
+            "images_per_second": num_rows / (time.monotonic() - started),
         },
         "device": device.type,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
     return True
+
+
+def _all_trials(
+    study: Study,
+    checkpoint: Checkpoint,
+    weights: dict[str, Tensor],
+    data: list[TrialData],
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """Every column of the curvature, float64 (trials * images,), trial after trial."""
+    values: dict[str, list[Tensor]] = {name: [] for name in CURVATURE_NAMES}
+    for trials in stacking(study, checkpoint.arm):
+        subset = [data[trial] for trial in trials]
+        state = {name: tensor[trials].flatten(0, 1) for name, tensor in weights.items()}
+        model = trained_stack(study, checkpoint, len(trials), state).to(device, dtype).eval()
+        images = PlainImages(load(study.data.dataset).images, [d.train_ids for d in subset], subset, device, dtype)
+        labels = torch.from_numpy(np.stack([d.train_labels for d in subset], axis=1)).to(device)
+        batches = []
+        for start in range(0, images.num_images, batch_size):
+            stop = start + batch_size
+            batches.append(per_image_curvature(model, images.batch(start, stop), labels[start:stop], batch_size))
+        for name in CURVATURE_NAMES:
+            values[name].append(torch.cat([getattr(batch, name) for batch in batches]))
+    return {name: torch.cat(parts, dim=1).T.reshape(-1).numpy() for name, parts in values.items()}
 
 
 def trained_stack(study: Study, checkpoint: Checkpoint, num_trials: int, state: dict[str, Tensor]) -> nn.Module:

@@ -194,7 +194,7 @@ def test_a_root_without_permission_is_one_sentence(tmp_path: Path) -> None:
         Store(tmp_path).check_writable()
 
 
-@pytest.mark.parametrize("root", ["s3://bucket/data", "gs://bucket", "file:///tmp/x"])
+@pytest.mark.parametrize("root", ["s3://bucket/data", "gs://bucket", "file:///elsewhere"])
 def test_a_root_that_looks_remote_is_refused(root: str) -> None:
     with pytest.raises(StoreError, match="must be a folder"):
         Store(Path(root))
