@@ -13,6 +13,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller repetitions, under a minute")
     parser.add_argument("--json", type=Path, help='write {"ratios": {name: number}, ...} to this file')
+    parser.add_argument("--repeats", type=int, help="repetitions that count; the default is 5 or more")
     return parser.parse_args()
 
 

@@ -38,7 +38,7 @@ def main() -> None:
                 "ours": lambda: asset_list("dd_assets.definitions", folder),
                 "empty": lambda: asset_list("empty_project", folder),
             },
-            repeats=3 if arguments.quick else 9,
+            repeats=arguments.repeats or (3 if arguments.quick else 9),
         )
     median, low, high = median_ratio(seconds["ours"], seconds["empty"])
     for name, values in seconds.items():

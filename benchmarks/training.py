@@ -100,7 +100,7 @@ def main() -> None:
     )
     print("    k   torchvision loop   NumPy loop   stacked   over torchvision   over NumPy (smallest to largest)")
     for k in study.widths:
-        seconds = _measure(study, Arm("preact-resnet10", k), 5 if arguments.quick else 15)
+        seconds = _measure(study, Arm("preact-resnet10", k), arguments.repeats or (5 if arguments.quick else 15))
         rates = {name: trials * 1000 / statistics.median(values) for name, values in seconds.items()}
         over_torchvision, _, _ = median_ratio(seconds["torchvision"], seconds["ours"])
         median, low, high = median_ratio(seconds["numpy"], seconds["ours"])

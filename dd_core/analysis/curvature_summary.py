@@ -31,6 +31,7 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     subsets = {"all": np.ones_like(noisy)}
     if noisy.any():
         subsets |= {"clean": ~noisy, "noisy": noisy}
+    aurocs = {f"auroc_{score}": _auroc(columns[score], noisy) for score in _SCORES}
     rows = []
     for name, mask in subsets.items():
         if not mask.any():
@@ -39,18 +40,20 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in _MEANS}
         quantiles = np.quantile(columns["trace"][mask], list(_QUANTILES.values()))
         row |= dict(zip(_QUANTILES, map(float, quantiles), strict=True))
-        row |= {f"auroc_{score}": _auroc(columns[score], noisy) for score in _SCORES}
+        row |= aurocs
         rows.append(row)
     return rows
 
 
 def _auroc(score: np.ndarray, noisy: np.ndarray) -> float:
-    """Area under the ROC curve of a score that should be large for noisy images."""
-    from sklearn.metrics import roc_auc_score
+    """Area under the ROC curve of a score that should be large for noisy images, from ranks (Mann-Whitney U)."""
+    from scipy.stats import rankdata
 
-    if noisy.all() or not noisy.any() or not np.isfinite(score).all():
+    num_noisy, num_clean = int(noisy.sum()), int((~noisy).sum())
+    if not num_noisy or not num_clean or not np.isfinite(score).all():
         return math.nan
-    return float(roc_auc_score(noisy, score))
+    rank_sum = rankdata(score)[noisy].sum()
+    return float((rank_sum - num_noisy * (num_noisy + 1) / 2) / (num_noisy * num_clean))
 
 
 def rebuild(store: Store, study: Study) -> int:
