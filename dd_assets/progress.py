@@ -109,7 +109,7 @@ def _events(laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:
     try:
         yield from events
     finally:
-        events.close()  # type: ignore[attr-defined]
+        events.close()
 
 
 class _Meter:

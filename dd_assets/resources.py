@@ -1,7 +1,7 @@
 """What assets need from outside: the data root and the place where jobs run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,6 @@ class Laboratory(dg.ConfigurableResource):
             raise UserError(f"DD_COMPUTE is {self.compute!r}, but jobs can run only on this machine (local)")
         return workers_and_threads()
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: Job) -> Generator[dict[str, Any], None, None]:
         """Run a job and yield its events."""
         return run_job(job)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class _Worker:
             self.process.stdin.close()
 
 
-def run_job(job: Job) -> Iterator[Event]:
+def run_job(job: Job) -> Generator[Event, None, None]:
     """Run a job to its end and yield the workers' events as they come.
 
     Every task ends in exactly one event ``finished`` or ``failed``: the task of a worker that dies has failed, and a
