@@ -5,12 +5,15 @@ The orchestrator asks here what is to be done; workers ask again, with the stric
 
 from typing import Any
 
+from dd_core.curvature_settings import covers
 from dd_core.errors import StaleError
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 
 # Raise it when the curvature code changes what it computes; stored curvature of another version is computed again.
-CURVATURE_VERSION = "1"
+CURVATURE_VERSION = "2"
+# The same for the Hessian in the weights.
+HESSIAN_VERSION = "1"
 
 
 def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -59,27 +62,50 @@ def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
     return True
 
 
-def curvature_is_current(
-    curvature: dict[str, Any] | None, checkpoint: dict[str, Any], settings: dict[str, Any] | None = None
-) -> bool:
-    """Whether a per-image curvature manifest describes these weights, this code version and these settings."""
+def curvature_is_current(curvature: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
+    """Whether per-image curvature is of these weights, by this code version, and has all that the study wants."""
+    wanted = study.curvature.families(checkpoint["epoch"])
+    return describes(curvature, checkpoint) and covers((curvature or {})["settings"], wanted)
+
+
+def describes(curvature: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:
+    """Whether per-image curvature is of these weights, by this code version, whatever its settings."""
     return (
         curvature is not None
         and curvature.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
         and curvature.get("curvature_version") == CURVATURE_VERSION
-        and curvature.get("settings") == (settings or {})
     )
 
 
 def missing_curvature(store: Store, study: Study) -> list[Checkpoint]:
-    """Trained checkpoints that lack a current per-image curvature."""
+    """Trained checkpoints that lack the per-image curvature the study wants."""
     return [
         checkpoint
         for checkpoint, manifest in trained_checkpoints(store, study).items()
-        if not curvature_is_current(curvature_manifest(store, study, checkpoint), manifest)
+        if not curvature_is_current(curvature_manifest(store, study, checkpoint), manifest, study)
     ]
 
 
 def curvature_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The manifest of a checkpoint's per-image curvature, if there is one."""
     return store.read_manifest(store.curvature_path(study.name, checkpoint).with_suffix(".json"))
+
+
+def hessian_is_current(hessian: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
+    """Whether a Hessian in the weights is of these weights, by this code version, with the study's settings."""
+    return (
+        hessian is not None
+        and hessian.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
+        and hessian.get("hessian_version") == HESSIAN_VERSION
+        and hessian.get("settings") == hessian_settings(study)
+    )
+
+
+def hessian_settings(study: Study) -> dict[str, Any]:
+    """The settings that change the result, as plain JSON values."""
+    return study.hessian.model_dump(mode="json", exclude={"epochs", "batch_size", "block_size"})
+
+
+def hessian_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The manifest of a checkpoint's Hessian in the weights, if there is one."""
+    return store.read_manifest(store.hessian_path(study.name, checkpoint).with_suffix(".json"))

@@ -7,7 +7,8 @@ Layout below the root::
 
     checkpoints/<study>/<arm>/<epoch>.safetensors + <epoch>.json      weights of all trials, and their manifest
     checkpoints/<study>/<arm>/resume.safetensors                      where training goes on after an interruption
-    tables/<table>/study=<study>/arm=<arm>/<part>.parquet             (+ <part>.json for per_image_curvature)
+    tables/<table>/study=<study>/arm=<arm>/<part>.parquet             (+ <part>.json for curvature and Hessians)
+    shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
     retired/<study>/<arm>/<recipe>/...                                results of an earlier recipe, out of every table
     warehouse.duckdb                                                  views over the tables
@@ -144,6 +145,15 @@ class Store:
     def curvature_path(self, study: str, checkpoint: Checkpoint) -> Path:
         """Per-image curvature of one checkpoint, parquet."""
         return self.table_folder("per_image_curvature", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
+
+    def shard_path(self, study: str, checkpoint: Checkpoint, rows: tuple[int, int]) -> Path:
+        """Per-image curvature of some rows of a checkpoint until all are there, parquet."""
+        folder = self.root / "shards" / "per_image_curvature" / study / checkpoint.arm.key
+        return folder / f"{checkpoint.epoch:04d}.rows-{rows[0]}-{rows[1]}.parquet"
+
+    def hessian_path(self, study: str, checkpoint: Checkpoint) -> Path:
+        """The Hessian in the weights at one checkpoint, parquet."""
+        return self.table_folder("hessian_spectra", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
 
     def figure_folder(self, figure: str) -> Path:
         """One file per study and format."""

@@ -13,9 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from dd_core.curvature_settings import CurvatureSettings, shards
 from dd_core.errors import StudyError, UserError
+from dd_core.hessian_settings import HessianSettings
+from dd_core.strict import Strict
 
 # Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
 TRAINER_VERSION = "1"
@@ -29,11 +32,7 @@ _NUM_DIGITS = 1797
 _RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Data(_Strict):
+class Data(Strict):
     """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
 
     dataset: Literal["digits", "cifar10", "cifar100"]
@@ -45,7 +44,7 @@ class Data(_Strict):
     )
 
 
-class Augmentation(_Strict):
+class Augmentation(Strict):
     """Random shift (padding with the background, raw value 0) and flip, drawn anew for every image and epoch."""
 
     shift_x: int = Field(default=0, ge=0, description="largest horizontal shift, pixels")
@@ -53,7 +52,7 @@ class Augmentation(_Strict):
     flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
 
 
-class Optimizer(_Strict):
+class Optimizer(Strict):
     """torch.optim.Adam or torch.optim.SGD with its settings."""
 
     name: Literal["adam", "sgd"]
@@ -68,14 +67,14 @@ class Optimizer(_Strict):
         return self
 
 
-class Schedule(_Strict):
+class Schedule(Strict):
     """Rate at step t (0-based) of T: constant; cosine to 0 over T; inverse_sqrt: lr / sqrt(1 + floor(t/period))."""
 
     name: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     period: int = Field(default=512, ge=1, description="inverse_sqrt only, steps")
 
 
-class Variant(_Strict):
+class Variant(Strict):
     """One training recipe; with a width k it is an arm."""
 
     architecture: Literal["preact_resnet18", "preact_resnet10", "cnn5"]
@@ -88,7 +87,7 @@ class Variant(_Strict):
     augmentation: Augmentation = Augmentation()
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """When the whole training and test sets are evaluated, and for which of these the per-image values are kept."""
 
     every: int = Field(default=1, ge=1, description="epochs; checkpoint epochs are always evaluated")
@@ -132,7 +131,7 @@ class Checkpoint:
         return f"{self.arm.key}|{self.epoch:04d}"
 
 
-class Study(_Strict):
+class Study(Strict):
     """One question. Its name is the name of its file."""
 
     name: str
@@ -145,6 +144,8 @@ class Study(_Strict):
     epochs: int = Field(ge=1, le=9999)
     checkpoints: Epochs
     evaluation: Evaluation = Evaluation()
+    curvature: CurvatureSettings = CurvatureSettings()
+    hessian: HessianSettings = HessianSettings()
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Study":
@@ -159,6 +160,11 @@ class Study(_Strict):
                 )
         if self.checkpoints[-1] > self.epochs:
             raise ValueError(f"checkpoints: epoch {self.checkpoints[-1]} is beyond the last epoch, {self.epochs}")
+        difference = self.curvature.finite_difference
+        for where, epochs in (("hessian", self.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+            unknown = sorted(set(epochs or ()) - set(self.checkpoints))
+            if unknown:
+                raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
         num_train = self.data.num_train
         for name, variant_ in self.variants.items():
             size = variant_.batch_size
@@ -180,6 +186,23 @@ class Study(_Strict):
         """All arms by key, in the order of the file: variants, then widths."""
         arms = (Arm(variant, k) for variant in self.variants for k in self.widths)
         return {arm.key: arm for arm in arms}
+
+    @property
+    def num_train_images(self) -> int:
+        """Training images of each trial."""
+        return self.data.num_train or {"digits": _NUM_DIGITS, "cifar10": 50_000, "cifar100": 50_000}[self.data.dataset]
+
+    @property
+    def curvature_ranges(self) -> list[tuple[int, int]]:
+        """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""
+        # The published mean loss couples the images of a batch, so no range may cut one.
+        multiple = self.curvature.finite_difference.mean_batch_size or 1
+        return shards(self.trials, self.num_train_images, multiple)
+
+    @property
+    def hessian_epochs(self) -> tuple[int, ...]:
+        """The checkpoint epochs at which the Hessian in the weights is looked at."""
+        return self.hessian.epochs or self.checkpoints[-1:]
 
     @cached_property
     def epoch_keys(self) -> tuple[str, ...]:
@@ -261,13 +284,13 @@ def read_study(path: Path) -> Study:
     try:
         study = Study.model_validate_json(text)
     except ValidationError as error:
-        raise StudyError(f"{path}: {_describe(error)}") from error
+        raise StudyError(f"{path}: {describe_problems(error)}") from error
     if study.name != path.stem:
         raise StudyError(f"{path}: name: is {study.name!r}, but the file is called {path.stem!r}; leave the key out")
     return study
 
 
-def _describe(error: ValidationError) -> str:
+def describe_problems(error: ValidationError) -> str:
     """All problems of a file in one line, each with the path of its key."""
     parts = []
     for problem in error.errors():

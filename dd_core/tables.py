@@ -4,10 +4,13 @@ A table is a folder of parquet files with one schema; folder name = asset name =
 come from the folders (hive partitioning), everything else is in the files.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dd_core.curvature_names import STEP_PATTERN
 from dd_core.store import write_atomically
 
 if TYPE_CHECKING:
@@ -24,12 +27,29 @@ class Column:
 
 
 @dataclass(frozen=True)
+class OptionalColumns:
+    """Columns that a file may have, as a study's settings decide: a pattern of names and what they have in common."""
+
+    pattern: str
+    type: str
+    description: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table's columns, the ones that come from folder names first."""
 
     name: str
     description: str
     columns: tuple[Column, ...]
+    optional: tuple[OptionalColumns, ...] = ()
+
+    def optional_column(self, name: str) -> Column | None:
+        """The optional column of that name, if the table may have it."""
+        for group in self.optional:
+            if re.fullmatch(group.pattern, name):
+                return Column(name, group.type, group.description)
+        return None
 
     @property
     def folder_columns(self) -> tuple[str, ...]:
@@ -154,10 +174,24 @@ _TABLES = (
             *_LABELS,
             Column("loss", "float64", "cross-entropy of the given label, nats"),
             Column("probability", "float64", "of the given label"),
-            Column("gradient_norm", "float64", "norm of the input gradient, nats per standardised pixel unit"),
-            Column("trace", "float64", "trace of the input Hessian, nats per squared standardised pixel unit"),
+            Column("method", "string", "estimator of the input Hessian: exact, top_directions or double_backward"),
+            Column("gradient_norm", "float64", "norm of the input gradient g, nats per standardised pixel unit"),
+            Column("gradient_curvature", "float64", "g'Hg/|g|^2, nats per squared standardised pixel unit"),
+            Column("trace", "float64", "trace of the input Hessian H, same unit"),
+            Column("trace_standard_error", "float64", "0 where the method is exact, same unit"),
             Column("frobenius_norm", "float64", "of the input Hessian, same unit"),
+            Column("frobenius_norm_standard_error", "float64", "0 where the method is exact, same unit"),
             Column("largest_eigenvalue", "float64", "of the input Hessian, same unit"),
+            Column("largest_eigenvalue_residual", "float64", "how far it may be off, 0 where exact, same unit"),
+        ),
+        optional=(
+            OptionalColumns(
+                f"fd_(norm|directional)_{STEP_PATTERN}(_se)?",
+                "float64",
+                "published finite difference at the step h of the name, mean over random signs r (_se: its standard "
+                "error): norm of the gradient's change, or r times it; normalised as the study says, by default a "
+                "derivative per h (norm) or h^2 (directional)",
+            ),
         ),
     ),
     Table(
@@ -176,30 +210,92 @@ _TABLES = (
             Column("mean_frobenius_norm", "float64", "same unit"),
             Column("mean_largest_eigenvalue", "float64", "same unit"),
             Column("mean_gradient_norm", "float64", "nats per standardised pixel unit"),
+            Column("mean_gradient_curvature", "float64", "of g'Hg/|g|^2, nats per squared standardised pixel unit"),
+            Column("mean_trace_standard_error", "float64", "of single images, 0 where the method is exact, same unit"),
             Column("mean_loss", "float64", "nats"),
             Column("auroc_trace", "float64", "probability that a noisy image has a larger trace than a clean one"),
-            Column("auroc_gradient_norm", "float64", "the same for the gradient norm"),
-            Column("auroc_loss", "float64", "the same for the loss"),
+            *(
+                Column(f"auroc_{name}", "float64", f"the same for {words}")
+                for name, words in (
+                    ("frobenius_norm", "the Frobenius norm"),
+                    ("largest_eigenvalue", "the largest eigenvalue"),
+                    ("gradient_curvature", "the curvature along the gradient"),
+                    ("gradient_norm", "the gradient norm"),
+                    ("loss", "the loss"),
+                )
+            ),
             Column("source_sha256", "string", "SHA-256 of the per_image_curvature file summarised"),
+        ),
+        optional=(
+            OptionalColumns(
+                f"auroc_fd_(norm|directional)_{STEP_PATTERN}",
+                "float64",
+                "probability that a noisy image has a larger finite difference at that step than a clean one",
+            ),
+        ),
+    ),
+    Table(
+        "hessian_spectra",
+        "The Hessian of the training loss in the weights of one trial at one checkpoint.",
+        (
+            *_ARM,
+            _EPOCH,
+            Column("num_images", "int32", "training images the loss is averaged over"),
+            Column("num_parameters", "int64", "of the layers looked at"),
+            Column("layers", "list<string>", "names or patterns the Hessian is restricted to; empty: all layers"),
+            Column("loss", "float64", "mean cross-entropy of these images, nats"),
+            Column("lambda_max", "float64", "largest eigenvalue, nats per squared weight unit, as all of H here"),
+            Column("lambda_max_residual", "float64", "|Hv - lambda v| of its unit vector, same unit"),
+            Column("lambda_min", "float64", "smallest eigenvalue, same unit"),
+            Column("lambda_min_residual", "float64", "|Hv - lambda v| of its unit vector, same unit"),
+            Column("eigenvalues", "list<float64>", "the largest, falling, same unit"),
+            Column("residuals", "list<float64>", "|Hv - lambda v| of each, same unit"),
+            Column("trace", "float64", "exact trace, same unit; null where the network is not piecewise linear"),
+            Column("layer_names", "list<string>", "layers with parameters"),
+            Column("layer_traces", "list<float64>", "exact trace of each layer's diagonal block, same unit"),
+            Column("trace_hutchinson", "float64", "Hutchinson's estimate of the trace, same unit"),
+            Column("trace_hutchinson_standard_error", "float64", "of it"),
+            Column("trace_hutch_plus_plus", "float64", "Hutch++ estimate of the trace, same unit"),
+            Column("trace_hutch_plus_plus_standard_error", "float64", "of it"),
+            Column("density_eigenvalues", "list<float64>", "grid of the spectral density, same unit"),
+            Column("density", "list<float64>", "spectral density at the grid, integral 1, per that unit"),
+            Column("gradient_norm", "float64", "norm of the gradient of the loss, nats per weight unit"),
+            Column("gradient_sharpness", "float64", "g'Hg/|g|^2, same unit as H"),
+            Column("gradient_overlap", "float64", "share of |g|^2 in the span of the largest eigenvectors"),
+            Column("gradient_variance", "float64", "trace of the covariance of single images' gradients"),
+            Column("image_gradient_norm_mean", "float64", "of single images' gradients, nats per weight unit"),
+            Column("image_gradient_norm_median", "float64", "the same"),
+            Column("image_gradient_norm_max", "float64", "the same"),
+            Column("seconds", "float64", "wall time of the trial, s"),
         ),
     ),
 )
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 
 
-def arrow_schema(table: Table) -> "pa.Schema":
-    """The schema of the table's files (without the folder columns), descriptions as field metadata."""
+def arrow_schema(table: Table, optional: Iterable[str] = ()) -> "pa.Schema":
+    """The schema of the table's files (without the folder columns), descriptions as field metadata.
+
+    Raises:
+        ValueError: the table cannot have one of the optional columns named.
+    """
     import pyarrow as pa
 
     types = {
         "string": pa.dictionary(pa.int32(), pa.string()),
         "timestamp": pa.timestamp("us", tz="UTC"),
         "bool": pa.bool_(),
+        "list<float64>": pa.list_(pa.float64()),
+        "list<string>": pa.list_(pa.string()),
         **{name: getattr(pa, name)() for name in ("int16", "int32", "int64", "float32", "float64")},
     }
-    return pa.schema(
-        [pa.field(c.name, types[c.type], metadata={"description": c.description}) for c in table.file_columns]
-    )
+    columns = list(table.file_columns)
+    for name in optional:
+        column = table.optional_column(name)
+        if column is None:
+            raise ValueError(f"{table.name}: unknown column {name}")
+        columns.append(column)
+    return pa.schema([pa.field(c.name, types[c.type], metadata={"description": c.description}) for c in columns])
 
 
 def to_arrow(table_name: str, columns: dict[str, Any], num_rows: int) -> "pa.Table":
@@ -207,29 +303,38 @@ def to_arrow(table_name: str, columns: dict[str, Any], num_rows: int) -> "pa.Tab
 
     Args:
         table_name: key of ``TABLES``.
-        columns: for every file column an array of ``num_rows`` values, or one value repeated for all rows.
+        columns: for every file column an array of ``num_rows`` values, or one value repeated for all rows; optional
+            columns may follow.
         num_rows: number of rows.
 
     Raises:
         ValueError: a column is missing, unknown or of the wrong length.
     """
+    import pyarrow as pa
+
+    table = TABLES[table_name]
+    fixed = [c.name for c in table.file_columns]
+    missing = sorted(set(fixed) - set(columns))
+    if missing:
+        raise ValueError(f"{table_name}: missing columns {missing}")
+    schema = arrow_schema(table, [name for name in columns if name not in fixed])
+    return pa.table([_array(columns[field.name], field.type, num_rows) for field in schema], schema=schema)
+
+
+def _array(values: Any, type_: "pa.DataType", num_rows: int) -> "pa.Array":
+    """Values, or one value for every row, as an array of that type."""
     import numpy as np
     import pyarrow as pa
 
-    schema = arrow_schema(TABLES[table_name])
-    if set(columns) != set(schema.names):
-        raise ValueError(f"{table_name}: missing or unknown columns {sorted(set(columns) ^ set(schema.names))}")
-    arrays = []
-    for field in schema:
-        values = columns[field.name]
-        if np.ndim(values) == 0:
-            scalar_type = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            scalar = values.item() if isinstance(values, np.generic) else values
-            array = pa.repeat(pa.scalar(scalar, scalar_type), num_rows)
-        else:
-            array = pa.array(values)
-        arrays.append(array.dictionary_encode() if pa.types.is_dictionary(field.type) else array.cast(field.type))
-    return pa.table([a.cast(f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema)
+    if pa.types.is_list(type_):
+        return pa.array(values, type_)
+    if np.ndim(values) == 0:
+        scalar_type = type_.value_type if pa.types.is_dictionary(type_) else type_
+        scalar = values.item() if isinstance(values, np.generic) else values
+        array = pa.repeat(pa.scalar(scalar, scalar_type), num_rows)
+    else:
+        array = pa.array(values)
+    return array.dictionary_encode().cast(type_) if pa.types.is_dictionary(type_) else array.cast(type_)
 
 
 def write_parquet(path: Path, table: "pa.Table") -> None:

@@ -15,7 +15,20 @@ from filelock import FileLock
 
 from dd_core.errors import StaleError
 from dd_core.store import Store, write_atomically
-from dd_core.tables import TABLES, Table
+from dd_core.tables import TABLES, Column, Table
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "timestamp": "TIMESTAMPTZ",
+    "bool": "BOOLEAN",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+    "list<float64>": "DOUBLE[]",
+    "list<string>": "VARCHAR[]",
+}
 
 
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
@@ -56,32 +69,43 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> list[s
         if next(folder.glob("**/*.parquet"), None) is None:
             continue  # DuckDB refuses a view over no file at all
         try:
-            connection.execute(_view_sql(table, folder))
+            columns = _columns(connection, table, folder)
+            expressions = ", ".join(columns.values())
+            connection.execute(f"CREATE VIEW {table.name} AS SELECT {expressions} FROM {_files(table, folder)}")
         except duckdb.InvalidInputException as error:
             reason = str(error).splitlines()[0]
             raise StaleError(
                 f"a file of the table {table.name} is damaged ({reason}); remove it and materialise its asset again"
             ) from error
         connection.execute(f"COMMENT ON VIEW {table.name} IS {_quoted(table.description)}")
-        for column in table.columns:
+        for column in columns:
             comment = _quoted(column.description)
             connection.execute(f'COMMENT ON COLUMN {table.name}."{column.name}" IS {comment}')
         created.append(table.name)
     return created
 
 
-def _view_sql(table: Table, folder: Path) -> str:
-    """A view with the columns in the order of the schema; the only text in it from outside is the quoted root."""
+def _columns(connection: duckdb.DuckDBPyConnection, table: Table, folder: Path) -> dict[Column, str]:
+    """The columns of the schema in its order, then the optional ones that any file has, with their SQL.
+
+    A column that no file has, because an earlier version wrote them all, is null.
+    """
+    present = [name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {_files(table, folder)}").fetchall()]
+    optional = [column for name in present if (column := table.optional_column(name)) is not None]
+    return {
+        column: f'"{column.name}"' if column.name in present else f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
+        for column in (*table.columns, *optional)
+    }
+
+
+def _files(table: Table, folder: Path) -> str:
+    """All files of a table as a relation; the only text in it from outside is the quoted root."""
     depth = "/*" * len(table.folder_columns)
     # What the root holds of wildcards stands for itself.
     root = re.sub(r"[*?[]", r"[\g<0>]", str(folder.absolute()))
     glob = _quoted(f"{root}{depth}/*.parquet")
     types = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
-    columns = ", ".join(f'"{column.name}"' for column in table.columns)
-    return (
-        f"CREATE VIEW {table.name} AS SELECT {columns} FROM read_parquet({glob}, union_by_name = true, "
-        f"hive_partitioning = true, hive_types = {{{types}}})"
-    )
+    return f"read_parquet({glob}, union_by_name = true, hive_partitioning = true, hive_types = {{{types}}})"
 
 
 def _quoted(text: str) -> str:

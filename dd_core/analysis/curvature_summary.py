@@ -1,27 +1,35 @@
 """The table ``curvature``: per-image curvature summarised per checkpoint and trial. Rebuilt from files alone."""
 
-import math
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from dd_core.analysis.auroc import auroc
 from dd_core.errors import StaleError
-from dd_core.provenance import curvature_is_current, curvature_manifest, trained_checkpoints
+from dd_core.provenance import curvature_manifest, describes, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.tables import read_parquet, to_arrow, write_parquet
 
 _QUANTILES = {"trace_p05": 0.05, "trace_p25": 0.25, "trace_p50": 0.5, "trace_p75": 0.75, "trace_p95": 0.95}
-_MEANS = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_norm", "loss")
-_SCORES = ("trace", "gradient_norm", "loss")
+_MEANS = (
+    "trace",
+    "trace_standard_error",
+    "frobenius_norm",
+    "largest_eigenvalue",
+    "gradient_norm",
+    "gradient_curvature",
+    "loss",
+)
+_SCORES = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_curvature", "gradient_norm", "loss")
 
 
 def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Summary rows of one trial at one checkpoint.
 
     Args:
-        columns: per image ``is_noisy`` and the values of ``_MEANS``, all of one length.
+        columns: per image ``is_noisy``, the values of ``_MEANS`` and any finite differences (fd_...), of one length.
 
     Returns:
         One row for the subset all, and where labels are noisy one for clean and one for noisy. The AUROC columns (the
@@ -31,7 +39,8 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     subsets = {"all": np.ones_like(noisy)}
     if noisy.any():
         subsets |= {"clean": ~noisy, "noisy": noisy}
-    aurocs = {f"auroc_{score}": _auroc(columns[score], noisy) for score in _SCORES}
+    scores = [*_SCORES, *(name for name in columns if name.startswith("fd_") and not name.endswith("_se"))]
+    aurocs = {f"auroc_{score}": auroc(columns[score], noisy) for score in scores}
     rows = []
     for name, mask in subsets.items():
         if not mask.any():
@@ -43,17 +52,6 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         row |= aurocs
         rows.append(row)
     return rows
-
-
-def _auroc(score: np.ndarray, noisy: np.ndarray) -> float:
-    """Area under the ROC curve of a score that should be large for noisy images, from ranks (Mann-Whitney U)."""
-    from scipy.stats import rankdata
-
-    num_noisy, num_clean = int(noisy.sum()), int((~noisy).sum())
-    if not num_noisy or not num_clean or not np.isfinite(score).all():
-        return math.nan
-    rank_sum = rankdata(score)[noisy].sum()
-    return float((rank_sum - num_noisy * (num_noisy + 1) / 2) / (num_noisy * num_clean))
 
 
 def rebuild(store: Store, study: Study) -> int:
@@ -71,7 +69,7 @@ def rebuild(store: Store, study: Study) -> int:
     changed: set[str] = set()
     for checkpoint, weights in trained_checkpoints(store, study).items():
         manifest = curvature_manifest(store, study, checkpoint)
-        if manifest is not None and curvature_is_current(manifest, weights):
+        if manifest is not None and describes(manifest, weights):
             known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest["files"]["table"]["sha256"]))
             if known_rows is None:
                 changed.add(checkpoint.arm.key)
@@ -82,7 +80,9 @@ def rebuild(store: Store, study: Study) -> int:
     for arm, arm_rows in by_arm.items():
         if arm not in changed and len(arm_rows) == num_known[arm]:
             continue  # a file that stays as it is disturbs nobody who reads it
-        columns = {c.name: [row[c.name] for row in arm_rows] for c in TABLES["curvature"].file_columns}
+        # Another estimator at some epochs gives columns that others lack; known rows of an older file lack new ones.
+        names = dict.fromkeys(name for row in arm_rows for name in row)
+        columns = {name: [row.get(name) for row in arm_rows] for name in names}
         path = store.table_folder("curvature", study.name, arm) / "summary.parquet"
         write_parquet(path, to_arrow("curvature", columns, len(arm_rows)))
     for path in store.table_folder("curvature", study.name).glob("arm=*/summary.parquet"):
@@ -110,7 +110,7 @@ def _summarise_file(
             f"{error}; compute it again: dagster asset materialize --select '{study.name}/per_image_curvature' "
             f"--partition '{checkpoint.key}'"
         ) from error
-    names = ("trial", "is_noisy", *_MEANS)
+    names = ["trial", "is_noisy", *_MEANS, *(name for name in table.column_names if name.startswith("fd_"))]
     columns = {name: table[name].to_numpy() for name in names}
     rows = []
     for trial in range(study.trials):

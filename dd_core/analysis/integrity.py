@@ -3,7 +3,7 @@
 import duckdb
 
 from dd_core.errors import StaleError
-from dd_core.provenance import curvature_is_current, curvature_manifest, trained_checkpoints
+from dd_core.provenance import curvature_manifest, describes, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Study
 
@@ -89,15 +89,15 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
     expected = {}
     for checkpoint, weights in trained_checkpoints(store, study).items():
         manifest = curvature_manifest(store, study, checkpoint)
-        if manifest is not None and curvature_is_current(manifest, weights):
+        if manifest is not None and describes(manifest, weights):
             expected[checkpoint.arm.key, checkpoint.epoch] = manifest["rows"]["table"]
     if not expected:
         return [], 0
     try:
         rows = connection.execute(
             "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), bool_and(isfinite(trace) AND "
-            "isfinite(frobenius_norm) AND isfinite(largest_eigenvalue) AND trace >= 0 "
-            "AND largest_eigenvalue <= trace * 1.001) "
+            "isfinite(frobenius_norm) AND isfinite(largest_eigenvalue) AND (method = 'double_backward' "
+            "OR (trace >= 0 AND largest_eigenvalue <= trace * 1.001))) "
             "FROM per_image_curvature WHERE study = ? GROUP BY arm, epoch",
             [study.name],
         ).fetchall()

@@ -1,27 +1,32 @@
-"""Per-image curvature of one trained checkpoint: read the weights, compute, write the parquet file and its manifest."""
+"""Per-image curvature of one trained checkpoint: from its weights to one parquet file with its manifest.
+
+Large checkpoints are divided into shards, ranges of rows that any worker computes on its own. A shard is a file with a
+manifest of its own; whoever finishes the last one merges them, after proving by trial and image id that every row is
+there once. What a file already holds of the same weights is kept: another estimator adds columns, it does not start
+anew.
+"""
 
 import datetime
-import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from filelock import FileLock
 
-from dd_core.curvature.per_image import CurvatureColumns, per_image_curvature
-from dd_core.data.augmentation import PlainImages
-from dd_core.data.datasets import IMAGE_SHAPES, NUM_CLASSES, load
+from dd_core.analysis.auroc import auroc
+from dd_core.curvature.rows import Families, compute_rows
+from dd_core.curvature_settings import covers
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError
-from dd_core.models import build, load_state
-from dd_core.provenance import CURVATURE_VERSION, curvature_is_current, curvature_manifest
+from dd_core.provenance import CURVATURE_VERSION, curvature_manifest, describes
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
-from dd_core.tables import to_arrow, write_parquet
-from dd_core.training.checkpoints import identity, load_checkpoint
-from dd_core.training.stack import stacking
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.training.checkpoints import check_checkpoint, identity, read_tensors
 
-CURVATURE_NAMES = tuple(CurvatureColumns.__dataclass_fields__)
+Rows = tuple[int, int]
+_OWN_COLUMNS = ("variant", "k", "recipe", "epoch", "trial", "image_id", "true_label", "given_label", "is_noisy")
 
 
 def curve_checkpoint(
@@ -30,18 +35,41 @@ def curve_checkpoint(
     store: Store,
     *,
     device: torch.device | None = None,
-    batch_size: int = 100,
-    dtype: torch.dtype = torch.float32,
 ) -> bool:
     """Compute the curvature of every training image of every trial, unless a current result is there.
 
     Args:
-        study: the study.
+        study: says which estimators, too.
         checkpoint: a trained checkpoint.
         store: where the weights are and the result goes.
         device: default the CPU.
-        batch_size: images per pass; the result does not depend on it.
-        dtype: of the passes; sums and the softmax are float64 in any case.
+
+    Returns:
+        Whether anything was computed now.
+
+    Raises:
+        StaleError: the checkpoint is absent, damaged or of another recipe.
+        UserError: the weights are not finite.
+    """
+    return any([curve_shard(study, checkpoint, store, rows, device=device) for rows in study.curvature_ranges])
+
+
+def curve_shard(
+    study: Study,
+    checkpoint: Checkpoint,
+    store: Store,
+    rows: Rows,
+    *,
+    device: torch.device | None = None,
+) -> bool:
+    """Compute one shard unless it is there, and merge all if none is missing.
+
+    Args:
+        study: says which estimators, too.
+        checkpoint: a trained checkpoint.
+        store: where the weights are and the result goes.
+        rows: one of ``study.curvature_ranges``.
+        device: default the CPU.
 
     Returns:
         Whether it was computed now.
@@ -51,88 +79,192 @@ def curve_checkpoint(
         UserError: the weights are not finite.
     """
     device = device or torch.device("cpu")
-    started = time.monotonic()
-    weights, weights_manifest = load_checkpoint(store, study, checkpoint)
-    if _is_sound(store, curvature_manifest(store, study, checkpoint), weights_manifest):
+    weights_manifest = check_checkpoint(store, study, checkpoint)
+    present = sound_curvature(store, study, checkpoint, weights_manifest)
+    wanted = study.curvature.families(checkpoint.epoch)
+    families = {name: own for name, own in wanted.items() if present is None or present["settings"].get(name) != own}
+    if not families:
         return False
+    about = _identity(study, checkpoint, weights_manifest, families)
+    path = store.shard_path(study.name, checkpoint, rows)
+    is_missing = _read_shard(store, study, checkpoint, rows, about) is None
     data = [trial_data(study, checkpoint.arm.variant, trial) for trial in range(study.trials)]
-    values = _all_trials(study, checkpoint, weights, data, device, dtype, batch_size)
-    num_rows = len(values["trace"])
-    columns = {
-        "variant": checkpoint.arm.variant,
-        "k": checkpoint.arm.k,
-        "recipe": study.recipe_hash(checkpoint.arm),
-        "epoch": checkpoint.epoch,
-        "trial": np.repeat(np.arange(study.trials), num_rows // study.trials),
-        "image_id": np.concatenate([d.train_ids for d in data]),
-        "true_label": np.concatenate([d.true_train_labels for d in data]),
-        "given_label": np.concatenate([d.train_labels for d in data]),
-        "is_noisy": np.concatenate([d.is_noisy for d in data]),
-        **values,
-    }
-    path = store.curvature_path(study.name, checkpoint)
-    write_parquet(path, to_arrow("per_image_curvature", columns, num_rows))
-    manifest = {
+    if is_missing:
+        weights, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
+        columns, seconds = compute_rows(study, checkpoint, weights, data, rows, families, device)
+    lock = store.lock_path("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
+    with FileLock(lock):
+        present = sound_curvature(store, study, checkpoint, weights_manifest)
+        if present is not None and covers(present["settings"], families):
+            return is_missing
+        if is_missing:
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            shard = {**about, "seconds": seconds, "device": name}
+            if len(study.curvature_ranges) == 1:
+                _write_whole(store, study, checkpoint, [(columns, shard)], about, data)
+                return True
+            write_parquet(path, pa.table(columns))
+            store.write_manifest(path.with_suffix(".json"), shard, {"table": path})
+        _merge_if_complete(store, study, checkpoint, about, data)
+    return is_missing
+
+
+def sound_curvature(
+    store: Store, study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The manifest of a checkpoint's curvature if it is of these weights and its file is unharmed."""
+    manifest = curvature_manifest(store, study, checkpoint)
+    if manifest is None or not describes(manifest, weights_manifest):
+        return None
+    try:
+        store.verify(manifest, "table")
+    except StaleError:
+        return None
+    return manifest
+
+
+def _identity(
+    study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any], families: Families
+) -> dict[str, Any]:
+    """What a shard or result belongs to."""
+    return {
         "kind": "per_image_curvature",
         **identity(study, checkpoint.arm),
         "epoch": checkpoint.epoch,
         "checkpoint_sha256": weights_manifest["files"]["weights"]["sha256"],
         "curvature_version": CURVATURE_VERSION,
-        "settings": {},
+        "settings": families,
+    }
+
+
+def _read_shard(
+    store: Store, study: Study, checkpoint: Checkpoint, rows: Rows, about: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """A shard's columns and manifest, or None if it is absent, damaged or of something else."""
+    manifest = store.read_manifest(store.shard_path(study.name, checkpoint, rows).with_suffix(".json"))
+    if manifest is None or any(manifest.get(key) != value for key, value in about.items()):
+        return None
+    try:
+        table = read_parquet(store.verify(manifest, "table"))
+    except (StaleError, OSError):  # a merge in another process removes shards
+        return None
+    return {name: table[name].to_numpy() for name in table.column_names}, manifest
+
+
+def _merge_if_complete(
+    store: Store,
+    study: Study,
+    checkpoint: Checkpoint,
+    about: dict[str, Any],
+    data: list[TrialData],
+) -> None:
+    """Put the shards together once all are there, with what the present file holds of other families; hold the lock."""
+    ranges = study.curvature_ranges
+    found = [_read_shard(store, study, checkpoint, rows, about) for rows in ranges]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
+        return
+    _write_whole(store, study, checkpoint, parts, about, data)
+    for rows in ranges:
+        path = store.shard_path(study.name, checkpoint, rows)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _write_whole(
+    store: Store,
+    study: Study,
+    checkpoint: Checkpoint,
+    parts: list[tuple[dict[str, np.ndarray], dict[str, Any]]],
+    about: dict[str, Any],
+    data: list[TrialData],
+) -> None:
+    """Write the file of a checkpoint from all its shards, after proving that they are the whole; hold the lock."""
+    columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+    expected = {
+        "trial": np.repeat(np.arange(study.trials), [len(d.train_ids) for d in data]),
+        "image_id": np.concatenate([d.train_ids for d in data]),
+    }
+    prove_complete(columns, expected)
+    write_curvature(store, study, checkpoint, columns, about, data, [manifest for _, manifest in parts])
+
+
+def prove_complete(columns: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Pass only rows that are, one by one and in order, those of every trial's training images.
+
+    Raises:
+        StaleError: it says what is missing, doubled or out of place.
+    """
+    got = list(zip(columns["trial"].tolist(), columns["image_id"].tolist(), strict=True))
+    due = list(zip(expected["trial"].tolist(), expected["image_id"].tolist(), strict=True))
+    if got == due:
+        return
+    missing, extra = len(set(due) - set(got)), len(got) - len(set(got) & set(due))
+    order = "" if missing or extra else ", all there but in another order"
+    raise StaleError(
+        f"the shards of a curvature file are no whole: {len(got)} rows for {len(due)} images, {missing} missing, "
+        f"{extra} doubled or strange{order}; remove them and compute it again"
+    )
+
+
+def write_curvature(
+    store: Store,
+    study: Study,
+    checkpoint: Checkpoint,
+    columns: dict[str, np.ndarray],
+    about: dict[str, Any],
+    data: list[TrialData],
+    shard_manifests: list[dict[str, Any]],
+) -> None:
+    """Write the file of a checkpoint and its manifest: new columns, and those of other families it had before."""
+    weights_manifest = {"files": {"weights": {"sha256": about["checkpoint_sha256"]}}}
+    present = sound_curvature(store, study, checkpoint, weights_manifest)
+    kept = present["settings"] if present else {}
+    if present is not None and not covers(about["settings"], kept):
+        table = read_parquet(store.verify(present, "table"))
+        old = {name: table[name].to_numpy() for name in table.column_names}
+        prove_complete(old, columns)
+        replaced = {c for f in about["settings"] for c in _columns_of(f, table.column_names)}
+        columns = {**{n: v for n, v in old.items() if n not in (*_OWN_COLUMNS, *replaced)}, **columns}
+    num_rows, is_noisy = len(columns["trial"]), np.concatenate([d.is_noisy for d in data])
+    full = {
+        "variant": checkpoint.arm.variant,
+        "k": checkpoint.arm.k,
+        "recipe": about["recipe"],
+        "epoch": checkpoint.epoch,
+        "true_label": np.concatenate([d.true_train_labels for d in data]),
+        "given_label": np.concatenate([d.train_labels for d in data]),
+        "is_noisy": is_noisy,
+        **columns,
+    }
+    path = store.curvature_path(study.name, checkpoint)
+    write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
+    seconds = sum(manifest["seconds"] for manifest in shard_manifests)
+    devices = sorted({manifest["device"] for manifest in shard_manifests})
+    by_trial = [auroc(columns["trace"][columns["trial"] == t], d.is_noisy) for t, d in enumerate(data)]
+    manifest = {
+        **about,
+        "settings": {**kept, **about["settings"]},
         "rows": {"table": num_rows},
         "headline": {
-            "mean_trace": float(values["trace"].mean()),
-            "median_trace": float(np.median(values["trace"])),
-            "images_per_second": num_rows / (time.monotonic() - started),
+            "mean_trace": float(columns["trace"].mean()),
+            "median_trace": float(np.median(columns["trace"])),
+            **({"auroc_trace": float(np.mean(by_trial))} if is_noisy.any() and not is_noisy.all() else {}),
+            "method": ", ".join(sorted(set(columns["method"]))),
+            "images_per_second": num_rows / seconds,
+            "gpu_seconds": seconds if devices != ["cpu"] else 0.0,
         },
-        "device": device.type,
+        "device": ", ".join(devices),
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
-    return True
 
 
-def _all_trials(
-    study: Study,
-    checkpoint: Checkpoint,
-    weights: dict[str, Tensor],
-    data: list[TrialData],
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-) -> dict[str, np.ndarray]:
-    """Every column of the curvature, float64 (trials * images,), trial after trial."""
-    values: dict[str, list[Tensor]] = {name: [] for name in CURVATURE_NAMES}
-    for trials in stacking(study, checkpoint.arm):
-        subset = [data[trial] for trial in trials]
-        state = {name: tensor[trials].flatten(0, 1) for name, tensor in weights.items()}
-        model = trained_stack(study, checkpoint, len(trials), state).to(device, dtype).eval()
-        images = PlainImages(load(study.data.dataset).images, [d.train_ids for d in subset], subset, device, dtype)
-        labels = torch.from_numpy(np.stack([d.train_labels for d in subset], axis=1)).to(device)
-        batches = []
-        for start in range(0, images.num_images, batch_size):
-            stop = start + batch_size
-            batches.append(per_image_curvature(model, images.batch(start, stop), labels[start:stop], batch_size))
-        for name in CURVATURE_NAMES:
-            values[name].append(torch.cat([getattr(batch, name) for batch in batches]))
-    return {name: torch.cat(parts, dim=1).T.reshape(-1).numpy() for name, parts in values.items()}
-
-
-def trained_stack(study: Study, checkpoint: Checkpoint, num_trials: int, state: dict[str, Tensor]) -> nn.Module:
-    """A stacked network of the study's architecture with the given weights, on the CPU."""
-    shape = (IMAGE_SHAPES[study.data.dataset][2], NUM_CLASSES[study.data.dataset])
-    architecture = study.variants[checkpoint.arm.variant].architecture
-    model = build(architecture, checkpoint.arm.k, *shape, trials=num_trials)
-    load_state(model, state)
-    return model.to(memory_format=torch.channels_last)
-
-
-def _is_sound(store: Store, curvature: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:
-    """Whether the curvature file is current and unharmed."""
-    if curvature is None or not curvature_is_current(curvature, checkpoint):
-        return False
-    try:
-        store.verify(curvature, "table")
-    except StaleError:
-        return False
-    return True
+def _columns_of(family: str, names: list[str]) -> list[str]:
+    """Which columns of a file a family stands for."""
+    optional = {name for name in names if TABLES["per_image_curvature"].optional_column(name) is not None}
+    return [
+        name for name in names if (name in optional) == (family == "finite_difference") and name not in _OWN_COLUMNS
+    ]

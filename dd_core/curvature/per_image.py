@@ -1,133 +1,251 @@
-"""The exact Hessian of the cross-entropy in the input, image by image, in C backward passes.
+"""Curvature of the loss in each image, by the method of the user's choice: the door to this package's estimators.
 
-For a network that is piecewise linear in its input (ReLU, max-pooling, BatchNorm in eval mode, residual sums) the
-logits z(x) are locally linear, so almost everywhere the Hessian of the loss is the generalised Gauss-Newton matrix
+===============  =====================================================  ==============================================
+method           what it is                                             cost in forward passes (F)
+===============  =====================================================  ==============================================
+exact            the Hessian of a piecewise linear network, no noise    C for C classes
+top_directions   the same for many classes: exact where the energy is,  5-10 for a trained network of 100 classes
+                 unbiased probes for the rest, with a standard error
+double_backward  any twice differentiable network; unbiased probes      about 50
+===============  =====================================================  ==============================================
 
-    H = J^T (diag p - p p^T) J,     J = dz/dx  (C x D),   p = softmax(z),
-
-whatever the label (Schraudolph 2002, "Fast curvature matrix-vector products", section 3). With a square root V V^T =
-diag p - p p^T, V of shape C x (C-1), and K = V^T J, the small Gram matrix A = K K^T has H's non-zero eigenvalues:
-trace H = tr A, the Frobenius norm of H is that of A, the largest eigenvalue of H that of A. K takes C-1 backward
-passes, the gradient J^T (p - e_y) one more. No probe, no noise, no second derivative.
+A network that is not piecewise linear gets ``double_backward`` whatever was asked, and the result says so. The
+published finite difference is another quantity and has its own function, ``finite_difference_curvature``.
 """
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from dd_core.curvature.autograd_backward import AutogradNetwork, differs
+from dd_core.curvature.double_backward import double_backward_curvature
+from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, frozen, in_layout_of, logits_of, padded
+from dd_core.curvature.exact import Linearized, exact_curvature, num_exact_passes
+from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
+from dd_core.curvature.memory import in_blocks
+from dd_core.curvature.piecewise_linear import is_piecewise_linear
+from dd_core.curvature.probes import Stream, rademacher
+from dd_core.curvature.top_directions import plan_directions, top_directions_curvature
+from dd_core.curvature_names import CURVATURE_COLUMNS
 from dd_core.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+Method = Literal["exact", "top_directions", "double_backward"]
+Network = LinearizedNetwork | AutogradNetwork
+BlockFunction = Callable[[Linearized, Tensor, Tensor], dict[str, Tensor]]
+
+# Cotangents in one pass: enough to fill the convolutions of a CPU, few enough for its caches. GPUs want many more.
+_COTANGENTS_PER_PASS = {"cpu": 288, "cuda": 8192}
+_NUM_CHECKED_IMAGES = 2
+# How many top directions an image may be given; few values, so that many images share a pass.
+_LEVELS = (*range(11), 12, 14, 16, 20, 24)
 
 
 @dataclass(frozen=True)
-class CurvatureColumns:
-    """Values per image (B, T), float64 on the CPU; T networks of a stacked model.
+class ImageCurvature:
+    """Curvature of N images.
 
     Attributes:
-        loss: cross-entropy of the given label, nats.
-        probability: of the given label.
-        gradient_norm: Euclidean norm of the loss gradient in x, nats per input unit.
-        trace, frobenius_norm, largest_eigenvalue: of the Hessian in x, nats per squared input unit.
+        columns: float64 (N,) on the CPU, by the names in ``CURVATURE_COLUMNS``. loss: cross-entropy of the given label,
+            nats; probability: of the given label; gradient_norm: of the loss in x, nats per input unit;
+            gradient_curvature: g^T H g / ||g||^2 (0 where g is 0); trace, frobenius_norm, largest_eigenvalue: of the
+            Hessian in x, nats per squared input unit; the standard errors and the residual of the eigenvalue (how far
+            below the true one it may lie) are 0 where the method is exact.
+        method: the one that was used.
+        note: why it is not the one asked for, or None.
+        num_passes: mean number of backward passes per image, None for double_backward.
     """
 
-    loss: Tensor
-    probability: Tensor
-    gradient_norm: Tensor
-    trace: Tensor
-    frobenius_norm: Tensor
-    largest_eigenvalue: Tensor
+    columns: dict[str, Tensor]
+    method: Method
+    note: str | None
+    num_passes: float | None
 
 
-def softmax_hessian_factor(log_p: Tensor) -> Tensor:
-    """A square root of the softmax Hessian without cancellation, however saturated.
+def per_image_curvature(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    image_ids: Tensor | None = None,
+    method: Method = "exact",
+    precision: torch.dtype | None = None,
+    relative_error: float = 0.01,
+    num_probes: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> ImageCurvature:
+    """Curvature of the cross-entropy in each image, for one network.
 
-    With s = sqrt(p) and its largest entry s_j, the Householder reflection of w = s + e_j maps s to -e_j; its columns
-    other than j are an orthonormal basis of the complement of s, so that V = diag(s) Q has V V^T = diag p - p p^T.
-    Written out, V_jc = -s_j s_c and V_ic = s_i (delta_ic - s_i s_c / (1 + s_j)): nothing in it cancels.
-
-    Args:
-        log_p: log-probabilities (..., C).
-
-    Returns:
-        V, (..., C, C-1), of the same dtype.
-    """
-    classes = log_p.shape[-1]
-    s = (log_p / 2).exp()
-    largest, pivot = s.max(-1, keepdim=True)
-    kept = torch.arange(classes - 1, device=s.device).expand(*s.shape[:-1], -1)
-    kept = kept + (kept >= pivot)  # every column but the pivot's
-    s_kept = s.gather(-1, kept)
-    identity = torch.nn.functional.one_hot(kept, classes).to(s.dtype).transpose(-1, -2)
-    generic = s[..., :, None] * (identity - s[..., :, None] * s_kept[..., None, :] / (1 + largest)[..., None])
-    at_pivot = -largest[..., None] * s_kept[..., None, :]
-    is_pivot = torch.nn.functional.one_hot(pivot.squeeze(-1), classes).bool()[..., None]
-    return torch.where(is_pivot, at_pivot, generic)
-
-
-def per_image_curvature(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 100) -> CurvatureColumns:
-    """Exact curvature of the loss in each image, for all networks of a stacked model at once.
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+    >>> curvature = per_image_curvature(model, torch.ones(5, 3, 2, 2), torch.zeros(5, dtype=torch.int64))
+    >>> curvature.method, tuple(curvature.columns["trace"].shape)
+    ('exact', (5,))
 
     Args:
-        model: in eval mode, piecewise linear in its input; (B, T*channels, H, W) to (B, T, C), or to (B, C).
-        images: (N, T*channels, H, W), float32 or float64, standardised as in training.
-        labels: int64 (N, T), or (N,) for a plain model: the given labels.
-        batch_size: images per pass; it changes the memory, not the result.
-
-    Returns:
-        One value per image and network, (N, T).
+        model: in eval mode, float32 or float64, images (B, ...) to logits (B, C).
+        images: (N, ...), in the model's precision and on its device, standardised as in training.
+        labels: int64 (N,): the given labels.
+        image_ids: int64 (N,), default 0 to N-1; probes belong to them, so any order, shard or batch gives the same.
+        method: see the table above.
+        precision: of the backward passes of exact and top_directions, default the model's; bfloat16 is exact to about
+            1 % and 1.3 to 1.6 times as fast on a CPU that knows it. Forward passes and sums keep theirs.
+        relative_error: of top_directions: predicted standard error of the trace over the trace.
+        num_probes: random rows or vectors per image; default 1 for top_directions, 10 for double_backward.
+        batch_size: images per pass, at least 16, default by device and classes; it changes the memory, not the
+            result.
+        seed: of the probes.
 
     Raises:
-        UserError: the model is in training mode, or its output is not finite or does not fit the labels.
+        UserError: the model is in training mode, its output is not finite, or model, images and labels do not fit.
     """
-    if model.training:
-        raise UserError("the model is in training mode, where images influence each other; call model.eval() first")
-    required = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
+    _check(model, images, labels, method, relative_error, num_probes)
+    ids = torch.arange(len(images)) if image_ids is None else image_ids.cpu()
+    check_data(model, images, labels, ids.to(images.device))
+    with frozen(model):
+        images = in_layout_of(model, images)
+        num_classes = _try_one_image(model, images, labels)
+        note = None
+        if method != "double_backward":
+            linear, reason = is_piecewise_linear(model, images[:_NUM_CHECKED_IMAGES], labels[:_NUM_CHECKED_IMAGES])
+            if linear:
+                network = _network(model, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
+                work = _Work(network, images, labels, ids, num_classes, batch_size)
+                if method == "exact":
+                    return work.exact()
+                return work.top_directions(relative_error, num_probes or 1, seed)
+            note = f"double_backward instead of {method}: {reason}"
+            _LOG.warning(note)
+        size = max(batch_size or 100, 1)
+        columns = double_backward_curvature(
+            model, images, labels, ids.to(images.device), num_probes=num_probes or 10, batch_size=size, seed=seed
+        )
+    return ImageCurvature(columns, "double_backward", note, None)
+
+
+def _check(
+    model: nn.Module, images: Tensor, labels: Tensor, method: str, relative_error: float, num_probes: int | None
+) -> None:
+    """Refuse what no later check names well."""
+    if method not in ("exact", "top_directions", "double_backward"):
+        raise UserError(f"there is no estimator {method!r}; there are exact, top_directions and double_backward")
+    if not len(images):
+        raise UserError("there are no images to compute the curvature of")
+    if not 0 < relative_error < 1:
+        raise UserError(f"relative_error must lie between 0 and 1, not {relative_error}")
+    if num_probes is not None and num_probes < 1:
+        raise UserError(f"num_probes must be at least 1, not {num_probes}")
+
+
+def _try_one_image(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Number of classes; shapes that do not fit are said in one sentence."""
     try:
-        labels = labels[:, None] if labels.ndim == 1 else labels
-        parts = [
-            _one_batch(model, images[start : start + batch_size], labels[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        ]
-    finally:
-        for parameter, flag in zip(model.parameters(), required, strict=True):
-            parameter.requires_grad_(flag)
-    names = CurvatureColumns.__dataclass_fields__
-    return CurvatureColumns(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        with torch.no_grad():
+            logits = logits_of(model, images[:1], labels[:1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = tuple(images.shape[1:])
+        raise UserError(f"images of shape {shape} do not fit the model: {str(error).splitlines()[0]}") from error
+    if logits.shape[1] < 2:
+        raise UserError("the model has one output; the cross-entropy needs at least two classes")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise UserError(
+            f"labels from {int(labels.min())} to {int(labels.max())} do not fit the model's {logits.shape[1]} classes"
+        )
+    return logits.shape[1]
 
 
-def _one_batch(model: nn.Module, images: Tensor, labels: Tensor) -> CurvatureColumns:
-    """Forward once, then one backward pass per column of the factor and one for the gradient."""
-    x = images.detach().requires_grad_(True)
-    output = model(x)
-    logits = output[:, None] if output.ndim == 2 else output
-    batch, trials, classes = logits.shape
-    if not torch.isfinite(logits).all():
-        raise UserError("the model's output is not finite (NaN or infinite weights?); its curvature does not exist")
-    if labels.shape != (batch, trials) or int(labels.max()) >= classes:
-        raise UserError(f"labels do not fit an output of {trials} networks and {classes} classes")
-    # The softmax is small work: float64 keeps saturated images exact.
-    log_p = logits.detach().double().log_softmax(-1)
-    factor = softmax_hessian_factor(log_p)
-    chosen = log_p.gather(-1, labels[..., None])
-    # p - e_y, with 1 - p_y from expm1 instead of a difference.
-    residual = log_p.exp().scatter(-1, labels[..., None], chosen.expm1())
+def _network(model: nn.Module, images: Tensor, precision: torch.dtype) -> Network:
+    """The fast backward pass, or autograd's where the network holds something it does not know or does not see."""
+    try:
+        network = LinearizedNetwork(model, precision)
+        if differs(network.forward(images), model, images):
+            raise NotLinearizableError("the network does more than its graph shows, such as changes in place")
+    except NotLinearizableError as error:
+        _LOG.info("curvature by autograd: %s", error)
+        return AutogradNetwork(model)
+    return network
 
-    def pull_back(cotangent: Tensor, keep: bool) -> Tensor:
-        """J^T times a cotangent (B, T, C), as (B, T, D) in float64."""
-        seed = cotangent.to(logits.dtype)
-        (gradient,) = torch.autograd.grad(logits, x, seed, retain_graph=keep)
-        # Channels-last gradients hold the trials interleaved; a trial's own pixels are its slice of the channels.
-        return gradient.unflatten(1, (trials, -1)).flatten(2).double()
 
-    rows = torch.stack([pull_back(factor[..., column], True) for column in range(classes - 1)], dim=2)
-    gram = rows @ rows.transpose(-1, -2)  # (B, T, C-1, C-1)
-    gradient = pull_back(residual, False)
-    return CurvatureColumns(
-        loss=-chosen.squeeze(-1).cpu(),
-        probability=chosen.squeeze(-1).exp().cpu(),
-        gradient_norm=gradient.norm(dim=-1).cpu(),
-        trace=gram.diagonal(dim1=-2, dim2=-1).sum(-1).cpu(),
-        frobenius_norm=gram.flatten(-2).norm(dim=-1).cpu(),
-        largest_eigenvalue=torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).cpu(),
-    )
+class _Work:
+    """The images of one call, block by block."""
+
+    def __init__(
+        self, network: Network, images: Tensor, labels: Tensor, ids: Tensor, num_classes: int, batch_size: int | None
+    ):
+        """Keep what every block needs."""
+        self.network, self.images, self.labels, self.ids = network, images, labels, ids
+        self.num_classes, self.batch_size = num_classes, batch_size
+        self.limit = _COTANGENTS_PER_PASS.get(images.device.type, 1024)
+        self.weight = network.forward(images[:1]).classifier_weight
+        self.num_exact = num_exact_passes(num_classes, self.weight)
+
+    def exact(self, chosen: Tensor | None = None) -> ImageCurvature:
+        """Every image, or those chosen, by the exact Hessian."""
+        chosen = torch.arange(len(self.images)) if chosen is None else chosen
+        rows = max(1, self.limit // self._block_size(self.num_exact))
+        columns = self._in_blocks(chosen, self.num_exact, lambda at, labels, _: exact_curvature(at, labels, rows))
+        return ImageCurvature(columns, "exact", None, float(self.num_exact))
+
+    def top_directions(self, relative_error: float, num_probes: int, seed: int) -> ImageCurvature:
+        """Plan from a forward pass of all images, then take those that need equally many passes together."""
+        weight = self.weight
+        if weight is None:
+            exact = self.exact()
+            return replace(exact, note="exact instead of top_directions: the network's last linear layer was not found")
+
+        def plan_block(at: Linearized, labels: Tensor, _: Tensor) -> dict[str, Tensor]:
+            return {"num_top": plan_directions(at.logits, labels, weight).num_top(relative_error, num_probes)}
+
+        needed = self._in_blocks(torch.arange(len(self.images)), 1, plan_block)["num_top"]
+        levels = [level for level in _LEVELS if level + 1 + num_probes < self.num_exact]
+        level_of_image = torch.searchsorted(torch.tensor(levels, dtype=torch.int64), needed)
+        result = {name: torch.empty(len(self.images), dtype=torch.float64) for name in CURVATURE_COLUMNS}
+        num_passes = 0.0
+        for number, level in enumerate([*levels, None]):
+            chosen = torch.nonzero(level_of_image == number).squeeze(1)
+            if not len(chosen):
+                continue
+            if level is None:
+                columns, rows = self.exact(chosen).columns, self.num_exact
+            else:
+                rows = 1 + level + num_probes
+                columns = self._in_blocks(chosen, rows, partial(_top_block, weight, level, num_probes, seed))
+            num_passes += rows * len(chosen) / len(self.images)
+            for name, values in columns.items():
+                result[name][chosen] = values
+        return ImageCurvature(result, "top_directions", None, num_passes)
+
+    def _block_size(self, rows: int) -> int:
+        """Images in one block of so many cotangents each."""
+        return max(SMALLEST_PASS, self.batch_size or self.limit // rows)
+
+    def _in_blocks(self, chosen: Tensor, rows: int, compute: BlockFunction) -> dict[str, Tensor]:
+        """Linearise the chosen images block by block, none of them so small that kernels would round differently."""
+        size = self._block_size(rows)
+
+        def block(start: int, stop: int, size: int) -> dict[str, Tensor]:
+            index = padded(chosen[start:stop], min(size, SMALLEST_PASS))
+            linearized = self.network.forward(self.images[index])
+            if not torch.isfinite(linearized.logits).all():
+                raise UserError("the model's output is not finite (NaN or infinite weights?): no curvature exists")
+            values = compute(linearized, self.labels[index], self.ids[index])
+            return {name: value[: stop - start].cpu() for name, value in values.items()}
+
+        parts = list(in_blocks(block, len(chosen), size))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _top_block(
+    weight: Tensor, level: int, num_probes: int, seed: int, at: Linearized, labels: Tensor, ids: Tensor
+) -> dict[str, Tensor]:
+    """Top directions and probes for the images of a block, which all need the same number."""
+    plan = plan_directions(at.logits, labels, weight)
+    shape = (at.logits.shape[1] - 1,)
+    signs = rademacher(ids, num_probes, shape, seed=seed, stream=Stream.OUTPUT_SPACE, dtype=torch.float64)
+    return top_directions_curvature(at, plan, level, signs.to(labels.device))

@@ -4,9 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["split", "label_noise", "initialisation", "order", "augmentation"]
+Purpose = Literal["split", "label_noise", "initialisation", "order", "augmentation", "hessian"]
 # Positions are part of every recipe: append, never reorder.
-_PURPOSES: tuple[Purpose, ...] = ("split", "label_noise", "initialisation", "order", "augmentation")
+_PURPOSES: tuple[Purpose, ...] = ("split", "label_noise", "initialisation", "order", "augmentation", "hessian")
 
 
 def generator(seed: int, trial: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:

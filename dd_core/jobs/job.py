@@ -31,10 +31,33 @@ class TrainTask(BaseModel):
 
 
 class CurvatureTask(BaseModel):
-    """Per-image curvature of one checkpoint."""
+    """Per-image curvature of one checkpoint, or of some rows of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["per_image_curvature"] = "per_image_curvature"
+    study: str
+    variant: str
+    k: int
+    epoch: int
+    rows: tuple[int, int] | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint to look at."""
+        return Checkpoint(Arm(self.variant, self.k), self.epoch)
+
+    @property
+    def name(self) -> str:
+        """For people and events."""
+        part = f" rows {self.rows[0]}-{self.rows[1]}" if self.rows else ""
+        return f"{self.study}/{self.checkpoint.key}{part}"
+
+
+class HessianTask(BaseModel):
+    """The Hessian in the weights of every trial at one checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["hessian"] = "hessian"
     study: str
     variant: str
     k: int
@@ -51,26 +74,34 @@ class CurvatureTask(BaseModel):
         return f"{self.study}/{self.checkpoint.key}"
 
 
+Task = TrainTask | CurvatureTask | HessianTask
+CheckpointOfStudy = tuple[str, Checkpoint]
+
+
 class Job(BaseModel):
     """Tasks in the order workers should take them, with the studies they belong to, complete in itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     root: Path
     studies: dict[str, Study]
-    tasks: tuple[TrainTask | CurvatureTask, ...]
+    tasks: tuple[Task, ...]
     num_workers: int
     threads: int
 
 
-def predicted_cost(study: Study, task: TrainTask | CurvatureTask) -> float:
+def predicted_cost(study: Study, task: Task) -> float:
     """Relative time of a task, for order and progress; workers take the longest first.
 
     Measured on one thread, two trials of ResNet10k on 8x8 digits: an arm takes 10, 12, 21, 47 s at k = 1, 4, 8, 16,
-    about proportional to 3 + k; the cost of a curvature pass grows alike. On a GPU wide networks grow with the square,
-    which leaves the order as it is.
+    about proportional to 3 + k; the cost of curvature and of the Hessian grows alike. On a GPU wide networks grow with
+    the square, which leaves the order as it is.
     """
-    epochs = task.until if isinstance(task, TrainTask) else 1
-    return (3 + task.k) * max(epochs, 1)
+    share = 1.0
+    if isinstance(task, TrainTask):
+        share = max(task.until, 1)
+    elif isinstance(task, CurvatureTask) and task.rows:
+        share = (task.rows[1] - task.rows[0]) / (study.trials * study.num_train_images)
+    return (3 + task.k) * share
 
 
 def training_job(root: Path, study: Study, checkpoints: list[Checkpoint], num_workers: int, threads: int) -> Job:
@@ -83,20 +114,26 @@ def training_job(root: Path, study: Study, checkpoints: list[Checkpoint], num_wo
 
 
 def curvature_job(
-    root: Path, studies: dict[str, Study], checkpoints: list[tuple[str, Checkpoint]], num_workers: int, threads: int
+    root: Path, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
 ) -> Job:
-    """Per-image curvature of every checkpoint named, longest first."""
-    tasks = [CurvatureTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch) for study, c in checkpoints]
+    """Per-image curvature of every checkpoint named, large ones in several ranges of rows, longest first."""
+    tasks = []
+    for study, c in checkpoints:
+        ranges: list[tuple[int, int]] | list[None] = studies[study].curvature_ranges
+        for rows in ranges if len(ranges) > 1 else [None]:
+            tasks.append(CurvatureTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch, rows=rows))
     return _job(root, studies, tasks, num_workers, threads)
 
 
-def _job(
-    root: Path,
-    studies: dict[str, Study],
-    tasks: Sequence[TrainTask | CurvatureTask],
-    num_workers: int,
-    threads: int,
+def hessian_job(
+    root: Path, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
 ) -> Job:
+    """The Hessian in the weights of every checkpoint named, longest first."""
+    tasks = [HessianTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch) for study, c in checkpoints]
+    return _job(root, studies, tasks, num_workers, threads)
+
+
+def _job(root: Path, studies: dict[str, Study], tasks: Sequence[Task], num_workers: int, threads: int) -> Job:
     ordered = sorted(tasks, key=lambda task: predicted_cost(studies[task.study], task), reverse=True)
     used = max(1, min(num_workers, len(ordered)))
     return Job(root=root, studies=studies, tasks=tuple(ordered), num_workers=used, threads=threads)

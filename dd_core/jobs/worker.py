@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.jobs.job import CurvatureTask, Job, TrainTask
+from dd_core.jobs.job import HessianTask, Job, Task, TrainTask
 from dd_core.jobs.machine import keep_freed_memory
 from dd_core.store import Store
 
@@ -57,6 +57,9 @@ def prepare_process(threads: int) -> None:
     torch.set_flush_denormal(True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
     torch.use_deterministic_algorithms(True)
+    # Deterministic mode would also write NaN into every new tensor, one operation in twenty, to expose code that reads
+    # memory it has not written; nothing here does.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -72,21 +75,29 @@ def run(job: Job, tasks: Iterable[int], index: int, events: Events) -> int:
     return sum(not _perform(job.tasks[number], job, store, device, events) for number in tasks)
 
 
-def _perform(task: TrainTask | CurvatureTask, job: Job, store: Store, device: Any, events: Events) -> bool:
+def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) -> bool:
     """Do one task; what goes wrong is reported and does not keep the worker from the next."""
-    from dd_core.curvature import curve_checkpoint
-    from dd_core.training import train_arm
-
     study = job.studies[task.study]
     started = time.monotonic()
     events.emit(task.name, {"event": "started"})
     try:
         if isinstance(task, TrainTask):
+            from dd_core.training import train_arm
+
             train_arm(
                 study, task.arm, store, task.until, device=device, report=lambda event: events.emit(task.name, event)
             )
+        elif isinstance(task, HessianTask):
+            from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
+
+            hessian_of_checkpoint(study, task.checkpoint, store, device=device)
         else:
-            curve_checkpoint(study, task.checkpoint, store, device=device)
+            from dd_core.curvature.checkpoint import curve_checkpoint, curve_shard
+
+            if task.rows is None:
+                curve_checkpoint(study, task.checkpoint, store, device=device)
+            else:
+                curve_shard(study, task.checkpoint, store, task.rows, device=device)
     except UserError as error:
         events.emit(task.name, {"event": "failed", "error": str(error), "is_user_error": True})
         return False

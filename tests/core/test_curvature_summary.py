@@ -15,10 +15,12 @@ from dd_core.curvature import curve_checkpoint
 from dd_core.errors import StaleError
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet
+from dd_core.tables import TABLES, read_parquet, write_parquet
 from dd_core.training import train_arm
 
-VALUES = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_norm", "loss")
+SCORES = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_curvature", "gradient_norm", "loss")
+DIFFERENCES = ("fd_norm_h0p001", "fd_directional_h3")
+VALUES = (*SCORES, "trace_standard_error")
 ONE, TWO = (Checkpoint(Arm("plain", 1), epoch) for epoch in (2, 4))
 
 
@@ -27,7 +29,9 @@ def columns(num_images: int = 60, num_noisy: int = 12) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     noisy = np.zeros(num_images, dtype=bool)
     noisy[random.permutation(num_images)[:num_noisy]] = True
-    return {"is_noisy": noisy} | {name: random.exponential(size=num_images).round(1) + noisy / 2 for name in VALUES}
+    return {"is_noisy": noisy} | {
+        name: random.exponential(size=num_images).round(1) + noisy / 2 for name in (*VALUES, *DIFFERENCES)
+    }
 
 
 def quantile(values: np.ndarray, share: float) -> float:
@@ -53,7 +57,7 @@ def test_rows_hold_means_and_quantiles_of_all_clean_and_noisy_images() -> None:
             assert rows[subset][f"trace_p{share:02d}"] == pytest.approx(expected, rel=1e-14)
 
 
-@pytest.mark.parametrize("score", ["trace", "gradient_norm", "loss"])
+@pytest.mark.parametrize("score", [*SCORES, *DIFFERENCES])
 def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_half(score: str) -> None:
     data = columns()
     noisy, clean = data[score][data["is_noisy"]], data[score][~data["is_noisy"]]
@@ -62,6 +66,14 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_half(score: str) ->
     for row in summarise(data):
         assert row[f"auroc_{score}"] == pytest.approx(np.mean(pairs), rel=1e-14)
         assert row[f"auroc_{score}"] == pytest.approx(roc_auc_score(data["is_noisy"], data[score]), rel=1e-14)
+
+
+def test_every_score_has_its_auroc_and_nothing_else_has() -> None:
+    data = columns() | {"fd_norm_h0p001_se": np.ones(60)}
+    names = {name for name in summarise(data)[0] if name.startswith("auroc_")}
+    assert names == {f"auroc_{score}" for score in (*SCORES, *DIFFERENCES)}
+    fixed = {column.name for column in TABLES["curvature"].file_columns if column.name.startswith("auroc_")}
+    assert fixed == {f"auroc_{score}" for score in SCORES}
 
 
 def test_without_noisy_labels_there_is_one_row_and_no_auroc() -> None:
@@ -103,6 +115,43 @@ def test_the_table_summarises_every_current_file_by_trial(trained: Store, tiny_s
         assert row["trace_p50"] == pytest.approx(own.trace.median(), rel=1e-12)
         whole = images[images.trial == trial]
         assert row["auroc_loss"] == pytest.approx(roc_auc_score(whole.is_noisy, whole.loss), rel=1e-12)
+
+
+def test_finite_differences_at_some_epochs_are_null_at_the_others(
+    trained: Store, tiny_study: Study, make_study: Any
+) -> None:
+    curve_checkpoint(tiny_study, ONE, trained)
+    assert rebuild(trained, tiny_study) == 6
+    settings = {"steps": (0.5,), "num_probes": 2}
+    study = make_study(curvature={"estimators": ("exact", "finite_difference"), "finite_difference": settings})
+    curve_checkpoint(study, TWO, trained)
+    assert rebuild(trained, study) == 12
+    rows = read_parquet(summary(trained)).to_pandas()
+    names = ["auroc_fd_norm_h0p5", "auroc_fd_directional_h0p5"]
+    assert list(rows.columns)[-2:] == names
+    assert rows[rows.epoch == 2][names].isna().all(axis=None)
+    images = read_parquet(trained.curvature_path("tiny", TWO)).to_pandas()
+    for trial, score in itertools.product(range(2), ("norm", "directional")):
+        own = images[images.trial == trial]
+        expected = roc_auc_score(own.is_noisy, own[f"fd_{score}_h0p5"])
+        found = rows[(rows.epoch == 4) & (rows.trial == trial)][f"auroc_fd_{score}_h0p5"]
+        assert found.to_numpy() == pytest.approx([expected] * 3, rel=1e-12)
+    # Once added at the first epoch, too, its rows are renewed.
+    curve_checkpoint(study, ONE, trained)
+    assert rebuild(trained, study) == 12
+    assert read_parquet(summary(trained)).to_pandas()[names].notna().all(axis=None)
+
+
+def test_rows_of_an_older_schema_are_taken_over_with_nulls(trained: Store, tiny_study: Study) -> None:
+    curve_checkpoint(tiny_study, ONE, trained)
+    rebuild(trained, tiny_study)
+    table = read_parquet(summary(trained))
+    write_parquet(summary(trained), table.drop_columns(["auroc_gradient_curvature", "mean_gradient_curvature"]))
+    curve_checkpoint(tiny_study, TWO, trained)
+    assert rebuild(trained, tiny_study) == 12
+    rows = read_parquet(summary(trained)).to_pandas()
+    assert rows[rows.epoch == 2].mean_gradient_curvature.isna().all()
+    assert rows[rows.epoch == 4].mean_gradient_curvature.notna().all()
 
 
 def test_a_rebuild_reads_new_files_alone_and_gives_equal_bytes(

@@ -42,6 +42,11 @@ def changed(column: str, value: float) -> Change:
     return change
 
 
+def shortened(table: pa.Table) -> pa.Table:
+    """As if a shard were missing."""
+    return table.slice(0, 160)
+
+
 @pytest.fixture
 def curved(trained: Store, tiny_study: Study) -> Store:
     """Both arms trained, curvature of one arm at epochs 2 and 4."""
@@ -174,14 +179,47 @@ def test_evaluations_the_study_asks_for_now_but_that_were_never_made_are_told(st
         changed("frobenius_norm", np.inf),
         changed("largest_eigenvalue", np.nan),
         changed("largest_eigenvalue", 1e9),
+        shortened,
     ],
-    ids=["missing row", "doubled row", "image for another", "nan", "negative", "infinite", "eigenvalue nan", "> trace"],
+    ids=[
+        *(
+            "missing row",
+            "doubled row",
+            "image for another",
+            "nan",
+            "negative",
+            "infinite",
+            "eigenvalue nan",
+            "> trace",
+        ),
+        "last rows lost",
+    ],
 )
 def test_a_curvature_file_that_cannot_be_is_found(harm: Change, curved: Store, tiny_study: Study) -> None:
     path = part(curved, "per_image_curvature")
     write_parquet(path, harm(read_parquet(path)))
     (problem,) = problems(curvature_gaps, curved, tiny_study)
     assert problem.startswith("plain.k001|0002: ")
+
+
+def test_negative_traces_are_possible_where_the_network_is_not_piecewise_linear(
+    curved: Store, tiny_study: Study
+) -> None:
+    path = part(curved, "per_image_curvature")
+    table = changed("trace", -1.0)(read_parquet(path))
+    column = table.schema.field("method")
+    methods = pa.array(["double_backward"] * len(table)).dictionary_encode()
+    write_parquet(path, table.set_column(table.column_names.index("method"), column, methods))
+    assert problems(curvature_gaps, curved, tiny_study) == []
+
+
+def test_curvature_that_the_settings_no_longer_ask_for_is_no_problem(
+    curved: Store, tiny_study: Study, make_study: Any
+) -> None:
+    more = make_study(curvature={"estimators": ("exact", "finite_difference"), "finite_difference": {"num_probes": 2}})
+    assert problems(curvature_gaps, curved, more) == []
+    curve_checkpoint(more, Checkpoint(ARM, 4), curved)
+    assert problems(curvature_gaps, curved, tiny_study) == []
 
 
 def test_missing_curvature_files_are_found_even_if_none_is_left(curved: Store, tiny_study: Study) -> None:

@@ -25,6 +25,12 @@ epochs: 4
 checkpoints: [0, 4, 2]
 """
 
+
+def with_(section: str) -> tuple[str, str]:
+    """A section is added to GOOD."""
+    return "trials: 2", f"trials: 2\n{section}"
+
+
 # What is changed in GOOD, and the path of the key that must be named (with a part of the reason).
 REFUSED = {
     "unknown key of the study": ("trials: 2", "trials: 2\ntrails: 3", ["trails", "not permitted"]),
@@ -56,6 +62,55 @@ REFUSED = {
     "unknown data set": ("dataset: digits", "dataset: mnist", ["data.dataset", "'mnist'"]),
     "batch larger than the data": ("batch_size: 32", "batch_size: 101", ["variants.plain.batch_size", "101", "100"]),
     "last batch of one image": ("batch_size: 32", "batch_size: 33", ["variants.plain.batch_size", "single image"]),
+    "unknown estimator": (*with_("curvature: {estimators: [hutchinson]}"), ["curvature.estimators.0", "'hutchinson'"]),
+    "two Hessian estimators": (
+        *with_("curvature: {estimators: [exact, top_directions]}"),
+        ["curvature: estimators: name exactly one of exact"],
+    ),
+    "estimator twice": (*with_("curvature: {estimators: [exact, exact]}"), ["curvature: estimators: name exactly one"]),
+    "no estimator": (*with_("curvature: {estimators: []}"), ["curvature: estimators: name exactly one"]),
+    "differences alone": (*with_("curvature: {estimators: [finite_difference]}"), ["curvature: estimators: name"]),
+    "unknown precision": (*with_("curvature: {precision: float16}"), ["curvature.precision", "'float16'"]),
+    "too narrow for second derivatives": (
+        *with_("curvature: {estimators: [double_backward], precision: bfloat16}"),
+        ["curvature: precision: bfloat16 has too few digits"],
+    ),
+    "no error at all": (*with_("curvature: {relative_error: 0}"), ["curvature.relative_error"]),
+    "no probes": (*with_("curvature: {num_probes: 0}"), ["curvature.num_probes"]),
+    "unknown key of curvature": (*with_("curvature: {method: exact}"), ["curvature.method", "not permitted"]),
+    "step twice": (
+        *with_("curvature: {finite_difference: {steps: [1, 0.5, 1.0]}}"),
+        ["curvature.finite_difference.steps", "a step is listed twice"],
+    ),
+    "negative step": (*with_("curvature: {finite_difference: {steps: [-1]}}"), ["curvature.finite_difference.steps.0"]),
+    "step of zero": (*with_("curvature: {finite_difference: {steps: [0.0]}}"), ["curvature.finite_difference.steps.0"]),
+    "infinite step": (*with_("curvature: {finite_difference: {steps: [.inf]}}"), ["finite_difference.steps.0"]),
+    "no step": (*with_("curvature: {finite_difference: {steps: []}}"), ["curvature.finite_difference.steps"]),
+    "one probe": (*with_("curvature: {finite_difference: {num_probes: 1}}"), ["finite_difference.num_probes"]),
+    "unknown normalisation": (
+        *with_("curvature: {finite_difference: {normalisation: max}}"),
+        ["curvature.finite_difference.normalisation", "'max'"],
+    ),
+    "mean of how many": (
+        *with_("curvature: {finite_difference: {normalisation: mean}}"),
+        ["curvature.finite_difference: normalisation mean needs mean_batch_size"],
+    ),
+    "batch size of no mean": (
+        *with_("curvature: {finite_difference: {mean_batch_size: 32}}"),
+        ["curvature.finite_difference: normalisation mean needs mean_batch_size"],
+    ),
+    "differences at no checkpoint": (
+        *with_("curvature: {finite_difference: {epochs: [2, 3]}}"),
+        ["curvature.finite_difference.epochs: there is no checkpoint at epoch 3"],
+    ),
+    "Hessian at no checkpoint": (
+        *with_("hessian: {epochs: [0, 1, 3]}"),
+        ["hessian.epochs: there is no checkpoint at epoch 1, 3"],
+    ),
+    "unknown quantity": (*with_("hessian: {quantities: [trace]}"), ["hessian.quantities.0", "'trace'"]),
+    "broken pattern": (*with_('hessian: {layers: ["conv("]}'), ["hessian.layers.0", "not a regular expression"]),
+    "too few Lanczos steps": (*with_("hessian: {lanczos_steps: 5}"), ["hessian: lanczos_steps", "10 eigenvalues"]),
+    "unknown key of hessian": (*with_("hessian: {probes: 5}"), ["hessian.probes", "not permitted"]),
     "missing key": ("trials: 2\n", "", ["trials", "required"]),
     "no variant": (GOOD[GOOD.index("variants:") : GOOD.index("widths")], "variants: {}\n", ["variants"]),
     "bar in a variant's name": ("  plain:", "  a|b:", ["variants.a|b", "lower-case"]),
@@ -209,6 +264,8 @@ def test_the_recipe_hash_changes_with_momentum_and_width(make_study: Any) -> Non
         {"description": "other words"},
         {"widths": (1, 8)},
         {"name": "other"},
+        {"curvature": {"estimators": ("top_directions", "finite_difference"), "precision": "bfloat16"}},
+        {"hessian": {"epochs": (0,), "num_images": 10}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -230,6 +287,25 @@ def test_every_field_of_a_recipe_is_covered_above(tiny_study: Study) -> None:
     variant |= set(recipe["variant"]) - {"optimizer", "schedule", "augmentation"}
     assert variant - {"optimizer.momentum"} == set(VARIANT_CHANGES)
     assert {f"data.{key}" for key in recipe["data"]} <= set(STUDY_CHANGES)
+
+
+def test_curvature_and_hessian_sections_are_read(tmp_path: Path) -> None:
+    sections = """\
+curvature:
+  estimators: [top_directions, finite_difference]
+  relative_error: 0.02
+  finite_difference: {steps: [1, 0.001], normalisation: mean, mean_batch_size: 32, epochs: [4]}
+hessian: {epochs: [0, 4], quantities: [exact_trace, density], layers: [conv1, "blocks.*"], num_images: null}
+"""
+    study = read_study(write(tmp_path, GOOD + sections))
+    assert study.curvature.hessian_estimator == "top_directions"
+    assert study.curvature.finite_difference.steps == (1.0, 0.001)
+    assert study.hessian_epochs == (0, 4)
+    assert study.hessian.num_images is None
+    assert Study.model_validate_json(study.model_dump_json()) == study
+    plain = read_study(write(tmp_path, GOOD))
+    assert plain.curvature.families(4) == {"hessian": {"estimator": "exact", "precision": "float32"}}
+    assert plain.hessian_epochs == (4,)
 
 
 names = st.from_regex(r"[a-z0-9]{1,5}(-[a-z0-9]{1,5}){0,2}", fullmatch=True)

@@ -8,21 +8,36 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dd_core.curvature_names import columns_of_step
 from dd_core.tables import TABLES, arrow_schema, read_parquet, to_arrow, write_parquet
 
 ARROW = {
     "string": pa.dictionary(pa.int32(), pa.string()),
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),
+    "list<float64>": pa.list_(pa.float64()),
+    "list<string>": pa.list_(pa.string()),
     **{name: getattr(pa, name)() for name in ("int16", "int32", "int64", "float32", "float64")},
 }
-VALUES: dict[str, Any] = {"string": "a", "bool": True, "timestamp": datetime.datetime.now(datetime.UTC)}
+VALUES: dict[str, Any] = {
+    "string": "a",
+    "bool": True,
+    "timestamp": datetime.datetime.now(datetime.UTC),
+    "list<float64>": [1.5, 2.5],
+    "list<string>": ["a", "b"],
+}
+
+
+# Tables without lists: a list is one value for each row, never one value for all.
+SCALAR = [name for name, table in TABLES.items() if not any(c.type.startswith("list") for c in table.columns)]
 
 
 def content(table: str, rows: int | None) -> dict[str, Any]:
     """One value per column, repeated or not."""
     values = {column.name: VALUES.get(column.type, 1) for column in TABLES[table].file_columns}
-    return values if rows is None else {name: [value] * rows for name, value in values.items()}
+    if rows is None:
+        return values
+    return {name: [value] * rows for name, value in values.items()}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -40,8 +55,7 @@ def test_every_column_has_a_type_and_a_description_with_its_unit(name: str) -> N
             assert "nats" in column.description
 
 
-@pytest.mark.parametrize("rows", [None, 3], ids=["constants", "lists"])
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(("name", "rows"), [*((name, 3) for name in TABLES), *((name, None) for name in SCALAR)])
 def test_files_have_the_schema_of_their_table(name: str, rows: int | None, tmp_path: Path) -> None:
     table = to_arrow(name, content(name, rows), 3)
     assert table.num_rows == 3
@@ -66,6 +80,36 @@ def test_missing_and_unknown_columns_are_named(change: dict[str, Any]) -> None:
     columns = {name: value for name, value in columns.items() if value is not ...}
     with pytest.raises(ValueError, match=next(iter(change))):
         to_arrow("images", columns, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["fd_norm_h0p001", "fd_norm_h0p001_se", "fd_directional_h3", "fd_directional_h12p5_se"]
+)
+def test_files_of_curvature_may_have_a_column_for_each_step(name: str, tmp_path: Path) -> None:
+    columns = {**content("per_image_curvature", None), name: np.array([0.5, 1.5])}
+    write_parquet(tmp_path / "part.parquet", to_arrow("per_image_curvature", columns, 2))
+    read = read_parquet(tmp_path / "part.parquet")
+    assert read.column_names == [*(c.name for c in TABLES["per_image_curvature"].file_columns), name]
+    assert read[name].to_pylist() == [0.5, 1.5]
+    assert read.schema.field(name).type == pa.float64()
+    assert b"finite difference" in read.schema.field(name).metadata[b"description"]
+
+
+@pytest.mark.parametrize(
+    "name", ["fd_norm_h1", "fd_norm_h1e-3", "fd_norm_", "fd_norm_h1p", "xfd_norm_h1", "auroc_fd_norm_h1"]
+)
+def test_no_other_table_or_name_may_have_such_a_column(name: str) -> None:
+    table = "curvature" if name == "fd_norm_h1" else "per_image_curvature"
+    with pytest.raises(ValueError, match=f"unknown column {name}"):
+        to_arrow(table, {**content(table, None), name: 1.0}, 2)
+
+
+def test_the_names_of_steps_are_those_that_tables_take() -> None:
+    for step in (1e-3, 1.0, 3, 0.1, 1e-7, 12.5, 1e20):
+        for name in columns_of_step(step):
+            assert TABLES["per_image_curvature"].optional_column(name) is not None
+            summarised = TABLES["curvature"].optional_column(f"auroc_{name}")
+            assert (summarised is None) == name.endswith("_se")
 
 
 def test_columns_of_another_length_are_refused() -> None:

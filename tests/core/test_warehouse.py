@@ -12,11 +12,14 @@ import pytest
 
 from dd_core.analysis.curvature_summary import rebuild
 from dd_core.curvature import curve_checkpoint
+from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
+from dd_core.curvature_names import columns_of_step
 from dd_core.data.images_table import write_images
 from dd_core.errors import StaleError, StoreError
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet
+from dd_core.tables import TABLES, read_parquet, write_parquet
+from dd_core.training import train_arm
 from dd_core.warehouse import connect, refresh
 
 DUCKDB = {
@@ -28,8 +31,11 @@ DUCKDB = {
     "int64": "BIGINT",
     "float32": "FLOAT",
     "float64": "DOUBLE",
+    "list<float64>": "DOUBLE[]",
+    "list<string>": "VARCHAR[]",
 }
 FIRST = Checkpoint(Arm("plain", 1), 2)
+DIFFERENCE = {"estimators": ("exact", "finite_difference"), "finite_difference": {"steps": (0.5,), "num_probes": 2}}
 
 
 @contextlib.contextmanager
@@ -46,9 +52,11 @@ def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
 
 
 @pytest.fixture
-def full(trained: Store, tiny_study: Study) -> Store:
+def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     """A store with at least one file of every table."""
     write_images(trained, tiny_study)
+    hessian = {"num_images": 20, "quantities": ("exact_trace",), "epochs": (2,)}
+    hessian_of_checkpoint(make_study(hessian=hessian), FIRST, trained)
     curve_checkpoint(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
     return trained
@@ -179,6 +187,67 @@ def test_a_new_file_is_seen_without_a_refresh(store: Store, make_study: Any) -> 
     write_images(store, make_study(name="second"))
     with opened(store) as connection:
         assert count(connection, "images") == 2 * 2 * 1797
+
+
+def test_studies_with_and_without_finite_differences_stand_side_by_side(full: Store, make_study: Any) -> None:
+    study = make_study(name="second", checkpoints=(2, 4), widths=(1,), curvature=DIFFERENCE)
+    train_arm(study, FIRST.arm, full, 4)
+    curve_checkpoint(study, FIRST, full)
+    rebuild(full, study)
+    refresh(full)
+    with opened(full) as connection:
+        found = connection.execute(
+            "SELECT study, count(*), count(trace), count(fd_norm_h0p5), count(fd_directional_h0p5_se), "
+            "count(method) FROM per_image_curvature GROUP BY study ORDER BY study"
+        ).fetchall()
+        assert found == [("second", 200, 200, 200, 200, 200), ("tiny", 200, 200, 0, 0, 200)]
+        summary = connection.execute(
+            "SELECT study, count(auroc_trace), count(auroc_fd_norm_h0p5) FROM curvature GROUP BY study ORDER BY study"
+        ).fetchall()
+        assert summary == [("second", 6, 6), ("tiny", 6, 0)]
+        columns = connection.execute(
+            "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = 'per_image_curvature' "
+            "ORDER BY column_index"
+        ).fetchall()
+        fixed = TABLES["per_image_curvature"].columns
+        assert columns[: len(fixed)] == [(c.name, DUCKDB[c.type], c.description) for c in fixed]
+        assert [name for name, *_ in columns[len(fixed) :]] == list(columns_of_step(0.5))
+        assert all(kind == "DOUBLE" and "finite difference" in comment for _, kind, comment in columns[len(fixed) :])
+
+
+def test_columns_that_an_older_file_lacks_are_null(full: Store) -> None:
+    """Whether some files lack a column or all of them do."""
+    path = full.table_folder("per_image_curvature", "tiny", FIRST.arm.key) / "0002.parquet"
+    table = read_parquet(path)
+    lacking = table.drop_columns(["trace_standard_error", "method", "gradient_curvature"])
+    write_parquet(path, lacking)
+    query = "SELECT count(*), count(trace_standard_error), count(method), count(trace) FROM per_image_curvature"
+    for _ in range(2):
+        refresh(full)
+        with opened(full) as connection:
+            assert connection.execute(query).fetchall() == [(200, 0, 0, 200)]
+            types = connection.execute(
+                "SELECT data_type FROM duckdb_columns() "
+                "WHERE table_name = 'per_image_curvature' AND column_name = 'method'"
+            )
+            assert types.fetchall() == [("VARCHAR",)]
+    write_parquet(path.with_name("0004.parquet"), table)
+    refresh(full)
+    with opened(full) as connection:
+        assert connection.execute(query).fetchall() == [(400, 200, 200, 400)]
+
+
+def test_lists_are_lists_in_sql(full: Store) -> None:
+    with contextlib.closing(connect(full)) as connection:
+        rows = connection.execute(
+            "SELECT trial, trace, list_sum(layer_traces), len(layer_names), eigenvalues FROM hessian_spectra "
+            "ORDER BY trial"
+        ).fetchall()
+    assert [row[0] for row in rows] == [0, 1]
+    for _, trace, total, num_layers, eigenvalues in rows:
+        assert trace == pytest.approx(total)
+        assert num_layers > 3
+        assert eigenvalues is None
 
 
 def test_a_truncated_file_is_named_in_one_sentence(full: Store) -> None:

@@ -1,0 +1,85 @@
+"""The Hessian of the cross-entropy in the logits, S = diag p - p p^T, factored without cancellation.
+
+With s = sqrt(p), its largest entry s_j and u = (p_i / (1 + s_j) for i != j, s_j for i = j), the C-1 vectors
+d_c = e_c - u (c != j) give S = sum_c p_c d_c d_c^T exactly: they are the Householder complement of s, scaled. Each
+entry is O(1) however saturated the image, so that float32 carries them well; only the weights p_c become small.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SoftmaxHessian:
+    """S for a batch of images, float64.
+
+    Attributes:
+        roots: (B, C-1), sqrt(p_c), so that S = sum_c roots_c^2 d_c d_c^T.
+        classes: int64 (B, C-1), which class each c is: all but the most probable one.
+        common: (B, C), u, so that d_c = e_(class of c) - u.
+        gradient: (B, C-1), coefficients a with sum_c a_c d_c = p - e_y, the cross-entropy's gradient in the logits.
+        loss: (B,), cross-entropy of the given label, nats.
+        probability: (B,), of the given label.
+    """
+
+    roots: Tensor
+    classes: Tensor
+    common: Tensor
+    gradient: Tensor
+    loss: Tensor
+    probability: Tensor
+
+    @property
+    def directions(self) -> Tensor:
+        """The d_c as rows, (B, C-1, C)."""
+        return torch.nn.functional.one_hot(self.classes, self.common.shape[1]) - self.common[:, None, :]
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Combinations sum_c coefficients_c d_c: (B, m, C-1) to (B, m, C)."""
+        own = coefficients.new_zeros(*coefficients.shape[:2], self.common.shape[1])
+        own.scatter_(2, self.classes[:, None].expand_as(coefficients), coefficients)
+        return own - coefficients.sum(2, keepdim=True) * self.common[:, None]
+
+    def project(self, matrix: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """d_c^T matrix for all c, or for those ``chosen`` (B, n): (C, F) to (B, C-1 or n, F)."""
+        classes = self.classes if chosen is None else self.classes.gather(1, chosen)
+        return matrix[classes] - (self.common @ matrix)[:, None]
+
+
+def softmax_hessian(logits: Tensor, labels: Tensor) -> SoftmaxHessian:
+    """Factor S at each image.
+
+    Args:
+        logits: (B, C), any floating dtype.
+        labels: int64 (B,), the given labels.
+    """
+    log_p = logits.detach().double().log_softmax(-1)
+    p, s = log_p.exp(), (log_p / 2).exp()
+    largest, pivot = s.max(-1, keepdim=True)
+    u = (p / (1 + largest)).scatter(-1, pivot, largest)
+    kept = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    kept = kept + (kept >= pivot)  # every class but the pivot
+    given = labels[:, None]
+    probability, others = p.gather(-1, given), p.scatter(-1, given, 0).sum(-1, keepdim=True)
+    # p - e_y, with 1 - p_y as a sum instead of a difference.
+    residual = p.scatter(-1, given, -others)
+    # The entry of the pivot says what the coefficients sum to: -s_j sum a = residual_j.
+    total = -residual.gather(-1, pivot) / largest
+    gradient = (residual + u * total).gather(-1, kept)
+    # log p_y has lost what 1 - p_y still knows where the image is saturated.
+    loss = torch.where(probability > 0.5, -torch.log1p(-others), -log_p.gather(-1, given))
+    return SoftmaxHessian(s.gather(-1, kept), kept, u, gradient, loss.squeeze(-1), probability.squeeze(-1))
+
+
+def softmax_hessian_factor(log_p: Tensor) -> Tensor:
+    """A square root of the softmax Hessian: V (..., C, C-1) with V V^T = diag p - p p^T, in the dtype of ``log_p``.
+
+    Args:
+        log_p: log-probabilities (..., C).
+    """
+    flat = log_p.reshape(-1, log_p.shape[-1])
+    parts = softmax_hessian(flat, torch.zeros(len(flat), dtype=torch.int64, device=flat.device))
+    factor = (parts.directions * parts.roots[..., None]).transpose(-1, -2)
+    return factor.to(log_p.dtype).reshape(*log_p.shape, -1)
