@@ -1,11 +1,13 @@
 """Assets ``<study>/per_image_curvature`` and their driver ``curvature``, which also summarises them in a table."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, require_trained, select
 from dd_assets.checks import check_curvature, curvature_check_specs
 from dd_assets.errors import shown_as_sentence
 from dd_assets.partitions import (
@@ -14,22 +16,59 @@ from dd_assets.partitions import (
     per_image_curvature_key,
     wanted_checkpoints,
 )
-from dd_assets.progress import Outcome, follow
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
-from dd_assets.training import COMPUTE_POOL, RETRY, already_logged, log_partition
-from dd_core.data.datasets import require
-from dd_core.errors import DataMissingError, StaleError, UserError
+from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
+from dd_core.curvature_settings import CurvatureSettings
+from dd_core.errors import UserError
 from dd_core.jobs.job import curvature_job
-from dd_core.provenance import (
-    CURVATURE_VERSION,
-    checkpoint_manifest,
-    curvature_is_current,
-    curvature_manifest,
-    trained_checkpoints,
+from dd_core.provenance import CURVATURE_VERSION, curvature_is_current, curvature_manifest
+from dd_core.studies import Study, describe_problems
+
+PER_IMAGE_CURVATURE = CheckpointResult(
+    what="curvature",
+    key=per_image_curvature_key,
+    manifest=curvature_manifest,
+    is_current=curvature_is_current,
+    job=curvature_job,
+    code_version=CURVATURE_VERSION,
 )
-from dd_core.store import Store
-from dd_core.studies import Checkpoint, Study
+
+
+class Estimators(dg.Config):
+    """Which estimators, instead of what the study file says under ``curvature``; null leaves that as it is."""
+
+    estimators: list[str] | None = Field(
+        default=None, description="exact, top_directions or double_backward; and finite_difference if wanted"
+    )
+    precision: str | None = Field(default=None, description="float32, bfloat16 or float64")
+    relative_error: float | None = Field(default=None, description="of top_directions, for example 0.01")
+    num_probes: int | None = Field(default=None, description="of top_directions and double_backward")
+    steps: list[float] | None = Field(default=None, description="h of finite_difference, standardised pixels")
+    normalisation: str | None = Field(default=None, description="of finite_difference: per_step, sum or mean")
+    mean_batch_size: int | None = Field(default=None, description="of normalisation mean")
+
+    def applied_to(self, study: Study) -> Study:
+        """The study with these settings in place of its own.
+
+        Raises:
+            UserError: they are impossible.
+        """
+        own = study.curvature.model_dump(mode="json")
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        for name in ("steps", "normalisation", "mean_batch_size"):
+            if name in given:
+                own["finite_difference"][name] = given.pop(name)
+        own |= {name: value for name, value in given.items() if name in CurvatureSettings.model_fields}
+        try:
+            settings = CurvatureSettings.model_validate_json(json.dumps(own))
+        except ValidationError as error:
+            raise UserError(f"run config: {describe_problems(error)}") from error
+        return study.model_copy(update={"curvature": settings})
+
+
+class CurvatureConfig(Narrowing, Estimators):
+    """What ``curvature`` looks at, and how."""
 
 
 def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
@@ -40,8 +79,9 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
         key,
         deps=[checkpoints_key(study.name)],
         description=(
-            "Curvature of the loss in input space for every training image of every trial: exact trace, "
-            "Frobenius norm and largest eigenvalue of the Hessian, gradient norm and loss."
+            "Curvature of the loss in input space for every training image of every trial: trace, Frobenius norm and "
+            "largest eigenvalue of the Hessian, curvature along the gradient, gradient norm and loss; and finite "
+            "differences where the study wants them."
         ),
         group_name=study.name,
         kinds={"pytorch", "parquet"},
@@ -58,26 +98,22 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
         retry_policy=RETRY,
         pool=COMPUTE_POOL,
     )
-    def per_image_curvature(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
+    def per_image_curvature(
+        context: dg.AssetExecutionContext, config: Estimators, laboratory: Laboratory
+    ) -> Iterator[Any]:
         with shown_as_sentence():
             wanted = wanted_checkpoints(study, context)
             store = laboratory.store()
-            _require_trained(store, study, wanted)
-            outcome, recorded = compute(context, laboratory, store, [(study, c) for c in wanted])
+            require_trained(store, study, wanted)
+            asked = config.applied_to(study)
+            work = [(asked, checkpoint) for checkpoint in wanted]
+            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, work)
             with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
-                _finish(store)
+                refresh_views(store)
                 yield from check_curvature(store, study, key)
         yield already_logged(key)
 
     return per_image_curvature
-
-
-class CurvatureConfig(dg.Config):
-    """Narrows what ``curvature`` looks at; empty lists mean everything trained."""
-
-    studies: list[str] = Field(default=[], description="names of studies")
-    arms: list[str] = Field(default=[], description="arms, for example s-core.k008")
-    epochs: list[int] = Field(default=[], description="checkpoint epochs")
 
 
 def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
@@ -92,19 +128,14 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
 
         with shown_as_sentence():
             store = laboratory.store()
-            chosen = select(store, studies, config)
-            todo = [
-                (study, checkpoint)
-                for study, checkpoint in chosen
-                if not curvature_is_current(
-                    curvature_manifest(store, study, checkpoint), checkpoint_manifest(store, study, checkpoint)
-                )
-            ]
+            asked = {name: config.applied_to(study) for name, study in studies.items()}
+            chosen = select(store, asked, config)
+            todo = PER_IMAGE_CURVATURE.missing(store, chosen)
             context.log.info(f"{len(chosen)} trained checkpoints, {len(todo)} without current curvature")
-            outcome, recorded = compute(context, laboratory, store, todo) if todo else (Outcome(), 0)
+            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, todo)
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 rows = sum(rebuild(store, study) for study in {study.name: study for study, _ in chosen}.values())
-                _finish(store)
+                refresh_views(store)
         yield dg.MaterializeResult(
             asset_key="curvature",
             metadata={
@@ -116,110 +147,3 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         )
 
     return curvature
-
-
-def select(store: Store, studies: dict[str, Study], config: CurvatureConfig) -> list[tuple[Study, Checkpoint]]:
-    """The trained checkpoints the config asks for.
-
-    Raises:
-        UserError: an unknown name, or nothing trained among what was asked for.
-    """
-    unknown = sorted(set(config.studies) - set(studies))
-    if unknown:
-        raise UserError(f"there is no study {', '.join(unknown)}; there are {', '.join(studies)}")
-    asked = [studies[name] for name in config.studies or studies]
-    arms, epochs = set(config.arms), set(config.epochs)
-    unknown = sorted(arms - {arm for study in asked for arm in study.arms})
-    if unknown:
-        raise UserError(f"no study asked for has the arm {', '.join(unknown)}")
-    unknown_epochs = sorted(epochs - {epoch for study in asked for epoch in study.checkpoints})
-    if unknown_epochs:
-        raise UserError(f"no study asked for has a checkpoint at epoch {', '.join(map(str, unknown_epochs))}")
-    chosen = [
-        (study, checkpoint)
-        for study in asked
-        for checkpoint in trained_checkpoints(store, study)
-        if (not arms or checkpoint.arm.key in arms) and (not epochs or checkpoint.epoch in epochs)
-    ]
-    if not chosen:
-        names = ", ".join(study.name for study in asked)
-        hint = next((training_command(study) for study in asked if _has_data(study)), "")
-        first = f"; first run: dagster asset materialize {hint}" if hint else ""
-        raise UserError(f"nothing asked for is trained yet in {names} under {store.root}{first}")
-    return chosen
-
-
-def _has_data(study: Study) -> bool:
-    try:
-        require(study.data.dataset)
-    except DataMissingError:
-        return False
-    return True
-
-
-def training_command(study: Study) -> str:
-    """The options that train a whole study."""
-    keys = [checkpoint.key for checkpoint in study.iter_checkpoints()]
-    return f"--select '{study.name}/checkpoints' --partition-range '{keys[0]}...{keys[-1]}'"
-
-
-def _require_trained(store: Store, study: Study, wanted: list[Checkpoint]) -> None:
-    missing = []
-    for checkpoint in wanted:
-        try:
-            checkpoint_manifest(store, study, checkpoint)
-        except StaleError as error:
-            missing.append((checkpoint, error))
-    if missing:
-        checkpoint, reason = missing[0]
-        others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
-        raise StaleError(
-            f"{reason}{others}; run: dagster asset materialize --select '{study.name}/checkpoints' "
-            f"--partition '{checkpoint.key}'"
-        )
-
-
-def compute(
-    context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, wanted: list[tuple[Study, Checkpoint]]
-) -> tuple[Outcome, int]:
-    """Compute per-image curvature and record each partition as it finishes; returns how it ended and how many."""
-    studies = {study.name: study for study, _ in wanted}
-    for study in studies.values():
-        require(study.data.dataset)
-    names = {f"{study.name}/{checkpoint.key}": (study, checkpoint) for study, checkpoint in wanted}
-    job = curvature_job(store.root, studies, [(s.name, c) for s, c in wanted], *laboratory.workers())
-    recorded = 0
-
-    def on_event(event: dict[str, Any]) -> None:
-        nonlocal recorded
-        if event["event"] == "finished":
-            study, checkpoint = names[event["task"]]
-            manifest = curvature_manifest(store, study, checkpoint)
-            if manifest is not None:
-                recorded += 1
-                _record(context, store, study, checkpoint, manifest)
-
-    context.log.info(f"curvature of {len(job.tasks)} checkpoints with {job.num_workers} workers")
-    return follow(context, laboratory, job, on_event), recorded
-
-
-def _record(
-    context: dg.AssetExecutionContext, store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]
-) -> None:
-    table = manifest["files"]["table"]
-    metadata = {
-        **manifest["headline"],
-        "dagster/row_count": manifest["rows"]["table"],
-        "dagster/uri": str(store.root / table["path"]),
-        "recipe": manifest["recipe"],
-        "device": manifest["device"],
-    }
-    log_partition(
-        context, per_image_curvature_key(study.name), checkpoint, metadata, table["sha256"], CURVATURE_VERSION
-    )
-
-
-def _finish(store: Store) -> None:
-    from dd_core.warehouse import refresh
-
-    refresh(store)

@@ -10,6 +10,7 @@ from dd_assets.catalogue import catalogue
 from dd_assets.curvature import curvature_asset, per_image_curvature_asset
 from dd_assets.errors import install_cli_hook, shown_as_sentence
 from dd_assets.figures.assets import figure_assets
+from dd_assets.hessian import hessian_asset, hessian_spectra_asset
 from dd_assets.resources import Laboratory
 from dd_assets.tables import tables_asset
 from dd_assets.training import checkpoints_asset
@@ -30,8 +31,9 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     found = studies or catalogue()
     assets: list[dg.AssetsDefinition] = []
     for study in found.studies.values():
-        assets += [checkpoints_asset(study), per_image_curvature_asset(study)]
-    assets += [curvature_asset(found.studies), tables_asset(found.studies), *figure_assets(found.studies)]
+        assets += [checkpoints_asset(study), per_image_curvature_asset(study), hessian_asset(study)]
+    assets += [curvature_asset(found.studies), hessian_spectra_asset(found.studies), tables_asset(found.studies)]
+    assets += figure_assets(found.studies)
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(
         assets=assets,

@@ -42,3 +42,8 @@ def checkpoints_key(study: str) -> dg.AssetKey:
 def per_image_curvature_key(study: str) -> dg.AssetKey:
     """Key of the study's per-image curvature."""
     return dg.AssetKey([study, "per_image_curvature"])
+
+
+def hessian_key(study: str) -> dg.AssetKey:
+    """Key of the study's Hessians in the weights."""
+    return dg.AssetKey([study, "hessian"])

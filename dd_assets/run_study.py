@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from dd_assets.catalogue import catalogue
-from dd_assets.curvature import training_command
+from dd_assets.checkpoint_results import training_command
+from dd_assets.figures import FIGURES
 from dd_assets.tables import TRAINING_TABLES
 from dd_core.errors import UserError
 from dd_core.store import Store
@@ -39,9 +40,11 @@ def main() -> int:
 def _materialize(study: Study) -> int:
     """Run the commands; returns the first exit code that is not 0."""
     only = json.dumps({"ops": {"curvature": {"config": {"studies": [study.name]}}}})
+    # The Hessian in the weights costs as much again, so it is left to those who ask for it.
+    figures = [figure.name for figure in FIGURES if "hessian_spectra" not in figure.tables]
     for options in (
         training_command(study),
-        f"--select 'curvature,{','.join(TRAINING_TABLES)},group:figures' --config-json '{only}'",
+        f"--select 'curvature,{','.join([*TRAINING_TABLES, *figures])}' --config-json '{only}'",
     ):
         print(f"\n$ dagster asset materialize {options}", flush=True)
         # The dagster of this interpreter, whether or not env.sh was sourced.

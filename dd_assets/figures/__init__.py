@@ -85,4 +85,24 @@ FIGURES: tuple[Figure, ...] = (
         ("curvature", "per_image_curvature", "training_evals"),
         "The training images at which the loss is most curved, and those at which it is least.",
     ),
+    _figure(
+        "curvature_definitions",
+        ("curvature", "per_image_curvature", "training_evals"),
+        "Which curvature finds the mislabelled images: exact Hessian and published finite difference, and their AUROC.",
+    ),
+    _figure(
+        "hessian_spectrum",
+        ("hessian_spectra", "training_evals"),
+        "Spectral density and largest eigenvalues of the Hessian in the weights: narrow, threshold, wide.",
+    ),
+    _figure(
+        "hessian_by_width",
+        ("hessian_spectra", "training_evals"),
+        "Largest eigenvalue and trace of the Hessian in the weights against width, below the test error.",
+    ),
+    _figure(
+        "hessian_over_training",
+        ("hessian_spectra", "training_evals"),
+        "How largest eigenvalue and trace of the Hessian in the weights move during training: narrow, threshold, wide.",
+    ),
 )

@@ -8,7 +8,7 @@ import duckdb
 
 from dd_assets.figures import style
 from dd_assets.figures.landmarks import Widths, errors_by_width, peak
-from dd_assets.figures.selection import fetch, select
+from dd_assets.figures.selection import Selection, fetch, select
 from dd_core.store import Store
 from dd_core.studies import Study
 
@@ -39,7 +39,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not traces:
         return None
     widths = errors_by_width(connection, study, selection)
-    errors = fetch(connection, study, "training_evals", _TEST_ERROR, epoch=selection.epoch, drawn=list(selection.arms))
+    errors = test_errors(connection, study, selection)
     variants = [variant for variant in study.variants if any(row["variant"] == variant for row in traces)]
     title = "Test error and curvature at the training images against width, by variant"
     if len(variants) == 1:
@@ -69,6 +69,29 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
+def test_errors(connection: duckdb.DuckDBPyConnection, study: Study, selection: Selection) -> list[dict[str, Any]]:
+    """Test error of the selected arms in percent, mean and extremes over trials, by variant and k."""
+    parameters = {"epoch": selection.epoch, "drawn": list(selection.arms)}
+    return fetch(connection, study, "training_evals", _TEST_ERROR, **parameters)
+
+
+def test_error_panels(errors: list[dict[str, Any]], ks: list[int], threshold: int | None) -> list[style.Panel]:
+    """The panel of test errors that stands above others with the same axis of k, or none without errors."""
+    if not errors:
+        return []
+    base = alt.Chart(style.data(errors)).encode(x=style.k_axis(ks, labels=False))
+    title = "test error, %"
+    band = base.mark_area(opacity=0.15, color=style.TEST).encode(
+        y=alt.Y("low:Q", title=title, scale=style.headroom(errors, "high", 0.25)), y2="high:Q"
+    )
+    line = base.mark_line(color=style.TEST, point=alt.OverlayMarkDef(size=40, color=style.TEST)).encode(
+        y=alt.Y("error:Q", title=title)
+    )
+    label = f"interpolation threshold: k = {threshold}"
+    layers = [*style.threshold_rule(threshold, ks, label), band, line]
+    return [alt.layer(*layers).properties(width=style.WIDTH, height=110)]
+
+
 def headline(traces: list[dict[str, Any]], widths: Widths | None) -> str:
     """One sentence on where the mean curvature over all images peaks, and how far it falls from there."""
     means = {
@@ -93,17 +116,6 @@ def _panels(
     rows: list[dict[str, Any]], errors: list[dict[str, Any]], threshold: int | None, colour: alt.Color
 ) -> alt.VConcatChart:
     ks = sorted({row["k"] for row in rows})
-    upper = alt.Chart(style.data(errors)).encode(x=style.k_axis(ks, labels=False))
-    title = "test error, %"
-    band = upper.mark_area(opacity=0.15, color=style.TEST).encode(
-        y=alt.Y("low:Q", title=title, scale=style.headroom(errors, "high", 0.25)), y2="high:Q"
-    )
-    line = upper.mark_line(color=style.TEST, point=alt.OverlayMarkDef(size=40, color=style.TEST)).encode(
-        y=alt.Y("error:Q", title=title)
-    )
-    label = f"interpolation threshold: k = {threshold}"
-    top = alt.layer(*style.threshold_rule(threshold, ks, label), band, line).properties(width=style.WIDTH, height=110)
-
     base = alt.Chart(style.data(rows)).encode(
         x=style.k_axis(ks),
         color=colour,
@@ -112,7 +124,7 @@ def _panels(
     dash = alt.StrokeDash(
         "statistic:N",
         scale=alt.Scale(domain=["mean of the images", "median"], range=[[1, 0], [5, 3]]),
-        legend=style.line_legend(symbolStrokeColor=style.GREY, symbolSize=600),
+        legend=style.line_legend(),
     )
     scale, axis = style.log_scale(rows, _VALUES)
     trace_band = base.mark_area(opacity=0.15).encode(
@@ -123,4 +135,4 @@ def _panels(
     bottom = alt.layer(*style.threshold_rule(threshold, ks), trace_band, trace_line, points).properties(
         width=style.WIDTH, height=250
     )
-    return alt.vconcat(*([top] if errors else []), bottom, spacing=14)
+    return alt.vconcat(*test_error_panels(errors, ks, threshold), bottom, spacing=14)

@@ -6,7 +6,7 @@ import altair as alt
 import duckdb
 
 from dd_assets.figures import style
-from dd_assets.figures.landmarks import errors_by_width
+from dd_assets.figures.landmarks import errors_by_width, shown_widths
 from dd_assets.figures.selection import fetch, select
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
@@ -33,9 +33,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ks = [study.arms[key].k for key in selection.arms if study.arms[key].variant == variant]
         if ks:
             known = widths.get(variant)
-            threshold = known.threshold if known else None
-            names = {min(ks): "narrowest", max(ks): "widest"}
-            drawn[variant] = dict(sorted((names | ({threshold: "threshold"} if threshold else {})).items()))
+            drawn[variant] = shown_widths(ks, known.threshold if known else None)
     keys = [Arm(variant, k).key for variant, ks in drawn.items() for k in ks]
     found = fetch(connection, study, "curvature", _SPREAD, drawn=keys, epochs=list(study.checkpoints))
     spread = style.by_label(found)
@@ -44,12 +42,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     title = headline(spread, drawn, selection.epoch)
     lifted = style.for_log_axis(spread, _QUANTILES)
     colour = style.label_colour(spread)
-    rows = [
-        _row(variant if len(drawn) > 1 else "", names, [row for row in spread if row["variant"] == variant], colour)
+    lines = {
+        variant: _line(names, [row for row in spread if row["variant"] == variant], colour)
         for variant, names in drawn.items()
-    ]
+    }
     return style.finish(
-        alt.vconcat(*rows, spacing=24),
+        style.lines_by_variant(lines),
         title,
         [
             *style.describe(study, list(drawn)),
@@ -72,11 +70,10 @@ def headline(spread: list[dict[str, Any]], drawn: dict[str, dict[int, str]], epo
             ratios.append(f"{style.number(medians['wrong label'] / medians['right label'])} times (k = {k})")
     if not ratios:
         return "Curvature at the training images over training"
-    listed = " and ".join([", ".join(ratios[:-1]), ratios[-1]]) if len(ratios) > 1 else ratios[0]
-    return f"By epoch {epoch} mislabelled images reach {listed} the median curvature of the others"
+    return f"By epoch {epoch} mislabelled images reach {style.listed(ratios)} the median curvature of the others"
 
 
-def _row(variant: str, names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color) -> alt.HConcatChart:
+def _line(names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color) -> alt.HConcatChart:
     scale, ticks = style.epoch_scale(max(row["epoch"] for row in spread))
     y_scale, log_axis = style.log_scale(spread, _QUANTILES)
 
@@ -95,13 +92,8 @@ def _row(variant: str, names: dict[int, str], spread: list[dict[str, Any]], colo
         line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(
             y=alt.Y("p50:Q", scale=y_scale, title=title, axis=axis)
         )
-        # A title would stand higher over the panel whose axis labels reach above it.
-        heading = (
-            alt.Chart(style.data([{}]))
-            .mark_text(fontSize=12, fontWeight="bold", baseline="bottom")
-            .encode(x=alt.value(_PANEL / 2), y=alt.value(-8), text=alt.value(f"{variant} k = {k}, {name}".strip()))
-        )
-        layers = [band("p05", "p95", 0.14), band("p25", "p75", 0.3), line, heading]
+        heading = style.heading(_PANEL, f"k = {k}, {name}")
+        layers = [band("p05", "p95", 0.14), band("p25", "p75", 0.3), line, *heading]
         return alt.layer(*layers).properties(width=_PANEL, height=270)
 
     panels = [panel(k, name, first=i == 0) for i, (k, name) in enumerate(names.items())]

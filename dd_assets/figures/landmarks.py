@@ -1,5 +1,6 @@
 """Where a curve over widths has its threshold and its peak. Pure functions, and the query they need."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import duckdb
 
 from dd_assets.figures.selection import Selection, fetch
-from dd_core.studies import Study
+from dd_core.studies import Arm, Study
 
 # Nakkiran et al. 2019, Definition 1: the effective model complexity of a training procedure is the largest number of
 # samples on which its expected training error is at most epsilon; they take epsilon = 0.1.
@@ -90,6 +91,49 @@ def peak(values: Mapping[int, float], least: float = 0.01) -> Peak | None:
         if prominence >= least:
             found.append((prominence, Peak(k, values[k], before, values[before], after, values[after])))
     return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def shown_widths(ks: Sequence[int], threshold: int | None) -> dict[int, str]:
+    """The widths that stand for all in figures with one panel for each, and what they are.
+
+    Args:
+        ks: the widths that have data.
+        threshold: the interpolation threshold. If it is none of ``ks``, the nearest one between the ends (by ratio)
+            takes its place.
+
+    Returns:
+        At most three widths, ascending, with ``narrowest``, ``threshold`` (``near the threshold``) or ``widest``.
+    """
+    if len(ks) == 1:
+        return {ks[0]: "threshold" if ks[0] == threshold else "the only width"}
+    names = {min(ks): "narrowest", max(ks): "widest"}
+    if threshold is not None:
+        between = [k for k in ks if k not in names]
+        if threshold in ks:
+            names[threshold] = "threshold"
+        elif between:
+            names[nearest(between, threshold)] = "near the threshold"
+    return dict(sorted(names.items()))
+
+
+def nearest(ks: Sequence[int], k: int) -> int:
+    """Which of some widths has the ratio nearest to 1 to a given one; of two, the narrower."""
+    return min(sorted(ks), key=lambda other: abs(math.log(other / k)))
+
+
+def key_arm(study: Study, arms: Sequence[str], widths: Mapping[str, Widths]) -> Arm:
+    """The arm worth a closer look: ``Widths.key_k`` of the first variant with wrong labels, or else the first variant.
+
+    Args:
+        study: has the arms.
+        arms: keys of those that have data, at least one.
+        widths: errors by variant; a variant without them is looked at where it is widest.
+    """
+    drawn = [study.arms[key] for key in arms]
+    variants = list(dict.fromkeys(arm.variant for arm in drawn))
+    variant = next((name for name in variants if study.variants[name].label_noise > 0), variants[0])
+    ks = [arm.k for arm in drawn if arm.variant == variant]
+    return Arm(variant, nearest(ks, widths[variant].key_k) if variant in widths else max(ks))
 
 
 def errors_by_width(

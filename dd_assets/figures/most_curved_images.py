@@ -6,12 +6,12 @@ import altair as alt
 import duckdb
 
 from dd_assets.figures import style
-from dd_assets.figures.landmarks import errors_by_width
+from dd_assets.figures.landmarks import errors_by_width, key_arm
 from dd_assets.figures.pixels import data_uri
 from dd_assets.figures.selection import Selection, fetch, select
 from dd_core.data.datasets import load
 from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.studies import Checkpoint, Study
 
 COLUMNS, ROWS = 8, 4
 _IMAGE, _CELL, _LINE = 56, 84, 92
@@ -76,12 +76,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
 
 def choose(connection: duckdb.DuckDBPyConnection, study: Study, selection: Selection) -> Checkpoint:
     """The last checkpoint with curvature of the arm at the threshold, in the first variant with wrong labels."""
-    arms = [study.arms[key] for key in selection.arms]
-    variants = list(dict.fromkeys(arm.variant for arm in arms))
-    variant = next((name for name in variants if study.variants[name].label_noise > 0), variants[0])
-    widths = errors_by_width(connection, study, selection).get(variant)
-    k = widths.key_k if widths else max(arm.k for arm in arms if arm.variant == variant)
-    arm = Arm(variant, k)
+    arm = key_arm(study, selection.arms, errors_by_width(connection, study, selection))
     last = fetch(
         connection,
         study,

@@ -54,6 +54,12 @@ def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
     return bool((found.fetchone() or (0,))[0])
 
 
+def column_names(connection: duckdb.DuckDBPyConnection, table: str) -> list[str]:
+    """The columns of a table's view, those included that only some files have; none without a view."""
+    sql = "SELECT column_name FROM duckdb_columns() WHERE table_name = $table ORDER BY column_index"
+    return [name for (name,) in connection.execute(sql, {"table": table}).fetchall()]
+
+
 def _tidy(value: Any) -> Any:
     if isinstance(value, float):
         # Six digits are more than a screen can show and a third of the characters.

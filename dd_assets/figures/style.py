@@ -15,6 +15,7 @@ from dd_core.studies import Study
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 TEST, TRAIN, RIGHT_LABEL, WRONG_LABEL, PUBLISHED = BLACK, GREEN, BLUE, VERMILLION, PURPLE
+LARGEST_EIGENVALUE, WEIGHT_TRACE = ORANGE, SKY
 GREY = "#595959"
 
 # Arial is what browsers and the renderer's built-in Liberation Sans agree on in width, so text fits in both.
@@ -69,6 +70,11 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
 def percent(fraction: float, digits: int = 3) -> str:
     """A fraction as text, for example ``20 %`` or ``12.8 %``."""
     return f"{100 * fraction:.{digits}g} %"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a sentence in a row: ``a``, ``a and b``, ``a, b and c``; at least one."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66) -> alt.TopLevelMixin:
@@ -149,7 +155,8 @@ def epoch_scale(last: int) -> tuple[alt.Scale, list[int]]:
     return alt.Scale(type="symlog", constant=1, domain=[0, last], nice=False), [*kept, last]
 
 
-TRACE = ["trace of the input Hessian,", "nats per squared standardised pixel"]
+INPUT_CURVATURE = "nats per squared standardised pixel"
+TRACE = ["trace of the input Hessian,", INPUT_CURVATURE]
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -159,7 +166,7 @@ def number(value: float, digits: int = 2) -> str:
 
 def log_scale(rows: list[dict[str, Any]], names: Sequence[str]) -> tuple[alt.Scale, dict[str, Any]]:
     """A logarithmic scale over whole decades, and axis settings that label just these."""
-    values = [row[name] for row in rows for name in names if row[name] is not None]
+    values = [row[name] for row in rows for name in names if row[name] is not None] or [1.0]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high = max(high, low + 1)
     short = "datum.value >= 0.01 && datum.value <= 1000 ? format(datum.value, '~g') : format(datum.value, '.0e')"
@@ -205,18 +212,23 @@ def by_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "images": _SUBSETS[row["subset"]][0]} for row in kept]
 
 
-def label_colour(rows: list[dict[str, Any]]) -> alt.Color:
-    """The colour of ``images``, the same in all panels that show a part of these rows."""
+def label_colour(rows: list[dict[str, Any]], legend: alt.Legend | None = None) -> alt.Color:
+    """The colour of ``images``, the same in all panels that show a part of these rows; the legend has lines."""
     shown = [pair for pair in _SUBSETS.values() if any(row["images"] == pair[0] for row in rows)]
     scale = alt.Scale(domain=[name for name, _ in shown], range=[colour for _, colour in shown])
-    return alt.Color("images:N", scale=scale, legend=line_legend())
+    return alt.Color("images:N", scale=scale, legend=legend or line_legend())
 
 
-def line_legend(columns: int = 3, **settings: Any) -> alt.Legend:
+def line_legend(columns: int = 3) -> alt.Legend:
     """A legend of lines above the panels."""
     return alt.Legend(
         title=None, orient="top", columns=columns, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1
     )
+
+
+def point_legend(columns: int = 3) -> alt.Legend:
+    """A legend of points above the panels."""
+    return alt.Legend(title=None, orient="top", columns=columns, symbolType="circle", symbolSize=60, symbolOpacity=1)
 
 
 def threshold_rule(k: int | None, widths: Sequence[int], label: str | None = None) -> list[alt.Chart]:
@@ -249,3 +261,28 @@ def by_variant(panels: dict[str, Any]) -> Any:
         for name, panel in panels.items()
     ]
     return alt.concat(*titled, columns=3)
+
+
+def lines_by_variant(lines: dict[str, alt.HConcatChart]) -> alt.VConcatChart:
+    """Rows of panels below each other, each under the name of its variant if there are several."""
+    if len(lines) == 1:
+        return alt.vconcat(*lines.values())
+    titled = [
+        line.properties(title=alt.TitleParams(name, fontSize=12, anchor="start", offset=10))
+        for name, line in lines.items()
+    ]
+    return alt.vconcat(*titled, spacing=30)
+
+
+def heading(width: int, text: str, second_line: str | None = None) -> list[alt.Chart]:
+    """Layers that write a heading above a panel, at one height in a row of panels.
+
+    A title would stand higher over the panel whose axis labels reach above it.
+    """
+    base = alt.Chart(data([{}])).encode(x=alt.value(width / 2))
+    bold = base.mark_text(fontSize=12, fontWeight="bold", baseline="bottom")
+    layers = [bold.encode(y=alt.value(-24 if second_line else -8), text=alt.value(text))]
+    if second_line:
+        plain = base.mark_text(fontSize=11, color=GREY, baseline="bottom")
+        layers.append(plain.encode(y=alt.value(-8), text=alt.value(second_line)))
+    return layers

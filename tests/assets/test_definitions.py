@@ -14,23 +14,33 @@ FIGURES = {
     "curvature_by_width",
     "curvature_over_training",
     "most_curved_images",
+    "curvature_definitions",
+    "hessian_spectrum",
+    "hessian_by_width",
+    "hessian_over_training",
 }
-TABLES = {"images", "runs", "training_batches", "training_evals", "image_progress", "curvature"}
+TABLES = {"images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
 curvature | tables | duckdb parquet | tiny/per_image_curvature |
 curvature_by_width | figures | altair | curvature training_evals |
+curvature_definitions | figures | altair | curvature tiny/per_image_curvature training_evals |
 curvature_over_training | figures | altair | curvature training_evals |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
+hessian_by_width | figures | altair | hessian_spectra training_evals |
+hessian_over_training | figures | altair | hessian_spectra training_evals |
+hessian_spectra | tables | duckdb parquet | tiny/hessian |
+hessian_spectrum | figures | altair | hessian_spectra training_evals |
 image_progress | tables | duckdb parquet | tiny/checkpoints |
 images | tables | duckdb parquet | tiny/checkpoints |
 most_curved_images | figures | altair | curvature tiny/per_image_curvature training_evals |
 runs | tables | duckdb parquet | tiny/checkpoints |
 tiny/checkpoints | tiny | pytorch safetensors | | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
-tiny/per_image_curvature | tiny | parquet pytorch | tiny/checkpoints | arm x epoch, 1, one_row_per_image
+tiny/hessian | tiny | parquet pytorch | tiny/checkpoints | arm x epoch, 1,
+tiny/per_image_curvature | tiny | parquet pytorch | tiny/checkpoints | arm x epoch, 2, one_row_per_image
 training_batches | tables | duckdb parquet | tiny/checkpoints |
 training_curves | figures | altair | training_evals |
 training_evals | tables | duckdb parquet | tiny/checkpoints |
@@ -103,7 +113,8 @@ def test_a_broken_study_file_is_shown_with_its_reason(lab: Lab) -> None:
 def test_the_command_lists_the_assets_of_all_shipped_studies(lab: Lab) -> None:
     lab.home.mkdir()
     listed = lab.shell("source ./env.sh && dagster asset list", DD_STUDIES=None).succeeded()
-    expected = FIGURES | TABLES | {f"{study}/{a}" for study in SHIPPED for a in ("checkpoints", "per_image_curvature")}
+    kinds = ("checkpoints", "per_image_curvature", "hessian")
+    expected = FIGURES | TABLES | {f"{study}/{kind}" for study in SHIPPED for kind in kinds}
     assert listed.output.split() == sorted(expected)
 
 

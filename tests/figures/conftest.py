@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
 
+from dd_core.analysis.auroc import auroc
+from dd_core.curvature_names import columns_of_step
 from dd_core.store import Store
 from dd_core.studies import Study
 from dd_core.tables import to_arrow, write_parquet
@@ -91,13 +94,37 @@ def write_evals(store: Store) -> Writer:
     return write
 
 
+def made_up_images(k: int, trial: int, is_noisy: np.ndarray, steps: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """Scores of the images of a trial, the mislabelled ones higher; trial 0 has its images' numbers as traces."""
+    rng = np.random.default_rng([k, trial])
+
+    def score() -> np.ndarray:
+        return rng.lognormal(size=len(is_noisy)) * np.where(is_noisy, 2.0, 1.0)
+
+    names = ("loss", "gradient_norm", "gradient_curvature", "trace", "frobenius_norm", "largest_eigenvalue")
+    scores = {name: score() for name in names}
+    if trial == 0:
+        scores["trace"] = np.arange(len(is_noisy), dtype=float)
+    for step in steps:
+        norm, norm_error, directional, directional_error = columns_of_step(step)
+        # A tenth of ties, as rounding and saturation make them.
+        scores |= {norm: np.round(score(), 1), norm_error: 0.1 * score()}
+        scores |= {directional: score() - 1, directional_error: 0.1 * score()}
+    return scores
+
+
 @pytest.fixture
 def write_curvature(store: Store) -> Writer:
     """Write the summary of curvature and, for the last epoch, the curvature of every image."""
 
-    def write(study: Study, recipe_of: Study | None = None) -> None:
+    def write(study: Study, recipe_of: Study | None = None, steps: tuple[float, ...] = ()) -> None:
         for key, arm in study.arms.items():
             split = study.variants[arm.variant].label_noise > 0
+            ids = np.arange(50)
+            given = (ids + (ids >= 40)) % 10 if split else ids % 10
+            is_noisy = given != ids % 10
+            images = [made_up_images(arm.k, trial, is_noisy, steps) for trial in range(study.trials)]
+            scores = [name for name in images[0] if not name.endswith("_se")]
             subsets = ("all", "clean", "noisy") if split else ("all",)
             rows = [(t, e, s) for e in EPOCHS for t in range(study.trials) for s in subsets]
             level = np.array(
@@ -105,27 +132,81 @@ def write_curvature(store: Store) -> Writer:
             )
             common = {"variant": arm.variant, "k": arm.k, "recipe": (recipe_of or study).recipe_hash(arm)}
             quantiles = zip(("p05", "p25", "p50", "p75", "p95"), (0.0, 0.3, 0.6, 1.5, 3.0), strict=True)
+            means = ("frobenius_norm", "largest_eigenvalue", "gradient_norm", "gradient_curvature", "loss")
             summary = {
                 **common,
                 "trial": np.array([row[0] for row in rows]),
                 "epoch": np.array([row[1] for row in rows]),
                 "subset": np.array([row[2] for row in rows]),
-                "num_images": 10, "mean_trace": level, "source_sha256": "0",
+                "num_images": 10, "mean_trace": level, "source_sha256": "0", "mean_trace_standard_error": 0.0,
                 **{f"trace_{name}": factor * level for name, factor in quantiles},
-                **{f"mean_{name}": 1.0 for name in ("frobenius_norm", "largest_eigenvalue", "gradient_norm", "loss")},
-                **{f"auroc_{name}": 0.7 for name in ("trace", "gradient_norm", "loss")},
+                **{f"mean_{name}": 1.0 for name in means},
+                **{f"auroc_{name}": np.array([auroc(images[t][name], is_noisy) for t, *_ in rows]) for name in scores},
             }  # fmt: skip
             folder = store.table_folder("curvature", study.name, key)
             write_parquet(folder / "summary.parquet", to_arrow("curvature", summary, len(rows)))
-            ids = np.arange(50)
-            given = (ids + (ids >= 40)) % 10 if split else ids % 10
-            images = {
-                **common, "trial": 0, "epoch": EPOCHS[-1], "image_id": ids, "true_label": ids % 10,
-                "given_label": given, "is_noisy": given != ids % 10, "trace": ids.astype(float), "probability": 0.5,
-                **{name: 1.0 for name in ("loss", "gradient_norm", "frobenius_norm", "largest_eigenvalue")},
+            per_image = {
+                **common, "trial": np.repeat(np.arange(study.trials), len(ids)), "epoch": EPOCHS[-1],
+                **{
+                    name: np.tile(values, study.trials)
+                    for name, values in (
+                        ("image_id", ids), ("true_label", ids % 10), ("given_label", given), ("is_noisy", is_noisy)
+                    )
+                },
+                "probability": 0.5, "method": "exact", "trace_standard_error": 0.0,
+                "frobenius_norm_standard_error": 0.0, "largest_eigenvalue_residual": 0.0,
+                **{name: np.concatenate([trial[name] for trial in images]) for name in images[0]},
             }  # fmt: skip
             folder = store.table_folder("per_image_curvature", study.name, key)
-            write_parquet(folder / "0004.parquet", to_arrow("per_image_curvature", images, len(ids)))
+            table = to_arrow("per_image_curvature", per_image, len(ids) * study.trials)
+            write_parquet(folder / f"{EPOCHS[-1]:04d}.parquet", table)
+
+    return write
+
+
+def made_up_spectrum(k: int, trial: int, epoch: int) -> dict[str, Any]:
+    """A diagonal Hessian of 100 k weights: eigenvalues that peak at k = 4, all different by trial."""
+    top = (1 + trial / 10) * (1 + epoch) * np.array([8.0, 4.0, 2.0]) / abs(k - 4.5)
+    grid = np.linspace(-1, 1.1 * top[0], 64)
+    density = sum(
+        weight * np.exp(-(((grid - node) / (0.02 * top[0])) ** 2) / 2)
+        for node, weight in [(0, 1), *((t, 0.01) for t in top)]
+    )
+    return {
+        "num_images": 50, "num_parameters": 100 * k, "layers": [], "loss": 0.5,
+        "lambda_max": top[0], "lambda_max_residual": 0.0, "lambda_min": -0.5, "lambda_min_residual": 0.0,
+        "eigenvalues": top.tolist(), "residuals": [0.0] * 3, "trace": 2 * top.sum(), "layer_names": ["all"],
+        "layer_traces": [2 * top.sum()], "trace_hutchinson": 1.8 * top.sum(),
+        "trace_hutchinson_standard_error": 0.3 * top.sum(), "trace_hutch_plus_plus": 1.9 * top.sum(),
+        "trace_hutch_plus_plus_standard_error": 0.1 * top.sum(),
+        "density_eigenvalues": grid.tolist(), "density": density.tolist(),
+        "gradient_norm": 1.0, "gradient_sharpness": 1.0, "gradient_overlap": 0.2 + 0.1 * trial,
+        "gradient_variance": 1.0, "image_gradient_norm_mean": 1.0, "image_gradient_norm_median": 1.0,
+        "image_gradient_norm_max": 1.0, "seconds": 1.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def write_hessian(store: Store) -> Writer:
+    """Write the Hessian in the weights of some arms at some epochs; ``without`` names columns that are null."""
+
+    def write(
+        study: Study,
+        recipe_of: Study | None = None,
+        epochs: tuple[int, ...] = EPOCHS,
+        widths: tuple[int, ...] | None = None,
+        without: tuple[str, ...] = (),
+    ) -> None:
+        for key, arm in study.arms.items():
+            common = {"variant": arm.variant, "k": arm.k, "recipe": (recipe_of or study).recipe_hash(arm)}
+            for epoch in epochs if widths is None or arm.k in widths else ():
+                rows = [
+                    {**common, "trial": trial, "epoch": epoch, **made_up_spectrum(arm.k, trial, epoch)}
+                    for trial in range(study.trials)
+                ]
+                columns = {n: [None if n in without else row[n] for row in rows] for n in rows[0]}
+                path = store.table_folder("hessian_spectra", study.name, key) / f"{epoch:04d}.parquet"
+                write_parquet(path, to_arrow("hessian_spectra", columns, len(rows)))
 
     return write
 

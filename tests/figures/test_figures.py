@@ -50,18 +50,19 @@ def test_a_study_without_tables_has_no_figure(name, study, store, open_views):
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_study_trained_with_another_recipe_has_no_figure(
-    name, study, store, new_study, write_evals, write_curvature, open_views
+    name, study, store, new_study, write_evals, write_curvature, write_hessian, open_views
 ):
     before = new_study(seed=1)
     write_evals(study, recipe_of=before)
-    write_curvature(study, recipe_of=before)
+    write_curvature(study, recipe_of=before, steps=(1.0,))
+    write_hessian(study, recipe_of=before)
     assert BY_NAME[name].draw(study, store, open_views()) is None
 
 
 @pytest.mark.parametrize(("label_noise", "num_variants"), [(0.0, 1), (0.2, 2)])
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_figure_compiles(
-    name, label_noise, num_variants, study, store, new_study, write_evals, write_curvature, open_views
+    name, label_noise, num_variants, study, store, new_study, write_evals, write_curvature, write_hessian, open_views
 ):
     import vl_convert
 
@@ -69,6 +70,7 @@ def test_every_figure_compiles(
     study = new_study(variants={f"v{i}": variant.model_dump() for i in range(num_variants)})
     write_evals(study)
     write_curvature(study)
+    write_hessian(study)
     chart = BY_NAME[name].draw(study, store, open_views())
     assert chart is not None
     assert "digits" in subtitle(chart)

@@ -1,0 +1,102 @@
+"""Assets ``<study>/hessian``, the Hessian of the training loss in the weights, and their driver ``hessian_spectra``."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, require_trained, select
+from dd_assets.errors import shown_as_sentence
+from dd_assets.partitions import checkpoint_partitions, checkpoints_key, hessian_key, wanted_checkpoints
+from dd_assets.resources import Laboratory
+from dd_assets.tables import table_spec
+from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
+from dd_core.errors import UserError
+from dd_core.jobs.job import hessian_job
+from dd_core.provenance import HESSIAN_VERSION, hessian_is_current, hessian_manifest
+from dd_core.studies import Study
+
+HESSIAN = CheckpointResult(
+    what="the Hessian in the weights",
+    key=hessian_key,
+    manifest=hessian_manifest,
+    is_current=hessian_is_current,
+    job=hessian_job,
+    code_version=HESSIAN_VERSION,
+)
+
+
+def hessian_asset(study: Study) -> dg.AssetsDefinition:
+    """The asset of one study."""
+    partitions = checkpoint_partitions(study)
+    key = hessian_key(study.name)
+    spec = dg.AssetSpec(
+        key,
+        deps=[checkpoints_key(study.name)],
+        description=(
+            "The Hessian of the training loss in the weights of every trial: largest and smallest eigenvalues, "
+            "spectral density, exact and estimated traces, by layer, and the gradient's place in it. One row per trial "
+            "of the table hessian_spectra."
+        ),
+        group_name=study.name,
+        kinds={"pytorch", "parquet"},
+        code_version=HESSIAN_VERSION,
+        partitions_def=partitions,
+    )
+
+    @dg.multi_asset(
+        name=f"{study.name}__hessian",
+        specs=[spec],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        retry_policy=RETRY,
+        pool=COMPUTE_POOL,
+    )
+    def hessian(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
+        with shown_as_sentence():
+            wanted = wanted_checkpoints(study, context)
+            store = laboratory.store()
+            require_trained(store, study, wanted)
+            outcome, recorded = HESSIAN.compute(context, laboratory, store, [(study, c) for c in wanted])
+            with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
+                refresh_views(store)
+        yield already_logged(key)
+
+    return hessian
+
+
+def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
+    """The driver: analyses the checkpoints that lack it, at the epochs that the studies name."""
+    deps = [hessian_key(name) for name in studies]
+
+    @dg.multi_asset(
+        name="hessian_spectra", specs=[table_spec("hessian_spectra", deps)], retry_policy=RETRY, pool=COMPUTE_POOL
+    )
+    def hessian_spectra(
+        context: dg.AssetExecutionContext, config: Narrowing, laboratory: Laboratory
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        with shown_as_sentence():
+            store = laboratory.store()
+            trained = select(store, studies, config)
+            chosen = [(s, c) for s, c in trained if config.epochs or c.epoch in s.hessian_epochs]
+            if not chosen:
+                raise UserError(
+                    "of what is asked for nothing is trained up to an epoch that the study names under hessian.epochs "
+                    "(by default the last checkpoint); name others in the run config: epochs"
+                )
+            todo = HESSIAN.missing(store, chosen)
+            context.log.info(f"{len(chosen)} checkpoints to analyse, {len(todo)} without a current result")
+            outcome, recorded = HESSIAN.compute(context, laboratory, store, todo)
+            with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
+                refresh_views(store)
+        yield dg.MaterializeResult(
+            asset_key="hessian_spectra",
+            metadata={
+                "dagster/row_count": sum(study.trials for study, _ in chosen),
+                "dagster/uri": str(store.table_folder("hessian_spectra")),
+                "checkpoints": len(chosen),
+                "computed_now": len(todo),
+            },
+        )
+
+    return hessian_spectra
