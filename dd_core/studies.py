@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from dd_core.curvature_settings import CurvatureSettings, shards
 from dd_core.errors import StudyError, UserError
@@ -30,6 +30,11 @@ _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUM_DIGITS = 1797
 # DuckDB reads a folder called study=null as no value at all.
 _RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
+
+
+def _added(default: Any, **settings: Any) -> Any:
+    """A key that did not exist when the first results were made: at its default it leaves their recipe as it was."""
+    return Field(default=default, json_schema_extra={"left_out_of_recipe_at_default": True}, **settings)
 
 
 class Data(Strict):
@@ -53,25 +58,60 @@ class Augmentation(Strict):
 
 
 class Optimizer(Strict):
-    """torch.optim.Adam or torch.optim.SGD with its settings."""
+    """torch.optim.Adam, AdamW or SGD with its settings."""
 
-    name: Literal["adam", "sgd"]
+    name: Literal["adam", "adamw", "sgd"]
     learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty as in torch.optim")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="as in torch.optim: an L2 penalty, for adamw decoupled from the gradient"
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="sgd only")
+    nesterov: bool = _added(False, description="sgd with momentum only")
+    betas: tuple[float, float] = _added((0.9, 0.999), description="adam and adamw only, each from 0 to below 1")
+    decay_all: bool = _added(
+        True, description="false: weight decay spares biases and the parameters of normalisation layers"
+    )
+    clip_norm: float | None = _added(
+        None, gt=0, description="largest norm of each trial's gradient over all its parameters; null: not clipped"
+    )
 
     @model_validator(mode="after")
-    def _momentum_belongs_to_sgd(self) -> "Optimizer":
-        if self.name == "adam" and self.momentum:
-            raise ValueError("momentum belongs to sgd; adam has none")
+    def _settings_belong_to_the_optimizer(self) -> "Optimizer":
+        if self.name != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov belong to sgd; {self.name} has betas")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        if self.name == "sgd" and self.betas != (0.9, 0.999):
+            raise ValueError("betas belong to adam and adamw; sgd has momentum")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: each must lie from 0 to below 1, not {list(self.betas)}")
         return self
 
 
 class Schedule(Strict):
-    """Rate at step t (0-based) of T: constant; cosine to 0 over T; inverse_sqrt: lr / sqrt(1 + floor(t/period))."""
+    """The learning rate of every step, as a multiple of the optimiser's.
 
-    name: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    constant; cosine to ``final`` over all steps after ``warmup_epochs`` of linear warm-up; step: times ``factor`` at
+    the end of every epoch in ``milestones``; inverse_sqrt: 1 / sqrt(1 + floor(t / period)) at step t.
+    """
+
+    name: Literal["constant", "cosine", "step", "inverse_sqrt"] = "constant"
     period: int = Field(default=512, ge=1, description="inverse_sqrt only, steps")
+    warmup_epochs: float = _added(0.0, ge=0, description="linear from 0, before any schedule")
+    final: float = _added(0.0, ge=0, le=1, description="cosine only, multiple of the learning rate at the end")
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = _added((), description="step only, ascending epochs")
+    factor: float = _added(0.1, gt=0, lt=1, description="step only")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_schedule(self) -> "Schedule":
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("milestones belong to step, which needs at least one")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must ascend, not {list(self.milestones)}")
+        for field, owner in {"final": "cosine", "factor": "step"}.items():
+            if self.name != owner and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} belongs to {owner}, not to {self.name}")
+        return self
 
 
 class Variant(Strict):
@@ -167,6 +207,17 @@ class Study(Strict):
                 raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
         num_train = self.data.num_train
         for name, variant_ in self.variants.items():
+            schedule = variant_.schedule
+            if schedule.warmup_epochs >= self.epochs:
+                raise ValueError(
+                    f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
+                    f"{self.epochs}"
+                )
+            if schedule.milestones and schedule.milestones[-1] >= self.epochs:
+                raise ValueError(
+                    f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
+                    f"epoch, {self.epochs}"
+                )
             size = variant_.batch_size
             if num_train is not None and size > num_train:
                 raise ValueError(
@@ -237,8 +288,8 @@ class Study(Strict):
         variant = self.variants[arm.variant]
         return {
             "trainer_version": TRAINER_VERSION,
-            "data": self.data.model_dump(),
-            "variant": variant.model_dump(),
+            "data": _recipe_of(self.data),
+            "variant": _recipe_of(variant),
             "k": arm.k,
             "trials": self.trials,
             "seed": self.seed,
@@ -249,6 +300,17 @@ class Study(Strict):
         """First 16 hexadecimal digits of the SHA-256 of the recipe."""
         text = json.dumps(self.recipe(arm), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _recipe_of(model: BaseModel) -> dict[str, Any]:
+    """All keys and values as plain JSON, without added keys at their defaults."""
+    content: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value, extra = getattr(model, name), field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("left_out_of_recipe_at_default") and value == field.default:
+            continue
+        content[name] = _recipe_of(value) if isinstance(value, BaseModel) else value
+    return content
 
 
 def _span(values: list[str]) -> str:

@@ -37,12 +37,17 @@ class OptionalColumns:
 
 @dataclass(frozen=True)
 class Table:
-    """A table's columns, the ones that come from folder names first."""
+    """A table's columns, the ones that come from folder names first.
+
+    With ``newest``, an SQL window clause, files may tell a row several times, and its view shows the one that comes
+    first in each window.
+    """
 
     name: str
     description: str
     columns: tuple[Column, ...]
     optional: tuple[OptionalColumns, ...] = ()
+    newest: str | None = None
 
     def optional_column(self, name: str) -> Column | None:
         """The optional column of that name, if the table may have it."""
@@ -119,6 +124,7 @@ _TABLES = (
             Column("test_error", "float64", "at last_epoch, fraction"),
             Column("test_loss", "float64", "at last_epoch, nats"),
         ),
+        newest="PARTITION BY study, arm, trial, recipe, attempt ORDER BY status = 'running', ended_at DESC",
     ),
     Table(
         "training_batches",

@@ -49,7 +49,7 @@ def refresh(store: Store) -> list[str]:
         try:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
                 views.extend(_create_views(connection, store))
-        except duckdb.IOException as error:
+        except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
@@ -71,7 +71,10 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> list[s
         try:
             columns = _columns(connection, table, folder)
             expressions = ", ".join(columns.values())
-            connection.execute(f"CREATE VIEW {table.name} AS SELECT {expressions} FROM {_files(table, folder)}")
+            rows = f"FROM {_files(table, folder)}"
+            if table.newest:
+                rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
+            connection.execute(f"CREATE VIEW {table.name} AS SELECT {expressions} {rows}")
         except duckdb.InvalidInputException as error:
             reason = str(error).splitlines()[0]
             raise StaleError(

@@ -323,8 +323,10 @@ def stamps(root: Path, pattern: str) -> dict[str, tuple[int, int]]:
 
 def attempts(store: Store, arm: str) -> list[str]:
     """The status of each attempt to train an arm of ``tiny``."""
-    files = sorted(store.table_folder("runs", "tiny", arm).glob("*.parquet"))
-    return [read_parquet(path)["status"][0].as_py() for path in files]
+    latest: dict[str, Path] = {}
+    for path in sorted(store.table_folder("runs", "tiny", arm).glob("*.parquet"), reverse=True):
+        latest[path.name.split(".")[0]] = path  # the end sorts before the start
+    return [read_parquet(latest[attempt])["status"][0].as_py() for attempt in sorted(latest)]
 
 
 def workers_of(root: Path) -> list[int]:

@@ -1,4 +1,7 @@
-"""The table ``runs``: one row per arm, trial and attempt, written when an attempt starts and again when it ends."""
+"""The table ``runs``: one row per arm, trial and attempt, which writes one file when it starts and one when it ends.
+
+No file is ever written again, so nobody who reads the table meets a change; the view shows the later of the two.
+"""
 
 import datetime
 import time
@@ -30,13 +33,13 @@ class RunRecord:
         cls, store: Store, study: Study, arm: Arm, first_epoch: int, device: str, stacks: list[TrialStack]
     ) -> "RunRecord":
         """Start the next attempt."""
-        earlier = _attempts(store, study, arm)
+        number = max(_attempts(store, study, arm), default=0) + 1
         columns = {
             "variant": arm.variant,
             "k": arm.k,
             "trial": list(range(study.trials)),
             "recipe": study.recipe_hash(arm),
-            "attempt": len(earlier) + 1,
+            "attempt": number,
             "seed": study.seed,
             "num_parameters": sum(p.numel() for p in stacks[0].model.parameters()) // len(stacks[0].trials),
             "device": device,
@@ -45,16 +48,17 @@ class RunRecord:
             "started_at": datetime.datetime.now(datetime.UTC),
         }
         folder = store.table_folder("runs", study.name, arm.key)
-        path = folder / f"attempt-{len(earlier) + 1:04d}.parquet"
-        record = cls(path, columns, study.trials, stacks[0].num_train * study.trials)
-        record._write("running", None, first_epoch, None)
+        record = cls(folder / _file_name(number, "end"), columns, study.trials, stacks[0].num_train * study.trials)
+        record._write(folder / _file_name(number, "start"), "running", None, first_epoch, None)
         return record
 
     def close(self, status: str, reason: str | None, last_epoch: int) -> None:
         """Say how the attempt ended."""
-        self._write(status, reason, last_epoch, datetime.datetime.now(datetime.UTC))
+        self._write(self.path, status, reason, last_epoch, datetime.datetime.now(datetime.UTC))
 
-    def _write(self, status: str, reason: str | None, last_epoch: int, ended_at: datetime.datetime | None) -> None:
+    def _write(
+        self, path: Path, status: str, reason: str | None, last_epoch: int, ended_at: datetime.datetime | None
+    ) -> None:
         seconds = time.monotonic() - self.started
         images = (last_epoch - self.columns["first_epoch"]) * self.images_per_epoch
         columns = {
@@ -67,18 +71,27 @@ class RunRecord:
             "samples_per_second": images / seconds if ended_at else None,
             **{name: self.headline.get(name) for name in ("train_error", "train_loss", "test_error", "test_loss")},
         }
-        write_parquet(self.path, to_arrow("runs", columns, self.num_trials))
+        write_parquet(path, to_arrow("runs", columns, self.num_trials))
 
 
 def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
-    """Mark attempts that were killed: those that still say they are running. Hold the arm's lock while doing so."""
-    for path in _attempts(store, study, arm):
-        table = read_parquet(path)
-        if table["status"][0].as_py() == "running":
+    """End attempts that were killed: those without an end. Hold the arm's lock while doing so."""
+    folder = store.table_folder("runs", study.name, arm.key)
+    for number in _attempts(store, study, arm):
+        start, end = folder / _file_name(number, "start"), folder / _file_name(number, "end")
+        if start.exists() and not end.exists():
+            table = read_parquet(start)
             columns = {name: table[name].to_pylist() for name in table.column_names}
+            # When it ended nobody knows; that it started is the last that was heard of it.
             columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
-            write_parquet(path, to_arrow("runs", columns, table.num_rows))
+            write_parquet(end, to_arrow("runs", columns, table.num_rows))
 
 
-def _attempts(store: Store, study: Study, arm: Arm) -> list[Path]:
-    return sorted(store.table_folder("runs", study.name, arm.key).glob("attempt-*.parquet"))
+def _file_name(attempt: int, moment: str) -> str:
+    return f"attempt-{attempt:04d}.{moment}.parquet"
+
+
+def _attempts(store: Store, study: Study, arm: Arm) -> list[int]:
+    """Numbers of the attempts so far, ascending; earlier versions wrote one file each, ``attempt-0001.parquet``."""
+    folder = store.table_folder("runs", study.name, arm.key)
+    return sorted({int(path.name.split(".")[0].removeprefix("attempt-")) for path in folder.glob("attempt-*.parquet")})

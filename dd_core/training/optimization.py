@@ -1,34 +1,93 @@
-"""From a study's words to a torch optimiser and the learning rate of every step."""
+"""From a study's words to a torch optimiser, the learning rate of every step, and clipped gradients, trial by trial."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dd_core.models.stacking import BatchNorm
 from dd_core.studies import Optimizer, Schedule
 
 
-def make_optimizer(parameters: Iterable[Tensor], settings: Optimizer) -> torch.optim.Optimizer:
-    """Adam (betas .9, .999, eps 1e-8) or SGD, in torch's fused form, which needs no pass per parameter."""
+def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """Adam (eps 1e-8), AdamW or SGD, in torch's fused form, which needs no pass per parameter.
+
+    Args:
+        model: plain or stacked; no optimiser here mixes the entries of a tensor, so trials stay apart.
+        settings: with ``decay_all`` false, vectors (biases, and scale and shift of normalisation) are not decayed.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if not settings.decay_all:
+        spared = {id(parameter) for parameter in _undecayed(model)}
+        groups = [
+            {"params": [p for p in model.parameters() if id(p) not in spared]},
+            {"params": [p for p in model.parameters() if id(p) in spared], "weight_decay": 0.0},
+        ]
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
-    if settings.name == "adam":
-        return torch.optim.Adam(parameters, **common)  # type: ignore[arg-type]
-    return torch.optim.SGD(parameters, momentum=settings.momentum, **common)  # type: ignore[arg-type]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)  # type: ignore[arg-type]
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(groups, betas=settings.betas, **common)  # type: ignore[arg-type]
 
 
-def learning_rate(schedule: Schedule, base: float, step: int, total_steps: int) -> float:
+def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:
+    """Biases, and every parameter of a normalisation layer."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" or isinstance(module, BatchNorm | nn.GroupNorm | nn.LayerNorm):
+                yield parameter
+
+
+def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: int, num_epochs: int) -> float:
     """The rate of the step after ``step`` steps have been done.
 
     Args:
-        schedule: constant, cosine (Loshchilov & Hutter 2017, eq. 5, one cycle to 0) or inverse_sqrt (Nakkiran et al.
-            2019, appendix B: base / sqrt(1 + floor(t / 512))).
+        schedule: constant, cosine (Loshchilov & Hutter 2017, eq. 5, one cycle), step, inverse_sqrt (Nakkiran et al.
+            2019, appendix B: base / sqrt(1 + floor(t / 512))). Warm-up is linear, (t + 1) / W at step t of W (Goyal et
+            al. 2017, section 2.2), and the cosine begins after it.
         base: the optimiser's learning rate.
         step: steps done so far, 0 before the first.
-        total_steps: steps of the whole training.
+        steps_per_epoch: optimiser steps in an epoch.
+        num_epochs: of the whole training.
     """
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return base * (step + 1) / warmup
     if schedule.name == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+        progress = (step - warmup) / (num_epochs * steps_per_epoch - warmup)
+        return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if schedule.name == "step":
+        return base * schedule.factor ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
     if schedule.name == "inverse_sqrt":
         return base / math.sqrt(1 + step // schedule.period)
     return base
+
+
+@torch.no_grad()
+def gradient_norms(parameters: Iterable[Tensor], num_trials: int) -> Tensor:
+    """Euclidean norm of each trial's gradient over all its parameters, (trials,); nothing is synchronised."""
+    squares = [_by_trial(p.grad, num_trials).square().flatten(1).sum(1) for p in parameters if p.grad is not None]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[Tensor], num_trials: int, largest: float) -> Tensor:
+    """Scale each trial's gradient down to a norm, as torch.nn.utils.clip_grad_norm_ does for one network.
+
+    Returns:
+        The norms before, (trials,).
+    """
+    norms = gradient_norms(parameters, num_trials)
+    factors = (largest / (norms + 1e-6)).clamp(max=1)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradients = _by_trial(parameter.grad, num_trials)
+            gradients.mul_(factors.view(-1, *[1] * (gradients.ndim - 1)))
+    return norms
+
+
+def _by_trial(tensor: Tensor, num_trials: int) -> Tensor:
+    """(T*n, ...) as (T, n, ...), a view whatever the memory format."""
+    return tensor.unflatten(0, (num_trials, -1))

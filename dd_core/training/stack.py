@@ -13,7 +13,7 @@ from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.models import build_trials, load_state
 from dd_core.studies import Arm, Study
-from dd_core.training.optimization import learning_rate, make_optimizer
+from dd_core.training.optimization import clip_gradients, learning_rate, make_optimizer
 
 # Beyond this width one network fills the machine and grouped convolutions bring nothing; more than eight at a time
 # bring nothing at any width (benchmarks/training.py). The grouping depends on the study alone, so that results do too.
@@ -75,19 +75,20 @@ class TrialStack:
         test = np.stack([d.test_labels for d in self.data], axis=1)
         self.eval_labels = torch.cat([self.train_labels, torch.from_numpy(test).to(device)])
         self.model = build_trials(study, arm, trials).to(device, dtype)
-        self.optimizer = make_optimizer(self.model.parameters(), self.variant.optimizer)
+        self.optimizer = make_optimizer(self.model, self.variant.optimizer)
 
     def train_epoch(self, epoch: int) -> BatchMetrics:
         """One pass over the training images; ``epoch`` is 1 for the first. Synchronises the device once, at the end."""
         self.model.train()
         plan = plan_epoch(self.study.seed, self.trials, self.num_train, epoch, self.variant.augmentation, self.device)
         size = self.variant.batch_size
-        total_steps = self.study.epochs * self.steps_per_epoch
+        base, largest_norm = self.variant.optimizer.learning_rate, self.variant.optimizer.clip_norm
+        parameters = list(self.model.parameters())
         losses, hits, rates, times = [], [], [], []
         for index in range(self.steps_per_epoch):
             start, stop = index * size, min((index + 1) * size, self.num_train)
             step = (epoch - 1) * self.steps_per_epoch + index
-            rate = learning_rate(self.variant.schedule, self.variant.optimizer.learning_rate, step, total_steps)
+            rate = learning_rate(self.variant.schedule, base, step, self.steps_per_epoch, self.study.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             labels = self.train_labels.gather(0, plan.positions[start:stop])
@@ -96,6 +97,8 @@ class TrialStack:
             loss = _cross_entropy(logits, labels).mean(0)
             self.optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
+            if largest_norm is not None:
+                clip_gradients(parameters, len(self.trials), largest_norm)
             self.optimizer.step()
             losses.append(loss.detach())
             hits.append((logits.detach().argmax(2) == labels).sum(0) / (stop - start))
@@ -137,7 +140,7 @@ class TrialStack:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
         load_state(self.model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-        parameters = list(self.model.parameters())
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

@@ -105,7 +105,7 @@ def assert_passed(evaluations: list[dg.AssetCheckEvaluation]) -> None:
 
 def test_running_everything_again_computes_nothing(story: Story) -> None:
     assert story.after_again == story.before_again
-    kinds = 8 + 2 + 2 * (3 + 4 + 4) + 8 + 2 + 2 + 1  # weights, resume, metrics, curvature, its summary, runs, images
+    kinds = 8 + 2 + 2 * (3 + 4 + 4) + 8 + 2 + 4 + 1  # weights, resume, metrics, curvature, its summary, runs, images
     assert len(story.before_again) == kinds
 
 

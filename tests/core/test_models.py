@@ -202,7 +202,7 @@ def test_a_diverged_network_leaves_its_neighbours_untouched(architecture: str, o
         if broken:
             with torch.no_grad():
                 next(model.parameters()).chunk(3)[1].fill_(torch.nan)
-        settings = make_optimizer(model.parameters(), study.variants["plain"].optimizer)
+        settings = make_optimizer(model, study.variants["plain"].optimizer)
         torch.manual_seed(0)
         for _ in range(3):
             logits = model(torch.randn(6, 3, 8, 8))

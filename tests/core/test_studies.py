@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dd_assets.catalogue import catalogue
 from dd_core.errors import StudyError, UserError
-from dd_core.studies import Arm, Study, read_studies, read_study
+from dd_core.studies import Arm, Optimizer, Schedule, Study, read_studies, read_study
 
 GOOD = """\
 description: a question
@@ -58,6 +59,55 @@ REFUSED = {
     "all labels wrong": ("label_noise: 0.2", "label_noise: 1.0", ["variants.plain.label_noise"]),
     "seed beyond 64 bits": ("trials: 2", "trials: 2\nseed: 9223372036854775808", ["seed"]),
     "momentum for adam": ("0.002}", "0.002, momentum: 0.9}", ["variants.plain.optimizer", "momentum"]),
+    "unknown optimiser": ("name: adam", "name: lion", ["variants.plain.optimizer.name", "'lion'"]),
+    "nesterov without momentum": (
+        "name: adam, learning_rate: 0.002}",
+        "name: sgd, learning_rate: 0.1, nesterov: true}",
+        ["variants.plain.optimizer: nesterov needs momentum"],
+    ),
+    "betas for sgd": (
+        "name: adam, learning_rate: 0.002}",
+        "name: sgd, learning_rate: 0.1, betas: [0.8, 0.9]}",
+        ["variants.plain.optimizer: betas belong to adam and adamw"],
+    ),
+    "beta of one": ("0.002}", "0.002, betas: [0.9, 1.0]}", ["variants.plain.optimizer: betas", "below 1"]),
+    "nothing left of a gradient": ("0.002}", "0.002, clip_norm: 0}", ["variants.plain.optimizer.clip_norm"]),
+    "unknown schedule": (
+        "0.002}",
+        "0.002}\n    schedule: {name: linear}",
+        ["variants.plain.schedule.name", "'linear'"],
+    ),
+    "step without milestones": (
+        "0.002}",
+        "0.002}\n    schedule: {name: step}",
+        ["schedule: milestones belong to step"],
+    ),
+    "milestones of a cosine": (
+        "0.002}",
+        "0.002}\n    schedule: {name: cosine, milestones: [2]}",
+        ["schedule: milestones belong to step"],
+    ),
+    "milestones that turn back": (
+        "0.002}",
+        "0.002}\n    schedule: {name: step, milestones: [3, 2]}",
+        ["schedule: milestones must ascend"],
+    ),
+    "milestone at the end": (
+        "0.002}",
+        "0.002}\n    schedule: {name: step, milestones: [2, 4]}",
+        ["variants.plain.schedule.milestones: epoch 4 is not before the last epoch, 4"],
+    ),
+    "warm-up to the end": (
+        "0.002}",
+        "0.002}\n    schedule: {warmup_epochs: 4.0}",
+        ["variants.plain.schedule.warmup_epochs: 4 is not before the last epoch, 4"],
+    ),
+    "an end for a constant": ("0.002}", "0.002}\n    schedule: {final: 0.5}", ["schedule: final belongs to cosine"]),
+    "a factor for a cosine": (
+        "0.002}",
+        "0.002}\n    schedule: {name: cosine, factor: 0.5}",
+        ["schedule: factor belongs to step"],
+    ),
     "unknown architecture": ("preact_resnet10", "vgg", ["variants.plain.architecture", "'vgg'"]),
     "unknown data set": ("dataset: digits", "dataset: mnist", ["data.dataset", "'mnist'"]),
     "batch larger than the data": ("batch_size: 32", "batch_size: 101", ["variants.plain.batch_size", "101", "100"]),
@@ -277,6 +327,48 @@ def test_the_recipe_hash_does_not_change_with_what_leaves_the_weights_alone(chan
 def test_a_study_whose_schedule_has_no_end_can_be_prolonged(schedule: str, make_study: Any) -> None:
     variant = {"schedule": {"name": schedule}}
     assert make_study(variant, epochs=400).recipe_hash(ARM) == make_study(variant).recipe_hash(ARM)
+
+
+# Keys that came later: at their defaults they leave the recipe as it was, so that nothing is trained again for them.
+SGD = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "optimizer.nesterov": ({"optimizer": SGD}, {"optimizer": {**SGD, "nesterov": True}}),
+    "optimizer.betas": ({}, {"optimizer": {"name": "adam", "learning_rate": 0.002, "betas": (0.9, 0.99)}}),
+    "optimizer.decay_all": ({}, {"optimizer": {"name": "adam", "learning_rate": 0.002, "decay_all": False}}),
+    "optimizer.clip_norm": ({}, {"optimizer": {"name": "adam", "learning_rate": 0.002, "clip_norm": 1.0}}),
+    "schedule.warmup_epochs": ({}, {"schedule": {"name": "cosine", "warmup_epochs": 1.0}}),
+    "schedule.final": ({}, {"schedule": {"name": "cosine", "final": 0.1}}),
+    "schedule.milestones": (
+        {"schedule": {"name": "step", "milestones": (1,)}},
+        {"schedule": {"name": "step", "milestones": (2,)}},
+    ),
+    "schedule.factor": (
+        {"schedule": {"name": "step", "milestones": (1,)}},
+        {"schedule": {"name": "step", "milestones": (1,), "factor": 0.2}},
+    ),
+}
+
+
+@pytest.mark.parametrize("field", ADDED)
+def test_the_recipe_hash_changes_with_keys_that_came_later(field: str, make_study: Any) -> None:
+    before, after = ADDED[field]
+    assert make_study(variant=after).recipe_hash(ARM) != make_study(variant=before).recipe_hash(ARM)
+
+
+def test_every_key_that_came_later_is_covered_above() -> None:
+    models = {"optimizer": Optimizer, "schedule": Schedule}
+    later = {
+        f"{owner}.{name}"
+        for owner, model in models.items()
+        for name, f in model.model_fields.items()
+        if f.json_schema_extra
+    }
+    assert later == set(ADDED)
+
+
+def test_a_recipe_without_later_keys_is_still_that_of_the_first_version() -> None:
+    """Its hash names results on disk; another one would have everybody train again."""
+    assert catalogue().studies["quickstart"].recipe_hash(Arm("preact-resnet10", 4)) == "3a1f1c5e2121e34e"
 
 
 def test_every_field_of_a_recipe_is_covered_above(tiny_study: Study) -> None:

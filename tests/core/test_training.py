@@ -1,5 +1,6 @@
 """Training against a plain loop, exact resume, and tables that hold every step once whatever happened on the way."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dd_core.training.optimization import learning_rate
 from dd_core.training.recorder import EVAL_METRICS
 from dd_core.training.session import ArmBusyError, Session, arm_lock
 from dd_core.training.stack import TrialStack, stacking
+from dd_core.warehouse import connect
 
 CPU = torch.device("cpu")
 ARM = Arm("plain", 2)
@@ -146,22 +148,6 @@ def test_trials_beyond_one_stack_train_the_same_way_and_keep_their_order(make_st
         np.testing.assert_allclose(own.loss_train_nats, [h[0] for h in history], rtol=0, atol=1e-10)
 
 
-def test_the_cosine_is_torchs() -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
-    for step in range(51):
-        rate = learning_rate(Schedule(name="cosine"), 0.3, step, 50)
-        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-15)
-        optimizer.step()
-        scheduler.step()
-
-
-@pytest.mark.parametrize(("step", "share"), [(0, 1), (511, 1), (512, 2**-0.5), (1535, 3**-0.5), (500_000, 977**-0.5)])
-def test_the_inverse_square_root_is_that_of_the_paper(step: int, share: float) -> None:
-    """Nakkiran et al. 2019, appendix B: 0.1 / sqrt(1 + floor(t / 512)); 500,000 / 512 = 976.6."""
-    assert learning_rate(Schedule(name="inverse_sqrt"), 0.1, step, 10) == pytest.approx(0.1 * share, rel=1e-14)
-
-
 # What is written
 
 
@@ -234,7 +220,7 @@ def test_batches_are_recorded_with_their_recipe_in_nats_and_bits(trained: Store,
     np.testing.assert_allclose(rows.loss_train_bits * np.log(2), rows.loss_train_nats, rtol=1e-14)
     assert set(rows.recipe) == {tiny_study.recipe_hash(ARM)}
     assert (rows.time.diff()[rows.trial == 0].dropna() >= 0).all()
-    expected = [learning_rate(Schedule(name="cosine"), 0.002, step, 16) for step in range(16)]
+    expected = [learning_rate(Schedule(name="cosine"), 0.002, step, 4, 4) for step in range(16)]
     np.testing.assert_allclose(rows[rows.trial == 1].sort_values("step").lr, expected, rtol=1e-15)
 
 
@@ -486,11 +472,40 @@ def test_a_changed_data_set_makes_checkpoints_stale(
 # The table of runs, and the lock
 
 
+def runs_of(store: Store) -> pd.DataFrame:
+    """The table as its view shows it, by attempt and trial."""
+    with contextlib.closing(connect(store)) as connection:
+        return connection.sql("SELECT * FROM runs ORDER BY attempt, trial").to_arrow_table().to_pandas()
+
+
+def test_no_file_of_runs_is_ever_written_again(tiny_study: Study, store: Store) -> None:
+    """Whoever reads the table while an attempt ends must not find a file changed under them."""
+    with pytest.raises(Killed):
+        train_arm(tiny_study, ARM, store, 4, resume_seconds=0, report=killer("progress", 3))
+    folder = store.table_folder("runs", tiny_study.name, ARM.key)
+    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
+    assert set(before) == {"attempt-0001.start.parquet", "attempt-0001.end.parquet"}
+    train_arm(tiny_study, ARM, store, 4)
+    after = {path.name: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 4
+
+
+def test_an_attempt_killed_before_its_end_was_written_is_ended_although_nothing_is_left_to_train(
+    tiny_study: Study, store: Store
+) -> None:
+    train_arm(tiny_study, ARM, store, 4)
+    (store.table_folder("runs", tiny_study.name, ARM.key) / "attempt-0001.end.parquet").unlink()
+    assert set(runs_of(store).status) == {"running"}
+    train_arm(tiny_study, ARM, store, 4)
+    assert runs_of(store).status.tolist() == ["interrupted", "interrupted"]
+
+
 def test_every_attempt_is_a_row_per_trial_that_says_how_it_ended(tiny_study: Study, store: Store) -> None:
     with pytest.raises(Killed):
         train_arm(tiny_study, ARM, store, 4, resume_seconds=0, report=killer("progress", 3))
     train_arm(tiny_study, ARM, store, 4)
-    runs = table(store, tiny_study, ARM, "runs").sort_values(["attempt", "trial"])
+    runs = runs_of(store)
     assert runs.attempt.tolist() == [1, 1, 2, 2]
     assert runs.trial.tolist() == [0, 1, 0, 1]
     assert runs.status.tolist() == ["failed", "failed", "finished", "finished"]
@@ -509,11 +524,11 @@ def test_every_attempt_is_a_row_per_trial_that_says_how_it_ended(tiny_study: Stu
 def test_an_attempt_that_vanished_without_a_word_is_marked_by_the_next(tiny_study: Study, store: Store) -> None:
     stacks = [TrialStack(tiny_study, ARM, [0, 1], CPU, torch.float32)]
     RunRecord.open(store, tiny_study, ARM, 0, "cpu", stacks)
-    running = table(store, tiny_study, ARM, "runs")
+    running = runs_of(store)
     assert set(running.status) == {"running"}
     assert running[["ended_at", "seconds", "reason"]].isna().all().all()
     train_arm(tiny_study, ARM, store, 0)
-    runs = table(store, tiny_study, ARM, "runs").sort_values(["attempt", "trial"])
+    runs = runs_of(store)
     assert runs.status.tolist() == ["interrupted", "interrupted", "finished", "finished"]
     assert runs.attempt.tolist() == [1, 1, 2, 2]
     assert runs.started_at.tolist()[:2] == running.started_at.tolist()

@@ -80,7 +80,7 @@ def unfinished(lab: Lab) -> Job:
 
 
 def first_epochs(lab: Lab) -> list[int]:
-    files = sorted(lab.store.table_folder("runs", "tiny", ARM).glob("*.parquet"))
+    files = sorted(lab.store.table_folder("runs", "tiny", ARM).glob("*.start.parquet"))
     return [read_parquet(path)["first_epoch"][0].as_py() for path in files]
 
 
