@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dd_core.curvature_names import columns_of_step, step_name
+from dd_core.curvature_names import step_name
 from dd_core.strict import Strict
 
 HessianEstimator = Literal["exact", "top_directions", "double_backward"]
@@ -99,12 +99,6 @@ class CurvatureSettings(Strict):
         if "finite_difference" in self.estimators and (epochs is None or epoch in epochs):
             families["finite_difference"] = self.finite_difference.model_dump(mode="json", exclude={"epochs"})
         return families
-
-
-def finite_difference_columns(families: dict[str, dict[str, Any]]) -> list[str]:
-    """The columns of finite differences that a file with these families has."""
-    steps = families.get("finite_difference", {}).get("steps", [])
-    return [column for step in steps for column in columns_of_step(step)]
 
 
 def covers(present: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> bool:

@@ -27,7 +27,7 @@ class AutogradLinearization:
         return torch.stack(rows, dim=1)
 
     def pull_back_features(self, cotangents: Tensor) -> Tensor:
-        """Not offered: the last layer is not known here."""
+        """Never asked for: where ``classifier_weight`` is None, every method starts from the logits."""
         raise NotImplementedError("automatic differentiation starts from the logits")
 
 

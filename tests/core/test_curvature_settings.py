@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.curvature_settings import CurvatureSettings, covers, finite_difference_columns, shards
+from dd_core.curvature_settings import CurvatureSettings, covers, shards
 
 
 def families(epoch: int = 0, **settings: Any) -> dict[str, dict[str, Any]]:
@@ -66,13 +66,6 @@ def test_a_file_covers_what_it_has_and_no_more() -> None:
     assert covers(plain, {})
     assert families(2, estimators=BOTH, finite_difference={"epochs": (4,)}) == plain
     assert families(4, estimators=BOTH, finite_difference={"epochs": (4,)}) == both
-
-
-def test_the_columns_of_finite_differences_are_named_by_their_steps() -> None:
-    assert finite_difference_columns(families()) == []
-    names = finite_difference_columns(families(estimators=BOTH, finite_difference={"steps": (0.001, 3.0)}))
-    ends = ("fd_norm_{}", "fd_norm_{}_se", "fd_directional_{}", "fd_directional_{}_se")
-    assert names == [end.format(step) for step in ("h0p001", "h3") for end in ends]
 
 
 @given(
