@@ -15,8 +15,8 @@ from dd_assets.resources import Laboratory
 from dd_assets.training import log_partition
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
-from dd_core.jobs.job import Job
-from dd_core.provenance import checkpoint_manifest, trained_checkpoints
+from dd_core.jobs.job import CurvatureTask, HessianTask, Job
+from dd_core.provenance import checkpoint_manifest, live_trials, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 
@@ -57,13 +57,19 @@ class CheckpointResult:
         self, context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, wanted: Work
     ) -> tuple[Outcome, int]:
         """Compute results and record each partition as it finishes; returns how it ended and how many."""
+        lost = [(s, c) for s, c in wanted if not live_trials(checkpoint_manifest(store, s, c))]
+        if lost:
+            skipped = ", ".join(f"{study.name}/{checkpoint.key}" for study, checkpoint in lost)
+            context.log.warning(f"every trial has diverged, so there is nothing to look at: {skipped}")
+            wanted = [work for work in wanted if work not in lost]
         if not wanted:
             return Outcome(), 0
         studies = {study.name: study for study, _ in wanted}
         for study in studies.values():
             require(study.data.dataset)
         job = self.job(store.root, studies, [(s.name, c) for s, c in wanted], *laboratory.workers())
-        names = {task.name: (studies[task.study], task.checkpoint) for task in job.tasks if task.kind != "train"}
+        tasks = [task for task in job.tasks if isinstance(task, CurvatureTask | HessianTask)]
+        names = {task.name: (studies[task.study], task.checkpoint) for task in tasks}
         recorded: set[tuple[str, Checkpoint]] = set()
 
         def on_event(event: dict[str, Any]) -> None:
@@ -128,8 +134,10 @@ def select(store: Store, studies: dict[str, Study], config: Narrowing) -> Work:
     chosen = [
         (study, checkpoint)
         for study in asked
-        for checkpoint in trained_checkpoints(store, study)
-        if (not arms or checkpoint.arm.key in arms) and (not epochs or checkpoint.epoch in epochs)
+        for checkpoint, manifest in trained_checkpoints(store, study).items()
+        if live_trials(manifest)
+        and (not arms or checkpoint.arm.key in arms)
+        and (not epochs or checkpoint.epoch in epochs)
     ]
     if not chosen:
         names = ", ".join(study.name for study in asked)

@@ -5,7 +5,7 @@ to wait for. A check that fails is shown at the asset; it does not undo what was
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -16,6 +16,8 @@ from dd_core.studies import Study
 _FILES = "files_match_manifests"
 _METRICS = "metrics_complete_and_in_range"
 _ROWS = "one_row_per_image"
+# Sentences about problems that a check shows.
+_SHOWN = 50
 
 
 def checkpoint_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
@@ -29,7 +31,9 @@ def checkpoint_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
         dg.AssetCheckSpec(
             _METRICS,
             asset=key,
-            description="Every step and evaluation up to the last checkpoint is in the tables once, and in range.",
+            description="Up to the last checkpoint, or where a trial ended before it, every metric of batches, "
+            "monitors, evaluations and images is in the tables once at every step or epoch where the study asks for "
+            "it, finite and in range. A monitor's value that was NaN counts as missing.",
         ),
     ]
 
@@ -47,30 +51,33 @@ def curvature_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 
 def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
     """Run the checks of ``checkpoint_check_specs``."""
-    from dd_core.analysis.integrity import damaged_checkpoints, metric_gaps
+    from dd_core.analysis.integrity import damaged_checkpoints, largest_batch_loss, metric_gaps
+    from dd_core.warehouse import connect
 
     yield _result(key, _FILES, *damaged_checkpoints(store, study))
-    yield _result(key, _METRICS, *_with_tables(store, study, metric_gaps))
+    with contextlib.closing(connect(store)) as connection:
+        problems, num_trials = metric_gaps(store, study, connection)
+        largest = largest_batch_loss(study, connection)
+    facts: dict[str, Any] = {"arms_trained": f"{num_trials // study.trials} of {len(study.arms)}"}
+    if largest is not None:  # for people to judge: which loss is too large, no check can know
+        facts |= {"largest_loss_train_nats": largest[0], "largest_loss_at": largest[1]}
+    yield _result(key, _METRICS, problems, num_trials, **facts)
 
 
 def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
     """Run the checks of ``curvature_check_specs``."""
     from dd_core.analysis.integrity import curvature_gaps
-
-    yield _result(key, _ROWS, *_with_tables(store, study, curvature_gaps))
-
-
-def _with_tables(store: Store, study: Study, look: Callable[..., tuple[list[str], int]]) -> tuple[list[str], int]:
     from dd_core.warehouse import connect
 
     with contextlib.closing(connect(store)) as connection:
-        return look(store, study, connection)
+        problems, num_files = curvature_gaps(store, study, connection)
+    yield _result(key, _ROWS, problems, num_files)
 
 
-def _result(key: dg.AssetKey, name: str, problems: list[str], checked: int) -> dg.AssetCheckResult:
-    metadata: dict[str, Any] = {"checked": checked, "problems": len(problems)}
+def _result(key: dg.AssetKey, name: str, problems: list[str], checked: int, **facts: Any) -> dg.AssetCheckResult:
+    metadata: dict[str, Any] = {"checked": checked, "problems": len(problems), **facts}
     if problems:
-        metadata["first_problems"] = dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:20]))
+        metadata["first_problems"] = dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:_SHOWN]))
     summary = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
     return dg.AssetCheckResult(
         asset_key=key, check_name=name, passed=not problems, metadata=metadata, description=summary or None

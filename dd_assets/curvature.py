@@ -23,7 +23,8 @@ from dd_core.curvature_settings import CurvatureSettings
 from dd_core.errors import UserError
 from dd_core.jobs.job import curvature_job
 from dd_core.provenance import CURVATURE_VERSION, curvature_is_current, curvature_manifest
-from dd_core.studies import Study, describe_problems
+from dd_core.studies import Study
+from dd_core.study_files import describe_problems
 
 PER_IMAGE_CURVATURE = CheckpointResult(
     what="curvature",

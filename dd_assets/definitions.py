@@ -11,11 +11,13 @@ from dd_assets.curvature import curvature_asset, per_image_curvature_asset
 from dd_assets.errors import install_cli_hook, shown_as_sentence
 from dd_assets.figures.assets import figure_assets
 from dd_assets.hessian import hessian_asset, hessian_spectra_asset
+from dd_assets.metric_exports import metric_exports_asset
+from dd_assets.resource_probe import resource_probe_asset
 from dd_assets.resources import Laboratory
 from dd_assets.tables import tables_asset
 from dd_assets.training import checkpoints_asset
 from dd_core.errors import StudyError
-from dd_core.studies import Catalogue
+from dd_core.study_files import Catalogue
 
 # backfill_policy is still marked beta; one warning per asset would bury what matters.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -30,9 +32,11 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     """
     found = studies or catalogue()
     assets: list[dg.AssetsDefinition] = []
-    for study in found.studies.values():
+    trained = {name: study for name, study in found.studies.items() if not study.imported}
+    for study in trained.values():
         assets += [checkpoints_asset(study), per_image_curvature_asset(study), hessian_asset(study)]
-    assets += [curvature_asset(found.studies), hessian_spectra_asset(found.studies), tables_asset(found.studies)]
+    assets += [curvature_asset(trained), hessian_spectra_asset(trained), tables_asset(found.studies)]
+    assets += [resource_probe_asset(trained), metric_exports_asset(found.studies)]
     assets += figure_assets(found.studies)
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(

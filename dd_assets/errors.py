@@ -49,7 +49,7 @@ def install_cli_hook() -> None:
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if kind.__name__ in _CLI_MISTAKES or isinstance(error, UserError):
+        if _CLI_MISTAKES & {base.__name__ for base in kind.__mro__} or isinstance(error, UserError):
             print(f"Error: {_explain(error)}", file=sys.stderr)
         elif kind.__name__ == "OperationalError" and "disk" in str(error):
             home = os.environ.get("DAGSTER_HOME", "DAGSTER_HOME")
@@ -70,6 +70,8 @@ def _explain(error: BaseException) -> str:
 
     arguments = _options(sys.argv)
     words = " ".join(str(error).removeprefix("Failure condition: ").split())
+    if 'Param "run_config" is not one of' in words:
+        return '--config-json must be a JSON object, such as \'{"ops": {"curvature": {"config": {"epochs": [0]}}}}\''
     if "no AssetsDefinition objects supply these keys" in words:
         return _unknown_asset(re.findall(r"'([^']*)'", words))
     study = catalogue().studies.get(arguments.get("--select", "").strip("'\"").split("/")[0])

@@ -31,10 +31,14 @@ class Outcome:
     Attributes:
         failed: for every task that did not finish, why.
         defects: stack traces of those that failed by a defect rather than by circumstances.
+        finished: for every task that finished, its seconds.
+        seconds: from the start of the first task to the end of the last.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     defects: list[str] = field(default_factory=list)
+    finished: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def raise_if_failed(self, what: str, total: int, kept: str) -> None:
         """Say what did not finish.
@@ -65,6 +69,7 @@ def follow(
     """Run a job, log its progress, pass every event on, and return how it ended."""
     outcome = Outcome()
     meter = _Meter(job)
+    began: float | None = None
     with (
         _terminal() as terminal,
         tqdm(
@@ -84,6 +89,10 @@ def follow(
                 if event.get("traceback"):
                     outcome.defects.append(event["traceback"])
                 context.log.error(f"{event['task']}: {event['error']}")
+            elif event["event"] == "finished":
+                outcome.finished[event["task"]] = event["seconds"]
+            began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
+            outcome.seconds = time.monotonic() - began
             meter.update(event)
             on_event(event)
             bar.update(int(100 * meter.fraction) - bar.n)

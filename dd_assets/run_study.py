@@ -29,6 +29,11 @@ def main() -> int:
     started = time.monotonic()
     try:
         study = catalogue().get(parser.parse_args().study)
+        if study.imported:
+            raise UserError(
+                f"{study.name} was imported, so there is nothing to train; draw its figures with: dagster asset "
+                "materialize --select 'group:figures'"
+            )
         store = Store(Path(os.environ.get("DD_ROOT", "data")).absolute())
         store.check_writable()
         return _materialize(study) or _tell(store, study, started)

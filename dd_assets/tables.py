@@ -10,10 +10,11 @@ from dd_assets.partitions import checkpoints_key
 from dd_assets.resources import Laboratory
 from dd_core.errors import UserError
 from dd_core.provenance import trained_checkpoints
+from dd_core.store import Store
 from dd_core.studies import Study
 from dd_core.tables import TABLES
 
-TRAINING_TABLES = ("images", "runs", "training_batches", "training_evals", "image_progress")
+TRAINING_TABLES = ("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress")
 
 
 def table_spec(name: str, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
@@ -36,7 +37,7 @@ def table_spec(name: str, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
 
 def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """All tables of training as one step that can be run in part."""
-    deps = [checkpoints_key(name) for name in studies]
+    deps = [checkpoints_key(name) for name, study in studies.items() if not study.imported]
 
     @dg.multi_asset(name="tables", specs=[table_spec(name, deps) for name in TRAINING_TABLES], can_subset=True)
     def tables(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[dg.MaterializeResult[Any]]:
@@ -48,7 +49,8 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             store = laboratory.store()
             selected = {key.to_user_string() for key in context.selected_asset_keys}
             trained = [study for study in studies.values() if trained_checkpoints(store, study)]
-            if not trained:
+            imported = [study for study in studies.values() if study.imported and _is_there(store, study)]
+            if not trained and not imported:
                 raise UserError(f"nothing is trained yet under {store.root}, so there is nothing to tabulate")
             if "images" in selected:
                 from dd_core.data.images_table import write_images
@@ -65,8 +67,13 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                         metadata={
                             "dagster/row_count": rows[0],
                             "dagster/uri": str(store.table_folder(name)),
-                            "studies": ", ".join(study.name for study in trained),
+                            "studies": ", ".join(study.name for study in (*trained, *imported)),
                         },
                     )
 
     return tables
+
+
+def _is_there(store: Store, study: Study) -> bool:
+    """Whether metrics of an imported study lie in the data root."""
+    return any(store.table_folder(name, study.name).is_dir() for name in TRAINING_TABLES)

@@ -8,6 +8,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from dd_assets.checks import check_checkpoints, checkpoint_check_specs
 from dd_assets.errors import shown_as_sentence
+from dd_assets.estimates import Forecast, forecast
 from dd_assets.partitions import checkpoint_partitions, checkpoints_key, wanted_checkpoints
 from dd_assets.progress import Outcome, follow
 from dd_assets.resources import Laboratory
@@ -67,8 +68,7 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
             wanted = wanted_checkpoints(study, context)
             store = laboratory.store()
             require(study.data.dataset)
-            workers, threads = laboratory.workers()
-            job = training_job(store.root, study, wanted, workers, threads)
+            job = training_job(store.root, study, wanted, *laboratory.workers())
             arms = {checkpoint.arm for checkpoint in wanted}
             todo = [
                 task
@@ -79,8 +79,13 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
             context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(todo)} to train")
             outcome = Outcome()
             if todo:
-                job = job.model_copy(update={"tasks": tuple(todo), "num_workers": min(workers, len(todo))})
-                outcome = follow(context, laboratory, job, recorder.on_event)
+                job = job.model_copy(update={"tasks": tuple(todo)})
+                expected = forecast(store, study, job, laboratory.machine())
+                recorder.forecast = expected
+                context.log.info(expected.order())
+                context.log.info(expected.describe())
+                outcome = follow(context, laboratory, expected.job, recorder.on_event)
+                context.log.info(expected.compare(outcome.seconds, outcome.finished))
             recorder.record_rest()
             kept = f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded"
             with outcome.raised_after("arms", len(arms), kept):
@@ -98,6 +103,7 @@ class PartitionRecorder:
         """Nothing is logged yet."""
         self.context, self.store, self.study = context, store, study
         self.wanted = wanted
+        self.forecast: Forecast | None = None
         self.recorded: set[Checkpoint] = set()
 
     def on_event(self, event: dict[str, Any]) -> None:
@@ -126,6 +132,7 @@ class PartitionRecorder:
             "recipe": manifest["recipe"],
             "bytes": weights["bytes"],
             "device": manifest["device"],
+            **(self.forecast.metadata(checkpoint.arm) if self.forecast else {}),
         }
         log_partition(
             self.context, checkpoints_key(self.study.name), checkpoint, metadata, weights["sha256"], TRAINER_VERSION

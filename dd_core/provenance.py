@@ -46,6 +46,12 @@ def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None
     return found
 
 
+def live_trials(manifest: dict[str, Any]) -> list[int]:
+    """The trials that have weights at a checkpoint: all but those that diverged before it."""
+    ended = manifest.get("ended", {})
+    return [t for t in range(manifest["trials"]) if ended.get(str(t), {}).get("status") != "diverged"]
+
+
 def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
     """Whether every checkpoint up to an epoch is there in the present recipe, with all its files unharmed.
 
@@ -82,7 +88,8 @@ def missing_curvature(store: Store, study: Study) -> list[Checkpoint]:
     return [
         checkpoint
         for checkpoint, manifest in trained_checkpoints(store, study).items()
-        if not curvature_is_current(curvature_manifest(store, study, checkpoint), manifest, study)
+        if live_trials(manifest)
+        and not curvature_is_current(curvature_manifest(store, study, checkpoint), manifest, study)
     ]
 
 

@@ -6,10 +6,14 @@ counts) comes last. A file without its manifest does not exist for this platform
 Layout below the root::
 
     checkpoints/<study>/<arm>/<epoch>.safetensors + <epoch>.json      weights of all trials, and their manifest
+    checkpoints/<study>/<arm>/best/trial-000.epoch-0013.safetensors   the best of each trial, + .json
     checkpoints/<study>/<arm>/resume.safetensors                      where training goes on after an interruption
     tables/<table>/study=<study>/arm=<arm>/<part>.parquet             (+ <part>.json for curvature and Hessians)
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
+    exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
+    exports/<study>/<variant>/metrics_k<k>.jsonl
+    staging/...                                                       exports and imports while they are written
     retired/<study>/<arm>/<recipe>/...                                results of an earlier recipe, out of every table
     warehouse.duckdb                                                  views over the tables
 """
@@ -121,6 +125,10 @@ class Store:
         """The weights, safetensors."""
         return self.arm_folder(study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.safetensors"
 
+    def best_folder(self, study: str, arm: str) -> Path:
+        """Checkpoints kept because they were among a trial's best, safetensors and their manifests."""
+        return self.arm_folder(study, arm) / "best"
+
     def checkpoint_manifest_path(self, study: str, checkpoint: Checkpoint) -> Path:
         """The manifest that makes the weights (and the metrics up to them) exist."""
         return self.checkpoint_path(study, checkpoint).with_suffix(".json")
@@ -158,6 +166,10 @@ class Store:
     def figure_folder(self, figure: str) -> Path:
         """One file per study and format."""
         return self.root / "figures" / figure
+
+    def exports_folder(self, study: str) -> Path:
+        """Metrics as files for other systems, by arm and trial."""
+        return self.root / "exports" / study
 
     @property
     def warehouse_path(self) -> Path:

@@ -1,4 +1,4 @@
-"""What a study is: typed, validated, hashable descriptions read from one YAML file.
+"""What a study is: typed, validated, hashable descriptions; ``dd_core.study_files`` reads them from YAML.
 
 Belongs here: the words of the platform (study, variant, arm, checkpoint), their keys, and the recipe hash that ties
 every stored result to what produced it. Does not belong here: anything that needs torch, or touches results on disk.
@@ -7,17 +7,18 @@ every stored result to what produced it. Does not belong here: anything that nee
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dd_core.curvature_settings import CurvatureSettings, shards
-from dd_core.errors import StudyError, UserError
+from dd_core.errors import UserError
 from dd_core.hessian_settings import HessianSettings
+from dd_core.monitor_settings import MonitorSettings
+from dd_core.recipes import Data, Variant, recipe_of
 from dd_core.strict import Strict
 
 # Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
@@ -28,103 +29,9 @@ TRAINER_VERSION = "1"
 _VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUM_DIGITS = 1797
+_NUM_CIFAR = 50_000  # official training images
 # DuckDB reads a folder called study=null as no value at all.
 _RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
-
-
-def _added(default: Any, **settings: Any) -> Any:
-    """A key that did not exist when the first results were made: at its default it leaves their recipe as it was."""
-    return Field(default=default, json_schema_extra={"left_out_of_recipe_at_default": True}, **settings)
-
-
-class Data(Strict):
-    """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
-
-    dataset: Literal["digits", "cifar10", "cifar100"]
-    num_train: int | None = Field(
-        default=None,
-        ge=2,
-        description="Training images. digits: every trial draws its own, the rest is the test set. CIFAR: a subset "
-        "drawn per trial from the official training set; null takes all of it.",
-    )
-
-
-class Augmentation(Strict):
-    """Random shift (padding with the background, raw value 0) and flip, drawn anew for every image and epoch."""
-
-    shift_x: int = Field(default=0, ge=0, description="largest horizontal shift, pixels")
-    shift_y: int = Field(default=0, ge=0, description="largest vertical shift, pixels")
-    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
-
-
-class Optimizer(Strict):
-    """torch.optim.Adam, AdamW or SGD with its settings."""
-
-    name: Literal["adam", "adamw", "sgd"]
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="as in torch.optim: an L2 penalty, for adamw decoupled from the gradient"
-    )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="sgd only")
-    nesterov: bool = _added(False, description="sgd with momentum only")
-    betas: tuple[float, float] = _added((0.9, 0.999), description="adam and adamw only, each from 0 to below 1")
-    decay_all: bool = _added(
-        True, description="false: weight decay spares biases and the parameters of normalisation layers"
-    )
-    clip_norm: float | None = _added(
-        None, gt=0, description="largest norm of each trial's gradient over all its parameters; null: not clipped"
-    )
-
-    @model_validator(mode="after")
-    def _settings_belong_to_the_optimizer(self) -> "Optimizer":
-        if self.name != "sgd" and (self.momentum or self.nesterov):
-            raise ValueError(f"momentum and nesterov belong to sgd; {self.name} has betas")
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs momentum above 0")
-        if self.name == "sgd" and self.betas != (0.9, 0.999):
-            raise ValueError("betas belong to adam and adamw; sgd has momentum")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: each must lie from 0 to below 1, not {list(self.betas)}")
-        return self
-
-
-class Schedule(Strict):
-    """The learning rate of every step, as a multiple of the optimiser's.
-
-    constant; cosine to ``final`` over all steps after ``warmup_epochs`` of linear warm-up; step: times ``factor`` at
-    the end of every epoch in ``milestones``; inverse_sqrt: 1 / sqrt(1 + floor(t / period)) at step t.
-    """
-
-    name: Literal["constant", "cosine", "step", "inverse_sqrt"] = "constant"
-    period: int = Field(default=512, ge=1, description="inverse_sqrt only, steps")
-    warmup_epochs: float = _added(0.0, ge=0, description="linear from 0, before any schedule")
-    final: float = _added(0.0, ge=0, le=1, description="cosine only, multiple of the learning rate at the end")
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = _added((), description="step only, ascending epochs")
-    factor: float = _added(0.1, gt=0, lt=1, description="step only")
-
-    @model_validator(mode="after")
-    def _settings_belong_to_the_schedule(self) -> "Schedule":
-        if (self.name == "step") != bool(self.milestones):
-            raise ValueError("milestones belong to step, which needs at least one")
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must ascend, not {list(self.milestones)}")
-        for field, owner in {"final": "cosine", "factor": "step"}.items():
-            if self.name != owner and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"{field} belongs to {owner}, not to {self.name}")
-        return self
-
-
-class Variant(Strict):
-    """One training recipe; with a width k it is an arm."""
-
-    architecture: Literal["preact_resnet18", "preact_resnet10", "cnn5"]
-    label_noise: float = Field(
-        default=0.0, ge=0, lt=1, description="share of training labels replaced by another class"
-    )
-    batch_size: int = Field(ge=1)
-    optimizer: Optimizer
-    schedule: Schedule = Schedule()
-    augmentation: Augmentation = Augmentation()
 
 
 class Evaluation(Strict):
@@ -176,6 +83,9 @@ class Study(Strict):
 
     name: str
     description: str = Field(min_length=1)
+    imported: bool = Field(
+        default=False, description="metrics of another system (dd_assets.import_metrics); nothing is trained"
+    )
     data: Data
     variants: dict[str, Variant] = Field(min_length=1)
     widths: Widths
@@ -184,6 +94,13 @@ class Study(Strict):
     epochs: int = Field(ge=1, le=9999)
     checkpoints: Epochs
     evaluation: Evaluation = Evaluation()
+    keep_best: int = Field(
+        default=3, ge=0, le=100, description="checkpoints of each trial kept beside these, by lowest loss_val_nats"
+    )
+    monitors: MonitorSettings = MonitorSettings()
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0, description="for costs in the table runs; null: DD_PRICE_PER_GPU_HOUR, or no costs"
+    )
     curvature: CurvatureSettings = CurvatureSettings()
     hessian: HessianSettings = HessianSettings()
 
@@ -205,9 +122,24 @@ class Study(Strict):
             unknown = sorted(set(epochs or ()) - set(self.checkpoints))
             if unknown:
                 raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
-        num_train = self.data.num_train
+        if self.imported:
+            return self  # how it was trained is not for us to refuse
+        num_train, num_validation = self.data.num_train, self.data.num_validation
+        available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
+        if (num_train or 2) + num_validation > available:
+            and_more = f" and {num_validation} for validation" if num_validation else ""
+            raise ValueError(
+                f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
+                f"{and_more} are more than the {available} of {self.data.dataset}"
+            )
         for name, variant_ in self.variants.items():
             schedule = variant_.schedule
+            for key, metric in variant_.watched_metrics.items():
+                if metric in ("loss_val_nats", "acc_val") and not num_validation:
+                    raise ValueError(
+                        f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation, or name "
+                        "train_loss or train_error"
+                    )
             if schedule.warmup_epochs >= self.epochs:
                 raise ValueError(
                     f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
@@ -219,13 +151,13 @@ class Study(Strict):
                     f"epoch, {self.epochs}"
                 )
             size = variant_.batch_size
-            if num_train is not None and size > num_train:
+            if size > self.num_train_images:
                 raise ValueError(
-                    f"variants.{name}.batch_size: {size} images in a batch but only {num_train} to train on"
+                    f"variants.{name}.batch_size: {size} images in a batch but only {self.num_train_images} to train on"
                 )
             # The last stage of a ResNet leaves one pixel of a digit, and BatchNorm needs two values to normalise.
             is_narrow = self.data.dataset == "digits" and variant_.architecture != "cnn5"
-            if is_narrow and (size == 1 or (num_train or _NUM_DIGITS) % size == 1):
+            if is_narrow and (size == 1 or self.num_train_images % size == 1):
                 raise ValueError(
                     f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
                     "which BatchNorm cannot normalise; choose another size"
@@ -241,7 +173,8 @@ class Study(Strict):
     @property
     def num_train_images(self) -> int:
         """Training images of each trial."""
-        return self.data.num_train or {"digits": _NUM_DIGITS, "cifar10": 50_000, "cifar100": 50_000}[self.data.dataset]
+        available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
+        return self.data.num_train or available - self.data.num_validation
 
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:
@@ -283,13 +216,18 @@ class Study(Strict):
         """Everything that changes the weights of an arm, as plain JSON values.
 
         The number of epochs is part of it only where the schedule depends on it, so a constant-rate study can be
-        prolonged without training again; which epochs are kept or evaluated is not.
+        prolonged without training again; which epochs are kept or evaluated is not, unless early stopping or the
+        schedule look at evaluations.
         """
         variant = self.variants[arm.variant]
+        if self.imported:  # not the number of trials: the next one may be imported tomorrow
+            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k}
+        watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
         return {
+            **watched,
             "trainer_version": TRAINER_VERSION,
-            "data": _recipe_of(self.data),
-            "variant": _recipe_of(variant),
+            "data": recipe_of(self.data),
+            "variant": recipe_of(variant),
             "k": arm.k,
             "trials": self.trials,
             "seed": self.seed,
@@ -302,105 +240,5 @@ class Study(Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _recipe_of(model: BaseModel) -> dict[str, Any]:
-    """All keys and values as plain JSON, without added keys at their defaults."""
-    content: dict[str, Any] = {}
-    for name, field in type(model).model_fields.items():
-        value, extra = getattr(model, name), field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("left_out_of_recipe_at_default") and value == field.default:
-            continue
-        content[name] = _recipe_of(value) if isinstance(value, BaseModel) else value
-    return content
-
-
 def _span(values: list[str]) -> str:
     return ", ".join(values) if len(values) <= 12 else f"{values[0]}, {values[1]}, … {values[-1]}"
-
-
-def read_study(path: Path) -> Study:
-    """Read and validate one study file.
-
-    Raises:
-        StudyError: with the file and, where there is one, the path of the offending key.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except YAMLError as error:
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise StudyError(f"{path}: not valid YAML{where} ({reason})") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"{path}: a study is a mapping of keys to values, not {type(content).__name__}")
-    try:
-        text = json.dumps({"name": path.stem, **content})
-    except (TypeError, ValueError) as error:  # dates and the like; a list that contains itself
-        raise StudyError(f"{path}: only numbers, text, lists and mappings belong in a study ({error})") from error
-    try:
-        study = Study.model_validate_json(text)
-    except ValidationError as error:
-        raise StudyError(f"{path}: {describe_problems(error)}") from error
-    if study.name != path.stem:
-        raise StudyError(f"{path}: name: is {study.name!r}, but the file is called {path.stem!r}; leave the key out")
-    return study
-
-
-def describe_problems(error: ValidationError) -> str:
-    """All problems of a file in one line, each with the path of its key."""
-    parts = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        given = problem["input"]
-        shown = f" (got {given!r})" if isinstance(given, int | float | str | bool) else ""
-        parts.append(f"{where}: {message}{shown}" if where else message)
-    return "; ".join(parts)
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The studies found, and for each file that could not be used the reason."""
-
-    studies: dict[str, Study]
-    errors: dict[Path, str]
-
-    def get(self, name: str) -> Study:
-        """The study of that name.
-
-        Raises:
-            UserError: there is none, or its file has an error.
-        """
-        if name in self.studies:
-            return self.studies[name]
-        for path, reason in self.errors.items():
-            if path.stem == name:
-                raise StudyError(reason)
-        raise UserError(f"there is no study {name!r}; there are {', '.join(sorted(self.studies)) or 'none'}")
-
-
-def read_studies(folders: Iterable[Path]) -> Catalogue:
-    """Read every ``*.yaml`` of the folders; a file with an error does not keep the others from loading.
-
-    Of two files with the same name the first is taken and the second is reported as an error.
-    """
-    studies: dict[str, Study] = {}
-    errors: dict[Path, str] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            errors[folder] = f"{folder}: the folder of study files does not exist"
-            continue
-        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-            try:
-                if path.stem in studies:
-                    raise StudyError(f"{path}: there is a study {path.stem!r} already; rename this file")
-                studies[path.stem] = read_study(path)
-            except StudyError as error:
-                errors[path] = str(error)
-    return Catalogue(studies, errors)

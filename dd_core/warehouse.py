@@ -14,8 +14,9 @@ import duckdb
 from filelock import FileLock
 
 from dd_core.errors import StaleError
+from dd_core.schema.columns import Column, Table
 from dd_core.store import Store, write_atomically
-from dd_core.tables import TABLES, Column, Table
+from dd_core.tables import TABLES
 
 _SQL_TYPES = {
     "string": "VARCHAR",

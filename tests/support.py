@@ -27,7 +27,8 @@ import dagster as dg
 
 from dd_core.jobs.job import Job, curvature_job, training_job
 from dd_core.store import Store, sha256_of
-from dd_core.studies import Study, read_study
+from dd_core.studies import Study
+from dd_core.study_files import read_study
 from dd_core.tables import read_parquet
 
 REPOSITORY = Path(__file__).parent.parent

@@ -5,13 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from ruamel.yaml import YAML
 
 from dd_assets.catalogue import catalogue
 from dd_core.analysis.curvature_summary import rebuild
 from dd_core.curvature import curve_checkpoint
 from dd_core.data.images_table import write_images
 from dd_core.store import Store
+from dd_core.studies import Checkpoint
 from dd_core.training import train_arm
+from dd_core.training.checkpoints import load_checkpoint
 from dd_core.warehouse import connect
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +60,34 @@ def test_learned_epoch_query_tells_noisy_from_clean(small_quickstart):
         rows = connection.sql(next(query for query in QUERIES if "median_epoch" in query)).fetchall()
     epochs = {(k, noisy): epoch for k, noisy, epoch, _ in rows}
     assert epochs[4, True] > epochs[4, False]
+
+
+def test_the_monitor_of_the_readme_measures_what_it_says(tmp_path, monkeypatch, make_study):
+    """Put into a file and named in a study, as the README says; against plain counting in the checkpoint."""
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "(Monitor)" in block)
+    assert len(code.strip().splitlines()) <= 20
+    (tmp_path / "my_monitors.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = {"use": "my_monitors:SmallWeights", "every": "1 epoch", "options": {"limit": 0.01}}
+    study = make_study(monitors={"custom": {"sparsity": entry}})
+    arm, store = next(iter(study.arms.values())), Store(tmp_path / "root")
+    train_arm(study, arm, store, 4)
+    weights, _ = load_checkpoint(store, study, Checkpoint(arm, 4))
+    with contextlib.closing(connect(store)) as connection:
+        rows = connection.sql(
+            "SELECT trial, value FROM training_monitors WHERE metric = 'small_weights' AND epoch = 4 ORDER BY trial"
+        ).fetchall()
+    for trial, value in rows:
+        entries = torch.cat([t[trial].flatten() for name, t in weights.items() if "running" not in name])
+        assert value == pytest.approx(float((entries.abs() < 0.01).double().mean()), rel=1e-12)
+    assert [trial for trial, _ in rows] == [0, 1]
+
+
+def test_the_study_settings_of_the_readme_are_valid(make_study):
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "keep_best" in b)
+    content = YAML(typ="safe", pure=True).load(block)
+    study = make_study(**content | {"epochs": 50, "checkpoints": (0, 50)})
+    assert study.variants["s-core"].precision == "bfloat16"
 
 
 def test_linked_files_exist():

@@ -105,4 +105,15 @@ FIGURES: tuple[Figure, ...] = (
         ("hessian_spectra", "training_evals"),
         "How largest eigenvalue and trace of the Hessian in the weights move during training: narrow, threshold, wide.",
     ),
+    _figure(
+        "training_dynamics",
+        ("training_monitors", "training_evals"),
+        "Losses, norms, curvature and gradient noise during training, as monitors measured them: narrow, threshold, "
+        "wide.",
+    ),
+    _figure(
+        "gpu_hours",
+        ("runs",),
+        "Time and money spent on training by width and by how attempts ended, when, and how well it was predicted.",
+    ),
 )

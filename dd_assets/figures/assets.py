@@ -21,7 +21,7 @@ def figure_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
 def _table_keys(table: str, studies: dict[str, Study]) -> list[dg.AssetKey]:
     """The assets that hold a table: per-image curvature is one of each study, the others are shared."""
     if table == "per_image_curvature":
-        return [per_image_curvature_key(name) for name in studies]
+        return [per_image_curvature_key(name) for name, study in studies.items() if not study.imported]
     return [dg.AssetKey(table)]
 
 

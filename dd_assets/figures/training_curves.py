@@ -16,12 +16,15 @@ from dd_core.store import Store
 from dd_core.studies import Arm, Study
 
 _TEST, _RIGHT, _WRONG = "test", "training, right label", "training, wrong label (error against the label given)"
+_ALL = "training"  # of imported studies, which do not tell right labels from wrong ones
 MAX_EPOCHS = 120
 
 _SPLITS = f"""
     SELECT arm, epoch, '{_TEST}' AS split, test_error AS error, test_loss AS loss FROM rows
     UNION ALL SELECT arm, epoch, '{_RIGHT}', train_error_clean, train_loss_clean FROM rows
     UNION ALL SELECT arm, epoch, '{_WRONG}', train_error_noisy, train_loss_noisy FROM rows
+    UNION ALL SELECT arm, epoch, '{_ALL}', train_error, train_loss FROM rows
+    WHERE NOT coalesce(isfinite(train_error_clean), false)
 """
 # Over trials; a study without wrong labels has no finite value for them.
 _CURVES = f"""
@@ -100,6 +103,8 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
         parts.append(f"right labels are learned {learned(_RIGHT)}")
     if _WRONG in by_split:
         parts.append(f"wrong ones {learned(_WRONG)}")
+    if _ALL in by_split:
+        parts.append(f"training labels are learned {learned(_ALL)}")
     if _TEST in by_split:
         test = by_split[_TEST]
         parts.append(f"test error is lowest ({style.percent(test['lowest'])}) at epoch {test['lowest_at']}")
@@ -108,7 +113,7 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
 
 def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
     present = {row["split"] for row in curves}
-    colours = {_TEST: style.TEST, _RIGHT: style.RIGHT_LABEL, _WRONG: style.WRONG_LABEL}
+    colours = {_TEST: style.TEST, _RIGHT: style.RIGHT_LABEL, _WRONG: style.WRONG_LABEL, _ALL: style.TRAIN}
     shown = {split: colour for split, colour in colours.items() if split in present}
     colour = alt.Color(
         "split:N",

@@ -113,7 +113,7 @@ def _summarise_file(
     names = ["trial", "is_noisy", *_MEANS, *(name for name in table.column_names if name.startswith("fd_"))]
     columns = {name: table[name].to_numpy() for name in names}
     rows = []
-    for trial in range(study.trials):
+    for trial in np.unique(columns["trial"]).tolist():
         mask = columns["trial"] == trial
         for row in summarise({name: values[mask] for name, values in columns.items()}):
             rows.append(

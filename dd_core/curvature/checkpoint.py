@@ -18,8 +18,8 @@ from dd_core.analysis.auroc import auroc
 from dd_core.curvature.rows import Families, compute_rows
 from dd_core.curvature_settings import covers
 from dd_core.data.trials import TrialData, trial_data
-from dd_core.errors import StaleError
-from dd_core.provenance import CURVATURE_VERSION, curvature_manifest, describes
+from dd_core.errors import StaleError, UserError
+from dd_core.provenance import CURVATURE_VERSION, curvature_manifest, describes, live_trials
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
@@ -76,10 +76,15 @@ def curve_shard(
 
     Raises:
         StaleError: the checkpoint is absent, damaged or of another recipe.
-        UserError: the weights are not finite.
+        UserError: every trial has diverged.
     """
     device = device or torch.device("cpu")
     weights_manifest = check_checkpoint(store, study, checkpoint)
+    trials = live_trials(weights_manifest)
+    if not trials:
+        raise UserError(
+            f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
+        )
     present = sound_curvature(store, study, checkpoint, weights_manifest)
     wanted = study.curvature.families(checkpoint.epoch)
     families = {name: own for name, own in wanted.items() if present is None or present["settings"].get(name) != own}
@@ -88,10 +93,11 @@ def curve_shard(
     about = _identity(study, checkpoint, weights_manifest, families)
     path = store.shard_path(study.name, checkpoint, rows)
     is_missing = _read_shard(store, study, checkpoint, rows, about) is None
-    data = [trial_data(study, checkpoint.arm.variant, trial) for trial in range(study.trials)]
+    data = {trial: trial_data(study, checkpoint.arm.variant, trial) for trial in range(study.trials)}
+    live = {trial: data[trial] for trial in trials}
     if is_missing:
         weights, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
-        columns, seconds = compute_rows(study, checkpoint, weights, data, rows, families, device)
+        columns, seconds = compute_rows(study, checkpoint, weights, list(data.values()), rows, families, device, trials)
     lock = store.lock_path("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}")
     lock.parent.mkdir(parents=True, exist_ok=True)
     # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
@@ -103,11 +109,11 @@ def curve_shard(
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             shard = {**about, "seconds": seconds, "device": name}
             if len(study.curvature_ranges) == 1:
-                _write_whole(store, study, checkpoint, [(columns, shard)], about, data)
+                _write_whole(store, study, checkpoint, [(columns, shard)], about, live)
                 return True
             write_parquet(path, pa.table(columns))
             store.write_manifest(path.with_suffix(".json"), shard, {"table": path})
-        _merge_if_complete(store, study, checkpoint, about, data)
+        _merge_if_complete(store, study, checkpoint, about, live)
     return is_missing
 
 
@@ -158,7 +164,7 @@ def _merge_if_complete(
     study: Study,
     checkpoint: Checkpoint,
     about: dict[str, Any],
-    data: list[TrialData],
+    data: dict[int, TrialData],
 ) -> None:
     """Put the shards together once all are there, with what the present file holds of other families; hold the lock."""
     ranges = study.curvature_ranges
@@ -179,13 +185,14 @@ def _write_whole(
     checkpoint: Checkpoint,
     parts: list[tuple[dict[str, np.ndarray], dict[str, Any]]],
     about: dict[str, Any],
-    data: list[TrialData],
+    data: dict[int, TrialData],
 ) -> None:
     """Write the file of a checkpoint from all its shards, after proving that they are the whole; hold the lock."""
-    columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+    filled = [part for part, _ in parts if len(part["trial"])]  # a shard of a diverged trial is empty
+    columns = {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}
     expected = {
-        "trial": np.repeat(np.arange(study.trials), [len(d.train_ids) for d in data]),
-        "image_id": np.concatenate([d.train_ids for d in data]),
+        "trial": np.repeat(list(data), [len(d.train_ids) for d in data.values()]),
+        "image_id": np.concatenate([d.train_ids for d in data.values()]),
     }
     prove_complete(columns, expected)
     write_curvature(store, study, checkpoint, columns, about, data, [manifest for _, manifest in parts])
@@ -215,7 +222,7 @@ def write_curvature(
     checkpoint: Checkpoint,
     columns: dict[str, np.ndarray],
     about: dict[str, Any],
-    data: list[TrialData],
+    data: dict[int, TrialData],
     shard_manifests: list[dict[str, Any]],
 ) -> None:
     """Write the file of a checkpoint and its manifest: new columns, and those of other families it had before."""
@@ -228,14 +235,14 @@ def write_curvature(
         prove_complete(old, columns)
         replaced = {c for f in about["settings"] for c in _columns_of(f, table.column_names)}
         columns = {**{n: v for n, v in old.items() if n not in (*_OWN_COLUMNS, *replaced)}, **columns}
-    num_rows, is_noisy = len(columns["trial"]), np.concatenate([d.is_noisy for d in data])
+    num_rows, is_noisy = len(columns["trial"]), np.concatenate([d.is_noisy for d in data.values()])
     full = {
         "variant": checkpoint.arm.variant,
         "k": checkpoint.arm.k,
         "recipe": about["recipe"],
         "epoch": checkpoint.epoch,
-        "true_label": np.concatenate([d.true_train_labels for d in data]),
-        "given_label": np.concatenate([d.train_labels for d in data]),
+        "true_label": np.concatenate([d.true_train_labels for d in data.values()]),
+        "given_label": np.concatenate([d.train_labels for d in data.values()]),
         "is_noisy": is_noisy,
         **columns,
     }
@@ -243,7 +250,7 @@ def write_curvature(
     write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
     seconds = sum(manifest["seconds"] for manifest in shard_manifests)
     devices = sorted({manifest["device"] for manifest in shard_manifests})
-    by_trial = [auroc(columns["trace"][columns["trial"] == t], d.is_noisy) for t, d in enumerate(data)]
+    by_trial = [auroc(columns["trace"][columns["trial"] == t], d.is_noisy) for t, d in data.items()]
     manifest = {
         **about,
         "settings": {**kept, **about["settings"]},

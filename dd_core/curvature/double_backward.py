@@ -34,10 +34,10 @@ from dd_core.curvature.evaluation import (
     padded,
     residual_of,
 )
-from dd_core.curvature.memory import in_blocks
 from dd_core.curvature.probes import Stream, rademacher
 from dd_core.curvature_names import CURVATURE_COLUMNS
 from dd_core.errors import UserError
+from dd_core.memory import in_blocks
 
 Product = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,14 @@ from dd_core.curvature.parameter_space.analysis import HessianResult, analyse_he
 from dd_core.curvature.rows import standardised, trained_network
 from dd_core.data.randomness import generator
 from dd_core.data.trials import TrialData, trial_data
-from dd_core.errors import StaleError
-from dd_core.provenance import HESSIAN_VERSION, hessian_is_current, hessian_manifest, hessian_settings
+from dd_core.errors import StaleError, UserError
+from dd_core.provenance import (
+    HESSIAN_VERSION,
+    hessian_is_current,
+    hessian_manifest,
+    hessian_settings,
+    live_trials,
+)
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import TABLES, to_arrow, write_parquet
@@ -35,15 +41,20 @@ def hessian_of_checkpoint(
 
     Raises:
         StaleError: the checkpoint is absent, damaged or of another recipe.
-        UserError: the weights are not finite, or the network lacks what is asked for.
+        UserError: every trial has diverged, or the network lacks what is asked for.
     """
     device = device or torch.device("cpu")
     weights, weights_manifest = load_checkpoint(store, study, checkpoint)
     if _is_sound(store, study, hessian_manifest(store, study, checkpoint), weights_manifest):
         return False
+    trials = live_trials(weights_manifest)
+    if not trials:
+        raise UserError(
+            f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
+        )
     dtype = getattr(torch, study.hessian.precision)
     rows = []
-    for trial in range(study.trials):
+    for trial in trials:
         started = time.monotonic()
         data = trial_data(study, checkpoint.arm.variant, trial)
         chosen = _chosen_images(study, data, trial)

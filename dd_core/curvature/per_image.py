@@ -27,12 +27,12 @@ from dd_core.curvature.double_backward import double_backward_curvature
 from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, frozen, in_layout_of, logits_of, padded
 from dd_core.curvature.exact import Linearized, exact_curvature, num_exact_passes
 from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
-from dd_core.curvature.memory import in_blocks
 from dd_core.curvature.piecewise_linear import is_piecewise_linear
 from dd_core.curvature.probes import Stream, rademacher
 from dd_core.curvature.top_directions import plan_directions, top_directions_curvature
 from dd_core.curvature_names import CURVATURE_COLUMNS
 from dd_core.errors import UserError
+from dd_core.memory import in_blocks
 
 _LOG = logging.getLogger(__name__)
 

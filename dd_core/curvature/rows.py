@@ -5,6 +5,7 @@ row says whose it is, so that ranges computed apart can be proven to be the whol
 """
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,9 @@ def compute_rows(
     rows: tuple[int, int],
     families: Families,
     device: torch.device,
+    trials: Collection[int],
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Every column the families stand for, with ``trial`` and ``image_id``, for rows start to stop.
+    """Every column the families stand for, with ``trial`` and ``image_id``, for rows start to stop of some trials.
 
     Args:
         study: the study.
@@ -63,9 +65,10 @@ def compute_rows(
         rows: start and stop.
         families: as ``CurvatureSettings.families`` gives them.
         device: where to compute.
+        trials: those that have weights; rows of others are left out.
 
     Returns:
-        Columns (stop - start,), and seconds of computing.
+        Columns, one value for each row that is not left out, and seconds of computing.
 
     Raises:
         UserError: the weights are not finite, or there is not memory for one image.
@@ -73,12 +76,16 @@ def compute_rows(
     num_images, started = len(data[0].train_ids), time.monotonic()
     parts: list[dict[str, np.ndarray]] = []
     for trial in range(rows[0] // num_images, (rows[1] - 1) // num_images + 1):
+        if trial not in trials:
+            continue
         start = max(rows[0] - trial * num_images, 0)
         stop = min(rows[1] - trial * num_images, num_images)
         model = trained_network(study, checkpoint, weights, trial)
         values = _of_trial(study, model, data[trial], (start, stop), study.seed + trial, families, device)
         ids = data[trial].train_ids[start:stop]
         parts.append({"trial": np.full(len(ids), trial), "image_id": ids, **values})
+    if not parts:
+        return {"trial": np.zeros(0, int), "image_id": np.zeros(0, int)}, time.monotonic() - started
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, time.monotonic() - started
 
 

@@ -11,7 +11,7 @@ import torch
 
 from dd_core.data.randomness import generator
 from dd_core.data.trials import TrialData
-from dd_core.studies import Augmentation
+from dd_core.recipes import Augmentation
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,17 @@ class PlainImages:
         kept = self._batches.get((start, stop))
         if kept is not None:
             return kept
-        raw = self.raw[self.ids[start:stop]]  # (B, T, H, W, C)
-        batch = _standardise(raw.permute(0, 2, 3, 1, 4), self.mean, self.std)
+        with torch.inference_mode(False):  # what is kept may be asked for by an evaluation, then by a derivative
+            raw = self.raw[self.ids[start:stop]]  # (B, T, H, W, C)
+            batch = _standardise(raw.permute(0, 2, 3, 1, 4), self.mean, self.std)
         if self._keep:
             self._batches[start, stop] = batch
         return batch
+
+    def at(self, positions: torch.Tensor) -> torch.Tensor:
+        """Images at ``positions``, int64 (B, trials), of each trial's ids: as ``batch`` gives them."""
+        raw = self.raw[self.ids.gather(0, positions)]
+        return _standardise(raw.permute(0, 2, 3, 1, 4), self.mean, self.std)
 
 
 def _standardise(raw: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

@@ -17,14 +17,15 @@ def write_images(store: Store, study: Study) -> int:
     total = 0
     for variant in study.variants:
         parts = [trial_data(study, variant, trial) for trial in range(study.trials)]
-        num_train, num_test = len(parts[0].train_ids), len(parts[0].test_ids)
-        true = np.concatenate([np.concatenate([d.true_train_labels, d.test_labels]) for d in parts])
-        given = np.concatenate([np.concatenate([d.train_labels, d.test_labels]) for d in parts])
+        num_images = len(parts[0].image_ids)
+        right = [np.concatenate([d.validation_labels, d.test_labels]) for d in parts]
+        true = np.concatenate([np.concatenate([d.true_train_labels, r]) for d, r in zip(parts, right, strict=True)])
+        given = np.concatenate([np.concatenate([d.train_labels, r]) for d, r in zip(parts, right, strict=True)])
         columns = {
             "variant": variant,
-            "trial": np.repeat(np.arange(study.trials), num_train + num_test),
-            "image_id": np.concatenate([np.concatenate([d.train_ids, d.test_ids]) for d in parts]),
-            "split": np.tile(np.repeat(["train", "test"], [num_train, num_test]), study.trials),
+            "trial": np.repeat(np.arange(study.trials), num_images),
+            "image_id": np.concatenate([d.image_ids for d in parts]),
+            "split": np.concatenate([d.splits for d in parts]),
             "true_label": true,
             "given_label": given,
             "is_noisy": true != given,

@@ -1,16 +1,21 @@
 """Independent random streams by name, so that no stream depends on what was drawn before (exact resume, DESIGN 3)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-Purpose = Literal["split", "label_noise", "initialisation", "order", "augmentation", "hessian"]
+Purpose = Literal[
+    "split", "label_noise", "initialisation", "order", "augmentation", "hessian", "monitor_signs", "monitor_images"
+]
 # Positions are part of every recipe: append, never reorder.
-_PURPOSES: tuple[Purpose, ...] = ("split", "label_noise", "initialisation", "order", "augmentation", "hessian")
+_PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 def generator(seed: int, trial: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:
-    """A NumPy generator that depends on its arguments alone (PCG64 seeded through SeedSequence)."""
+    """A NumPy generator that depends on its arguments alone (PCG64 seeded through SeedSequence).
+
+    What monitors draw belongs to an optimiser step, which takes the place of the epoch.
+    """
     entropy = [seed, trial, _PURPOSES.index(purpose), epoch]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 

@@ -20,17 +20,21 @@ class TrialData:
 
     Attributes:
         train_ids: int64 (num_train,), image_id of the training images, ascending.
+        validation_ids: int64 (num_validation,), ascending.
         test_ids: int64 (num_test,), ascending.
         train_labels: int64 (num_train,), given labels, some of them wrong.
         true_train_labels: int64 (num_train,).
+        validation_labels: int64 (num_validation,), always true.
         test_labels: int64 (num_test,), always true.
         mean, std: float32 (channels,), of the raw training pixels; images are standardised with these.
     """
 
     train_ids: "NDArray[np.int64]"
+    validation_ids: "NDArray[np.int64]"
     test_ids: "NDArray[np.int64]"
     train_labels: "NDArray[np.int64]"
     true_train_labels: "NDArray[np.int64]"
+    validation_labels: "NDArray[np.int64]"
     test_labels: "NDArray[np.int64]"
     mean: "NDArray[np.float32]"
     std: "NDArray[np.float32]"
@@ -39,6 +43,17 @@ class TrialData:
     def is_noisy(self) -> "NDArray[np.bool_]":
         """Which training images carry a wrong label, bool (num_train,)."""
         return self.train_labels != self.true_train_labels
+
+    @property
+    def image_ids(self) -> "NDArray[np.int64]":
+        """Training, then validation, then test images, int64 (num_train + num_validation + num_test,)."""
+        return np.concatenate([self.train_ids, self.validation_ids, self.test_ids])
+
+    @property
+    def splits(self) -> "NDArray[np.str_]":
+        """The split that each of ``image_ids`` belongs to: train, validation or test."""
+        sizes = [len(self.train_ids), len(self.validation_ids), len(self.test_ids)]
+        return np.repeat(["train", "validation", "test"], sizes)
 
 
 def corrupt_labels(
@@ -62,15 +77,18 @@ def trial_data(study: Study, variant: str, trial: int) -> TrialData:
     """
     dataset = load(study.data.dataset)
     available = np.arange(dataset.num_official_train)
-    num_train = study.data.num_train
-    if num_train is not None and num_train > len(available):
+    num_train, num_validation = study.data.num_train, study.data.num_validation
+    if (num_train or 0) + num_validation > len(available):
         raise DataMissingError(
-            f"study {study.name} asks for {num_train} training images, {dataset.name} has {len(available)}"
+            f"study {study.name} asks for {(num_train or 0) + num_validation} training and validation images, "
+            f"{dataset.name} has {len(available)}"
         )
-    train, rest = available, available[:0]
-    if num_train is not None:
+    train, validation, rest = available, available[:0], available[:0]
+    if num_train is not None or num_validation:
         shuffled = generator(study.seed, trial, "split").permutation(available)
-        train, rest = np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
+        num_train = num_train or len(available) - num_validation
+        parts = np.split(shuffled, [num_train, num_train + num_validation])
+        train, validation, rest = (np.sort(part) for part in parts)
     # Images a CIFAR study leaves out of training are left out altogether: its test set is the official one.
     official_test = np.arange(dataset.num_official_train, len(dataset.labels))
     test = official_test if len(official_test) else rest
@@ -78,7 +96,17 @@ def trial_data(study: Study, variant: str, trial: int) -> TrialData:
     noise = study.variants[variant].label_noise
     labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(study.seed, trial, "label_noise"))
     mean, std = _channel_statistics(dataset, train)
-    return TrialData(train, test, labels, true_labels, dataset.labels[test], mean, std)
+    return TrialData(
+        train_ids=train,
+        validation_ids=validation,
+        test_ids=test,
+        train_labels=labels,
+        true_train_labels=true_labels,
+        validation_labels=dataset.labels[validation],
+        test_labels=dataset.labels[test],
+        mean=mean,
+        std=std,
+    )
 
 
 def _channel_statistics(

@@ -6,11 +6,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dd_core.cost import training_cost
 from dd_core.studies import Arm, Checkpoint, Study
 
 
 class TrainTask(BaseModel):
-    """Train one arm up to an epoch, writing every checkpoint on the way."""
+    """Train one arm up to an epoch, writing every checkpoint on the way.
+
+    Attributes:
+        workers_per_device: how many arms like this one share a GPU, or the cores of a CPU; None: as many as the job
+            has workers for each.
+        threads: CPU threads; None: as the job says. An arm that goes on keeps those it began with.
+        predicted_seconds: wall time, or None where nothing is known.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["train"] = "train"
@@ -18,11 +26,19 @@ class TrainTask(BaseModel):
     variant: str
     k: int
     until: int
+    workers_per_device: int | None = None
+    threads: int | None = None
+    predicted_seconds: float | None = None
 
     @property
     def arm(self) -> Arm:
         """The arm to train."""
         return Arm(self.variant, self.k)
+
+    @property
+    def gpu_share(self) -> float:
+        """Share of a GPU that it has."""
+        return 1 / (self.workers_per_device or 1)
 
     @property
     def name(self) -> str:
@@ -92,16 +108,14 @@ class Job(BaseModel):
 def predicted_cost(study: Study, task: Task) -> float:
     """Relative time of a task, for order and progress; workers take the longest first.
 
-    Measured on one thread, two trials of ResNet10k on 8x8 digits: an arm takes 10, 12, 21, 47 s at k = 1, 4, 8, 16,
-    about proportional to 3 + k; the cost of curvature and of the Hessian grows alike. On a GPU wide networks grow with
-    the square, which leaves the order as it is.
+    Training: images times FLOPs and overhead. What is computed from checkpoints grows alike with the network.
     """
-    share = 1.0
     if isinstance(task, TrainTask):
-        share = max(task.until, 1)
-    elif isinstance(task, CurvatureTask) and task.rows:
-        share = (task.rows[1] - task.rows[0]) / (study.trials * study.num_train_images)
-    return (3 + task.k) * share
+        return training_cost(study, task.arm, 0, task.until)
+    cost = training_cost(study, task.checkpoint.arm, 0, 1)
+    if isinstance(task, CurvatureTask) and task.rows:
+        cost *= (task.rows[1] - task.rows[0]) / (study.trials * study.num_train_images)
+    return cost
 
 
 def training_job(root: Path, study: Study, checkpoints: list[Checkpoint], num_workers: int, threads: int) -> Job:

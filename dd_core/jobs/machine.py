@@ -1,9 +1,17 @@
-"""What this machine has, and how a worker uses it: cores, GPUs, memory allocation. Needs no torch."""
+"""What this machine has, and how a worker uses it: cores, GPUs, memory. Needs no torch to import."""
 
 import contextlib
 import ctypes
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
 
 
 def num_cores() -> int:
@@ -22,8 +30,64 @@ def num_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
-    driver = Path("/proc/driver/nvidia/gpus")
-    return len(list(driver.iterdir())) if driver.is_dir() else 0
+    return len(list(_GPU_FOLDER.iterdir())) if _GPU_FOLDER.is_dir() else 0
+
+
+def device_name() -> str:
+    """``cpu``, or the name of the first GPU in the driver's words, which are those of torch.cuda.get_device_name."""
+    if not num_gpus():
+        return "cpu"
+    for path in sorted(_GPU_FOLDER.glob("*/information")):
+        if model := re.search(r"^Model:\s*(.+?)\s*$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            return model[1]
+    return "an unknown GPU"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What arms are trained on: its GPUs, or without any the cores of the CPU as one device.
+
+    Attributes:
+        device: ``cpu`` or the GPUs' name.
+        num_gpus: all taken to be alike.
+        num_cores: of the CPU.
+        num_workers: how many workers the user wants (``DD_WORKERS``), or None.
+    """
+
+    device: str
+    num_gpus: int
+    num_cores: int
+    num_workers: int | None = None
+
+    @property
+    def num_devices(self) -> int:
+        """How many of its devices are used: all, unless the user wants fewer workers."""
+        return min(self.num_gpus or 1, self.num_workers or self.num_gpus or 1)
+
+    def workers_per_device(self, per_gpu: int, recommended: int | None, num_arms: int) -> int:
+        """How many arms should share a device: as the user wants, as the probe recommends, or by rule.
+
+        Args:
+            per_gpu: ``workers_per_gpu`` of the variant.
+            recommended: by the resource probe on this kind of device, if it has run.
+            num_arms: to be trained now; on GPUs fewer than there is room for get larger shares.
+        """
+        if self.num_workers:
+            return -(-self.num_workers // self.num_devices)
+        if not self.num_gpus:
+            return recommended or self.num_cores
+        return min(recommended or per_gpu, -(-num_arms // self.num_devices))
+
+    def threads(self, workers_per_device: int) -> int:
+        """CPU threads of each worker, so that no core is idle or fought over."""
+        return max(1, self.num_cores // (workers_per_device * max(1, self.num_gpus)))
+
+    def describe(self) -> str:
+        """For people: ``the 2 cores of this CPU``, ``8 GPUs (NVIDIA H200)``."""
+        if self.num_gpus:
+            used = f"{self.num_devices} of {self.num_gpus}" if self.num_devices < self.num_gpus else f"{self.num_gpus}"
+            return f"{used} GPU{'s' if self.num_gpus > 1 else ''} ({self.device})"
+        return f"the {self.num_cores} cores of this CPU" if self.num_cores > 1 else "the one core of this CPU"
 
 
 def keep_freed_memory() -> None:
@@ -38,3 +102,35 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 1 << 30)
         mallopt(top_pad, 64 << 20)
+
+
+def be_killed_first() -> None:
+    """If the machine runs out of memory, let the kernel take this process and not the orchestrator."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def reset_peak_memory(device: "torch.device") -> None:
+    """Let ``peak_memory`` speak of what comes from now on.
+
+    Freed memory that glibc has kept goes back first: what the task before needed is no part of the next one's peak.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5): resets VmHWM
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes: largest memory allocated on the GPU, or on a CPU the largest resident set, since the last reset."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024

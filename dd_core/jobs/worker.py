@@ -2,7 +2,7 @@
 
 Which tasks comes either with ``--tasks 0 3 7`` or, one number per line, from stdin, so that an orchestrator on the same
 machine can hand the next task to whoever is free. Events go to stdout as lines of JSON: ready, started, progress,
-checkpoint, note, finished, failed. Results are files; an event that is lost costs nothing but news.
+checkpoint, note, finished, failed, ... Results are files; an event that is lost costs nothing but news.
 """
 
 import argparse
@@ -65,14 +65,28 @@ def prepare_process(threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def run(job: Job, tasks: Iterable[int], index: int, events: Events) -> int:
+def device_of(gpu: int) -> Any:
+    """The GPU of that number, or the CPU where there is none."""
+    import torch
+
+    return torch.device(f"cuda:{gpu % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+
+
+def run(job: Job, tasks: Iterable[int], gpu: int, events: Events) -> int:
     """Do the tasks of those numbers; returns how many of them failed."""
     import torch
 
     prepare_process(job.threads)
-    device = torch.device(f"cuda:{index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+    device = device_of(gpu)
     store = Store(job.root)
-    return sum(not _perform(job.tasks[number], job, store, device, events) for number in tasks)
+    num_failed = 0
+    for number in tasks:
+        task = job.tasks[number]
+        torch.set_num_threads((task.threads if isinstance(task, TrainTask) else None) or job.threads)
+        num_failed += not _perform(task, job, store, device, events)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # for the others on this GPU, while this worker waits
+    return num_failed
 
 
 def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) -> bool:
@@ -85,7 +99,14 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
             from dd_core.training import train_arm
 
             train_arm(
-                study, task.arm, store, task.until, device=device, report=lambda event: events.emit(task.name, event)
+                study,
+                task.arm,
+                store,
+                task.until,
+                device=device,
+                gpu_share=task.gpu_share,
+                predicted_seconds=task.predicted_seconds,
+                report=lambda event: events.emit(task.name, event),
             )
         elif isinstance(task, HessianTask):
             from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
@@ -146,13 +167,13 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m dd_core.jobs.worker", description=__doc__)
     parser.add_argument("job", type=Path, help="job file, JSON")
-    parser.add_argument("--index", type=int, default=0, help="number of this worker; chooses its GPU")
+    parser.add_argument("--gpu", type=int, default=0, help="number of the GPU to use, where there is one")
     parser.add_argument("--tasks", type=int, nargs="*", help="numbers of the tasks to do; default: read from stdin")
     arguments = parser.parse_args()
     events = Events()
     job = Job.model_validate_json(arguments.job.read_text(encoding="utf-8"))
     tasks = TasksFromOrchestrator() if arguments.tasks is None else arguments.tasks
-    sys.exit(1 if run(job, tasks, arguments.index, events) else 0)
+    sys.exit(1 if run(job, tasks, arguments.gpu, events) else 0)
 
 
 if __name__ == "__main__":

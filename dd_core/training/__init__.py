@@ -1,5 +1,5 @@
 """Training all trials of an arm: the loop, optimisers, evaluation, what is recorded when, and exact resume."""
 
-from dd_core.training.session import train_arm
+from dd_core.training.train import train_arm
 
 __all__ = ["train_arm"]

@@ -66,6 +66,7 @@ def save_checkpoint(
     tables: dict[str, tuple[Path, int]],
     headline: dict[str, float],
     device: str,
+    ended: dict[int, dict[str, Any]],
 ) -> None:
     """Write the weights of all trials, then the manifest that vouches for them and for the metrics up to them.
 
@@ -77,6 +78,7 @@ def save_checkpoint(
         tables: the metric files of this segment and their row counts.
         headline: mean over trials of the evaluation, for people.
         device: what it was computed on.
+        ended: trials that ended before the arm did, and how.
     """
     # (T*n, ...) of each stack becomes (T, n, ...), and the stacks follow each other along the trials.
     stacked = {
@@ -93,6 +95,7 @@ def save_checkpoint(
         "headline": headline,
         "rows": {name: rows for name, (_, rows) in tables.items()},
         "device": device,
+        "ended": {str(trial): ending for trial, ending in ended.items()},
         "torch_version": torch.__version__,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -4,74 +4,130 @@ No file is ever written again, so nobody who reads the table meets a change; the
 """
 
 import datetime
+import json
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from dd_core.cost import price_per_gpu_hour
+from dd_core.jobs.machine import peak_memory, reset_peak_memory
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
-from dd_core.tables import read_parquet, to_arrow, write_parquet
-from dd_core.training.stack import TrialStack
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.training.session import Session, device_name
+from dd_core.training.trial_progress import best_by
+
+_OUTCOMES = ("train_error", "train_loss", "loss_val_nats", "acc_val", "test_error", "test_loss")
 
 
-@dataclass
 class RunRecord:
     """One attempt to train an arm. Hold the arm's lock while using it."""
 
-    path: Path
-    columns: dict[str, Any]
-    num_trials: int
-    images_per_epoch: int
-    started: float = field(default_factory=time.monotonic)
-    headline: dict[str, float] = field(default_factory=dict)
+    def __init__(
+        self,
+        store: Store,
+        study: Study,
+        arm: Arm,
+        device: torch.device,
+        gpu_share: float = 1.0,
+        predicted_seconds: float | None = None,
+    ):
+        """The next attempt; nothing is written before ``open``.
 
-    @classmethod
-    def open(
-        cls, store: Store, study: Study, arm: Arm, first_epoch: int, device: str, stacks: list[TrialStack]
-    ) -> "RunRecord":
-        """Start the next attempt."""
-        number = max(_attempts(store, study, arm), default=0) + 1
-        columns = {
+        Raises:
+            UserError: DD_PRICE_PER_GPU_HOUR is not a price.
+        """
+        self._folder = store.table_folder("runs", study.name, arm.key)
+        self._study = study
+        self._number = max(_attempts(store, study, arm), default=0) + 1
+        self._device = device
+        self._price = price_per_gpu_hour(study)
+        self._started = time.monotonic()
+        variant = study.variants[arm.variant]
+        self._columns: dict[str, Any] = {
             "variant": arm.variant,
             "k": arm.k,
             "trial": list(range(study.trials)),
             "recipe": study.recipe_hash(arm),
-            "attempt": number,
+            "attempt": self._number,
+            "architecture": variant.architecture,
+            "optimizer": variant.optimizer.name,
+            "learning_rate": variant.optimizer.learning_rate,
+            "weight_decay": variant.optimizer.weight_decay,
+            "schedule": variant.schedule.name,
+            "batch_size": variant.batch_size,
+            "label_noise": variant.label_noise,
+            "precision": variant.precision,
+            "settings": json.dumps(study.recipe(arm), sort_keys=True),
             "seed": study.seed,
-            "num_parameters": sum(p.numel() for p in stacks[0].model.parameters()) // len(stacks[0].trials),
-            "device": device,
+            "device": device_name(device),
             "torch_version": torch.__version__,
-            "first_epoch": first_epoch,
             "started_at": datetime.datetime.now(datetime.UTC),
+            "predicted_seconds": predicted_seconds,
+            "gpu_share": gpu_share if device.type == "cuda" else 0.0,
         }
-        folder = store.table_folder("runs", study.name, arm.key)
-        record = cls(folder / _file_name(number, "end"), columns, study.trials, stacks[0].num_train * study.trials)
-        record._write(folder / _file_name(number, "start"), "running", None, first_epoch, None)
-        return record
 
-    def close(self, status: str, reason: str | None, last_epoch: int) -> None:
-        """Say how the attempt ended."""
-        self._write(self.path, status, reason, last_epoch, datetime.datetime.now(datetime.UTC))
+    def open(self, session: Session) -> None:
+        """Say that it has begun, at the session's epoch."""
+        stack = session.stacks[0]
+        self._first_epoch = session.epoch
+        self._columns |= {
+            "first_epoch": session.epoch,
+            "micro_batch_size": session.micro_batch,
+            "threads": torch.get_num_threads(),
+            "num_parameters": sum(p.numel() for p in stack.model.parameters()) // len(stack.trials),
+        }
+        reset_peak_memory(self._device)
+        self._write(session, "start", "running", None, {"ended_at": None, **dict.fromkeys(_MEASURED)})
 
-    def _write(
-        self, path: Path, status: str, reason: str | None, last_epoch: int, ended_at: datetime.datetime | None
-    ) -> None:
-        seconds = time.monotonic() - self.started
-        images = (last_epoch - self.columns["first_epoch"]) * self.images_per_epoch
+    def close(self, session: Session, status: str, reason: str | None) -> None:
+        """Say how the attempt ended; trials that ended by themselves keep their own reason."""
+        seconds = time.monotonic() - self._started
+        gpu_seconds = seconds * self._columns["gpu_share"]
+        spent = {
+            "ended_at": datetime.datetime.now(datetime.UTC),
+            "seconds": seconds,
+            "gpu_seconds": gpu_seconds,
+            "cost": None if self._price is None else gpu_seconds / 3600 * self._price,
+            "samples_per_second": self._images(session) / seconds,
+            "peak_memory_bytes": peak_memory(self._device),
+        }
+        self._write(session, "end", status, reason, spent)
+
+    def _images(self, session: Session) -> int:
+        """Images that trials have seen in this attempt."""
+        last = [p.ending.epoch if p.ending else session.epoch for p in session.progress]
+        return sum(max(epoch - self._first_epoch, 0) for epoch in last) * session.stacks[0].num_train
+
+    def _write(self, session: Session, moment: str, status: str, reason: str | None, spent: dict[str, Any]) -> None:
+        endings = [trial.ending for trial in session.progress]
         columns = {
-            **self.columns,
-            "status": status,
-            "reason": reason,
-            "last_epoch": last_epoch,
-            "ended_at": ended_at,
-            "seconds": seconds if ended_at else None,
-            "samples_per_second": images / seconds if ended_at else None,
-            **{name: self.headline.get(name) for name in ("train_error", "train_loss", "test_error", "test_loss")},
+            **self._columns,
+            **spent,
+            "status": [ending.status if ending else status for ending in endings],
+            "reason": [ending.reason if ending else reason for ending in endings],
+            "last_epoch": session.epoch,
+            "end_epoch": [ending.epoch if ending else None for ending in endings],
+            "end_step": [ending.step if ending else None for ending in endings],
+            **_outcomes(session),
         }
-        write_parquet(path, to_arrow("runs", columns, self.num_trials))
+        table = to_arrow("runs", columns, self._study.trials)
+        write_parquet(self._folder / _file_name(self._number, moment), table)
+
+
+_MEASURED = ("seconds", "gpu_seconds", "cost", "samples_per_second", "peak_memory_bytes")
+
+
+def _outcomes(session: Session) -> dict[str, list[Any]]:
+    """The last and the best evaluation of every trial, null where there was none yet."""
+    progress = session.progress
+    return {
+        **{f"last_{name}": [trial.last.get(name) for trial in progress] for name in _OUTCOMES},
+        "best_by": [best_by(trial.best) if trial.best else None for trial in progress],
+        "best_epoch": [trial.best.get("epoch") for trial in progress],
+        **{f"best_{name}": [trial.best.get(name) for trial in progress] for name in _OUTCOMES},
+    }
 
 
 def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
@@ -81,10 +137,31 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
         start, end = folder / _file_name(number, "start"), folder / _file_name(number, "end")
         if start.exists() and not end.exists():
             table = read_parquet(start)
-            columns = {name: table[name].to_pylist() for name in table.column_names}
-            # When it ended nobody knows; that it started is the last that was heard of it.
+            # An earlier version knew fewer columns.
+            columns = {
+                c.name: table[c.name].to_pylist() if c.name in table.column_names else None
+                for c in TABLES["runs"].file_columns
+            }
             columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
+            columns |= _until_last_sign_of_life(store, study, arm, columns)
             write_parquet(end, to_arrow("runs", columns, table.num_rows))
+
+
+def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict[str, Any]) -> dict[str, Any]:
+    """What a killed attempt has cost at least: the time from its start to its last resume point, if it wrote one."""
+    path = store.resume_path(study.name, arm.key)
+    started = columns["started_at"][0]
+    if not path.exists() or path.stat().st_mtime <= started.timestamp():
+        return {}
+    seconds = path.stat().st_mtime - started.timestamp()
+    gpu_seconds = seconds * ((columns["gpu_share"] or [0.0])[0] or 0.0)
+    price = price_per_gpu_hour(study)
+    return {
+        "ended_at": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC),
+        "seconds": seconds,
+        "gpu_seconds": gpu_seconds,
+        "cost": None if price is None else gpu_seconds / 3600 * price,
+    }
 
 
 def _file_name(attempt: int, moment: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.models.stacking import BatchNorm
-from dd_core.studies import Optimizer, Schedule
+from dd_core.recipes import Optimizer, Schedule
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -46,8 +46,8 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: i
     Args:
         schedule: constant, cosine (Loshchilov & Hutter 2017, eq. 5, one cycle), step, inverse_sqrt (Nakkiran et al.
             2019, appendix B: base / sqrt(1 + floor(t / 512))). Warm-up is linear, (t + 1) / W at step t of W (Goyal et
-            al. 2017, section 2.2), and the cosine begins after it.
-        base: the optimiser's learning rate.
+            al. 2017, section 2.2), and the cosine begins after it. plateau: constant here.
+        base: the optimiser's learning rate, lowered already where a plateau asked for it.
         step: steps done so far, 0 before the first.
         steps_per_epoch: optimiser steps in an epoch.
         num_epochs: of the whole training.
@@ -65,11 +65,21 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: i
     return base
 
 
+def joint_norms(parts: Sequence[Tensor]) -> Tensor:
+    """Each trial's Euclidean norm over all its parts, (T, n, ...) each: (T,) float64.
+
+    Without a copy, and a call for each tensor. Squares are summed in float32 over one output channel at most: over the
+    11 million weights of a ResNet18 such a sum is wrong by 4e-4 on a CPU.
+    """
+    vector_norm = torch.linalg.vector_norm
+    rows = [part if part.ndim == 2 else vector_norm(part, dim=tuple(range(2, part.ndim))) for part in parts]
+    return vector_norm(torch.cat(rows, dim=1), dim=1, dtype=torch.float64)
+
+
 @torch.no_grad()
 def gradient_norms(parameters: Iterable[Tensor], num_trials: int) -> Tensor:
-    """Euclidean norm of each trial's gradient over all its parameters, (trials,); nothing is synchronised."""
-    squares = [_by_trial(p.grad, num_trials).square().flatten(1).sum(1) for p in parameters if p.grad is not None]
-    return torch.stack(squares).sum(0).sqrt()
+    """Euclidean norm of each trial's gradient over all its parameters, (T,) float64; nothing is synchronised."""
+    return joint_norms([_by_trial(p.grad, num_trials) for p in parameters if p.grad is not None])
 
 
 @torch.no_grad()
@@ -80,7 +90,7 @@ def clip_gradients(parameters: Sequence[Tensor], num_trials: int, largest: float
         The norms before, (trials,).
     """
     norms = gradient_norms(parameters, num_trials)
-    factors = (largest / (norms + 1e-6)).clamp(max=1)
+    factors = (largest / (norms + 1e-6)).clamp(max=1).to(parameters[0].dtype)
     for parameter in parameters:
         if parameter.grad is not None:
             gradients = _by_trial(parameter.grad, num_trials)

@@ -1,4 +1,8 @@
-"""Metrics between two checkpoints: kept in memory and in the resume point, written to the tables at a checkpoint."""
+"""Metrics between two checkpoints: kept in memory and in the resume point, written to the tables at a checkpoint.
+
+Within these arrays NaN stands for "there is no such row": a trial that has ended has no more batches, one that has
+diverged no more evaluations.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -13,8 +17,10 @@ from dd_core.data.trials import TrialData
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.tables import to_arrow, write_parquet
+from dd_core.training.monitors.timetable import Readings
 from dd_core.training.stack import BatchMetrics, Evaluation
 
+METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress")
 EVAL_METRICS = (
     "train_error",
     "train_loss",
@@ -22,6 +28,8 @@ EVAL_METRICS = (
     "train_loss_clean",
     "train_error_noisy",
     "train_loss_noisy",
+    "loss_val_nats",
+    "acc_val",
     "test_error",
     "test_loss",
 )
@@ -32,8 +40,9 @@ class Recorder:
     """Metrics of all trials of an arm since the last checkpoint.
 
     Attributes:
-        batches: per epoch a float64 array (steps, 4 + 2 T): epoch, step, lr, time, T losses, T accuracies.
-        evals: per evaluation a float64 array (T, 2 + 8): epoch, step, then ``EVAL_METRICS``.
+        batches: per epoch a float64 array (steps, 3 + 3 T): epoch, step, time, T losses, T accuracies, T rates.
+        readings: per metric float64 arrays (measurements, 2 + 2 T): epoch, step, T values, T standard errors.
+        evals: per evaluation a float64 array (T, 2 + 10): epoch, step, then ``EVAL_METRICS``.
         image_epochs, image_losses, image_correct: per kept evaluation its epoch and per-image values (T, N).
     """
 
@@ -41,6 +50,7 @@ class Recorder:
     arm: Arm
     data: list[TrialData]
     batches: list[np.ndarray] = field(default_factory=list)
+    readings: dict[str, list[np.ndarray]] = field(default_factory=dict)
     evals: list[np.ndarray] = field(default_factory=list)
     image_epochs: list[int] = field(default_factory=list)
     image_losses: list[np.ndarray] = field(default_factory=list)
@@ -49,23 +59,54 @@ class Recorder:
     def add_batches(self, epoch: int, first_step: int, metrics: list[BatchMetrics]) -> None:
         """Record one epoch of every stack; ``first_step`` is the number of the epoch's first step, from 1."""
         steps = len(metrics[0].lr)
-        columns = [np.full(steps, epoch), first_step + np.arange(steps), metrics[0].lr, metrics[0].time]
+        columns = [np.full(steps, epoch), first_step + np.arange(steps), metrics[0].time]
         columns += [column for m in metrics for column in m.loss.T]
         columns += [column for m in metrics for column in m.accuracy.T]
+        columns += [m.lr for m in metrics for _ in m.loss.T]
         self.batches.append(np.stack(columns, axis=1))
+        self._add_readings([m.readings for m in metrics], [m.loss.shape[1] for m in metrics])
 
-    def add_evaluation(self, epoch: int, step: int, results: list[Evaluation], keep_images: bool) -> np.ndarray:
-        """Record an evaluation of every stack and return its metrics, float64 (T, 8) in the order of EVAL_METRICS."""
+    def _add_readings(self, stacks: list[Readings], sizes: list[int]) -> None:
+        """Put the readings of several stacks side by side; a stack without a metric has NaN."""
+        for metric in sorted({name for readings in stacks for name in readings}):
+            where = next(readings[metric][:, :2] for readings in stacks if metric in readings)
+            missing = [np.full((len(where), 2 + 2 * size), np.nan) for size in sizes]
+            parts = [readings.get(metric, none) for readings, none in zip(stacks, missing, strict=True)]
+            values = [part[:, 2 : 2 + size] for part, size in zip(parts, sizes, strict=True)]
+            errors = [part[:, 2 + size :] for part, size in zip(parts, sizes, strict=True)]
+            self.readings.setdefault(metric, []).append(np.concatenate([where, *values, *errors], axis=1))
+
+    def add_evaluation(self, epoch: int, steps: list[int], results: list[Evaluation], keep_images: bool) -> np.ndarray:
+        """Record an evaluation of every stack and return its metrics, float64 (T, 10) in the order of EVAL_METRICS.
+
+        ``steps``: optimiser steps that each trial has behind it.
+        """
         losses = np.concatenate([r.loss for r in results])
         correct = np.concatenate([r.correct for r in results])
         rows = np.array([_summarise(d, loss, hit) for d, loss, hit in zip(self.data, losses, correct, strict=True)])
-        where = np.tile([epoch, step], (len(rows), 1))
+        where = np.array([[epoch, step] for step in steps])
         self.evals.append(np.concatenate([where, rows], axis=1))
         if keep_images:
             self.image_epochs.append(epoch)
             self.image_losses.append(losses)
             self.image_correct.append(correct)
         return rows
+
+    def forget(self, trial: int, step: int) -> None:
+        """Remove what the last epoch says of a trial from a step on."""
+        trials = len(self.data)
+        batches = self.batches[-1]
+        batches[batches[:, 1] >= step, 3 + trial] = np.nan
+        for arrays in self.readings.values():
+            last = arrays[-1]
+            last[last[:, 1] >= step, 2 + trial] = np.nan
+            last[last[:, 1] >= step, 2 + trials + trial] = np.nan
+
+    def forget_evaluation(self, trial: int) -> None:
+        """Remove what the last evaluation says of a trial."""
+        self.evals[-1][trial, 2:] = np.nan
+        if self.image_epochs and self.image_epochs[-1] == self.evals[-1][trial, 0]:
+            self.image_losses[-1][trial] = np.nan
 
     def state(self) -> dict[str, Tensor]:
         """Everything recorded since the last checkpoint, as tensors."""
@@ -75,6 +116,7 @@ class Recorder:
             "image_epochs": np.array(self.image_epochs) if self.image_epochs else None,
             "image_losses": np.stack(self.image_losses) if self.image_losses else None,
             "image_correct": np.stack(self.image_correct) if self.image_correct else None,
+            **{f"readings.{metric}": np.concatenate(parts) for metric, parts in self.readings.items()},
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
@@ -86,6 +128,8 @@ class Recorder:
         self.image_epochs = [int(epoch) for epoch in arrays.get("image_epochs", [])]
         self.image_losses = list(arrays.get("image_losses", []))
         self.image_correct = list(arrays.get("image_correct", []))
+        prefix = "readings."
+        self.readings = {n.removeprefix(prefix): [array] for n, array in arrays.items() if n.startswith(prefix)}
 
     def flush(self, store: Store, checkpoint: Checkpoint) -> dict[str, tuple[Path, int]]:
         """Write what was recorded to one file per table, named after the checkpoint, and forget it.
@@ -96,12 +140,14 @@ class Recorder:
         tables = {
             "training_batches": self._batch_columns(),
             "training_evals": self._eval_columns(),
+            "training_monitors": self._reading_columns(),
             "image_progress": self._image_columns(),
         }
         written = {}
-        for name, (columns, num_rows) in tables.items():
+        for name, columns in tables.items():
+            num_rows = len(columns.get("trial", ()))
+            path = store.table_folder(name, self.study.name, self.arm.key) / f"{checkpoint.epoch:04d}.parquet"
             if num_rows:
-                path = store.table_folder(name, self.study.name, self.arm.key) / f"{checkpoint.epoch:04d}.parquet"
                 common = {
                     "variant": self.arm.variant,
                     "k": self.arm.k,
@@ -109,32 +155,34 @@ class Recorder:
                 }
                 write_parquet(path, to_arrow(name, {**common, **columns}, num_rows))
                 written[name] = (path, num_rows)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier training with other monitors
         self.load_state({})
         return written
 
-    def _batch_columns(self) -> tuple[dict[str, Any], int]:
+    def _batch_columns(self) -> dict[str, Any]:
         if not self.batches:
-            return {}, 0
-        rows = np.concatenate(self.batches)
-        steps, trials = len(rows), len(self.data)
-        losses = rows[:, 4 : 4 + trials].T.reshape(-1)
+            return {}
+        rows, trials = np.concatenate(self.batches), len(self.data)
+        steps = len(rows)
+        losses, accuracies, rates = (rows[:, 3 + i * trials : 3 + (i + 1) * trials].T.reshape(-1) for i in range(3))
         columns = {
             "trial": np.repeat(np.arange(trials), steps),
             "epoch": np.tile(rows[:, 0].astype(int), trials),
             "step": np.tile(rows[:, 1].astype(int), trials),
             "loss_train_nats": losses,
             "loss_train_bits": losses / math.log(2),
-            "acc_train": rows[:, 4 + trials :].T.reshape(-1),
-            "lr": np.tile(rows[:, 2], trials),
-            "weight_decay": self.study.variants[self.arm.variant].optimizer.weight_decay,
-            "time": np.tile(rows[:, 3], trials),
+            "acc_train": accuracies,
+            "lr": rates,
+            "time": np.tile(rows[:, 2], trials),
         }
-        return columns, steps * trials
+        decay = self.study.variants[self.arm.variant].optimizer.weight_decay
+        return {**_rows(columns, ~np.isnan(losses)), "weight_decay": decay}
 
-    def _eval_columns(self) -> tuple[dict[str, Any], int]:
+    def _eval_columns(self) -> dict[str, Any]:
         if not self.evals:
-            return {}, 0
-        rows = np.stack(self.evals, axis=1)  # (T, evaluations, 10)
+            return {}
+        rows = np.stack(self.evals, axis=1)  # (T, evaluations, 2 + metrics)
         trials, count = rows.shape[:2]
         flat = rows.reshape(trials * count, -1)
         columns: dict[str, Any] = {
@@ -143,37 +191,66 @@ class Recorder:
             "step": flat[:, 1].astype(int),
         }
         columns |= {name: flat[:, 2 + i] for i, name in enumerate(EVAL_METRICS)}
-        return columns, trials * count
+        return _rows(columns, ~np.isnan(columns["train_loss"]))
 
-    def _image_columns(self) -> tuple[dict[str, Any], int]:
+    def _reading_columns(self) -> dict[str, Any]:
+        if not self.readings:
+            return {}
+        trials, parts = len(self.data), []
+        for metric, arrays in sorted(self.readings.items()):
+            rows = np.concatenate(arrays)
+            values = rows[:, 2 : 2 + trials].T.reshape(-1)
+            columns = {
+                "trial": np.repeat(np.arange(trials), len(rows)),
+                "epoch": np.tile(rows[:, 0].astype(int), trials),
+                "step": np.tile(rows[:, 1].astype(int), trials),
+                "metric": np.full(trials * len(rows), metric),
+                "value": values,
+                "standard_error": rows[:, 2 + trials :].T.reshape(-1),
+            }
+            parts.append(_rows(columns, ~np.isnan(values)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _image_columns(self) -> dict[str, Any]:
         if not self.image_epochs:
-            return {}, 0
+            return {}
         losses = np.stack(self.image_losses, axis=1)  # (T, evaluations, N)
         trials, count, images = losses.shape
-        ids = np.stack([np.concatenate([d.train_ids, d.test_ids]) for d in self.data])
-        num_train = len(self.data[0].train_ids)
-        split = np.where(np.arange(images) < num_train, "train", "test")
+        ids = np.stack([d.image_ids for d in self.data])
         columns = {
             "trial": np.repeat(np.arange(trials), count * images),
             "epoch": np.tile(np.repeat(self.image_epochs, images), trials),
             "image_id": np.repeat(ids[:, None], count, axis=1).reshape(-1),
-            "split": np.tile(split, trials * count),
+            "split": np.tile(self.data[0].splits, trials * count),
             "loss": losses.reshape(-1),
             "correct": np.stack(self.image_correct, axis=1).reshape(-1),
         }
-        return columns, losses.size
+        return _rows(columns, ~np.isnan(columns["loss"]))
+
+
+def _rows(columns: dict[str, np.ndarray], there: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows that are there."""
+    return columns if there.all() else {name: column[there] for name, column in columns.items()}
 
 
 def _summarise(data: TrialData, loss: np.ndarray, correct: np.ndarray) -> list[float]:
     """The metrics of one trial's evaluation in the order of EVAL_METRICS; NaN where there is no such image."""
-    num_train = len(data.train_ids)
-    train = np.zeros(len(loss), dtype=bool)
-    train[:num_train] = True
+    splits = data.splits
+    train = splits == "train"
     noisy = np.zeros_like(train)
-    noisy[:num_train] = data.is_noisy
-    values = []
-    for subset in (train, train & ~noisy, noisy, ~train):
-        empty = not subset.any()
-        values.append(math.nan if empty else 1 - float(correct[subset].mean()))
-        values.append(math.nan if empty else float(loss[subset].mean(dtype=np.float64)))
-    return values
+    noisy[: len(data.train_ids)] = data.is_noisy
+
+    def error_and_loss(subset: np.ndarray) -> list[float]:
+        if not subset.any():
+            return [math.nan, math.nan]
+        return [1 - float(correct[subset].mean()), float(loss[subset].mean(dtype=np.float64))]
+
+    error_val, loss_val = error_and_loss(splits == "validation")
+    return [
+        *error_and_loss(train),
+        *error_and_loss(train & ~noisy),
+        *error_and_loss(noisy),
+        loss_val,
+        1 - error_val,
+        *error_and_loss(splits == "test"),
+    ]

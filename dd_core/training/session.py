@@ -1,19 +1,18 @@
-"""One arm from where it stands to a given epoch: the loop, the lock, exact resume and the checkpoints on the way."""
+"""All trials of one arm at some epoch: an epoch on, an evaluation, a checkpoint, a resume point and the way back."""
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dd_core.errors import StaleError
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.training.best import prune_best, save_best
 from dd_core.training.checkpoints import (
     check_checkpoint,
     digest,
@@ -22,96 +21,156 @@ from dd_core.training.checkpoints import (
     save_checkpoint,
     save_tensors,
 )
-from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import EVAL_METRICS, Recorder
-from dd_core.training.stack import TrialStack, stacking
+from dd_core.training.stack import BatchMetrics, TrialStack, stacking
+from dd_core.training.trial_progress import Ending, TrialProgress
 
-Report = Callable[[dict[str, Any]], None]
-
-_METRIC_TABLES = ("training_batches", "training_evals", "image_progress")
-
-
-class ArmBusyError(Exception):
-    """Another process is training this arm at the moment."""
-
-
-@contextlib.contextmanager
-def arm_lock(store: Store, study: Study, arm: Arm, wait: bool) -> Iterator[None]:
-    """Hold the arm; the operating system releases it when the process dies, however it dies.
-
-    Raises:
-        ArmBusyError: someone else holds it and ``wait`` is false.
-    """
-    path = store.lock_path(study.name, arm.key)
-    store.check_writable()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=-1 if wait else 0):
-            yield
-    except Timeout as error:
-        raise ArmBusyError(f"{arm.key} of {study.name} is being trained by another process") from error
+# Raise it when what a resume point holds changes: one of another format is not used.
+_RESUME_FORMAT = "2"
+_PROGRESS = TypeAdapter(list[TrialProgress])
 
 
 @dataclass
 class Session:
-    """All trials of an arm on one device, at some epoch."""
+    """All trials of an arm on one device, at some epoch.
+
+    Attributes:
+        micro_batch: images at a time; None: the whole batch.
+        progress: of every trial.
+    """
 
     study: Study
     arm: Arm
     store: Store
     device: torch.device
     dtype: torch.dtype = torch.float32
+    micro_batch: int | None = None
     epoch: int = 0
     stacks: list[TrialStack] = field(init=False)
     recorder: Recorder = field(init=False)
+    progress: list[TrialProgress] = field(init=False)
 
     def __post_init__(self) -> None:
         """Build every stack in its initial state."""
+        self.variant = self.study.variants[self.arm.variant]
+        self.micro_batch = min(self.micro_batch or self.variant.batch_size, self.variant.batch_size)
         self.stacks = [
-            TrialStack(self.study, self.arm, trials, self.device, self.dtype)
+            TrialStack(self.study, self.arm, trials, self.device, self.dtype, self.micro_batch)
             for trials in stacking(self.study, self.arm)
         ]
         self.recorder = Recorder(self.study, self.arm, [data for stack in self.stacks for data in stack.data])
+        self.progress = [TrialProgress() for _ in range(self.study.trials)]
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch."""
         return self.stacks[0].steps_per_epoch
 
-    def train_epoch(self) -> None:
-        """Train one epoch and record every batch."""
-        first_step = self.epoch * self.steps_per_epoch + 1
-        self.epoch += 1
-        self.recorder.add_batches(self.epoch, first_step, [stack.train_epoch(self.epoch) for stack in self.stacks])
+    @property
+    def step(self) -> int:
+        """Optimiser steps behind a trial that still trains."""
+        return self.epoch * self.steps_per_epoch
 
-    def evaluate(self) -> dict[str, float]:
-        """Evaluate and record; returns each metric's mean over trials."""
+    def train_epoch(self) -> list[int]:
+        """Train one epoch and record every batch; returns the trials that ended in it."""
+        first_step = self.step + 1
+        self.epoch += 1
+        if not any(trial.is_training for trial in self.progress):
+            return []
+        metrics = [self._train_stack(stack) for stack in self.stacks]
+        self.recorder.add_batches(self.epoch, first_step, metrics)
+        losses = np.concatenate([m.loss for m in metrics], axis=1)
+        diverged = []
+        for trial, progress in enumerate(self.progress):
+            if not progress.is_training:
+                self.recorder.forget(trial, 0)
+            elif not np.isfinite(losses[:, trial]).all():
+                index = int(np.argmin(np.isfinite(losses[:, trial])))
+                self._diverge(trial, first_step + index, f"its batch loss became {losses[index, trial]}")
+                self.recorder.forget(trial, first_step + index)
+                diverged.append(trial)
+        return diverged
+
+    def _train_stack(self, stack: TrialStack) -> BatchMetrics:
+        ended = [i for i, trial in enumerate(stack.trials) if not self.progress[trial].is_training]
+        if len(ended) < len(stack.trials):
+            return stack.train_epoch(self.epoch, ended)
+        steps = stack.steps_per_epoch
+        nothing = np.full((steps, len(ended)), np.nan)
+        return BatchMetrics(nothing, nothing, np.full(steps, np.nan), np.full(steps, np.nan), {})
+
+    def _diverge(self, trial: int, step: int, what: str) -> None:
+        epoch = -(-step // self.steps_per_epoch)
+        reason = f"{what} at step {step}"
+        self.progress[trial].ending = Ending(status="diverged", epoch=epoch, step=step, reason=reason)
+        stack = next(stack for stack in self.stacks if trial in stack.trials)
+        stack.diverge(stack.trials.index(trial))
+
+    def evaluate(self) -> tuple[dict[str, float], list[int]]:
+        """Evaluate and record; keep the best, stop early and lower rates, as the study says.
+
+        Returns:
+            Each metric's mean over the trials that have not diverged (NaN without any), and the trials that ended.
+        """
         keep = self.study.evaluation.image_progress == "evaluations" or self.epoch in self.study.checkpoints
-        results = [stack.evaluate() for stack in self.stacks]
-        rows = self.recorder.add_evaluation(self.epoch, self.epoch * self.steps_per_epoch, results, keep)
-        return dict(zip(EVAL_METRICS, rows.mean(axis=0).tolist(), strict=True))
+        training = [trial.is_training for trial in self.progress]
+        steps = [trial.ending.step if trial.ending else self.step for trial in self.progress]
+        rows = self.recorder.add_evaluation(self.epoch, steps, [stack.evaluate() for stack in self.stacks], keep)
+        for trial, progress in enumerate(self.progress):
+            metrics = dict(zip(EVAL_METRICS, rows[trial].tolist(), strict=True))
+            if progress.is_training and not math.isfinite(metrics["train_loss"]):
+                self._diverge(trial, self.step + 1, f"its training loss became {metrics['train_loss']}")
+            if progress.has_diverged:
+                self.recorder.forget_evaluation(trial)
+                rows[trial] = np.nan
+                continue
+            self._note(trial, metrics)
+        ended = [trial for trial, was in enumerate(training) if was and not self.progress[trial].is_training]
+        return {name: _mean(rows[:, i]) for i, name in enumerate(EVAL_METRICS)}, ended
+
+    def _note(self, trial: int, metrics: dict[str, float]) -> None:
+        progress = self.progress[trial]
+        kept = list(progress.kept)
+        progress.note_evaluation(self.epoch, metrics, self.study.keep_best)
+        stack = next(stack for stack in self.stacks if trial in stack.trials)
+        if progress.kept != kept:
+            weights = stack.weights_of(stack.trials.index(trial))
+            save_best(self.store, self.study, self.arm, trial, self.epoch, metrics["loss_val_nats"], weights)
+        # Checkpoint epochs may change without changing the recipe: evaluations due to them alone decide nothing.
+        if self.epoch and self.epoch % self.study.evaluation.every == 0:
+            progress.decide(self.epoch, self.step, metrics, self.variant)
+            if self.variant.schedule.name == "plateau":
+                stack.multiple = progress.multiple
 
     def save_checkpoint(self, headline: dict[str, float]) -> None:
         """Write the metrics since the last checkpoint, the weights, and their manifest."""
         checkpoint = Checkpoint(self.arm, self.epoch)
         tables = self.recorder.flush(self.store, checkpoint)
         states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
-        save_checkpoint(self.store, self.study, checkpoint, states, tables, headline, device_name(self.device))
+        ended = {trial: p.ending.model_dump() for trial, p in enumerate(self.progress) if p.ending is not None}
+        save_checkpoint(self.store, self.study, checkpoint, states, tables, headline, device_name(self.device), ended)
 
     def save_resume_point(self) -> None:
         """Write everything needed to go on from here as if nothing had happened."""
         tensors = {f"recorder.{name}": tensor for name, tensor in self.recorder.state().items()}
         for index, stack in enumerate(self.stacks):
             tensors |= {f"stack{index}.{name}": tensor for name, tensor in stack.state().items()}
-        metadata = {
+        content = {
+            "format": _RESUME_FORMAT,
             "epoch": str(self.epoch),
             "identity": json.dumps(identity(self.study, self.arm), sort_keys=True),
-            "digest": digest(tensors),
+            "progress": _PROGRESS.dump_json(self.progress).decode(),
+            "micro_batch": str(self.micro_batch),
+            "threads": str(torch.get_num_threads()),
         }
+        metadata = {**content, "digest": digest(tensors) + json.dumps(content, sort_keys=True)}
         save_tensors(self.store.resume_path(self.study.name, self.arm.key), tensors, metadata)
+        prune_best(self.store, self.study, self.arm, [[epoch for _, epoch in p.kept] for p in self.progress])
 
     def resume(self) -> str | None:
         """Go to the resume point if it is usable and all checkpoints before it are sound.
+
+        Sums depend on the number of threads they are divided among: it is set to what it was.
 
         Returns:
             Why training starts from the beginning although there is a resume point; None otherwise.
@@ -121,9 +180,12 @@ class Session:
             return None
         try:
             tensors, metadata = read_tensors(path)
+            if metadata.get("format") != _RESUME_FORMAT:
+                return "the resume point was written by an earlier version"
             if metadata.get("identity") != json.dumps(identity(self.study, self.arm), sort_keys=True):
                 return "the resume point belongs to another recipe or data set"
-            if metadata.get("digest") != digest(tensors):
+            content = {name: text for name, text in metadata.items() if name != "digest"}
+            if metadata.get("digest") != digest(tensors) + json.dumps(content, sort_keys=True):
                 return "the resume point is damaged"
             epoch = int(metadata["epoch"])
             for kept in self.study.checkpoints:
@@ -131,8 +193,11 @@ class Session:
                     check_checkpoint(self.store, self.study, Checkpoint(self.arm, kept))
         except StaleError as error:
             return str(error)
-        self._load(tensors)
         self.epoch = epoch
+        self.progress = _PROGRESS.validate_json(metadata["progress"])
+        self.micro_batch = min(self.micro_batch or self.variant.batch_size, int(metadata["micro_batch"]))
+        torch.set_num_threads(int(metadata["threads"]))
+        self._load(tensors)
         return None
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -142,6 +207,10 @@ class Session:
         self.recorder.load_state(part("recorder."))
         for index, stack in enumerate(self.stacks):
             stack.load_state(part(f"stack{index}."))
+            assert self.micro_batch is not None
+            stack.stepper.micro_batch = self.micro_batch
+            if self.variant.schedule.name == "plateau":
+                stack.multiple = self.progress[stack.trials[0]].multiple
 
 
 def device_name(device: torch.device) -> str:
@@ -149,126 +218,6 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def sound_checkpoints(store: Store, study: Study, arm: Arm, until: int) -> bool:
-    """Whether every checkpoint up to ``until`` is there with its metrics, of this recipe and data, and unharmed."""
-    try:
-        for epoch in study.checkpoints:
-            if epoch <= until:
-                check_checkpoint(store, study, Checkpoint(arm, epoch))
-    except StaleError:
-        return False
-    return True
-
-
-def remove_foreign_parts(store: Store, study: Study, arm: Arm, epoch: int) -> None:
-    """Before training from ``epoch`` on: drop later metric files unless they are cut at the study's checkpoints.
-
-    A file holds what happened since the checkpoint before it. Files cut at other epochs, side by side with new ones,
-    would hold epochs twice or not at all, and an interruption could leave them so. A checkpoint without its files is
-    trained again.
-    """
-    start = f"{epoch:04d}" if epoch else ""  # from the beginning, epoch 0 is evaluated again
-    folders = [store.table_folder(table, study.name, arm.key) for table in _METRIC_TABLES]
-    later = [path for folder in folders for path in folder.glob("*.parquet") if path.stem > start]
-    cuts = sorted({path.stem for path in later})
-    if cuts and cuts != [key for key in study.epoch_keys if start < key <= cuts[-1]]:
-        # From the end, so that what a process killed here leaves is still recognised.
-        for path in sorted(later, key=lambda path: path.stem, reverse=True):
-            path.unlink()
-
-
-def train_arm(
-    study: Study,
-    arm: Arm,
-    store: Store,
-    until: int,
-    *,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    wait: bool = True,
-    resume_seconds: float = 60.0,
-    report: Report = lambda event: None,
-) -> None:
-    """Train all trials of an arm up to an epoch, going on from wherever an earlier attempt stopped.
-
-    Does nothing if every checkpoint up to ``until`` is there and sound. Results of an earlier recipe are retired first.
-    Killing the process at any moment and calling again gives the same bits as an undisturbed call on the same kind of
-    device.
-
-    Args:
-        study: what to train.
-        arm: which arm of it.
-        store: where results go.
-        until: last epoch; one of the study's checkpoint epochs.
-        device: default the CPU.
-        dtype: float32, or float64 for references.
-        wait: if another process is training this arm, wait for it (and use its result) instead of raising.
-        resume_seconds: how much work a kill may cost at most, besides one epoch.
-        report: is called with events: progress (epoch), checkpoint (epoch), note (text).
-
-    Raises:
-        ArmBusyError: another process is training this arm and ``wait`` is false.
-        DataMissingError: the data set is absent.
-        StoreError: the data root cannot be written.
-    """
-    device = device or torch.device("cpu")
-    with arm_lock(store, study, arm, wait):
-        mark_interrupted(store, study, arm)
-        retire_other_recipes(store, study, arm, report)
-        for table in ("runs", *_METRIC_TABLES):
-            store.clean_temporaries(store.table_folder(table, study.name, arm.key))
-        store.clean_temporaries(store.arm_folder(study.name, arm.key))
-        if sound_checkpoints(store, study, arm, until):
-            return
-        session = Session(study, arm, store, device, dtype)
-        obstacle = session.resume()
-        if obstacle:
-            report({"event": "note", "text": f"{arm.key}: training from the beginning, because {obstacle}"})
-        remove_foreign_parts(store, study, arm, session.epoch)
-        record = RunRecord.open(store, study, arm, session.epoch, device_name(device), session.stacks)
-        try:
-            _run(session, until, resume_seconds, report, record)
-        except BaseException as error:
-            record.close("failed", f"{type(error).__name__}: {error}", session.epoch)
-            raise
-        record.close("finished", None, session.epoch)
-
-
-def _run(session: Session, until: int, resume_seconds: float, report: Report, record: RunRecord) -> None:
-    """The loop itself."""
-    study = session.study
-    saved_at = time.monotonic()
-    if session.epoch == 0:
-        headline = _note(record, session.evaluate())
-        if 0 in study.checkpoints:
-            session.save_checkpoint(headline)
-            report({"event": "checkpoint", "epoch": 0})
-    while session.epoch < until:
-        session.train_epoch()
-        is_checkpoint = session.epoch in study.checkpoints
-        if is_checkpoint or session.epoch % study.evaluation.every == 0:
-            headline = _note(record, session.evaluate())
-        if is_checkpoint:
-            session.save_checkpoint(headline)
-        if is_checkpoint or time.monotonic() - saved_at > resume_seconds:
-            session.save_resume_point()
-            saved_at = time.monotonic()
-        if is_checkpoint:
-            report({"event": "checkpoint", "epoch": session.epoch})
-        report({"event": "progress", "epoch": session.epoch})
-
-
-def _note(record: RunRecord, headline: dict[str, float]) -> dict[str, float]:
-    record.headline = headline
-    return headline
-
-
-def retire_other_recipes(store: Store, study: Study, arm: Arm, report: Report) -> None:
-    """Move results of another recipe of this arm aside, so that tables never mix two recipes of one arm."""
-    present = study.recipe_hash(arm)
-    for path in sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json")):
-        manifest = store.read_manifest(path)
-        if manifest is not None and manifest.get("recipe") != present:
-            target = store.retire_arm(study.name, arm.key, str(manifest.get("recipe")))
-            report({"event": "note", "text": f"{arm.key}: its recipe has changed; the old results lie in {target}"})
-            return
+def _mean(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else math.nan

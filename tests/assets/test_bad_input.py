@@ -59,6 +59,10 @@ AT_ONCE = {
         ("curvature", *narrowed(epochs=["last"])),
         'curvature:config:epochs[0]. Value "last" of type',
     ),
+    "list_for_config": (
+        ("curvature", "--config-json", "[1]"),
+        "Error: --config-json must be a JSON object, such as '{",
+    ),
     "unknown_config": (("curvature", *narrowed(width=2)), 'Received unexpected config entry "width"'),
 }
 # ... these by the asset, in the run.
@@ -121,6 +125,11 @@ def test_the_same_is_said_to_who_types_it(case: str, lab: Lab) -> None:
 ENVIRONMENT = {
     "workers_not_a_number": ({"DD_WORKERS": "abc"}, ONE, "DD_WORKERS must be a positive number, not 'abc'"),
     "no_workers": ({"DD_WORKERS": "0"}, ONE, "DD_WORKERS must be a positive number, not '0'"),
+    "no_price": (
+        {"DD_PRICE_PER_GPU_HOUR": "two"},
+        ONE,
+        "DD_PRICE_PER_GPU_HOUR must be a price, such as 2.5, not 'two'",
+    ),
     "unknown_place_to_compute": ({"DD_COMPUTE": "mars"}, ONE, "DD_COMPUTE is 'mars', but jobs can run only on"),
     "data_root_on_a_read_only_file_system": ({"DD_ROOT": "/proc/lab"}, ONE, "cannot write /proc/lab/"),
     "data_root_in_a_bucket": ({"DD_ROOT": "s3://bucket/lab"}, ONE, "the data root must be a folder on a file system"),

@@ -5,7 +5,8 @@ import pytest
 from support import Lab
 
 from dd_assets.catalogue import study_folders
-from dd_core.studies import Catalogue, Study, read_studies
+from dd_core.studies import Study
+from dd_core.study_files import Catalogue, read_studies
 
 FIGURES = {
     "double_descent_curve",
@@ -18,8 +19,14 @@ FIGURES = {
     "hessian_spectrum",
     "hessian_by_width",
     "hessian_over_training",
+    "gpu_hours",
+    "training_dynamics",
 }
-TABLES = {"images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"}
+TABLES = {
+    *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
+    *("resource_probe", "training_monitors"),
+}
+EXPORTS = {"metric_exports"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20"}
 
 # asset | group | kinds | reads | partitions, code version, checks
@@ -30,20 +37,25 @@ curvature_definitions | figures | altair | curvature tiny/per_image_curvature tr
 curvature_over_training | figures | altair | curvature training_evals |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
+gpu_hours | figures | altair | runs |
 hessian_by_width | figures | altair | hessian_spectra training_evals |
 hessian_over_training | figures | altair | hessian_spectra training_evals |
 hessian_spectra | tables | duckdb parquet | tiny/hessian |
 hessian_spectrum | figures | altair | hessian_spectra training_evals |
 image_progress | tables | duckdb parquet | tiny/checkpoints |
 images | tables | duckdb parquet | tiny/checkpoints |
+metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | curvature tiny/per_image_curvature training_evals |
+resource_probe | tables | duckdb parquet | |
 runs | tables | duckdb parquet | tiny/checkpoints |
 tiny/checkpoints | tiny | pytorch safetensors | | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints | arm x epoch, 1,
 tiny/per_image_curvature | tiny | parquet pytorch | tiny/checkpoints | arm x epoch, 2, one_row_per_image
 training_batches | tables | duckdb parquet | tiny/checkpoints |
 training_curves | figures | altair | training_evals |
+training_dynamics | figures | altair | training_evals training_monitors |
 training_evals | tables | duckdb parquet | tiny/checkpoints |
+training_monitors | tables | duckdb parquet | tiny/checkpoints |
 """
 
 
@@ -114,7 +126,7 @@ def test_the_command_lists_the_assets_of_all_shipped_studies(lab: Lab) -> None:
     lab.home.mkdir()
     listed = lab.shell("source ./env.sh && dagster asset list", DD_STUDIES=None).succeeded()
     kinds = ("checkpoints", "per_image_curvature", "hessian")
-    expected = FIGURES | TABLES | {f"{study}/{kind}" for study in SHIPPED for kind in kinds}
+    expected = FIGURES | TABLES | EXPORTS | {f"{study}/{kind}" for study in SHIPPED for kind in kinds}
     assert listed.output.split() == sorted(expected)
 
 

@@ -9,7 +9,7 @@ from torchvision.transforms import functional as tv
 
 from dd_core.data.augmentation import EpochPlan, PlainImages, TrainingImages, plan_epoch
 from dd_core.data.trials import TrialData
-from dd_core.studies import Augmentation
+from dd_core.recipes import Augmentation
 
 CPU = torch.device("cpu")
 FULL = Augmentation(shift_x=2, shift_y=1, flip=True)
@@ -25,7 +25,7 @@ def made_up(num_trials: int, channels: int, shared: bool, num_train: int = 11) -
         labels = random.integers(0, 10, num_train)
         mean = (100 + trial + np.arange(channels)).astype(np.float32)
         std = (10 + trial + np.arange(channels)).astype(np.float32)
-        trials.append(TrialData(ids, ids, labels, labels, labels, mean, std))
+        trials.append(TrialData(ids, ids[:0], ids, labels, labels, labels[:0], labels, mean, std))
     return images, trials
 
 

@@ -1,5 +1,6 @@
 """What only a GPU can show: the same code there, equal to the CPU within float32, and resumed to the bit."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ from dd_core.studies import Arm
 from dd_core.tables import read_parquet
 from dd_core.training import train_arm
 from dd_core.training.checkpoints import load_checkpoint
+from dd_core.training.stack import TrialStack, stacking
 
+from .comparison import ARM, table
 from .dense import assert_close, network, pictures, relative_errors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -29,6 +32,55 @@ def test_resumed_training_on_a_gpu_has_the_same_bits(tiny_study, tmp_path):
         checkpoint = tiny_study.checkpoint(f"{Arm(arm.variant, arm.k).key}|{last:04d}")
         weights.append(load_checkpoint(store, tiny_study, checkpoint)[0])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_training_on_a_gpu_follows_the_cpu(mode, precision, make_study):
+    """The same images in the same order; losses of the first epoch agree as far as the precision reaches."""
+    prepare_process(threads=1)
+    sgd = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+    losses = []
+    for device, settings in (("cpu", {}), ("cuda", {"precision": precision, "compile": mode})):
+        study = make_study({"optimizer": sgd, **settings})
+        stacks = [
+            TrialStack(study, ARM, trials, torch.device(device), torch.float32) for trials in stacking(study, ARM)
+        ]
+        losses.append(np.concatenate([stack.train_epoch(1).loss for stack in stacks], axis=1))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3 if precision == "float32" else 0.05)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverging_trial_leaves_the_others_untouched_on_a_gpu(value, make_study):
+    """Grouped convolutions must not mix the groups, not even as zero times infinity."""
+    prepare_process(threads=1)
+    weights = []
+    for poisoned in (False, True):
+        stack = TrialStack(make_study(), ARM, [0, 1], torch.device("cuda"), torch.float32)
+        if poisoned:
+            with torch.no_grad():
+                next(stack.model.parameters()).unflatten(0, (2, -1))[0].fill_(value)
+        stack.train_epoch(1)
+        weights.append(stack.weights_of(1))
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_memory_that_runs_out_on_a_gpu_halves_the_images_at_a_time(make_study, tmp_path):
+    """Memory is limited to what the whole batch does not fit into."""
+    prepare_process(threads=1)
+    study = make_study({"batch_size": 1024}, data={"dataset": "digits", "num_train": 1024}, widths=(64,))
+    arm, device = Arm("plain", 64), torch.device("cuda")
+    TrialStack(study, arm, [0], device, torch.float32).run_steps(1)
+    needed, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.7 * needed / total)
+    try:
+        train_arm(study, arm, Store(tmp_path), 2, device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    runs = table(Store(tmp_path), study, arm, "runs").query("status != 'running'")
+    assert runs.micro_batch_size.iloc[-1] < 1024 and runs.status.iloc[-1] == "finished"
+    assert (runs.peak_memory_bytes > 0).all() and (runs.gpu_seconds > 0).all()
 
 
 @pytest.mark.parametrize("classes", [10, 100])

@@ -14,7 +14,6 @@ from dd_core.curvature import curve_checkpoint
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.tables import read_parquet, write_parquet
-from dd_core.training import train_arm
 from dd_core.warehouse import connect
 
 ARM = Arm("plain", 1)
@@ -68,12 +67,6 @@ def test_nothing_trained_is_no_problem(store: Store, tiny_study: Study) -> None:
     assert problems(curvature_gaps, store, tiny_study) == []
 
 
-def test_an_arm_trained_in_part_is_asked_for_that_part(store: Store, tiny_study: Study) -> None:
-    for until in (0, 2):
-        train_arm(tiny_study, ARM, store, until)
-        assert problems(metric_gaps, store, tiny_study) == []
-
-
 @pytest.mark.parametrize("harm", ["truncated", "altered", "missing"])
 @pytest.mark.parametrize("what", ["weights", "training_batches", "training_evals", "image_progress"])
 def test_a_harmed_file_of_a_checkpoint_is_found_and_named(
@@ -89,83 +82,6 @@ def test_a_harmed_file_of_a_checkpoint_is_found_and_named(
     assert checked == 6
     assert problem.startswith("plain.k001|0002: ")
     assert str(path) in problem
-
-
-@pytest.mark.parametrize("table", ["training_batches", "training_evals"])
-@pytest.mark.parametrize("epoch", [2, 4])
-def test_a_missing_part_is_found(table: str, epoch: int, trained: Store, tiny_study: Study) -> None:
-    part(trained, table, epoch).unlink()
-    found = problems(metric_gaps, trained, tiny_study)
-    assert [problem.split(":")[0] for problem in found] == ["plain.k001 trial 0", "plain.k001 trial 1"]
-
-
-@pytest.mark.parametrize("table", ["training_batches", "training_evals"])
-def test_a_table_without_any_file_is_found(table: str, trained: Store, tiny_study: Study) -> None:
-    for path in trained.table_folder(table).rglob("*.parquet"):
-        path.unlink()
-    assert len(problems(metric_gaps, trained, tiny_study)) == 4
-
-
-@pytest.mark.parametrize("table", ["training_batches", "training_evals"])
-def test_a_doubled_part_is_found(table: str, trained: Store, tiny_study: Study) -> None:
-    write_parquet(part(trained, table, 3), read_parquet(part(trained, table, 2)))
-    assert len(problems(metric_gaps, trained, tiny_study)) == 2
-
-
-@pytest.mark.parametrize("table", ["training_batches", "training_evals"])
-def test_a_missing_row_is_found(table: str, trained: Store, tiny_study: Study) -> None:
-    path = part(trained, table)
-    write_parquet(path, read_parquet(path).slice(1))
-    (problem,) = problems(metric_gaps, trained, tiny_study)
-    assert problem.startswith("plain.k001 trial 0: ")
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "value"),
-    [
-        ("training_batches", "loss_train_nats", np.nan),
-        ("training_batches", "loss_train_nats", np.inf),
-        ("training_batches", "loss_train_nats", -1.0),
-        ("training_batches", "acc_train", 1.5),
-        ("training_batches", "acc_train", np.nan),
-        ("training_batches", "lr", -1.0),
-        ("training_batches", "lr", np.nan),
-        ("training_evals", "train_error", np.nan),
-        ("training_evals", "train_loss", np.nan),
-        ("training_evals", "train_error", 1.5),
-        ("training_evals", "test_error", -0.5),
-    ],
-)
-def test_a_value_that_cannot_be_is_found(
-    table: str, column: str, value: float, trained: Store, tiny_study: Study
-) -> None:
-    path = part(trained, table)
-    write_parquet(path, changed(column, value)(read_parquet(path)))
-    (problem,) = problems(metric_gaps, trained, tiny_study)
-    assert problem.startswith("plain.k001 trial 0: ")
-    assert "not finite or out of range" in problem
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"evaluation": {"every": 2, "image_progress": "evaluations"}},
-        {"checkpoints": (0, 4)},
-        {"checkpoints": (0, 2)},
-    ],
-    ids=str,
-)
-def test_more_than_the_study_asks_for_now_is_no_problem(changes: Any, curved: Store, make_study: Any) -> None:
-    assert problems(metric_gaps, curved, make_study(**changes)) == []
-    assert problems(curvature_gaps, curved, make_study(**changes)) == []
-
-
-def test_evaluations_the_study_asks_for_now_but_that_were_never_made_are_told(store: Store, make_study: Any) -> None:
-    train_arm(make_study(evaluation={"every": 2}), ARM, store, 4)
-    assert problems(metric_gaps, store, make_study(evaluation={"every": 2})) == []
-    found = problems(metric_gaps, store, make_study())
-    assert len(found) == 2
-    assert "2 missing" in found[0]
 
 
 @pytest.mark.parametrize(

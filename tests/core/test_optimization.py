@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dd_core.models import build, build_trials, load_state
-from dd_core.studies import Arm, Optimizer, Schedule
+from dd_core.recipes import Optimizer, Schedule
+from dd_core.studies import Arm
 from dd_core.training.optimization import clip_gradients, gradient_norms, learning_rate, make_optimizer
 
 ARM = Arm("plain", 2)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from dd_assets.catalogue import catalogue
 from dd_core.errors import StudyError, UserError
-from dd_core.studies import Arm, Optimizer, Schedule, Study, read_studies, read_study
+from dd_core.recipes import Optimizer, Schedule, Variant
+from dd_core.studies import Arm, Study
+from dd_core.study_files import read_studies, read_study
 
 GOOD = """\
 description: a question
@@ -59,6 +61,52 @@ REFUSED = {
     "all labels wrong": ("label_noise: 0.2", "label_noise: 1.0", ["variants.plain.label_noise"]),
     "seed beyond 64 bits": ("trials: 2", "trials: 2\nseed: 9223372036854775808", ["seed"]),
     "momentum for adam": ("0.002}", "0.002, momentum: 0.9}", ["variants.plain.optimizer", "momentum"]),
+    "validation images for what looks at them": (
+        "0.002}",
+        "0.002}\n    early_stopping: {patience: 3}",
+        ["variants.plain.early_stopping.metric: loss_val_nats needs validation images", "num_validation"],
+    ),
+    "a plateau of images that are not there": (
+        "0.002}",
+        "0.002}\n    schedule: {name: plateau, metric: acc_val}",
+        ["variants.plain.schedule.metric: acc_val needs validation images"],
+    ),
+    "a decision by the test set": (
+        "0.002}",
+        "0.002}\n    early_stopping: {metric: test_error, patience: 3}",
+        ["variants.plain.early_stopping.metric", "'test_error'"],
+    ),
+    "no patience": (
+        "0.002}",
+        "0.002}\n    early_stopping: {metric: train_loss, patience: 0}",
+        ["variants.plain.early_stopping.patience"],
+    ),
+    "patience without a plateau": (
+        "0.002}",
+        "0.002}\n    schedule: {name: cosine, patience: 3}",
+        ["variants.plain.schedule: patience belongs to plateau"],
+    ),
+    "more images than there are": ("num_train: 100", "num_train: 1798", ["data.num_train: 1798", "1797"]),
+    "more validation images than are left": (
+        "num_train: 100",
+        "num_train: 1790, num_validation: 8",
+        ["data.num_validation: 1790 images to train on and 8", "1797"],
+    ),
+    "unknown precision of training": (
+        "batch_size: 32",
+        "batch_size: 32\n    precision: int8",
+        ["variants.plain.precision", "'int8'"],
+    ),
+    "an interval without a unit": (*with_("monitors: {norms: {every: 3}}"), ["monitors.norms.every"]),
+    "an interval of another unit": (*with_("monitors: {norms: {every: 3 hours}}"), ["monitors.norms.every", "3 hours"]),
+    "no interval": (*with_("monitors: {norms: {every: 0 steps}}"), ["monitors.norms.every", "positive"]),
+    "half a step": (*with_("monitors: {norms: {every: 1/2 steps}}"), ["monitors.norms.every", "whole number"]),
+    "an unknown monitor": (*with_("monitors: {entropy: {every: 1 epoch}}"), ["monitors.entropy", "not permitted"]),
+    "a monitor that is no class": (
+        *with_("monitors: {custom: {own: {use: my.module, every: 1 epoch}}}"),
+        ["monitors.custom.own.use", "package.module:Class"],
+    ),
+    "a negative price": (*with_("price_per_gpu_hour: -1"), ["price_per_gpu_hour"]),
     "unknown optimiser": ("name: adam", "name: lion", ["variants.plain.optimizer.name", "'lion'"]),
     "nesterov without momentum": (
         "name: adam, learning_rate: 0.002}",
@@ -316,6 +364,10 @@ def test_the_recipe_hash_changes_with_momentum_and_width(make_study: Any) -> Non
         {"name": "other"},
         {"curvature": {"estimators": ("top_directions", "finite_difference"), "precision": "bfloat16"}},
         {"hessian": {"epochs": (0,), "num_images": 10}},
+        {"monitors": {"hessian": None, "norms": {"every": "3 steps"}}},
+        {"keep_best": 0},
+        {"price_per_gpu_hour": 2.5},
+        {"variant": {"workers_per_gpu": 1}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -331,6 +383,7 @@ def test_a_study_whose_schedule_has_no_end_can_be_prolonged(schedule: str, make_
 
 # Keys that came later: at their defaults they leave the recipe as it was, so that nothing is trained again for them.
 SGD = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+PLATEAU = {"name": "plateau", "metric": "train_loss"}
 ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "optimizer.nesterov": ({"optimizer": SGD}, {"optimizer": {**SGD, "nesterov": True}}),
     "optimizer.betas": ({}, {"optimizer": {"name": "adam", "learning_rate": 0.002, "betas": (0.9, 0.99)}}),
@@ -346,6 +399,13 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"schedule": {"name": "step", "milestones": (1,)}},
         {"schedule": {"name": "step", "milestones": (1,), "factor": 0.2}},
     ),
+    **{
+        f"schedule.{name}": ({"schedule": PLATEAU}, {"schedule": {**PLATEAU, name: value}})
+        for name, value in {"metric": "train_error", "patience": 3, "threshold": 0.1, "smallest": 0.01}.items()
+    },
+    "early_stopping": ({}, {"early_stopping": {"metric": "train_loss", "patience": 3}}),
+    "precision": ({}, {"precision": "bfloat16"}),
+    "compile": ({}, {"compile": "default"}),
 }
 
 
@@ -356,14 +416,26 @@ def test_the_recipe_hash_changes_with_keys_that_came_later(field: str, make_stud
 
 
 def test_every_key_that_came_later_is_covered_above() -> None:
-    models = {"optimizer": Optimizer, "schedule": Schedule}
+    models = {"optimizer.": Optimizer, "schedule.": Schedule, "": Variant}
     later = {
-        f"{owner}.{name}"
+        f"{owner}{name}"
         for owner, model in models.items()
         for name, f in model.model_fields.items()
-        if f.json_schema_extra
+        if "left_out_of_recipe_at_default" in (f.json_schema_extra or {})
     }
     assert later == set(ADDED)
+
+
+def test_validation_images_are_part_of_the_recipe_of_every_study_that_has_some(make_study: Any) -> None:
+    with_validation = make_study(data={"dataset": "digits", "num_train": 100, "num_validation": 10})
+    assert with_validation.recipe_hash(ARM) != make_study().recipe_hash(ARM)
+
+
+@pytest.mark.parametrize(
+    "variant", [{"schedule": PLATEAU}, {"early_stopping": {"metric": "train_loss", "patience": 3}}]
+)
+def test_when_evaluations_decide_their_interval_is_part_of_the_recipe(variant: Any, make_study: Any) -> None:
+    assert make_study(variant, evaluation={"every": 2}).recipe_hash(ARM) != make_study(variant).recipe_hash(ARM)
 
 
 def test_a_recipe_without_later_keys_is_still_that_of_the_first_version() -> None:

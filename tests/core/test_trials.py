@@ -13,6 +13,7 @@ from dd_core.data.images_table import write_images
 from dd_core.data.randomness import generator, torch_seed
 from dd_core.data.trials import corrupt_labels, trial_data
 from dd_core.errors import DataMissingError
+from dd_core.recipes import Data
 from dd_core.store import Store
 from dd_core.studies import Study
 from dd_core.tables import read_parquet
@@ -116,8 +117,9 @@ def test_more_or_less_noise_leaves_the_split_alone(make_study: Any) -> None:
 
 
 def test_asking_for_more_images_than_there_are_is_one_sentence(make_study: Any) -> None:
-    study = make_study(data={"dataset": "digits", "num_train": 1798})
-    with pytest.raises(DataMissingError, match="asks for 1798 training images, digits has 1797"):
+    data = Data.model_validate({"dataset": "digits", "num_train": 1790, "num_validation": 8})
+    study = make_study().model_copy(update={"data": data})  # a study file could not say so
+    with pytest.raises(DataMissingError, match="asks for 1798 training and validation images, digits has 1797"):
         trial_data(study, "plain", 0)
 
 

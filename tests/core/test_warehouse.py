@@ -18,7 +18,7 @@ from dd_core.data.images_table import write_images
 from dd_core.errors import StaleError, StoreError
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet, write_parquet
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
 from dd_core.training import train_arm
 from dd_core.warehouse import connect, refresh
 
@@ -59,6 +59,9 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     hessian_of_checkpoint(make_study(hessian=hessian), FIRST, trained)
     curve_checkpoint(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
+    probed = {column.name: None for column in TABLES["resource_probe"].file_columns}
+    path = trained.table_folder("resource_probe", tiny_study.name, FIRST.arm.key) / "cpu.parquet"
+    write_parquet(path, to_arrow("resource_probe", probed, 1))
     return trained
 
 

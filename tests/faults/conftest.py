@@ -36,7 +36,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def expected(undisturbed: Lab) -> dict[str, str]:
     """Digests of the undisturbed results."""
     digests = results(undisturbed.root)
-    assert len(digests) == 2 * (4 + 3 + 4 + 4 + 4)  # arms x (weights, batches, evals, images, curvature)
+    assert len(digests) == 2 * (4 + 3 + 4 + 3 + 4 + 4)  # arms x (weights, batches, evals, monitors, images, curvature)
     return digests
 
 

@@ -7,19 +7,20 @@ from support import Death, Lab, Worker, attempts, results, stamps, work, work_an
 
 ARM = "plain.k002"
 
-# One arm's training gives 25 files their names: a probe and its row in `runs`; then, at each of the four checkpoints,
-# the batches (not at epoch 0), evaluations, images, weights, manifest and resume point (not at epoch 0); the row again.
+# One arm's training gives 28 files their names: a probe and its row in `runs`; then, at each of the four checkpoints,
+# the batches (not at epoch 0), evaluations, monitors (not at epoch 0), images, weights, manifest and resume point (not
+# at epoch 0); the row again.
 MOMENTS = {
     "before_anything_is_written": Death({"event": "started"}),
     "before_the_first_weights": Death(file=5),
     "before_the_first_manifest": Death(file=6),
     "right_after_the_first_checkpoint": Death({"event": "checkpoint", "epoch": 0}),
     "between_checkpoints": Death({"event": "progress", "epoch": 1}),
-    "between_weights_and_manifest": Death(file=11),
-    "between_manifest_and_resume_point": Death(file=12),
+    "between_weights_and_manifest": Death(file=12),
+    "between_manifest_and_resume_point": Death(file=13),
     "right_after_a_checkpoint": Death({"event": "checkpoint", "epoch": 8}),
-    "in_the_middle_of_writing_metrics": Death(file=15),
-    "at_the_last_resume_point": Death(file=24),
+    "in_the_middle_of_writing_metrics": Death(file=16),
+    "at_the_last_resume_point": Death(file=27),
     "right_after_the_last_checkpoint": Death({"event": "checkpoint", "epoch": 24}),
 }
 
@@ -38,7 +39,7 @@ def test_training_killed_and_run_again_gives_the_same_bits(
     work(lab, job)
     assert results(lab.root) == of_arm(expected_training)
     assert interrupted == (["running"] if death.event != {"event": "started"} else [])
-    was_complete = death.file == 24 or death.event == {"event": "checkpoint", "epoch": 24}
+    was_complete = death.file == 27 or death.event == {"event": "checkpoint", "epoch": 24}
     assert attempts(lab.store, ARM) == ["interrupted"] * len(interrupted) + ["finished"] * (not was_complete)
     assert list(lab.root.glob("**/.*.tmp")) == [], "left by the killed worker"
 

@@ -1,0 +1,134 @@
+r"""Read metrics of other systems, or exported ones, into the tables, to be queried by SQL and plotted like any study.
+
+  python -m dd_assets.import_metrics figure1 output/ --dataset cifar10 --architecture preact_resnet18 \
+      --label-noise 0.15 --batch-size 128 --optimizer adam --learning-rate 1e-4
+  python -m dd_assets.import_metrics copy data/exports/quickstart
+
+reads metrics.csv, metrics.jsonl and metrics_k*.jsonl. The variant, k and trial of a run come from its path
+(s-core.k008/trial-003, metrics_k12.jsonl) or from options. Give all files of a run in one command. The study's file is
+written into the folder DD_STUDIES; how a variant was trained is asked for once, when it is new.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from dd_assets.catalogue import study_folders
+from dd_core.errors import UserError
+from dd_core.exchange.importer import Imported, Request, import_metrics
+from dd_core.exchange.runs import Reading
+from dd_core.recipes import Data, Optimizer, Variant
+from dd_core.store import Store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Import; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        store = Store(Path(os.environ.get("DD_ROOT", "data")).expanduser().absolute())
+        folders = study_folders()
+        if len(folders) < 2:
+            raise UserError(
+                "DD_STUDIES is not set: name a folder for your study files (export DD_STUDIES=$PWD/my_studies), into "
+                "which the file of the imported study is written"
+            )
+        store.check_writable()
+        request = _request(options)
+        done = import_metrics(store, folders, request, dry_run=options.dry_run)
+        if done.written and not options.dry_run:
+            from dd_core.warehouse import refresh
+
+            refresh(store)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(_told(request.study, done, options.dry_run))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dd_assets.import_metrics",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("study", help="name of the study the runs become part of")
+    add("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="folders are searched for metrics*.csv, .jsonl")
+    add("--dry-run", action="store_true", help="check everything and write nothing")
+    add("--replace", action="store_true", help="let rows of an earlier import give way to those of other files")
+    add("--description", default=Request.description, help="of a new study")
+    runs = parser.add_argument_group("which run it is, instead of what the path says").add_argument
+    runs("--variant", help="name of the training recipe")
+    runs("--k", type=int, help="width multiplier of the model")
+    runs("--trial", type=int, help="number of the random seed, from 0")
+    trained = parser.add_argument_group("how it was trained, where the study file does not say it yet").add_argument
+    trained("--dataset", choices=_choices(Data, "dataset"))
+    trained("--num-train", type=int, help="training images, if not all of the data set")
+    trained("--architecture", choices=_choices(Variant, "architecture"))
+    trained("--label-noise", type=float, help="share of wrong training labels, fraction")
+    trained("--batch-size", type=int)
+    trained("--optimizer", choices=_choices(Optimizer, "name"))
+    trained("--learning-rate", type=float, help="default: the largest in the files")
+    trained("--weight-decay", type=float, help="default: that of the files if it never changes, else 0")
+    files = parser.add_argument_group("how the files are to be read").add_argument
+    files("--rename", action="append", default=[], metavar="KEY=NAME", help="read a key as another; KEY= leaves it out")
+    files("--percent", action="store_true", help="accuracies and errors are in percent")
+    files("--first-epoch", type=int, choices=(0, 1), default=1, help="how the files count; with 0, one is added")
+    files("--accept-nan", action="store_true", help="take bare NaN and Infinity in JSON, as Python writes them")
+    return parser
+
+
+def _choices(model: Any, key: str) -> tuple[str, ...]:
+    return get_args(model.model_fields[key].annotation)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    def given(**values: Any) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if value is not None}
+
+    optimizer = given(name=options.optimizer, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+    settings = given(architecture=options.architecture, label_noise=options.label_noise, batch_size=options.batch_size)
+    wrong = [text for text in options.rename if text.find("=") < 1]
+    if wrong:
+        raise UserError(f"--rename {wrong[0]}: say KEY=NAME, or KEY= to leave the key out")
+    return Request(
+        study=options.study,
+        paths=tuple(options.paths),
+        variant=options.variant,
+        reading=Reading(options.k, options.trial, options.first_epoch, options.percent),
+        renames={text.partition("=")[0]: text.partition("=")[2] for text in options.rename},
+        accept_nan=options.accept_nan,
+        data=given(dataset=options.dataset, num_train=options.num_train),
+        settings={**settings, **({"optimizer": optimizer} if optimizer else {})},
+        description=options.description,
+        replace=options.replace,
+    )
+
+
+def _told(study: str, done: Imported, dry_run: bool) -> str:
+    """What came of it, for people."""
+    totals: dict[str, int] = {}
+    for counts in done.rows.values():
+        for table, rows in counts.items():
+            totals[table] = totals.get(table, 0) + rows
+    arms = list(dict.fromkeys(arm.key for arm, _ in done.rows))
+    shown = ", ".join(arms) if len(arms) <= 8 else f"{arms[0]}, {arms[1]}, … {arms[-1]}"
+    lines = [f"{study}: {len(done.rows)} runs of {len(arms)} arms ({shown})"]
+    lines += [f"  {table}: {rows:,} rows" for table, rows in sorted(totals.items())]
+    if done.metrics:
+        lines.append(f"  other keys, now metrics of training_monitors: {', '.join(done.metrics)}")
+    lines += [f"  left out: {text}" for text in done.left_out]
+    if dry_run:
+        lines.append(f"Nothing was written; without --dry-run {len(done.written)} files would be.")
+    elif done.written:
+        lines.append("Done. Plot it: dagster asset materialize --select double_descent_curve,training_curves")
+    else:
+        lines.append("All of it had been imported before; nothing was changed.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Metric files of other systems, or exported ones, into the tables of an imported study.
+
+Everything is read and checked before anything is written; then all is written aside, and put into place by renaming. A
+process killed between two of these renames leaves whole files only, and the same command completes them. Importing the
+same files again changes nothing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from dd_core.errors import UserError
+from dd_core.exchange.columns import STEP_FILE_KEYS
+from dd_core.exchange.reading import read_metrics
+from dd_core.exchange.rows import rows_of
+from dd_core.exchange.runs import Reading, Run, split_runs
+from dd_core.exchange.settings import agreed_data, agreed_variant
+from dd_core.exchange.sources import Source, find_sources
+from dd_core.exchange.staging import differs, replace_if_changed, staging_folder
+from dd_core.exchange.study_file import StudyFile, extended
+from dd_core.store import Store, sha256_of
+from dd_core.studies import Arm, Study
+from dd_core.study_files import Catalogue, read_studies
+from dd_core.tables import write_parquet
+
+DEFAULT_VARIANT = "imported"
+_Runs = dict[tuple[Arm, int], Run]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        study: name of the study that the runs become part of.
+        paths: files, and folders in which they are looked for.
+        variant: instead of what the paths say.
+        reading: how files are to be read.
+        renames: keys to be read under another name, or, with an empty one, to be left out.
+        accept_nan: take bare NaN and Infinity in JSON.
+        data: keys of ``Data`` that the user says.
+        settings: keys of ``Variant`` that the user says.
+        description: of a new study.
+        replace: whether rows of an earlier import may give way to those of other files.
+    """
+
+    study: str
+    paths: tuple[Path, ...]
+    variant: str | None = None
+    reading: Reading = field(default_factory=Reading)
+    renames: dict[str, str] = field(default_factory=dict)
+    accept_nan: bool = False
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    description: str = "Metrics of another system, imported."
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of it.
+
+    Attributes:
+        rows: rows by table of every arm and trial.
+        metrics: keys that are no column of a table and no metric of ours, which became metrics of training_monitors.
+        left_out: files not read and keys not taken, and why.
+        written: files that are new or have changed, or would be.
+    """
+
+    rows: dict[tuple[Arm, int], dict[str, int]]
+    metrics: list[str]
+    left_out: list[str]
+    written: list[Path]
+
+
+def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_run: bool = False) -> Imported:
+    """Import metric files.
+
+    Args:
+        store: where the tables lie.
+        folders: of study files; into the last, the user's, the file of the imported study is written.
+        request: what to import.
+        dry_run: check everything and say what would be written, but write nothing.
+
+    Raises:
+        UserError: a file or the request is wrong; nothing has been written.
+        StoreError: something cannot be written.
+    """
+    lock = store.lock_path("import")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        former = _existing(store, read_studies(folders), request.study)
+        runs, left_out = _read(former, request)
+        study_file = _study_file(folders[-1], former, runs, request)
+        study = study_file.study
+        with staging_folder(store, f"import.{study.name}") as staging:
+            parts = [part for key, run in runs.items() for part in _stage(store, study, *key, run, staging)]
+            changed = [part for part in parts if differs(part.staged, part.final)]
+            if not request.replace:
+                for part in changed:
+                    part.refuse_if_from_other_files(store)
+            if not dry_run:
+                study_file.write()
+                for part in parts:
+                    is_new = replace_if_changed(part.staged, part.final)
+                    if is_new or store.read_manifest(part.manifest_path) is None:
+                        store.write_manifest(part.manifest_path, part.manifest, {"table": part.final})
+    rows: dict[tuple[Arm, int], dict[str, int]] = {}
+    for part in parts:
+        rows.setdefault((part.arm, part.manifest["trial"]), {})[part.table] = part.manifest["rows"]["table"]
+    written = [part.final for part in changed] + [study_file.path] * study_file.differs
+    return Imported(rows, _unknown_metrics(runs), left_out, written)
+
+
+def _existing(store: Store, catalogue: Catalogue, name: str) -> Study | None:
+    """The imported study of that name, or None if the name is free."""
+    is_known = name in catalogue.studies or any(path.stem == name for path in catalogue.errors)
+    study = catalogue.get(name) if is_known else None
+    if study is not None and not study.imported:
+        raise UserError(f"{name} is a study that is trained here; choose another name for what you import")
+    if store.arm_folder(name, "").exists():
+        raise UserError(f"a study called {name} has been trained under {store.root}; choose another name")
+    return study
+
+
+def _read(study: Study | None, request: Request) -> tuple[_Runs, list[str]]:
+    """All runs by arm and trial, and what was left out."""
+    sources, told_twice = find_sources(request.paths)
+    left_out: dict[str, list[str]] = {}
+    for path in told_twice:
+        left_out.setdefault("metrics.csv, as metrics.jsonl beside it says the same", []).append(str(path))
+    runs: _Runs = {}
+    for source in sources:
+        file = read_metrics(source.path, request.renames, accept_nan=request.accept_nan)
+        variant = request.variant or source.variant or _only_variant(study, source)
+        for k, trial, run in split_runs(source, file, request.reading):
+            runs.setdefault((Arm(variant, k), trial), Run()).add(run)
+        for key, (line, text) in file.texts.items():
+            left_out.setdefault(f"{key}, which is no number", []).append(f"{file.path}:{line} ({text})")
+    told = [f"{what}: {where[0]}{_and_others(len(where) - 1)}" for what, where in left_out.items()]
+    return {key: runs[key] for key in sorted(runs)}, told
+
+
+def _and_others(count: int) -> str:
+    return f" and {count} other {'file' if count == 1 else 'files'}" if count else ""
+
+
+def _only_variant(study: Study | None, source: Source) -> str:
+    if study is None:
+        return DEFAULT_VARIANT
+    if len(study.variants) > 1:
+        raise UserError(
+            f"{source.path}: its path names no variant, and {study.name} has several; pass --variant with one of "
+            f"{', '.join(study.variants)}, or a new one"
+        )
+    return next(iter(study.variants))
+
+
+def _study_file(folder: Path, former: Study | None, runs: _Runs, request: Request) -> StudyFile:
+    """The study file that covers these runs too."""
+    data = agreed_data(former.data if former else None, runs.values(), request.data, request.study)
+    variants = {
+        name: agreed_variant(
+            former.variants.get(name) if former else None,
+            [run for (arm, _), run in runs.items() if arm.variant == name],
+            request.settings,
+            name,
+        )
+        for name in dict.fromkeys(arm.variant for arm, _ in runs)
+    }
+    epochs: dict[Arm, list[int]] = {}
+    for (arm, _), run in runs.items():
+        epochs.setdefault(arm, []).extend(run.evaluated_epochs)
+    num_trials = 1 + max(trial for _, trial in runs)
+    return extended(folder, request.study, former, request.description, data, variants, epochs, num_trials)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file of a table: the rows of a trial of an arm.
+
+    Attributes:
+        arm, table: which.
+        staged, final: where it is, and where it shall lie.
+        manifest: says what it was made from.
+    """
+
+    arm: Arm
+    table: str
+    staged: Path
+    final: Path
+    manifest: dict[str, Any]
+
+    @property
+    def manifest_path(self) -> Path:
+        """Beside the file."""
+        return self.final.with_suffix(".json")
+
+    def refuse_if_from_other_files(self, store: Store) -> None:
+        """What an earlier import made from the same files may change: the study file describes them anew."""
+        if not self.final.exists():
+            return
+        former = store.read_manifest(self.manifest_path) or {}
+        if former.get("sources") != self.manifest["sources"]:
+            run = f"{self.manifest['study']}/{self.manifest['arm']}, trial {self.manifest['trial']}"
+            raise UserError(
+                f"{run} has rows of other files already ({self.final}); import as another --trial, --variant or --k, "
+                "or pass --replace"
+            )
+
+
+def _stage(store: Store, study: Study, arm: Arm, trial: int, run: Run, staging: Path) -> list[_Part]:
+    """Write the tables of a run aside."""
+    recipe = study.recipe_hash(arm)
+    tables = rows_of(run, {"variant": arm.variant, "k": arm.k, "trial": trial, "recipe": recipe})
+    manifest = {
+        "kind": "import",
+        "study": study.name,
+        "arm": arm.key,
+        "trial": trial,
+        "recipe": recipe,
+        "sources": sorted({sha256_of(source.path) for source in run.sources}),
+        "source_paths": sorted({str(source.path) for source in run.sources}),
+    }
+    parts = []
+    for name, table in tables.items():
+        final = store.table_folder(name, study.name, arm.key) / f"trial-{trial:03d}.parquet"
+        staged = staging / final.relative_to(store.root)
+        write_parquet(staged, table)
+        parts.append(_Part(arm, name, staged, final, {**manifest, "rows": {"table": table.num_rows}}))
+    return parts
+
+
+def _unknown_metrics(runs: _Runs) -> list[str]:
+    """Names of metrics that no monitor of ours has."""
+    names = {name for run in runs.values() for name in run.content.get("training_monitors", {})}
+    return sorted(names - set(STEP_FILE_KEYS))

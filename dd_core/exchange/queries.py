@@ -1,0 +1,144 @@
+"""The tables of one arm, and what of them goes into its metric files: SQL, and nothing that writes."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset
+
+from dd_core.errors import StaleError, UserError
+from dd_core.exchange.columns import (
+    EPOCH_FILE_KEYS,
+    EPOCH_FILE_METRICS,
+    STANDARD_ERROR,
+    STEP_FILE_KEYS,
+    VALIDATION_COLUMNS,
+    is_reserved,
+)
+from dd_core.store import Store
+from dd_core.studies import Arm, Study
+from dd_core.tables import TABLES, arrow_schema
+
+EXPORTED_TABLES = ("training_batches", "training_evals", "training_monitors")
+_NUM_BATCH_KEYS = STEP_FILE_KEYS.index("acc_train") + 1
+_FROM_EVALUATION = {
+    **{name: f"evaluation.{name}" for name in VALIDATION_COLUMNS},
+    "checkpoint_size_mb": "evaluation.megabytes",
+}
+
+# One row per step at which something was measured. The names of metrics come in as values, never as SQL, so columns of
+# monitors are numbered. An evaluation is also where a checkpoint may be; a trial that stopped early is evaluated again
+# and again after its last step, of which the first time is told.
+_STEPS = """
+    WITH batch AS (
+        SELECT step, epoch, time, lr, weight_decay AS wd, loss_train_nats, loss_train_bits, acc_train
+        FROM training_batches WHERE trial = $trial AND recipe = $recipe
+    ), monitor AS (
+        SELECT step, any_value(epoch) AS epoch{measured}
+        FROM training_monitors WHERE trial = $trial AND recipe = $recipe AND step IS NOT NULL GROUP BY step
+    ), checkpoint AS (
+        SELECT unnest($epochs::SMALLINT[]) AS epoch, unnest($megabytes::DOUBLE[]) AS megabytes
+    ), evaluation AS (
+        SELECT step, min(epoch) AS epoch, arg_min(megabytes, epoch) AS megabytes,
+               arg_min(CASE WHEN $has_validation THEN loss_val_nats END, epoch) AS loss_val_nats,
+               arg_min(CASE WHEN $has_validation THEN acc_val END, epoch) AS acc_val
+        FROM training_evals LEFT JOIN checkpoint USING (epoch)
+        WHERE trial = $trial AND recipe = $recipe AND step IS NOT NULL AND ($has_validation OR megabytes IS NOT NULL)
+        GROUP BY step
+    )
+    SELECT step, coalesce(batch.epoch, monitor.epoch, evaluation.epoch) AS epoch,
+           time, lr, wd, loss_train_nats, loss_train_bits, acc_train{shown}
+    FROM batch FULL JOIN monitor USING (step) FULL JOIN evaluation USING (step) ORDER BY step
+"""
+_METRICS = """
+    SELECT metric, bool_or(standard_error IS NOT NULL AND NOT isnan(standard_error)) FROM training_monitors
+    WHERE recipe = $recipe AND step IS NOT NULL GROUP BY metric ORDER BY metric
+"""
+TRIALS = """
+    SELECT DISTINCT trial FROM (
+        SELECT trial, recipe, step FROM training_batches UNION ALL SELECT trial, recipe, step FROM training_monitors
+        UNION ALL SELECT trial, recipe, step FROM training_evals
+    ) WHERE recipe = $recipe AND step IS NOT NULL ORDER BY trial
+"""
+EPOCHS = f"""
+    SELECT {", ".join(EPOCH_FILE_KEYS)} FROM training_evals
+    WHERE recipe = $recipe AND coalesce({", ".join(EPOCH_FILE_METRICS)}) IS NOT NULL ORDER BY epoch, trial
+"""
+
+
+def table_files(store: Store, table: str, study: Study, arm: Arm) -> list[Path]:
+    """The parquet files of an arm in a table."""
+    return sorted(store.table_folder(table, study.name, arm.key).glob("*.parquet"))
+
+
+@contextlib.contextmanager
+def connection_to(store: Store, study: Study, arm: Arm) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The tables of one arm alone: the warehouse's views would open the files of all others too.
+
+    Raises:
+        StaleError: a file is damaged, as is found when it is read.
+    """
+    with contextlib.closing(duckdb.connect()) as connection:
+        for name in EXPORTED_TABLES:
+            fields = [
+                pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
+                for field in arrow_schema(TABLES[name])
+            ]
+            files = [str(path) for path in table_files(store, name, study, arm)]
+            # By the table's own schema, so that a column an earlier version did not have is null.
+            connection.register(name, pyarrow.dataset.dataset(files, schema=pa.schema(fields), format="parquet"))
+        try:
+            yield connection
+        except (pa.ArrowInvalid, duckdb.Error) as error:
+            reason = str(error).splitlines()[0]
+            raise StaleError(
+                f"a file of {study.name}/{arm.key} in the tables is damaged ({reason}); remove it and train again"
+            ) from error
+
+
+def metrics_of(connection: duckdb.DuckDBPyConnection, study: Study, arm: Arm, recipe: str) -> dict[str, bool]:
+    """The metrics of the arm's monitors, and whether any value of each has a standard error.
+
+    Raises:
+        UserError: one has a name that means something else in an exported file.
+    """
+    found: dict[str, bool] = dict(connection.execute(_METRICS, {"recipe": recipe}).fetchall())
+    for metric in found:
+        if is_reserved(metric) or metric.removesuffix(STANDARD_ERROR) in set(found) - {metric}:
+            raise UserError(
+                f"the metric {metric!r} that a monitor of {study.name}/{arm.key} recorded means something else in an "
+                "exported file; give it another name in the monitor"
+            )
+    return found
+
+
+def step_rows(
+    connection: duckdb.DuckDBPyConnection, metrics: dict[str, bool], parameters: dict[str, Any]
+) -> tuple[list[str], duckdb.DuckDBPyConnection]:
+    """Keys and rows of a trial's step file, in the order of steps.
+
+    Args:
+        connection: as ``connection_to`` makes it.
+        metrics: as ``metrics_of`` finds them.
+        parameters: trial, recipe, has_validation, and epochs and megabytes of checkpoints.
+    """
+    number = {name: i for i, name in enumerate(metrics)}
+    errors = [name for name, has_error in metrics.items() if has_error]
+    values = [*STEP_FILE_KEYS[_NUM_BATCH_KEYS:], *(name for name in metrics if name not in STEP_FILE_KEYS)]
+    measured = [f"any_value(value) FILTER (metric = $m{i}) AS v{i}" for i in number.values()]
+    measured += [
+        f"any_value(standard_error) FILTER (metric = $m{number[name]} AND NOT isnan(standard_error)) AS e{number[name]}"
+        for name in errors
+    ]
+    shown = []
+    for name in values:
+        by_monitor = f"v{number[name]}" if name in number else "NULL::DOUBLE"
+        shown.append(f"coalesce({by_monitor}, {_FROM_EVALUATION.get(name, 'NULL')})")
+    shown += [f"e{number[name]}" for name in errors]
+    sql = _STEPS.format(measured="".join(f", {m}" for m in measured), shown="".join(f", {s}" for s in shown))
+    given = {**parameters, **{f"m{i}": name for name, i in number.items()}}
+    names = [*STEP_FILE_KEYS[:_NUM_BATCH_KEYS], *values, *(f"{name}{STANDARD_ERROR}" for name in errors)]
+    return names, connection.execute(sql, given)

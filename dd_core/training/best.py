@@ -1,0 +1,65 @@
+"""The best checkpoints of each trial, by lowest loss on its validation images, beside those that the study names."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd_core.errors import StaleError
+from dd_core.store import Store
+from dd_core.studies import Arm, Study
+from dd_core.training.checkpoints import identity, read_tensors, save_tensors
+
+
+def save_best(
+    store: Store, study: Study, arm: Arm, trial: int, epoch: int, loss_val_nats: float, weights: dict[str, Tensor]
+) -> None:
+    """Keep one trial's weights (those of a plain network) at an epoch; equal weights give equal files."""
+    path = _path(store, study, arm, trial, epoch)
+    save_tensors(path, weights, {"checkpoint": f"{study.name}/{arm.key}/{trial}/{epoch}"})
+    manifest = {
+        "kind": "best checkpoint",
+        **identity(study, arm),
+        "trial": trial,
+        "epoch": epoch,
+        "loss_val_nats": loss_val_nats,
+        "torch_version": torch.__version__,
+        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    store.write_manifest(path.with_suffix(".json"), manifest, {"weights": path})
+
+
+def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A trial's weights where its loss_val_nats was lowest, as those of a plain network, and their manifest.
+
+    Raises:
+        StaleError: none was kept (no validation images, or ``keep_best: 0``), or it is damaged or of another recipe.
+    """
+    found = []
+    for path in store.best_folder(study.name, arm.key).glob(f"trial-{trial:03d}.*.json"):
+        manifest = store.read_manifest(path)
+        if manifest is not None and all(manifest.get(key) == value for key, value in identity(study, arm).items()):
+            found.append((manifest["loss_val_nats"], manifest["epoch"], manifest))
+    if not found:
+        raise StaleError(
+            f"no best checkpoint of trial {trial} of {arm.key} in {study.name} is kept; it needs data.num_validation "
+            "and keep_best in the study, and training"
+        )
+    manifest = min(found, key=lambda entry: entry[:2])[2]
+    tensors, _ = read_tensors(store.verify(manifest, "weights"))
+    return tensors, manifest
+
+
+def prune_best(store: Store, study: Study, arm: Arm, kept: list[list[int]]) -> None:
+    """Remove all but the epochs named, trial by trial; the manifest goes first."""
+    wanted = {_path(store, study, arm, trial, epoch).stem for trial, epochs in enumerate(kept) for epoch in epochs}
+    for suffix in ("json", "safetensors"):
+        for path in store.best_folder(study.name, arm.key).glob(f"*.{suffix}"):
+            if path.stem not in wanted:
+                path.unlink()
+
+
+def _path(store: Store, study: Study, arm: Arm, trial: int, epoch: int) -> Path:
+    return store.best_folder(study.name, arm.key) / f"trial-{trial:03d}.epoch-{epoch:04d}.safetensors"

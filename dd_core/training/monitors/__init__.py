@@ -1,0 +1,68 @@
+"""Monitors: what is measured during training beside batches and evaluations. See ``base`` first."""
+
+import importlib
+from typing import Any
+
+from dd_core.errors import UserError
+from dd_core.monitor_settings import CustomMonitor, MonitorEntry, period_in_steps
+from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
+from dd_core.training.monitors.timetable import Timetable
+
+__all__ = ["Measurement", "Moment", "Monitor", "Timetable", "Watched", "make_monitors"]
+
+_OWN = {
+    "validation": "dd_core.training.monitors.validation:Validation",
+    "norms": "dd_core.training.monitors.norms:Norms",
+    "hessian": "dd_core.training.monitors.hessian:Hessian",
+    "noise": "dd_core.training.monitors.noise:Noise",
+}
+
+
+def make_monitors(stack: Watched) -> Timetable:
+    """The monitors that the stack's study asks for.
+
+    Raises:
+        UserError: a monitor of the user's own cannot be imported or made, or measures what another measures.
+    """
+    active = stack.study.monitors.active(stack.num_validation > 0)
+    entries = {}
+    measured_by: dict[str, str] = {}
+    for name, settings in active.items():
+        period = period_in_steps(settings.every, stack.steps_per_epoch)
+        monitor = _make(name, settings, stack)
+        for metric in monitor.metrics:
+            if measured_by.setdefault(metric, name) != name:
+                raise UserError(f"monitors.{name}: {metric} is measured by monitors.{measured_by[metric]}; rename one")
+        entries[name] = (period, monitor)
+    return Timetable(entries)
+
+
+def monitor_class(name: str, settings: MonitorEntry) -> type[Monitor]:
+    """The class behind an entry of a study's monitors.
+
+    Raises:
+        UserError: there is no such class, or it is no Monitor.
+    """
+    target = settings.use if isinstance(settings, CustomMonitor) else _OWN[name]
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise UserError(
+            f"monitors.{name}: {target} cannot be imported ({error}); it must be on the PYTHONPATH of the workers"
+        ) from error
+    if found is None:
+        raise UserError(f"monitors.{name}: there is no {attribute} in {module}")
+    if not (isinstance(found, type) and issubclass(found, Monitor)):
+        raise UserError(f"monitors.{name}: {target} is not a subclass of dd_core.training.monitors.Monitor")
+    return found
+
+
+def _make(name: str, settings: MonitorEntry, stack: Watched) -> Monitor:
+    options: dict[str, Any] = (
+        settings.options if isinstance(settings, CustomMonitor) else settings.model_dump(exclude={"every"})
+    )
+    try:
+        return monitor_class(name, settings)(stack, **options)
+    except TypeError as error:
+        raise UserError(f"monitors.{name}: cannot be made with these options ({error})") from error

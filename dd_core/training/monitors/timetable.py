@@ -1,0 +1,76 @@
+"""Which monitor is due after which step; collects on the device what they measure until the epoch ends."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd_core.errors import UserError
+from dd_core.monitor_settings import is_due
+from dd_core.training.monitors.base import Moment, Monitor
+
+# Per metric an array (measurements, 2 + 2 T): epoch, step, values by trial, standard errors by trial (NaN if none).
+Readings = dict[str, np.ndarray]
+
+
+class Timetable:
+    """The monitors of one stack, and the readings of the present epoch."""
+
+    def __init__(self, entries: dict[str, tuple[Fraction, Monitor]]):
+        """``entries``: by name the period in steps, and the monitor."""
+        self._entries = entries
+        self._watchers = [monitor for _, monitor in entries.values() if monitor.watches_every_step]
+        self._readings: dict[str, list[tuple[int, int, Tensor, Tensor | None]]] = {}
+
+    def after_step(self, step: int, moment: Callable[[], Moment]) -> None:
+        """Let every monitor look that is due; ``moment`` is called only if one is."""
+        due = [monitor for period, monitor in self._entries.values() if is_due(period, step)]
+        if not due and not self._watchers:
+            return
+        now = moment()
+        for watcher in self._watchers:
+            watcher.observe(now)
+        for monitor in due:
+            for metric, result in monitor.measure(now).items():
+                value, error = result if isinstance(result, tuple) else (result, None)
+                _check(monitor, metric, value, now)
+                self._readings.setdefault(metric, []).append((now.epoch, step, value.detach(), error))
+
+    def collect(self) -> Readings:
+        """What was measured since the last call, fetched from the device."""
+        collected: Readings = {}
+        for metric, rows in self._readings.items():
+            values = torch.stack([value.double() for _, _, value, _ in rows]).cpu().numpy()
+            none = torch.full_like(rows[0][2], torch.nan).double()
+            errors = torch.stack([none if e is None else e.detach().double() for *_, e in rows]).cpu().numpy()
+            where = np.array([[epoch, step] for epoch, step, _, _ in rows], dtype=np.float64)
+            collected[metric] = np.concatenate([where, values, errors], axis=1)
+        self._readings = {}
+        return collected
+
+    def state(self) -> dict[str, Tensor]:
+        """Every monitor's state, as tensors on the device."""
+        return {
+            f"{name}.{key}": tensor
+            for name, (_, monitor) in self._entries.items()
+            for key, tensor in monitor.state().items()
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The reverse of ``state``."""
+        for name, (_, monitor) in self._entries.items():
+            own = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+            monitor.load_state(own)
+
+
+def _check(monitor: Monitor, metric: str, value: Tensor, now: Moment) -> None:
+    """Refuse what a monitor of the user's own must not measure, where it can still be told which monitor it was."""
+    if metric not in monitor.metrics:
+        raise UserError(f"{type(monitor).__name__} measured {metric!r}, which is not among its metrics; name it there")
+    if value.shape != now.loss.shape:
+        raise UserError(
+            f"{type(monitor).__name__} measured {metric} of shape {tuple(value.shape)}; one value for each of the "
+            f"{len(now.loss)} trials is needed"
+        )

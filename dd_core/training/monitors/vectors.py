@@ -1,0 +1,56 @@
+"""The parameters of a stack as vectors, (T, P): row t is trial t's network, in the order of ``model.parameters()``.
+
+And what is drawn for them: functions of (seed, trial, step), the same on every device.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd_core.data.randomness import Purpose, generator
+from dd_core.training.monitors.base import Watched
+
+
+def by_trial(tensors: Iterable[Tensor], num_trials: int) -> Tensor:
+    """Tensors of the parameters' shapes, (T*n, ...), as vectors (T, P)."""
+    return torch.cat([tensor.detach().unflatten(0, (num_trials, -1)).flatten(1) for tensor in tensors], dim=1)
+
+
+def shaped(vectors: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors (T, P) as tensors of the parameters' shapes: the reverse of ``by_trial``."""
+    parts = vectors.split([tensor.numel() // len(vectors) for tensor in like], dim=1)
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+def dots(first: Tensor, second: Tensor) -> Tensor:
+    """Each trial's inner product of two vectors (T, P), summed in float64, (T,)."""
+    return (first * second).sum(1, dtype=torch.float64)
+
+
+def mean_and_error(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean of independent samples, (T,) each, and its standard error, which a single one does not tell: NaN."""
+    values = torch.stack(list(samples))
+    mean = values.mean(0)
+    if len(samples) == 1:
+        return mean, torch.full_like(mean, torch.nan)
+    return mean, values.std(0) / len(samples) ** 0.5
+
+
+def drawn(stack: Watched, purpose: Purpose, step: int, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+    """What ``draw`` makes of every trial's random numbers for that step, (T, ...), on the device."""
+    arrays = np.stack([draw(generator(stack.study.seed, trial, purpose, step)) for trial in stack.trials])
+    tensor = torch.from_numpy(arrays)
+    # From pinned memory a copy need not wait for what the GPU still has to do.
+    return tensor.pin_memory().to(stack.device, non_blocking=True) if stack.device.type == "cuda" else tensor
+
+
+def random_signs(stack: Watched, step: int, number: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Independent Rademacher vectors, (T, size) each; they travel as bits and become numbers on the device."""
+    shape = (number, -(-size // 8))
+    bits = drawn(stack, "monitor_signs", step, lambda random: random.integers(0, 256, shape, np.uint8))
+    places = torch.arange(8, dtype=torch.uint8, device=stack.device)
+    for index in range(number):
+        signs = (bits[:, index, :, None] >> places) & 1
+        yield signs.flatten(1)[:, :size].to(dtype).mul_(2).sub_(1)

@@ -1,0 +1,109 @@
+"""One optimiser step of a stacked network: forward and backward pass in as many micro-batches as memory needs."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dd_core.recipes import Variant
+from dd_core.training.optimization import clip_gradients, gradient_norms, make_optimizer
+from dd_core.training.precision import Arithmetic
+
+# (start, stop) of the batch to images (B, T*channels, H, W) and labels (B, T).
+Batch = Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+class Stepper:
+    """Network, optimiser and arithmetic of some trials.
+
+    Attributes:
+        optimizer: over all parameters of the stacked network.
+        arithmetic: precision and gradient scale.
+        micro_batch: images at a time.
+    """
+
+    def __init__(self, model: nn.Module, variant: Variant, num_trials: int, device: torch.device, micro_batch: int):
+        """``model`` is stacked, of ``num_trials`` trials."""
+        self._model = model
+        self._network = model
+        if variant.compile:
+            self._network = torch.compile(model, mode=variant.compile, dynamic=False)  # type: ignore[assignment]
+        self._num_trials = num_trials
+        self._largest_norm = variant.optimizer.clip_norm
+        self.micro_batch = micro_batch
+        self.optimizer = make_optimizer(model, variant.optimizer)
+        self.arithmetic = Arithmetic(variant.precision, device)
+        self._parameters = list(model.parameters())
+        self._norms_before_clipping: Tensor | None = None
+
+    def __call__(self, batch: Batch, start: int, stop: int, rate: float) -> tuple[Tensor, Tensor]:
+        """Train on images ``start:stop`` of the epoch at a learning rate.
+
+        Returns:
+            Mean loss and accuracy of each trial before the step, (T,), on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        size = stop - start
+        pieces = -(-size // self.micro_batch)
+        edges = [start + size * i // pieces for i in range(pieces + 1)]
+        parts = [self._forward_backward(*batch(a, b), (b - a) / size) for a, b in itertools.pairwise(edges)]
+        self.arithmetic.unscale(self.optimizer)
+        if self._largest_norm is not None:
+            self._norms_before_clipping = clip_gradients(self._parameters, self._num_trials, self._largest_norm)
+        self.arithmetic.step(self.optimizer)
+        if pieces == 1:
+            return parts[0]
+        losses, accuracies = zip(*parts, strict=True)
+        return torch.stack(losses).sum(0), torch.stack(accuracies).sum(0)
+
+    def _forward_backward(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a part of the batch; its loss and accuracy, weighted with its share."""
+        with self.arithmetic.autocast():
+            logits = self._network(images)
+        # The sum over trials leaves each trial the gradient of its own mean loss.
+        loss = losses_of(logits.to(images.dtype), labels).mean(0)
+        if share < 1:
+            loss = loss * share
+        self.arithmetic.backward(loss.sum())
+        hits = (logits.detach().argmax(2) == labels).sum(0) / len(labels)
+        return loss.detach(), hits * share if share < 1 else hits
+
+    def gradient_norms(self) -> Tensor:
+        """Of the last step's gradient before clipping, (T,)."""
+        if self._norms_before_clipping is not None:
+            return self._norms_before_clipping
+        return gradient_norms(self._parameters, self._num_trials)
+
+    def state(self) -> dict[str, Tensor]:
+        """Optimiser state and gradient scale, as tensors on the device."""
+        tensors = {f"arithmetic.{name}": tensor for name, tensor in self.arithmetic.state().items()}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The reverse of ``state``; other names are left alone."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, entry = name.split(".", 2)
+                parameter = parameters[int(index)]
+                if tensor.shape == parameter.shape:
+                    # Fused optimisers walk through memory: moments must lie there in the parameter's own order.
+                    tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+                entries.setdefault(int(index), {})[entry] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        prefix = "arithmetic."
+        self.arithmetic.load_state({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+
+
+def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of (B, T, C) logits and (B, T) labels, nats, (B, T)."""
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)

@@ -1,0 +1,224 @@
+"""One arm from where it stands to a given epoch: the lock, the loop, out of memory, results of other recipes."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from dd_core.errors import StaleError, UserError
+from dd_core.memory import is_out_of_memory
+from dd_core.store import Store
+from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.training.checkpoints import check_checkpoint
+from dd_core.training.ledger import RunRecord, mark_interrupted
+from dd_core.training.recorder import METRIC_TABLES
+from dd_core.training.session import Session
+
+Report = Callable[[dict[str, Any]], None]
+
+# Micro-batches below this are no longer what BatchNorm was made for.
+_SMALLEST_MICRO_BATCH = 16
+
+
+class ArmBusyError(Exception):
+    """Another process is training this arm at the moment."""
+
+
+@contextlib.contextmanager
+def arm_lock(store: Store, study: Study, arm: Arm, wait: bool) -> Iterator[None]:
+    """Hold the arm; the operating system releases it when the process dies, however it dies.
+
+    Raises:
+        ArmBusyError: someone else holds it and ``wait`` is false.
+    """
+    path = store.lock_path(study.name, arm.key)
+    store.check_writable()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=-1 if wait else 0):
+            yield
+    except Timeout as error:
+        raise ArmBusyError(f"{arm.key} of {study.name} is being trained by another process") from error
+
+
+def train_arm(
+    study: Study,
+    arm: Arm,
+    store: Store,
+    until: int,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    wait: bool = True,
+    resume_seconds: float = 60.0,
+    gpu_share: float = 1.0,
+    predicted_seconds: float | None = None,
+    report: Report = lambda event: None,
+) -> None:
+    """Train all trials of an arm up to an epoch, going on from wherever an earlier attempt stopped.
+
+    Does nothing if every checkpoint up to ``until`` is there and sound. Results of an earlier recipe are retired first.
+    Killing the process at any moment and calling again gives the same bits as an undisturbed call on the same kind of
+    device. Where memory runs out, training goes on from the last resume point with half as many images at a time.
+
+    Args:
+        study: what to train.
+        arm: which arm of it.
+        store: where results go.
+        until: last epoch; one of the study's checkpoint epochs.
+        device: default the CPU.
+        dtype: float32, or float64 for references.
+        wait: if another process is training this arm, wait for it (and use its result) instead of raising.
+        resume_seconds: how much work a kill may cost at most, besides one epoch.
+        gpu_share: share of the GPU that this arm has, for the ledger.
+        predicted_seconds: how long this was expected to take, for the ledger.
+        report: is called with events: progress (epoch), checkpoint (epoch), note (text).
+
+    Raises:
+        ArmBusyError: another process is training this arm and ``wait`` is false.
+        DataMissingError: the data set is absent.
+        StoreError: the data root cannot be written.
+        UserError: there is not enough memory for 16 images at a time, or a monitor cannot be made.
+    """
+    device = device or torch.device("cpu")
+    threads = torch.get_num_threads()
+    with arm_lock(store, study, arm, wait):
+        mark_interrupted(store, study, arm)
+        retire_other_recipes(store, study, arm, report)
+        for table in ("runs", *METRIC_TABLES):
+            store.clean_temporaries(store.table_folder(table, study.name, arm.key))
+        for folder in (store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):
+            store.clean_temporaries(folder)
+        try:
+            micro_batch = study.variants[arm.variant].batch_size
+            while not sound_checkpoints(store, study, arm, until):
+                session = Session(study, arm, store, device, dtype, micro_batch)
+                record = RunRecord(store, study, arm, device, gpu_share, predicted_seconds)
+                shortage = _attempt(session, record, until, resume_seconds, report)
+                if not shortage:
+                    return
+                micro_batch = session.micro_batch or micro_batch
+                del session, record
+                micro_batch = _less(micro_batch, shortage, arm, device, report)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _attempt(session: Session, record: RunRecord, until: int, resume_seconds: float, report: Report) -> str:
+    """Train on from the resume point; returns what was said if memory ran out, else nothing."""
+    obstacle = session.resume()
+    if obstacle:
+        report({"event": "note", "text": f"{session.arm.key}: training from the beginning, because {obstacle}"})
+    remove_foreign_parts(session.store, session.study, session.arm, session.epoch)
+    record.open(session)
+    try:
+        _run(session, until, resume_seconds, report)
+    except BaseException as error:
+        if not is_out_of_memory(error):
+            record.close(session, "failed", f"{type(error).__name__}: {error}")
+            raise
+        shortage = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = f"out of memory with {session.micro_batch} images at a time ({shortage})"
+        record.close(session, "failed", what)
+        return shortage
+    record.close(session, "finished", None)
+    return ""
+
+
+def _less(micro_batch: int, shortage: str, arm: Arm, device: torch.device, report: Report) -> int:
+    """Half the micro-batch, and memory free for it.
+
+    Raises:
+        UserError: half would be too small.
+    """
+    # Only here, after the exception and with it the frames that hold the failed step's tensors are gone.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = -(-micro_batch // 2)
+    if half < _SMALLEST_MICRO_BATCH:
+        raise UserError(
+            f"out of memory: {arm.key} cannot be trained with {micro_batch} images at a time ({shortage}), and fewer "
+            f"than {_SMALLEST_MICRO_BATCH} are too few for BatchNorm; use a device with more memory, or fewer trials"
+        )
+    report(
+        {
+            "event": "note",
+            "text": f"{arm.key}: out of memory with {micro_batch} images at a time; going on from the last resume "
+            f"point with {half}, whose gradients are added up. The loss is the same, but BatchNorm sees {half} images",
+        }
+    )
+    return half
+
+
+def _run(session: Session, until: int, resume_seconds: float, report: Report) -> None:
+    """The loop itself."""
+    study = session.study
+    saved_at = time.monotonic()
+    if session.epoch == 0:
+        headline, _ = session.evaluate()
+        if 0 in study.checkpoints:
+            session.save_checkpoint(headline)
+            report({"event": "checkpoint", "epoch": 0})
+    while session.epoch < until:
+        ended = session.train_epoch()
+        is_checkpoint = session.epoch in study.checkpoints
+        if is_checkpoint or session.epoch % study.evaluation.every == 0:
+            headline, also_ended = session.evaluate()
+            ended = [*ended, *also_ended]
+        for trial in ended:
+            ending = session.progress[trial].ending
+            assert ending is not None
+            text = f"{session.arm.key} trial {trial} {ending.status} in epoch {ending.epoch}: {ending.reason}"
+            report({"event": "note", "text": text})
+        if is_checkpoint:
+            session.save_checkpoint(headline)
+        if is_checkpoint or time.monotonic() - saved_at > resume_seconds:
+            session.save_resume_point()
+            saved_at = time.monotonic()
+        if is_checkpoint:
+            report({"event": "checkpoint", "epoch": session.epoch})
+        report({"event": "progress", "epoch": session.epoch})
+
+
+def sound_checkpoints(store: Store, study: Study, arm: Arm, until: int) -> bool:
+    """Whether every checkpoint up to ``until`` is there with its metrics, of this recipe and data, and unharmed."""
+    try:
+        for epoch in study.checkpoints:
+            if epoch <= until:
+                check_checkpoint(store, study, Checkpoint(arm, epoch))
+    except StaleError:
+        return False
+    return True
+
+
+def remove_foreign_parts(store: Store, study: Study, arm: Arm, epoch: int) -> None:
+    """Before training from ``epoch`` on: drop later metric files unless they are cut at the study's checkpoints.
+
+    A file holds what happened since the checkpoint before it. Files cut at other epochs, side by side with new ones,
+    would hold epochs twice or not at all, and an interruption could leave them so. A checkpoint without its files is
+    trained again.
+    """
+    start = f"{epoch:04d}" if epoch else ""  # from the beginning, epoch 0 is evaluated again
+    folders = [store.table_folder(table, study.name, arm.key) for table in METRIC_TABLES]
+    later = [path for folder in folders for path in folder.glob("*.parquet") if path.stem > start]
+    cuts = sorted({path.stem for path in later})
+    if cuts and cuts != [key for key in study.epoch_keys if start < key <= cuts[-1]]:
+        # From the end, so that what a process killed here leaves is still recognised.
+        for path in sorted(later, key=lambda path: path.stem, reverse=True):
+            path.unlink()
+
+
+def retire_other_recipes(store: Store, study: Study, arm: Arm, report: Report) -> None:
+    """Move results of another recipe of this arm aside, so that tables never mix two recipes of one arm."""
+    present = study.recipe_hash(arm)
+    for path in sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json")):
+        manifest = store.read_manifest(path)
+        if manifest is not None and manifest.get("recipe") != present:
+            target = store.retire_arm(study.name, arm.key, str(manifest.get("recipe")))
+            report({"event": "note", "text": f"{arm.key}: its recipe has changed; the old results lie in {target}"})
+            return

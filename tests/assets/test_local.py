@@ -1,0 +1,142 @@
+"""Arms over the GPUs of a machine: as many at a time as their shares allow, each once, whatever becomes of a worker."""
+
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dd_assets.compute import local
+from dd_core.errors import UserError
+from dd_core.jobs.job import HessianTask, Job, TrainTask
+from dd_core.jobs.machine import Machine
+from dd_core.jobs.process import News, Process
+from dd_core.studies import Study
+
+# A worker that imports nothing and tells its process and GPU. A task takes it 50 ms; one of width 13 kills it.
+FAKE = """
+import json, os, signal, sys, time
+tasks = json.load(open(sys.argv[1]))["tasks"]
+for line in sys.stdin:
+    task = tasks[int(line)]
+    name = "tiny/plain.k%03d" % task["k"]
+    for event in ("started", "finished"):
+        told = {"task": name, "event": event, "gpu": int(sys.argv[3]), "pid": os.getpid(), "seconds": 0.05}
+        print(json.dumps(told), flush=True)
+        if event == "started":
+            time.sleep(0.05)
+            if task["k"] == 13: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -> Callable[..., list[dict[str, Any]]]:
+    """Run tasks on a machine with so many GPUs and return the events."""
+    (tmp_path / "fake_worker.py").write_text(FAKE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def start(number: int, arguments: list[str], news: News) -> Process:
+        return Process(number, ["fake_worker", *arguments[1:]], news)
+
+    monkeypatch.setattr(local, "Process", start)
+
+    def run(num_gpus: int, tasks: list[Any], num_workers: int) -> list[dict[str, Any]]:
+        monkeypatch.setattr(local, "num_gpus", lambda: num_gpus)
+        root = tmp_path / "root"
+        job = Job(root=root, studies={"tiny": tiny_study}, tasks=tuple(tasks), num_workers=num_workers, threads=1)
+        events = list(local.run_job(job))
+        assert list((root / "jobs").iterdir()) == [], "the job file is gone"
+        return events
+
+    return run
+
+
+def train(k: int, workers_per_device: int | None = None) -> TrainTask:
+    return TrainTask(study="tiny", variant="plain", k=k, until=4, workers_per_device=workers_per_device)
+
+
+def check(events: list[dict[str, Any]], tasks: list[TrainTask], shares: list[Fraction]) -> tuple[int, dict[str, int]]:
+    """Every task once and no GPU overfull; returns how many workers there were, and the GPU of each task."""
+    share = {task.name: part for task, part in zip(tasks, shares, strict=True)}
+    used: Counter[int] = Counter()
+    places: dict[str, int] = {}
+    running = set()
+    for event in events:
+        name = event["task"]
+        if event["event"] == "started":
+            assert name not in places
+            places[name] = event["gpu"]
+            running.add(name)
+            used[event["gpu"]] += share[name]  # type: ignore[assignment]
+        else:
+            running.remove(name)
+            used[places[name]] -= share[name]  # type: ignore[assignment]
+        assert max(used.values()) <= 1
+    assert not running
+    assert set(places) == set(share)
+    return len({event["pid"] for event in events if "pid" in event}), places
+
+
+def test_arms_share_gpus_as_their_variant_says(run_on) -> None:  # type: ignore[no-untyped-def]
+    tasks = [train(k, 3) for k in range(12, 0, -1)]
+    events = run_on(2, tasks, num_workers=6)
+    num_workers, places = check(events, tasks, [Fraction(1, 3)] * 12)
+    assert num_workers == 6, "a worker takes the next task when it is free"
+    assert set(places.values()) == {0, 1}
+
+
+def test_an_arm_that_needs_a_gpu_has_it_alone(run_on) -> None:  # type: ignore[no-untyped-def]
+    workers = [1, 1, 1, 2, 2, 4, 4, 4, 4]
+    tasks = [train(20 + index, count) for index, count in enumerate(workers)]
+    check(run_on(2, tasks, num_workers=8), tasks, [Fraction(1, count) for count in workers])
+
+
+def test_what_is_there_is_used(run_on) -> None:  # type: ignore[no-untyped-def]
+    """More GPUs than tasks, one GPU, none: the same tasks are done."""
+    tasks = [train(k, 1) for k in (3, 2, 1)]
+    for num_gpus, expected in ((8, 3), (1, 1)):
+        num_workers, places = check(run_on(num_gpus, tasks, expected), tasks, [Fraction(1)] * 3)
+        assert (num_workers, len(set(places.values()))) == (expected, expected)
+    tasks = [train(k, 2) for k in (3, 2, 1)]
+    num_workers, places = check(run_on(0, tasks, 2), tasks, [Fraction(1, 2)] * 3)
+    assert (num_workers, set(places.values())) == (2, {0}), "the cores of a CPU are one device"
+
+
+def test_other_work_takes_a_gpu_or_core_each(run_on) -> None:  # type: ignore[no-untyped-def]
+    tasks: list[Any] = [HessianTask(study="tiny", variant="plain", k=k, epoch=0) for k in range(1, 6)]
+    for num_gpus, num_workers in ((2, 2), (0, 2), (2, 3), (4, 2)):
+        events = run_on(num_gpus, tasks, num_workers)
+        running = 0
+        for event in events:
+            running += 1 if event["event"] == "started" else -1
+            assert running <= num_workers
+        assert len({event["pid"] for event in events}) == num_workers
+        assert sum(event["event"] == "finished" for event in events) == 5
+
+
+def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignore[no-untyped-def]
+    tasks = [train(k, 2) for k in (13, 14, 15, 16, 17, 18)]
+    events = run_on(1, tasks, num_workers=2)
+    check(events, tasks, [Fraction(1, 2)] * 6)
+    (failed,) = (event for event in events if event["event"] == "failed")
+    assert failed["task"] == "tiny/plain.k013"
+    assert failed["error"].startswith("its worker was killed by SIGKILL (out of memory, perhaps)")
+    assert sum(event["event"] == "finished" for event in events) == 5
+
+
+def test_workers_are_as_many_as_the_machine_or_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DD_WORKERS", raising=False)
+    monkeypatch.setattr(local, "num_cores", lambda: 16)
+    for num_gpus, expected in ((0, (16, 1)), (2, (2, 8))):
+        monkeypatch.setattr(local, "num_gpus", lambda count=num_gpus: count)
+        monkeypatch.setattr(local, "device_name", lambda count=num_gpus: "NVIDIA H200" if count else "cpu")
+        assert local.workers_and_threads() == expected
+    assert local.this_machine() == Machine("NVIDIA H200", 2, 16)
+    monkeypatch.setenv("DD_WORKERS", "4")
+    assert local.workers_and_threads() == (4, 4)
+    assert local.this_machine().num_workers == 4
+    monkeypatch.setenv("DD_WORKERS", "many")
+    with pytest.raises(UserError, match="DD_WORKERS must be a positive number, not 'many'"):
+        local.this_machine()

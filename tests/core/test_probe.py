@@ -1,0 +1,237 @@
+"""Measuring workers side by side: real ones, ones that fail in every way, and what is kept of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dd_core.jobs import team
+from dd_core.jobs.machine import Machine, device_name, num_cores, num_gpus, peak_memory, reset_peak_memory
+from dd_core.jobs.process import News, Process
+from dd_core.probe_table import Measurement, read_probe, recommended_workers, write_measurements
+from dd_core.store import Store
+from dd_core.studies import Arm, Study
+from dd_core.tables import read_parquet
+from dd_core.warehouse import connect
+
+CPU = Machine("cpu", num_gpus=0, num_cores=2)
+MEGABYTE = 1 << 20
+
+
+def measurements(study: Study, speeds: dict[int, float | None]) -> list[Measurement]:
+    """Of the study's first arm; None is out of memory."""
+    arm = next(iter(study.arms.values()))
+    return [
+        Measurement(study, arm, count, CPU.threads(count), "ok", "cpu", speed, 300 * MEGABYTE, 0.9, 7, "2.14")
+        if speed
+        else Measurement(study, arm, count, CPU.threads(count), "out of memory", "cpu")
+        for count, speed in speeds.items()
+    ]
+
+
+# Real workers.
+
+
+@pytest.fixture(scope="module")
+def measured(make_study, tmp_path_factory: pytest.TempPathFactory) -> list[Measurement]:  # type: ignore[no-untyped-def]
+    """Both arms of a study with two workers, from one team."""
+    study = make_study(widths=(1, 8))
+    root = tmp_path_factory.mktemp("probe")
+    arms = [(study, arm) for arm in study.arms.values()]
+    found = list(team.measure(root, arms, [2], CPU, 0.2, pytest.fail))
+    assert list(Store(root).jobs_folder.iterdir()) == [], "the job file is gone"
+    return found
+
+
+def test_every_arm_is_measured_under_load(measured: list[Measurement]) -> None:
+    assert [(m.arm.k, m.num_workers, m.threads, m.status) for m in measured] == [(1, 2, 1, "ok"), (8, 2, 1, "ok")]
+    for measurement in measured:
+        assert measurement.num_steps >= 1
+        assert measurement.samples_per_second is not None
+        # Two trials see 100 images in 4 steps; each of the two workers was timed for about 0.2 s, on a busy machine for
+        # longer, and in no case faster than ten thousand steps a second.
+        assert 0 < measurement.samples_per_second < 2 * 10_000 * 2 * 32
+        assert measurement.torch_version == torch.__version__
+
+
+def test_memory_and_cores_in_use_are_those_of_processes_at_work(measured: list[Measurement]) -> None:
+    for measurement in measured:
+        assert measurement.peak_memory_bytes is not None
+        assert 100 * MEGABYTE < measurement.peak_memory_bytes < 8000 * MEGABYTE
+        assert measurement.utilisation is not None
+        # process_time ticks in 10 ms where the kernel counts so.
+        assert 0.05 < measurement.utilisation <= 1.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_workers_share_a_gpu(tiny_study: Study, tmp_path: Path) -> None:
+    machine = Machine(device_name(), num_gpus(), num_cores())
+    assert machine.device == torch.cuda.get_device_name(0), "rows are found again by this name"
+    arm = next(iter(tiny_study.arms.values()))
+    for result in team.measure(tmp_path, [(tiny_study, arm)], [1, 2], machine, 1.0, pytest.fail):
+        assert result.status == "ok"
+        assert result.peak_memory_bytes is not None
+        assert 0 < result.peak_memory_bytes < 1 << 30, "allocated by one worker, for a tiny network"
+        assert result.utilisation is None or 0 <= result.utilisation <= 1
+
+
+def test_the_peak_of_memory_is_that_since_the_last_reset() -> None:
+    cpu = torch.device("cpu")
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu)
+    block = np.ones(100 * MEGABYTE // 8)
+    assert before + 95 * MEGABYTE < peak_memory(cpu) < before + 130 * MEGABYTE
+    del block
+    assert peak_memory(cpu) > before + 95 * MEGABYTE, "freed, but it was there"
+    reset_peak_memory(cpu)
+    assert peak_memory(cpu) < before + 30 * MEGABYTE
+
+
+# Workers that fail. They import nothing, and do what the width of the arm says.
+
+FAKE = """
+import json, os, signal, sys, time
+tasks = json.load(open(sys.argv[1]))["tasks"]
+for line in sys.stdin:
+    question = json.loads(line)
+    k = tasks[question["prepare"]]["k"] if "prepare" in question else 0
+    if sys.argv[2] == "1":
+        if k == 11: os.kill(os.getpid(), signal.SIGKILL)
+        if k == 12: time.sleep(3600)
+        if k == 13: os._exit(7)
+        if k in (14, 15):
+            answer = {"event": "out of memory"} if k == 14 else {"event": "failed", "error": "no data"}
+            print(json.dumps(answer), flush=True)
+            continue
+    print(json.dumps({"event": "done", "seconds_per_step": 0.1, "seconds": 2.0, "samples": 300, "num_steps": 5,
+        "utilisation": 0.5, "peak_memory_bytes": 1000 + int(sys.argv[2]), "torch_version": "2"}), flush=True)
+"""
+
+
+@pytest.fixture
+def fake_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Process]:
+    """Teams are made of these; returns all that were started."""
+    (tmp_path / "fake_probe.py").write_text(FAKE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started: list[Process] = []
+
+    def start(number: int, arguments: list[str], news: News) -> Process:
+        started.append(Process(number, ["fake_probe", *arguments[1:], str(number)], news))
+        return started[-1]
+
+    monkeypatch.setattr(team, "Process", start)
+    return started
+
+
+def probe(study: Study, widths: list[int], counts: list[int], root: Path) -> tuple[list[Measurement], list[str]]:
+    """Measure arms of these widths, with the fake workers."""
+    notes: list[str] = []
+    arms = [(study, Arm("plain", k)) for k in widths]
+    return list(team.measure(root, arms, counts, CPU, 1.0, notes.append)), notes
+
+
+def test_speeds_add_up_and_the_largest_memory_counts(
+    fake_workers: list[Process], tiny_study: Study, tmp_path: Path
+) -> None:
+    (result,), notes = probe(tiny_study, [1], [3], tmp_path / "root")
+    assert (result.samples_per_second, result.peak_memory_bytes, result.num_steps) == (3 * 150, 1002, 5)
+    assert result.utilisation == pytest.approx(3 * 0.5 / 2), "cores in use of those there are"
+    assert notes == []
+    gpu = Machine("gpu", 1, 16)
+    (shared,) = team.measure(tmp_path / "root", [(tiny_study, Arm("plain", 1))], [3], gpu, 1.0, notes.append)
+    assert shared.utilisation == pytest.approx(0.5), "each has seen the whole GPU"
+    assert shared.threads == 5
+
+
+@pytest.mark.parametrize("k", [11, 14], ids=["killed", "told"])
+def test_memory_that_runs_out_costs_that_arm_and_no_other(
+    k: int, fake_workers: list[Process], tiny_study: Study, tmp_path: Path
+) -> None:
+    found, notes = probe(tiny_study, [1, k, 2], [1, 2, 3], tmp_path / "root")
+    assert [(m.num_workers, m.status) for m in found if m.arm.k == k] == [(1, "ok"), (2, "out of memory")]
+    assert [(m.arm.k, m.num_workers) for m in found if m.arm.k != k] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)]
+    assert notes == []
+    assert len(fake_workers) == 1 + 2 + 3 + (2 if k == 11 else 0), "one team for all arms, until one of it is lost"
+
+
+def test_a_worker_that_ends_or_fails_is_told_of(fake_workers: list[Process], tiny_study: Study, tmp_path: Path) -> None:
+    found, notes = probe(tiny_study, [1, 13, 15, 2], [2], tmp_path / "root")
+    assert [m.arm.k for m in found] == [1, 2]
+    assert notes == [
+        "tiny/plain.k013 with 2 workers was not measured: a worker ended with exit code 7",
+        "tiny/plain.k015 with 2 workers was not measured: no data",
+    ]
+
+
+def test_a_worker_that_hangs_holds_nobody_up_for_ever(
+    fake_workers: list[Process], tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(team, "_PATIENCE", 3.0)
+    found, notes = probe(tiny_study, [1, 12, 2], [2], tmp_path / "root")
+    assert [m.arm.k for m in found] == [1, 2]
+    assert notes == ["tiny/plain.k012 with 2 workers was not measured: no answer within 3 s"]
+    assert all(process.was_killed for process in fake_workers), "the team that hung, and the one after it at the end"
+
+
+# What is kept.
+
+
+@given(
+    speeds=st.dictionaries(st.integers(1, 8), st.none() | st.floats(1, 1e6), min_size=1, max_size=5),
+    factor=st.floats(1e-3, 1e3),
+)
+def test_the_fewest_workers_near_the_best_are_recommended(
+    tiny_study: Study, speeds: dict[int, float | None], factor: float
+) -> None:
+    rows = measurements(tiny_study, speeds)
+    best = recommended_workers(rows)
+    enough = {count: speed for count, speed in speeds.items() if speed}
+    if not enough:
+        assert best is None
+        return
+    assert best is not None
+    assert enough[best] >= 0.97 * max(enough.values())
+    assert all(speed < 0.97 * max(enough.values()) for count, speed in enough.items() if count < best)
+    faster = [replace(m, samples_per_second=m.samples_per_second and m.samples_per_second * 2) for m in rows]
+    assert recommended_workers(faster) == best, "whatever the unit"
+
+
+def test_what_is_measured_is_read_again(tiny_study: Study, store: Store) -> None:
+    arm = next(iter(tiny_study.arms.values()))
+    path = write_measurements(store, CPU, measurements(tiny_study, {1: 100.0, 2: 180.0, 3: None}))
+    rows = read_parquet(path).to_pylist()
+    assert [row["recommended"] for row in rows] == [False, True, False]
+    assert [row["status"] for row in rows] == ["ok", "ok", "out of memory"]
+    assert (rows[2]["samples_per_second"], rows[2]["utilisation"]) == (None, None)
+    assert {row["recipe"] for row in rows} == {tiny_study.recipe_hash(arm)}
+    with connect(store) as connection:
+        probed = read_probe(connection, tiny_study, CPU)
+        assert list(probed) == [arm]
+        assert (probed[arm].recommended, probed[arm].speeds) == (2, {1: 100.0, 2: 180.0})
+        assert probed[arm].seconds_per_image(1) == 1 / 100
+        assert probed[arm].seconds_per_image(4) == 2 / 180, "what was not measured counts as what is recommended"
+
+
+def test_another_recipe_or_machine_has_its_own(tiny_study: Study, store: Store, make_study) -> None:  # type: ignore[no-untyped-def]
+    rows = measurements(tiny_study, {1: 100.0, 2: 180.0})
+    gpu = Machine("NVIDIA H200", 1, 16)
+    paths = {write_measurements(store, machine, rows) for machine in (CPU, gpu, replace(CPU, num_cores=8))}
+    assert {path.name for path in paths} == {"cpu-of-2.parquet", "nvidia-h200.parquet", "cpu-of-8.parquet"}
+    with connect(store) as connection:
+        assert read_probe(connection, make_study({"batch_size": 50}), CPU) == {}
+        assert read_probe(connection, tiny_study, Machine("NVIDIA B200", 1, 16)) == {}
+        assert read_probe(connection, tiny_study, replace(CPU, num_cores=16)) == {}, "two would have eight threads"
+        assert len(read_probe(connection, tiny_study, replace(gpu, num_cores=64))) == 1
+
+
+def test_an_arm_that_never_fits_recommends_nothing(tiny_study: Study, store: Store) -> None:
+    path = write_measurements(store, CPU, measurements(tiny_study, {1: None}))
+    assert json.dumps(read_parquet(path)["recommended"].to_pylist()) == "[false]"
+    with connect(store) as connection:
+        assert read_probe(connection, tiny_study, CPU) == {}
