@@ -22,7 +22,8 @@ from dd_assets.catalogue import catalogue
 from dd_core.jobs.machine import num_cores
 from dd_core.jobs.worker import prepare_process
 from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study, read_study
+from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.study_files import read_study
 
 SMALL = """
 description: a tenth of the quickstart

@@ -1,11 +1,17 @@
 """The table ``images``: which images each trial sees, and the labels it was given."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from dd_core.data.trials import trial_data
 from dd_core.store import Store
 from dd_core.studies import Study
-from dd_core.tables import to_arrow, write_parquet
+from dd_core.tables import read_parquet, to_arrow, write_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_images(store: Store, study: Study) -> int:
@@ -30,8 +36,18 @@ def write_images(store: Store, study: Study) -> int:
             "given_label": given,
             "is_noisy": true != given,
         }
-        write_parquet(
-            store.table_folder("images", study.name) / f"{variant}.parquet", to_arrow("images", columns, len(true))
-        )
+        path = store.table_folder("images", study.name) / f"{variant}.parquet"
+        table = to_arrow("images", columns, len(true))
+        # What is there and the same stays, so that nobody who reads it meets a change.
+        if not _holds(path, table):
+            write_parquet(path, table)
         total += len(true)
     return total
+
+
+def _holds(path: Path, table: "pa.Table") -> bool:
+    """Whether a file is there, unharmed, with just these rows."""
+    try:
+        return path.exists() and read_parquet(path).equals(table)
+    except (OSError, ValueError):  # Arrow's errors of damaged files are ValueErrors
+        return False

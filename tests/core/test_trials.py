@@ -158,3 +158,15 @@ def test_the_table_of_images_lists_every_image_of_every_trial_with_its_labels(st
         assert (rows.loc[data.test_ids].split == "test").all()
         np.testing.assert_array_equal(rows.loc[data.test_ids].true_label, data.test_labels)
     assert table.is_noisy.sum() == 40
+
+
+def test_the_table_of_images_is_written_again_only_where_it_is_wrong(make_study: Any, store: Store) -> None:
+    study = make_study()
+    write_images(store, study)
+    (path,) = store.table_folder("images", study.name).glob("*.parquet")
+    before, content = path.stat().st_ino, path.read_bytes()
+    write_images(store, study)
+    assert path.stat().st_ino == before
+    path.write_bytes(content[: len(content) // 2])
+    write_images(store, study)
+    assert path.read_bytes() == content
