@@ -9,7 +9,7 @@ ratios of each turn.
 Setups: ResNet18k, k = 4, on 45,000 images of 32x32x3 and 5,000 for validation, 4 trials, the monitors at their defaults
 (made-up images, see ``setups``; monitors that come once in many steps are measured alone and weighted with how often
 they come); and the study ``quickstart`` as it is shipped, at k = 1 and 4, where ``everything`` is also measured as
-it comes, over the 20 epochs in which every monitor is due.
+it comes, over as many epochs as it takes until every monitor has been due.
 
 Keys: ``cifar_k4_logging`` and so on, fractions of training time. ``logging``: batches and norms, at most 0.03 is
 wanted; ``validation``: the passes over the validation images, which no monitor can save; ``curvature``: at most 0.1;
@@ -18,6 +18,7 @@ wanted; ``validation``: the passes over the validation images, which no monitor 
 
 import dataclasses
 import functools
+import math
 import statistics
 import tempfile
 import time
@@ -66,9 +67,11 @@ def cases(quick: bool) -> list[Case]:
     cifar = setup.study.model_copy(update={"monitors": MonitorSettings(), "data": data})
     quickstart = catalogue().get("quickstart")
     (variant,) = quickstart.variants
+    steps = -(-quickstart.num_train_images // quickstart.variants[variant].batch_size)
+    longest = max(period_in_steps(m.every, steps) for m in quickstart.monitors.active(True).values())
     return [
         Case("cifar_k4", cifar, setup.arm, -(-45_000 // 128), 1),
-        *(Case(f"quickstart_k{k}", quickstart, Arm(variant, k), 10, 20) for k in (1, 4)),
+        *(Case(f"quickstart_k{k}", quickstart, Arm(variant, k), steps, math.ceil(longest / steps)) for k in (1, 4)),
     ]
 
 

@@ -95,6 +95,7 @@ class PlainLoop:
             persistent_workers=True,
             prefetch_factor=2,
             pin_memory=self.device.type == "cuda",
+            multiprocessing_context="fork",  # the default of scripts on Linux; this process was spawned
         )
 
     def __call__(self) -> None:
