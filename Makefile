@@ -18,8 +18,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 quickstart: setup
 	$(IN) python -m dd_assets.run_study quickstart
 
+# Files side by side, a core each; more than one thread would be in their way.
 test: setup lint types
-	$(IN) python -m pytest
+	$(IN) OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

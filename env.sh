@@ -2,7 +2,9 @@
 _dd_here="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)"
 export PATH="$_dd_here/.venv/bin:$PATH"
 export DD_ROOT="${DD_ROOT:-$_dd_here/data}"
-export DAGSTER_HOME="${DAGSTER_HOME:-$DD_ROOT/dagster}"
+# Dagster's own records want a folder, also where the results are on an object store.
+case "$DD_ROOT" in *://*) _dd_records="$_dd_here/data" ;; *) _dd_records="$DD_ROOT" ;; esac
+export DAGSTER_HOME="${DAGSTER_HOME:-$_dd_records/dagster}"
 # `dagster asset ...` reads neither workspace.yaml nor pyproject.toml, and takes the module from here; where a workspace is
 # named, Dagster refuses to have both.
 export DAGSTER_MODULE_NAME="${DAGSTER_MODULE_NAME:-dd_assets.definitions}"
@@ -24,4 +26,4 @@ dagster() {
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:Function \`asset_materialize_command\`}"
 mkdir -p "$DAGSTER_HOME" 2>/dev/null && { [ -e "$DAGSTER_HOME/dagster.yaml" ] || cp "$_dd_here/dd_assets/dagster.yaml" "$DAGSTER_HOME/"; }
 [ -x "$_dd_here/.venv/bin/dagster" ] || echo "env.sh: .venv is not set up yet; run 'make setup' first" >&2
-unset _dd_here
+unset _dd_here _dd_records

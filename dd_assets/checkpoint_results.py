@@ -3,8 +3,10 @@
 Per-image curvature and the Hessian in the weights are two ``CheckpointResult``s; their modules say what is special.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -15,7 +17,7 @@ from dd_assets.resources import Laboratory
 from dd_assets.training import log_partition
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
-from dd_core.jobs.job import CurvatureTask, HessianTask, Job
+from dd_core.jobs.job import Job, by_ranks, digest_of, is_of_checkpoint
 from dd_core.provenance import checkpoint_manifest, live_trials, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
@@ -30,7 +32,7 @@ class CheckpointResult:
     Attributes:
         what: for the log, for example "curvature".
         key: the asset of a study.
-        manifest: of a checkpoint's result, if there is one.
+        path: of the manifest of a checkpoint's result.
         is_current: whether that is of these weights and has what the study wants.
         job: the job that computes the results named; of root, studies, checkpoints, workers, threads.
         code_version: of the code that computes it.
@@ -38,53 +40,76 @@ class CheckpointResult:
 
     what: str
     key: Callable[[str], dg.AssetKey]
-    manifest: Callable[[Store, Study, Checkpoint], dict[str, Any] | None]
+    path: Callable[[Store, Study, Checkpoint], Path]
     is_current: Callable[[dict[str, Any] | None, dict[str, Any], Study], bool]
     job: Callable[..., Job]
     code_version: str
 
     def missing(self, store: Store, chosen: Work) -> Work:
         """Those of the trained checkpoints that lack a current result."""
+        results = store.read_manifests([self.path(store, study, checkpoint) for study, checkpoint in chosen])
         return [
             (study, checkpoint)
-            for study, checkpoint in chosen
-            if not self.is_current(
-                self.manifest(store, study, checkpoint), checkpoint_manifest(store, study, checkpoint), study
-            )
+            for (study, checkpoint), result, weights in zip(chosen, results, _weights(store, chosen), strict=True)
+            if not self.is_current(result, weights, study)
         ]
 
     def compute(
-        self, context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, wanted: Work
+        self, context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, asked: Work, wanted: Work
     ) -> tuple[Outcome, int]:
-        """Compute results and record each partition as it finishes; returns how it ended and how many."""
-        lost = [(s, c) for s, c in wanted if not live_trials(checkpoint_manifest(store, s, c))]
-        if lost:
+        """Compute results and record each partition as it finishes; returns how it ended and how many.
+
+        Args:
+            context: of the step.
+            laboratory: where jobs run.
+            store: where the weights are and the results go.
+            asked: what this is about; by it a job is found again that runs on while its orchestrator was away.
+            wanted: what of it is missing.
+        """
+        has_weights = [bool(live_trials(weights)) for weights in _weights(store, wanted)]
+        if not all(has_weights):
+            lost = itertools.compress(wanted, (not has for has in has_weights))
             skipped = ", ".join(f"{study.name}/{checkpoint.key}" for study, checkpoint in lost)
             context.log.warning(f"every trial has diverged, so there is nothing to look at: {skipped}")
-            wanted = [work for work in wanted if work not in lost]
+            wanted = list(itertools.compress(wanted, has_weights))
         if not wanted:
             return Outcome(), 0
         studies = {study.name: study for study, _ in wanted}
         for study in studies.values():
             require(study.data.dataset)
-        job = self.job(store.root, studies, [(s.name, c) for s, c in wanted], *laboratory.workers())
-        tasks = [task for task in job.tasks if isinstance(task, CurvatureTask | HessianTask)]
-        names = {task.name: (studies[task.study], task.checkpoint) for task in tasks}
+        machine = laboratory.machine(studies.values())
+        work = [(study.name, checkpoint) for study, checkpoint in wanted]
+        whole = self.job(store.root, studies, work, *machine.workers_and_threads())
+        names = {task.name: (studies[task.study], task.checkpoint) for task in whole.tasks if is_of_checkpoint(task)}
         recorded: set[tuple[str, Checkpoint]] = set()
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] != "finished":
                 return
             study, checkpoint = names[event["task"]]
-            manifest = self.manifest(store, study, checkpoint)
+            if (study.name, checkpoint) in recorded:
+                return
+            manifest = store.read_manifest(self.path(store, study, checkpoint))
             weights = checkpoint_manifest(store, study, checkpoint)
             # Of a checkpoint in several parts, the last one to finish makes it current.
-            if (study.name, checkpoint) not in recorded and manifest and self.is_current(manifest, weights, study):
+            if manifest and self.is_current(manifest, weights, study):
                 recorded.add((study.name, checkpoint))
                 self._record(context, store, study, checkpoint, manifest)
 
-        context.log.info(f"{self.what} of {len(wanted)} checkpoints with {job.num_workers} workers")
-        return follow(context, laboratory, job, on_event), len(recorded)
+        context.log.info(f"{self.what} of {len(wanted)} checkpoints on {machine.describe()}")
+        outcome = Outcome()
+        for job in by_ranks(whole.model_copy(update={"request": self._request(asked)})):
+            outcome.add(follow(context, laboratory, job, on_event))
+        return outcome, len(recorded)
+
+    def _request(self, asked: Work) -> str:
+        """Digest of what was asked for, with everything that the results depend on."""
+        lines = [
+            f"{study.name} {c.key} {study.recipe_hash(c.arm)} {study.curvature.model_dump_json()} "
+            f"{study.hessian.model_dump_json()}"
+            for study, c in asked
+        ]
+        return digest_of([self.what, self.code_version, *sorted(lines)])
 
     def _record(
         self,
@@ -104,6 +129,22 @@ class CheckpointResult:
             "settings": dg.MetadataValue.json(manifest["settings"]),
         }
         log_partition(context, self.key(study.name), checkpoint, metadata, table["sha256"], self.code_version)
+
+
+def _weights(store: Store, work: Work) -> list[dict[str, Any]]:
+    """The manifests of trained checkpoints.
+
+    Raises:
+        StaleError: one is not there any more.
+    """
+    found = store.read_manifests([store.checkpoint_manifest_path(study.name, c) for study, c in work])
+    # The usual sentence for what is missing or of another recipe.
+    return [
+        manifest
+        if manifest and manifest.get("recipe") == study.recipe_hash(c.arm)
+        else checkpoint_manifest(store, study, c)
+        for manifest, (study, c) in zip(found, work, strict=True)
+    ]
 
 
 class Narrowing(dg.Config):

@@ -22,14 +22,14 @@ from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
 from dd_core.curvature_settings import CurvatureSettings
 from dd_core.errors import UserError
 from dd_core.jobs.job import curvature_job
-from dd_core.provenance import CURVATURE_VERSION, curvature_is_current, curvature_manifest
+from dd_core.provenance import CURVATURE_VERSION, curvature_is_current
 from dd_core.studies import Study
-from dd_core.study_files import describe_problems
+from dd_core.yaml_files import describe_problems
 
 PER_IMAGE_CURVATURE = CheckpointResult(
     what="curvature",
     key=per_image_curvature_key,
-    manifest=curvature_manifest,
+    path=lambda store, study, checkpoint: store.curvature_path(study.name, checkpoint).with_suffix(".json"),
     is_current=curvature_is_current,
     job=curvature_job,
     code_version=CURVATURE_VERSION,
@@ -108,7 +108,7 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
             require_trained(store, study, wanted)
             asked = config.applied_to(study)
             work = [(asked, checkpoint) for checkpoint in wanted]
-            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, work)
+            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, work, work)
             with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
                 refresh_views(store)
                 yield from check_curvature(store, study, key)
@@ -133,7 +133,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             chosen = select(store, asked, config)
             todo = PER_IMAGE_CURVATURE.missing(store, chosen)
             context.log.info(f"{len(chosen)} trained checkpoints, {len(todo)} without current curvature")
-            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, todo)
+            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, chosen, todo)
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 rows = sum(rebuild(store, study) for study in {study.name: study for study, _ in chosen}.values())
                 refresh_views(store)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
-from dagster._core.errors import DagsterUserCodeProcessError
+from dagster._core.errors import DagsterExecutionInterruptedError, DagsterUserCodeProcessError
 from dagster_shared.error import SerializableErrorInfo
 
 from dd_core.errors import UserError
@@ -26,17 +26,24 @@ _CLI_MISTAKES = {
 
 @contextlib.contextmanager
 def shown_as_sentence() -> Iterator[None]:
-    """Let a UserError end an asset's step with its message alone, and without a retry.
+    """Let a UserError, or an interruption, end an asset's step with its message alone, and without a retry.
 
     Dagster prints the stack of any exception from a step but one: the error that carries an already formatted error
-    from another process. It is also a DagsterError, which a RetryPolicy leaves alone.
+    from another process. It is also a DagsterError, which a RetryPolicy leaves alone; of an interruption (Ctrl-C, a run
+    cancelled in the UI) it would make another attempt.
     """
     try:
         yield
     except UserError as error:
-        raise DagsterUserCodeProcessError(
-            str(error), user_code_process_error_infos=[SerializableErrorInfo(f"{error}\n", [], None)]
-        ) from None
+        raise _sentence(str(error)) from None
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        raise _sentence("interrupted: what was finished is kept; run the same again to go on") from None
+
+
+def _sentence(text: str) -> DagsterUserCodeProcessError:
+    return DagsterUserCodeProcessError(
+        text, user_code_process_error_infos=[SerializableErrorInfo(f"{text}\n", [], None)]
+    )
 
 
 def install_cli_hook() -> None:

@@ -10,6 +10,7 @@ from dd_core.estimate import Known, Prediction, trained_epoch
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.machine import Machine
 from dd_core.jobs.placement import makespan
+from dd_core.parts import Part
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
 
@@ -20,7 +21,7 @@ class Forecast:
 
     Attributes:
         job: its tasks say what each arm shares and is predicted to take.
-        predictions: by arm; an arm of which nothing is known is missing.
+        predictions: by arm, of its parts together; an arm of which nothing is known is missing.
         price: per GPU hour, None without one.
         problem: why the tables could not be looked into.
     """
@@ -44,7 +45,8 @@ class Forecast:
         shares = [Fraction(1, task.workers_per_device or 1) for task in self.tasks]
         if len(known) < len(predicted):
             return None
-        return makespan(shares, self.machine.num_devices, self.job.num_workers, known)
+        limit = self.machine.num_places * self.job.num_workers
+        return makespan(shares, self.machine.num_devices, limit, known)
 
     def gpu_hours(self, arm: Arm) -> float | None:
         """Of one arm; None where it is unknown, or trained on a CPU."""
@@ -63,7 +65,7 @@ class Forecast:
 
     def order(self) -> str:
         """One line: on what, and in which order."""
-        workers = self.job.num_workers
+        workers = min(len(self.tasks), self.machine.num_places * self.job.num_workers)
         return (
             f"training on {self.machine.describe()} with up to {workers} worker{'s' if workers > 1 else ''}, longest "
             f"first by predicted cost (FLOPs x epochs), beginning with {self.tasks[0].arm.key}"
@@ -76,7 +78,7 @@ class Forecast:
             return f"how long this takes is unknown: {self.problem or reason}"
         text = f"predicted to take {duration(self.seconds)} from {self._sources()}"
         if self.machine.num_gpus:
-            hours = sum(self.gpu_hours(task.arm) or 0.0 for task in self.tasks)
+            hours = sum(self.gpu_hours(arm) or 0.0 for arm in self.predictions)
             text += f", {hours:.3g} GPU-hours"
             if self.price is not None:
                 text += f", which cost {hours * self.price:.2f} at {self.price:g} per GPU-hour"
@@ -121,6 +123,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _begun(store: Store, study: Study, task: TrainTask) -> int:
+    """The epoch from which training will go on."""
+    if task.trials is None:
+        return trained_epoch(store, study, task.arm)
+    part = Part.of(store, study, task.arm, range(*task.trials))
+    return trained_epoch(part.store, part.study, task.arm)
+
+
 def forecast(store: Store, study: Study, job: Job, machine: Machine) -> Forecast:
     """Give every task of a job of training its share of the machine, and predict how long it takes.
 
@@ -132,19 +142,20 @@ def forecast(store: Store, study: Study, job: Job, machine: Machine) -> Forecast
         known = Known.read(store, study, machine)
     except UserError as error:  # a damaged file, which this very training may replace
         known, problem = Known(study, machine), str(error)
-    predictions = {}
+    predictions: dict[Arm, Prediction] = {}
     tasks = []
     for task in job.tasks:
         assert isinstance(task, TrainTask)
         workers = known.workers_per_device(task.arm, len(job.tasks))
-        epochs = (min(trained_epoch(store, study, task.arm), task.until), task.until)
-        prediction = known.predict(task.arm, epochs, workers)
+        prediction = known.predict(task.arm, (min(_begun(store, study, task), task.until), task.until), workers)
+        seconds = None
         if prediction is not None:
-            predictions[task.arm] = prediction
+            seconds = prediction.seconds * task.share(study)
+            before = predictions[task.arm].seconds if task.arm in predictions else 0.0
+            predictions[task.arm] = Prediction(before + seconds, prediction.source)
         given = {"workers_per_device": workers, "threads": machine.threads(workers)}
-        seconds = prediction.seconds if prediction else None
         tasks.append(task.model_copy(update={**given, "predicted_seconds": seconds}))
-    places = machine.num_devices * max(task.workers_per_device or 1 for task in tasks)
-    num_workers = min(places, machine.num_workers or places, len(tasks))
+    room = machine.devices_per_place * max(task.workers_per_device or 1 for task in tasks)
+    num_workers = min(room, machine.num_workers or room, len(tasks))
     job = job.model_copy(update={"tasks": tuple(tasks), "num_workers": num_workers})
     return Forecast(job, machine, predictions, price, problem)

@@ -13,13 +13,13 @@ from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
 from dd_core.errors import UserError
 from dd_core.jobs.job import hessian_job
-from dd_core.provenance import HESSIAN_VERSION, hessian_is_current, hessian_manifest
+from dd_core.provenance import HESSIAN_VERSION, hessian_is_current
 from dd_core.studies import Study
 
 HESSIAN = CheckpointResult(
     what="the Hessian in the weights",
     key=hessian_key,
-    manifest=hessian_manifest,
+    path=lambda store, study, checkpoint: store.hessian_path(study.name, checkpoint).with_suffix(".json"),
     is_current=hessian_is_current,
     job=hessian_job,
     code_version=HESSIAN_VERSION,
@@ -57,7 +57,8 @@ def hessian_asset(study: Study) -> dg.AssetsDefinition:
             wanted = wanted_checkpoints(study, context)
             store = laboratory.store()
             require_trained(store, study, wanted)
-            outcome, recorded = HESSIAN.compute(context, laboratory, store, [(study, c) for c in wanted])
+            work = [(study, c) for c in wanted]
+            outcome, recorded = HESSIAN.compute(context, laboratory, store, work, work)
             with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
                 refresh_views(store)
         yield already_logged(key)
@@ -86,7 +87,7 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 )
             todo = HESSIAN.missing(store, chosen)
             context.log.info(f"{len(chosen)} checkpoints to analyse, {len(todo)} without a current result")
-            outcome, recorded = HESSIAN.compute(context, laboratory, store, todo)
+            outcome, recorded = HESSIAN.compute(context, laboratory, store, chosen, todo)
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 refresh_views(store)
         yield dg.MaterializeResult(

@@ -10,31 +10,29 @@ written into the folder DD_STUDIES; how a variant was trained is asked for once,
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from dd_assets.catalogue import study_folders
+from dd_assets.resources import writable_store
 from dd_core.errors import UserError
 from dd_core.exchange.importer import Imported, Request, import_metrics
 from dd_core.exchange.runs import Reading
 from dd_core.recipes import Data, Optimizer, Variant
-from dd_core.store import Store
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Import; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        store = Store(Path(os.environ.get("DD_ROOT", "data")).expanduser().absolute())
+        store = writable_store()
         folders = study_folders()
         if len(folders) < 2:
             raise UserError(
                 "DD_STUDIES is not set: name a folder for your study files (export DD_STUDIES=$PWD/my_studies), into "
                 "which the file of the imported study is written"
             )
-        store.check_writable()
         request = _request(options)
         done = import_metrics(store, folders, request, dry_run=options.dry_run)
         if done.written and not options.dry_run:

@@ -40,6 +40,13 @@ class Outcome:
     finished: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def add(self, other: "Outcome") -> None:
+        """Take another job's end into account, which came after this one."""
+        self.failed |= other.failed
+        self.defects += other.defects
+        self.finished |= other.finished
+        self.seconds += other.seconds
+
     def raise_if_failed(self, what: str, total: int, kept: str) -> None:
         """Say what did not finish.
 
@@ -81,7 +88,7 @@ def follow(
             dynamic_ncols=True,
         ) as bar,
     ):
-        for event in _events(laboratory, job):
+        for event in _events(context, laboratory, job):
             if event["event"] == "note":
                 context.log.warning(event["text"])
             elif event["event"] == "failed":
@@ -112,9 +119,9 @@ def _terminal() -> Iterator[TextIO | None]:
         yield terminal
 
 
-def _events(laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:
+def _events(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:
     """The job's events; the workers are stopped when the caller leaves early (a run cancelled in the UI)."""
-    events = laboratory.run(job)
+    events = laboratory.run(context, job)
     try:
         yield from events
     finally:
@@ -131,6 +138,7 @@ class _Meter:
         self.until = {task.name: task.until for task in job.tasks if isinstance(task, TrainTask)}
         self.total = sum(self.cost.values())
         self.done: dict[str, float] = {}
+        self._done_cost = 0.0
         # Epochs that were there before this job are no measure of its speed.
         self.first: dict[str, float] = {}
         self.finished = 0
@@ -143,17 +151,21 @@ class _Meter:
         if event["event"] in ("progress", "checkpoint") and self.until.get(task):
             share = event["epoch"] / self.until[task]
             self.first.setdefault(task, (event["epoch"] - 1) / self.until[task] if event["epoch"] else 0.0)
-            self.done[task] = share
+            self._is_done(task, max(share, self.done.get(task, 0.0)))  # a checkpoint may be behind one of the parts
         elif event["event"] in ("finished", "failed"):
             if task not in self.done:
                 self.first[task] = 1.0 if self.until else 0.0
-            self.done[task] = 1.0
+            self._is_done(task, 1.0)
             self.finished += 1
+
+    def _is_done(self, task: str, share: float) -> None:
+        self._done_cost += self.cost[task] * (share - self.done.get(task, 0.0))
+        self.done[task] = share
 
     @property
     def fraction(self) -> float:
         """Share of the predicted work that is done."""
-        return sum(self.cost[task] * share for task, share in self.done.items()) / self.total
+        return self._done_cost / self.total
 
     def is_due(self) -> bool:
         """Whether something should be logged now."""
@@ -170,5 +182,6 @@ class _Meter:
         left = (
             f"about {elapsed * (1 - self.fraction) / gained:.0f} s left" if gained > 0.005 else "time left unknown yet"
         )
-        what = "arms" if self.until else "checkpoints"
+        has_parts = any(isinstance(task, TrainTask) and task.trials for task in self.job.tasks)
+        what = ("parts of arms" if has_parts else "arms") if self.until else "checkpoints"
         return f"{self.finished} of {len(self.job.tasks)} {what} done, {100 * self.fraction:.0f} % of the work, {left}"

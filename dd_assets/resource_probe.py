@@ -8,18 +8,17 @@ from pydantic import Field
 
 from dd_assets.errors import shown_as_sentence
 from dd_assets.partitions import checkpoints_key
+from dd_assets.progress import follow
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL
 from dd_core.cost import training_cost
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, UserError
+from dd_core.jobs.job import probe_job
 from dd_core.jobs.machine import Machine
-from dd_core.jobs.team import measure
-from dd_core.probe_table import Measurement, recommended_workers, write_measurements
+from dd_core.jobs.probing import default_counts
 from dd_core.studies import Arm, Study
-
-_MOST_WORKERS = 4
 
 
 class ProbeConfig(dg.Config):
@@ -33,24 +32,18 @@ class ProbeConfig(dg.Config):
     )
     seconds: float = Field(default=2.0, description="about how long to time each arm with each number of workers")
 
-    def counts(self, machine: Machine) -> list[int]:
-        """Numbers of workers to measure, ascending.
+    def check(self, machine: Machine) -> None:
+        """Pass only possible numbers of workers and seconds.
 
         Raises:
-            UserError: they, or the seconds, are impossible.
+            UserError: they are not.
         """
         if not 0 < self.seconds <= 600:
             raise UserError(f"run config: seconds must be above 0 and at most 600, not {self.seconds:g}")
-        if not self.num_workers:
-            if machine.num_gpus:
-                return list(range(1, _MOST_WORKERS + 1))
-            # Without a probe there is one for each core, so that must be among them.
-            return sorted({*range(1, min(_MOST_WORKERS, machine.num_cores) + 1), machine.num_cores})
         most = max(16, machine.num_cores)
         wrong = [count for count in self.num_workers if not 1 <= count <= most]
         if wrong:
             raise UserError(f"run config: num_workers must be from 1 to {most} each, not {', '.join(map(str, wrong))}")
-        return sorted(set(self.num_workers))
 
     def arms(self, studies: dict[str, Study]) -> tuple[list[tuple[Study, Arm]], list[str]]:
         """The arms to measure, the cheapest first, and why studies were left out.
@@ -103,36 +96,35 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         with shown_as_sentence():
             _refuse_a_selection_of_everything(context, studies)
             store, machine = laboratory.store(), laboratory.machine()
-            counts = config.counts(machine)
+            config.check(machine)
             arms, without_data = config.arms(studies)
             for reason in without_data:
                 context.log.info(f"left out: {reason}")
+            counts = sorted(set(config.num_workers)) or default_counts(machine)
             context.log.info(
                 f"probing {len(arms)} arm{'s' if len(arms) > 1 else ''} on {machine.describe()}, workers side by side: "
                 f"{', '.join(map(str, counts))}, about {config.seconds:g} s each"
             )
-            found: dict[tuple[str, Arm], list[Measurement]] = {}
-            for result in measure(store.root, arms, counts, machine, config.seconds, context.log.warning):
-                rows = found.setdefault((result.study.name, result.arm), [])
-                rows.append(result)
-                if _is_complete(rows, counts):
-                    write_measurements(store, machine, rows)
-                    context.log.info(_sentence(rows))
-            for rows in found.values():
-                if not _is_complete(rows, counts):
-                    write_measurements(store, machine, rows)
-            if not found:
-                raise UserError("no arm could be measured; the log above says why")
+            found: dict[str, Any] = {}
+
+            def on_event(event: dict[str, Any]) -> None:
+                if event["event"] == "measured":
+                    context.log.info(event["text"])
+                elif event["event"] == "finished":
+                    found.update(event)
+
+            named = {study.name: study for study, _ in arms}
+            asked = [(study.name, arm) for study, arm in arms]
+            job = probe_job(store.root, named, asked, counts, config.seconds)
+            follow(context, laboratory, job, on_event).raise_if_failed("probes", 1, "")
             refresh(store)
         yield dg.MaterializeResult(
             asset_key="resource_probe",
             metadata={
-                "dagster/row_count": sum(map(len, found.values())),
+                "dagster/row_count": found["rows"],
                 "dagster/uri": str(store.table_folder("resource_probe")),
-                "machine": machine.describe(),
-                "recommended_workers": {
-                    f"{study}/{arm.key}": recommended_workers(rows) for (study, arm), rows in found.items()
-                },
+                "machine": found["machine"],
+                "recommended_workers": found["recommended"],
             },
         )
 
@@ -150,19 +142,3 @@ def _refuse_a_selection_of_everything(context: dg.AssetExecutionContext, studies
     has_partition = {"dagster/partition", "dagster/asset_partition_range_start"} & set(context.run.tags)
     if not has_partition and (not selected or selected & {checkpoints_key(name) for name in studies}):
         raise UserError("resource_probe was selected with everything else; name it alone: --select resource_probe")
-
-
-def _is_complete(rows: list[Measurement], counts: list[int]) -> bool:
-    """Whether nothing more will be measured; one that failed is warned of and leaves a gap."""
-    return rows[-1].num_workers == counts[-1] or rows[-1].status != "ok"
-
-
-def _sentence(rows: list[Measurement]) -> str:
-    """What was found for one arm."""
-    speeds = [
-        f"{m.num_workers}: {m.samples_per_second:,.0f}/s" if m.samples_per_second else f"{m.num_workers}: {m.status}"
-        for m in rows
-    ]
-    best = recommended_workers(rows)
-    verdict = f"{best} recommended" if best else "memory is too small for one"
-    return f"{rows[0].study.name}/{rows[0].arm.key}, images by number of workers {', '.join(speeds)}; {verdict}"

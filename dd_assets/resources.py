@@ -1,50 +1,61 @@
 """What assets need from outside: the data root and the place where jobs run."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from dd_assets.compute.local import run_job, this_machine, workers_and_threads
-from dd_core.errors import UserError
+from dd_assets.compute import Place, place_called
 from dd_core.jobs.job import Job
 from dd_core.jobs.machine import Machine
+from dd_core.resources import largest
 from dd_core.store import Store
+from dd_core.studies import Study
+
+
+def writable_store(root: str | None = None) -> Store:
+    """The data root at a folder, or an address of an object store; default ``DD_ROOT``.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    root = root or os.environ.get("DD_ROOT", "data")
+    store = Store(root if "://" in root else Path(root).expanduser().absolute())
+    store.check_writable()
+    return store
 
 
 class Laboratory(dg.ConfigurableResource):
     """Where results lie and where work is done."""
 
     root: str = Field(
-        default_factory=lambda: os.environ.get("DD_ROOT", "data"), description="data root, a folder (DD_ROOT)"
+        default_factory=lambda: os.environ.get("DD_ROOT", "data"),
+        description="data root, a folder or the address of an object store such as s3://bucket/folder (DD_ROOT)",
     )
     compute: str = Field(
-        default_factory=lambda: os.environ.get("DD_COMPUTE", "local"), description="where jobs run (DD_COMPUTE): local"
+        default_factory=lambda: os.environ.get("DD_COMPUTE", "local"),
+        description="where jobs run (DD_COMPUTE): local, kubernetes or slurm",
     )
 
     def store(self) -> Store:
         """The data root, checked to be writable."""
-        store = Store(Path(self.root).expanduser().absolute())
-        store.check_writable()
-        return store
+        return writable_store(self.root)
 
-    def machine(self) -> Machine:
-        """What arms are trained on."""
-        self._check_compute()
-        return this_machine()
+    def place(self) -> Place:
+        """Where jobs run.
 
-    def workers(self) -> tuple[int, int]:
-        """Number of workers and threads per worker, of work that takes a GPU or core each."""
-        self._check_compute()
-        return workers_and_threads()
+        Raises:
+            UserError: there is no such place, or its settings are wrong.
+        """
+        return place_called(self.compute)
 
-    def _check_compute(self) -> None:
-        if self.compute != "local":
-            raise UserError(f"DD_COMPUTE is {self.compute!r}, but jobs can run only on this machine (local)")
+    def machine(self, studies: Iterable[Study] = ()) -> Machine:
+        """What work for these studies is done on."""
+        return self.place().machine(largest(study.resources for study in studies))
 
-    def run(self, job: Job) -> Generator[dict[str, Any], None, None]:
+    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[dict[str, Any], None, None]:
         """Run a job and yield its events."""
-        return run_job(job)
+        return self.place().run(context, job)

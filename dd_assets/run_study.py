@@ -6,7 +6,6 @@ are run so that a reader can type them again; then what was found, and where it 
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from dd_assets.catalogue import catalogue
 from dd_assets.checkpoint_results import training_command
 from dd_assets.figures import FIGURES
+from dd_assets.resources import writable_store
 from dd_assets.tables import TRAINING_TABLES
 from dd_core.errors import UserError
 from dd_core.store import Store
@@ -34,8 +34,7 @@ def main() -> int:
                 f"{study.name} was imported, so there is nothing to train; draw its figures with: dagster asset "
                 "materialize --select 'group:figures'"
             )
-        store = Store(Path(os.environ.get("DD_ROOT", "data")).absolute())
-        store.check_writable()
+        store = writable_store()
         return _materialize(study) or _tell(store, study, started)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -74,7 +73,9 @@ def _tell(store: Store, study: Study, started: float) -> int:
     print(f"\nDone in {time.monotonic() - started:.0f} s. Look at")
     for figure in sorted((store.root / "figures").glob(f"*/{study.name}.html")):
         print(f"  {figure}")
-    print(f"or ask (source env.sh first): duckdb -readonly {store.warehouse_path}\nor see the assets with: make ui")
+    if "://" not in store.address:
+        print(f"or ask (source env.sh first): duckdb -readonly {store.warehouse_path}")
+    print("or see the assets with: make ui")
     return 0 if passed else 1
 
 

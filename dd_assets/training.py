@@ -14,7 +14,7 @@ from dd_assets.progress import Outcome, follow
 from dd_assets.resources import Laboratory
 from dd_core.data.datasets import require
 from dd_core.errors import StaleError
-from dd_core.jobs.job import TrainTask, training_job
+from dd_core.jobs.job import TrainTask, digest_of, training_job
 from dd_core.provenance import arm_is_complete, checkpoint_manifest
 from dd_core.store import Store
 from dd_core.studies import TRAINER_VERSION, Checkpoint, Study
@@ -68,27 +68,32 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
             wanted = wanted_checkpoints(study, context)
             store = laboratory.store()
             require(study.data.dataset)
-            job = training_job(store.root, study, wanted, *laboratory.workers())
+            machine = laboratory.machine([study])
+            job = training_job(store.root, study, wanted, *machine.workers_and_threads())
             arms = {checkpoint.arm for checkpoint in wanted}
-            todo = [
-                task
-                for task in job.tasks
-                if isinstance(task, TrainTask) and not arm_is_complete(store, study, task.arm, task.until)
-            ]
+            until = {task.arm: task.until for task in job.tasks if isinstance(task, TrainTask)}
+            unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
+            todo = [task for task in job.tasks if isinstance(task, TrainTask) and task.arm in unfinished]
             recorder = PartitionRecorder(context, store, study, wanted)
-            context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(todo)} to train")
+            in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
+            context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts}")
             outcome = Outcome()
             if todo:
-                job = job.model_copy(update={"tasks": tuple(todo)})
-                expected = forecast(store, study, job, laboratory.machine())
+                asked = digest_of([f"{c.key} {study.recipe_hash(c.arm)}" for c in sorted(wanted)])
+                job = job.model_copy(update={"tasks": tuple(todo), "request": asked})
+                expected = forecast(store, study, job, machine)
                 recorder.forecast = expected
                 context.log.info(expected.order())
                 context.log.info(expected.describe())
                 outcome = follow(context, laboratory, expected.job, recorder.on_event)
                 context.log.info(expected.compare(outcome.seconds, outcome.finished))
             recorder.record_rest()
+            if not outcome.failed:
+                missing = {f"{study.name}/{c.arm.key}" for c in wanted if c not in recorder.recorded}
+                outcome.failed |= dict.fromkeys(missing, "trained, but not all there; run the same command again")
             kept = f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded"
-            with outcome.raised_after("arms", len(arms), kept):
+            what, total = ("parts of arms", len(todo)) if in_parts else ("arms", len(arms))
+            with outcome.raised_after(what, total, kept):
                 refresh(store)
                 yield from check_checkpoints(store, study, key)
         yield already_logged(key)
@@ -103,15 +108,17 @@ class PartitionRecorder:
         """Nothing is logged yet."""
         self.context, self.store, self.study = context, store, study
         self.wanted = wanted
+        self._of_event = {(f"{study.name}/{checkpoint.arm.key}", checkpoint.epoch): checkpoint for checkpoint in wanted}
         self.forecast: Forecast | None = None
         self.recorded: set[Checkpoint] = set()
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Record the checkpoint an event speaks of."""
         if event["event"] == "checkpoint":
-            for checkpoint in self.wanted:
-                if (f"{self.study.name}/{checkpoint.arm.key}", checkpoint.epoch) == (event["task"], event["epoch"]):
-                    self._record(checkpoint)
+            task = event["task"].partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
+            checkpoint = self._of_event.get((task, event["epoch"]))
+            if checkpoint is not None:
+                self._record(checkpoint)
 
     def record_rest(self) -> None:
         """Record what was there already, or whose event was lost: files are the truth."""

@@ -1,5 +1,6 @@
 """Which curvature a study wants of each image: typed, validated, without torch."""
 
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from dd_core.strict import Strict
 
 HessianEstimator = Literal["exact", "top_directions", "double_backward"]
 Estimator = Literal["exact", "top_directions", "double_backward", "finite_difference"]
+# Rows of a trial that are worth a task of their own.
+_SMALLEST_SHARD = 500
 
 
 def _each_once(epochs: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,14 +113,21 @@ def shards(num_trials: int, num_images: int, multiple: int = 1, target: int = 50
     """Ranges of rows, trial after trial, that are computed on their own and can be resumed.
 
     They depend on the data alone, not on how many workers there are, so that any set of workers may go on. Small
-    checkpoints are one range. Larger ones are cut within each trial at multiples of ``multiple``.
+    checkpoints are one range. Larger ones are cut within each trial, at multiples of ``multiple``, into equal pieces of
+    at most ``target`` rows. Their number is a power of two, so that 8, 16, 32 or 64 GPUs have equally much to do, and
+    as large as leaves 500 rows to each: 50,000 images are 64 pieces of 781 or 782, about what a GPU takes in one pass
+    with ten classes. In smaller ones the beginning of each would count (see benchmarks/scaling.py).
     """
     if num_trials * num_images <= target:
         return [(0, num_trials * num_images)]
-    size = max(1, target // multiple) * multiple
-    pieces = math.ceil(num_images / size)
+    batches, most = math.ceil(num_images / multiple), max(1, target // multiple)
+    pieces = 1
+    while batches > pieces * most or num_images >= 2 * pieces * _SMALLEST_SHARD:
+        pieces *= 2
+    pieces = min(pieces, batches)
+    bounds = [min(batches * piece // pieces * multiple, num_images) for piece in range(pieces + 1)]
     return [
-        (trial * num_images + piece * size, trial * num_images + min((piece + 1) * size, num_images))
+        (trial * num_images + start, trial * num_images + stop)
         for trial in range(num_trials)
-        for piece in range(pieces)
+        for start, stop in itertools.pairwise(bounds)
     ]

@@ -16,11 +16,14 @@ from dd_core.data.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.errors import UserError
 from dd_core.jobs.machine import Machine
 from dd_core.probe_table import Probed, read_probe
+from dd_core.stacks import fills_a_gpu
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
 
 if TYPE_CHECKING:
     import duckdb
+
+_LONGEST_HEAD = 100_000_000  # bytes, as safetensors has it
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Known:
     def workers_per_device(self, arm: Arm, num_arms: int) -> int:
         """How many arms should share a device when so many are trained."""
         recommended = self.probe[arm].recommended if arm in self.probe else None
-        return self.machine.workers_per_device(self.study.variants[arm.variant].workers_per_gpu, recommended, num_arms)
+        per_gpu = 1 if fills_a_gpu(arm) else self.study.variants[arm.variant].workers_per_gpu
+        return self.machine.workers_per_device(per_gpu, recommended, num_arms)
 
     def predict(self, arm: Arm, epochs: tuple[int, int], num_workers: int) -> Prediction | None:
         """Wall time of training an arm; None where nothing like it is known.
@@ -187,13 +191,18 @@ def scaled(known: Sequence[tuple[int, float]], flops: int) -> float:
 
 def trained_epoch(store: Store, study: Study, arm: Arm) -> int:
     """The epoch from which training of an arm will go on: that of its resume point, 0 without a usable one."""
-    from safetensors import SafetensorError, safe_open
+    return int(resume_metadata(store, study, arm).get("epoch", 0))
 
-    path = store.resume_path(study.name, arm.key)
+
+def resume_metadata(store: Store, study: Study, arm: Arm) -> dict[str, str]:
+    """What the head of an arm's resume point says; nothing without one of the present recipe."""
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+        with store.resume_path(study.name, arm.key).open("rb") as file:
+            # safetensors: the length of the head, little-endian in eight bytes, then the head, JSON.
+            length = int.from_bytes(file.read(8), "little")
+            head = file.read(length) if length < _LONGEST_HEAD else b""
+        metadata: dict[str, str] = json.loads(head)["__metadata__"]
         is_of_this_recipe = json.loads(metadata["identity"])["recipe"] == study.recipe_hash(arm)
-        return int(metadata["epoch"]) if is_of_this_recipe else 0
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return 0
+    except (OSError, KeyError, ValueError):
+        return {}
+    return metadata if is_of_this_recipe else {}

@@ -103,6 +103,13 @@ class HessianSettings(Strict):
         default=250, ge=1, description="images per pass; it sets the memory, the result does not depend on it"
     )
     precision: Literal["float32", "float64"] = Field(default="float32", description="of weights, images and vectors")
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="processes that share the images of one checkpoint, each with a GPU or core of its own; more than "
+        "one run under torchrun, wherever the job runs. The result differs by rounding",
+    )
 
     @model_validator(mode="after")
     def _enough_steps(self) -> "HessianSettings":

@@ -15,6 +15,21 @@ _LOG = logging.getLogger(__name__)
 _CPU_AND_LIBRARY_MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
+# How often to halve what would be taken otherwise, because a process was killed for want of memory with that.
+_halvings = 0
+
+
+def set_halvings(count: int) -> None:
+    """Let all that comes in this process begin with 2^-count of the images at a time."""
+    global _halvings
+    _halvings = count
+
+
+def begin_with(size: int) -> int:
+    """Items at a time to begin with, where ``size`` is as many as usual; at least one."""
+    return max(1, size >> _halvings)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a smaller block may succeed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -40,6 +55,7 @@ def in_blocks(compute: Callable[[int, int, int], T], total: int, size: int) -> I
     if size < 1:
         raise UserError(f"a batch must have at least one image, not {size}")
     start, given = 0, size
+    size = begin_with(size)
     while start < total:
         stop = min(start + size, total)
         shortage = ""

@@ -3,6 +3,8 @@
 The orchestrator asks here what is to be done; workers ask again, with the stricter checks that open the files.
 """
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from dd_core.curvature_settings import covers
@@ -22,7 +24,12 @@ def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> d
     Raises:
         StaleError: there is none, or it is of another recipe.
     """
-    manifest = store.read_manifest(store.checkpoint_manifest_path(study.name, checkpoint))
+    return _of_present_recipe(
+        store.read_manifest(store.checkpoint_manifest_path(study.name, checkpoint)), study, checkpoint
+    )
+
+
+def _of_present_recipe(manifest: dict[str, Any] | None, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
     if manifest is None:
         raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has not been trained")
     recipe = study.recipe_hash(checkpoint.arm)
@@ -36,13 +43,12 @@ def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> d
 
 def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None) -> dict[Checkpoint, dict[str, Any]]:
     """The study's checkpoints that exist in its present recipe, with their manifests."""
+    wanted = [checkpoint for checkpoint in study.iter_checkpoints() if arms is None or checkpoint.arm in arms]
+    manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, checkpoint) for checkpoint in wanted])
     found = {}
-    for checkpoint in study.iter_checkpoints():
-        if arms is None or checkpoint.arm in arms:
-            try:
-                found[checkpoint] = checkpoint_manifest(store, study, checkpoint)
-            except StaleError:
-                continue
+    for checkpoint, manifest in zip(wanted, manifests, strict=True):
+        with contextlib.suppress(StaleError):
+            found[checkpoint] = _of_present_recipe(manifest, study, checkpoint)
     return found
 
 
@@ -85,17 +91,27 @@ def describes(curvature: dict[str, Any] | None, checkpoint: dict[str, Any]) -> b
 
 def missing_curvature(store: Store, study: Study) -> list[Checkpoint]:
     """Trained checkpoints that lack the per-image curvature the study wants."""
+    trained = trained_checkpoints(store, study)
+    present = curvature_manifests(store, study, trained)
     return [
         checkpoint
-        for checkpoint, manifest in trained_checkpoints(store, study).items()
-        if live_trials(manifest)
-        and not curvature_is_current(curvature_manifest(store, study, checkpoint), manifest, study)
+        for checkpoint, manifest in trained.items()
+        if live_trials(manifest) and not curvature_is_current(present[checkpoint], manifest, study)
     ]
 
 
 def curvature_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The manifest of a checkpoint's per-image curvature, if there is one."""
     return store.read_manifest(store.curvature_path(study.name, checkpoint).with_suffix(".json"))
+
+
+def curvature_manifests(
+    store: Store, study: Study, checkpoints: Iterable[Checkpoint]
+) -> dict[Checkpoint, dict[str, Any] | None]:
+    """As ``curvature_manifest``, of several checkpoints."""
+    wanted = list(checkpoints)
+    paths = [store.curvature_path(study.name, checkpoint).with_suffix(".json") for checkpoint in wanted]
+    return dict(zip(wanted, store.read_manifests(paths), strict=True))
 
 
 def hessian_is_current(hessian: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
@@ -110,7 +126,7 @@ def hessian_is_current(hessian: dict[str, Any] | None, checkpoint: dict[str, Any
 
 def hessian_settings(study: Study) -> dict[str, Any]:
     """The settings that change the result, as plain JSON values."""
-    return study.hessian.model_dump(mode="json", exclude={"epochs", "batch_size", "block_size"})
+    return study.hessian.model_dump(mode="json", exclude={"epochs", "batch_size", "block_size", "ranks"})
 
 
 def hessian_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:

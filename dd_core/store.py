@@ -1,7 +1,7 @@
-"""Where every file of the data root lies, and the only code that writes there.
+"""Where every file of the data root lies, a folder or an address on an object store, and what is vouched for.
 
-Every file is written under a temporary name, flushed to disk, then renamed; a manifest (provenance, SHA-256, row
-counts) comes last. A file without its manifest does not exist for this platform. Knows nothing of torch or parquet.
+Every file becomes visible when it is whole (``dd_core.storage.files``); a manifest (provenance, SHA-256, row counts)
+comes last. A file without its manifest does not exist for this platform. Knows nothing of torch or parquet.
 
 Layout below the root::
 
@@ -13,111 +13,74 @@ Layout below the root::
     figures/<figure>/<study>.{html,svg,json}
     exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
     exports/<study>/<variant>/metrics_k<k>.jsonl
+    parts/<study>/<arm>/trials-003/...                                trials that train apart, until put together
+    jobs/<name>/<digest>/...                                          what a job on a cluster keeps while it runs
     staging/...                                                       exports and imports while they are written
     retired/<study>/<arm>/<recipe>/...                                results of an earlier recipe, out of every table
+    locks/<name>.lock                                                 who writes what
     warehouse.duckdb                                                  views over the tables
 """
 
 import contextlib
-import errno
-import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dd_core.errors import StaleError, StoreError
+from dd_core.storage.files import (
+    is_object,
+    read_all,
+    readable_errors,
+    sha256_of,
+    size_and_sha256,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from dd_core.storage.leases import Lease, LockedError
 from dd_core.studies import Checkpoint
 
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+__all__ = ["LockedError", "Store", "sha256_of", "write_atomically", "write_json", "write_text"]
 
 
-@lru_cache(maxsize=100_000)
-def _sha256_unless_changed(path: Path, size: int, modified_ns: int) -> str:
-    """SHA-256 of a file, computed once per process for as long as the file's size and time stay the same."""
-    return sha256_of(path)
-
-
-@contextlib.contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a path into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"the disk is full: {path} was not written, and nothing half-written was left; free some space and "
-                "run the same command again"
-            ) from error
-        raise StoreError(f"cannot write {path}: {error.strerror}; check the data root (DD_ROOT)") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it, and rename it to ``path``.
-
-    Readers see the old file or the new one, never a part; a process killed in between leaves only a hidden temporary.
-
-    Raises:
-        StoreError: the disk is full or the folder cannot be written.
-    """
-    with _readable_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        try:
-            os.fchmod(handle, 0o644)
-            write(temporary)
-            # Some writers replace the file instead of filling the open one: flush what is there under the name now.
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            os.close(handle)
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small JSON file atomically and flush its folder, so that the renames before it are on disk as well."""
-    text = json.dumps(content, indent=1, sort_keys=True)
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-    with _readable_errors(path):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Store:
-    """The data root on a local or shared file system. Cheap to make; opens nothing until asked."""
+    """The data root. Cheap to make; opens nothing until asked.
+
+    Attributes:
+        root: a ``Path``, or for an address a ``UPath``, which does what a ``Path`` does.
+    """
 
     root: Path
 
-    def __post_init__(self) -> None:
-        """Refuse roots this class would silently treat as odd local folders."""
-        if "://" in str(self.root) or ":/" in str(self.root):
-            raise StoreError(f"the data root must be a folder on a file system, not {self.root}")
-        if any(part.startswith(("study=", "arm=")) for part in self.root.absolute().parts):
-            raise StoreError(f"the data root {self.root} has a folder called study=... or arm=..., as tables use them")
+    def __init__(self, root: str | Path):
+        """``root``: a folder, or an address like ``s3://bucket/prefix``.
+
+        Raises:
+            StoreError: an address of a scheme that is not supported, or a root that would silently be taken for
+                something else.
+        """
+        if isinstance(root, str) and "://" in root:
+            from dd_core.storage.objects import root_at
+
+            root = root_at(root)
+        elif not is_object(root := Path(root) if isinstance(root, str) else root) and ":/" in str(root):
+            raise StoreError(f"the data root must be a folder or an address like s3://bucket/prefix, not {root}")
+        if any(part.startswith(("study=", "arm=")) for part in root.absolute().parts):
+            raise StoreError(f"the data root {root} has a folder called study=... or arm=..., as tables use them")
+        object.__setattr__(self, "root", root)
+
+    @property
+    def address(self) -> str:
+        """What another process makes the same store from."""
+        return str(self.root)
 
     # Where things lie
 
@@ -181,9 +144,37 @@ class Store:
         """Job files handed to workers."""
         return self.root / "jobs"
 
-    def lock_path(self, *parts: str) -> Path:
-        """The lock file that serialises writers of one thing (an arm, the warehouse)."""
-        return self.root / "locks" / f"{'.'.join(parts)}.lock"
+    @contextlib.contextmanager
+    def lock(self, *parts: str, timeout: float | None = None) -> Iterator[None]:
+        """Hold the lock that serialises writers of one thing (an arm, the warehouse).
+
+        In a folder the operating system frees it when the process dies, however it dies (flock, on NFS as well). On an
+        object store it is a lease: it is free a minute after the process has died.
+
+        Args:
+            parts: what is locked.
+            timeout: seconds to wait for it; None: for as long as it takes.
+
+        Raises:
+            LockedError: another process had it all that time.
+            StoreError: the root cannot be written.
+        """
+        path = self.root / "locks" / f"{'.'.join(parts)}.lock"
+        if is_object(path):
+            with Lease(path).held(timeout):
+                yield
+            return
+        with readable_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=-1 if timeout is None else timeout)
+            except Timeout as error:
+                raise LockedError(f"{path} is held by another process") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     # Manifests
 
@@ -193,9 +184,10 @@ class Store:
         Raises:
             StoreError: the root cannot be made or written.
         """
-        if self.root.exists() and not self.root.is_dir():
+        if not is_object(self.root) and self.root.exists() and not self.root.is_dir():
             raise StoreError(f"the data root {self.root} is a file, not a folder; set DD_ROOT to a folder")
-        probe = self.root / f".writable-{os.getpid()}"
+        host = f"-{socket.gethostname()}" if is_object(self.root) else ""
+        probe = self.root / f".writable{host}-{os.getpid()}"
         write_text(probe, "")
         probe.unlink()
 
@@ -217,28 +209,35 @@ class Store:
         Raises:
             StoreError: it is there, but the operating system does not let us read it.
         """
+        return self.read_manifests([path])[0]
+
+    def read_manifests(self, paths: Sequence[Path]) -> list[dict[str, Any] | None]:
+        """Several of them, which on an object store takes little longer than one; as ``read_manifest``."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
+            contents = read_all(paths)
         except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}; check the data root (DD_ROOT)") from error
-        return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+            raise StoreError(
+                f"cannot read {error.filename}: {error.strerror}; check the data root (DD_ROOT)"
+            ) from error
+        return [_manifest(content) for content in contents]
 
     def verify(self, manifest: dict[str, Any], role: str) -> Path:
         """The file of that role, after its size and SHA-256 have been compared with the manifest.
+
+        Of an object the SHA-256 that was noted when it was put is compared, if it was; otherwise it is downloaded.
 
         Raises:
             StaleError: it is missing, truncated or altered.
         """
         entry = manifest["files"][role]
         path = self.root / entry["path"]
-        if not path.is_file():
-            raise StaleError(f"{path} is in its manifest but not on disk")
-        status = path.stat()
-        if status.st_size != entry["bytes"]:
-            raise StaleError(f"{path} is damaged: {status.st_size} bytes where its manifest says {entry['bytes']}")
-        if _sha256_unless_changed(path, status.st_size, status.st_mtime_ns) != entry["sha256"]:
+        found = size_and_sha256(path)
+        if found is None:
+            raise StaleError(f"{path} is in its manifest but not {'in the store' if is_object(path) else 'on disk'}")
+        size, sha256 = found
+        if size != entry["bytes"]:
+            raise StaleError(f"{path} is damaged: {size} bytes where its manifest says {entry['bytes']}")
+        if sha256() != entry["sha256"]:
             raise StaleError(f"{path} is damaged: its SHA-256 differs from its manifest")
         return path
 
@@ -252,23 +251,42 @@ class Store:
         """
         target = self.root / "retired" / study / arm / recipe
         moved = False
-        tables = self.root / "tables"
-        sources = [self.table_folder(t.name, study, arm) for t in sorted(tables.iterdir())] if tables.is_dir() else []
         # The manifests, by which a changed recipe is noticed, go last: a process killed here is taken up again.
-        sources.append(self.arm_folder(study, arm))
-        for source in sources:
-            if not source.is_dir():
-                continue
-            destination = target / source.relative_to(self.root)
-            with _readable_errors(destination):
-                if destination.exists():
-                    shutil.rmtree(destination)
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                source.rename(destination)
-            moved = True
+        sources = [self.table_folder(name, study, arm) for name in _folders(self.root / "tables")]
+        for source in (*sources, self.arm_folder(study, arm)):
+            moved = move(source, target / str(source.relative_to(self.root))) or moved
         return target if moved else None
 
     def clean_temporaries(self, folder: Path) -> None:
         """Remove what a killed writer left; call only while holding the lock of what lies there."""
-        for temporary in folder.glob(".*.tmp"):
-            temporary.unlink(missing_ok=True)
+        if not is_object(folder):  # it would have left it on another machine
+            for temporary in folder.glob(".*.tmp"):
+                temporary.unlink(missing_ok=True)
+
+
+def _manifest(content: bytes | None) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(content.decode("utf-8")) if content is not None else None
+    except ValueError:
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def move(source: Path, destination: Path) -> bool:
+    """Move a folder to where an earlier one may lie; returns whether there was one."""
+    if is_object(source):
+        from dd_core.storage import objects
+
+        return objects.move(source, destination)
+    if not source.is_dir():
+        return False
+    with readable_errors(destination):
+        if destination.exists():
+            shutil.rmtree(destination)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(destination)
+    return True

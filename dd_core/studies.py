@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from dd_core.curvature_settings import CurvatureSettings, shards
 from dd_core.errors import UserError
 from dd_core.hessian_settings import HessianSettings
 from dd_core.monitor_settings import MonitorSettings
 from dd_core.recipes import Data, Variant, recipe_of
+from dd_core.resources import Resources
 from dd_core.strict import Strict
 
 # Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
@@ -103,6 +104,11 @@ class Study(Strict):
     )
     curvature: CurvatureSettings = CurvatureSettings()
     hessian: HessianSettings = HessianSettings()
+    resources: Resources | None = Field(
+        default=None, description="what its jobs ask for on a cluster; null: what the settings of the cluster say"
+    )
+    _first_trial: int = PrivateAttr(default=0)
+    _whole: "Study | None" = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Study":
@@ -163,6 +169,27 @@ class Study(Strict):
                     "which BatchNorm cannot normalise; choose another size"
                 )
         return self
+
+    def part(self, trials: range) -> "Study":
+        """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
+        part = self.model_copy(update={"trials": len(trials)})
+        part._first_trial, part._whole = trials.start, self.whole
+        return part
+
+    @property
+    def whole(self) -> "Study":
+        """The study that this is a part of, or itself."""
+        return self._whole or self
+
+    @property
+    def first_trial(self) -> int:
+        """The number of its first trial; above 0 only in a part."""
+        return self._first_trial
+
+    @property
+    def trial_numbers(self) -> range:
+        """The numbers of its trials; with the seed they determine all randomness."""
+        return range(self.first_trial, self.first_trial + self.trials)
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -230,6 +257,7 @@ class Study(Strict):
             "variant": recipe_of(variant),
             "k": arm.k,
             "trials": self.trials,
+            **({"first_trial": self.first_trial} if self.first_trial else {}),
             "seed": self.seed,
             "horizon_epochs": self.epochs if variant.schedule.name == "cosine" else None,
         }

@@ -1,14 +1,12 @@
 """Studies from YAML files: what cannot be used is said in one sentence with the path of the key."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from dd_core.errors import StudyError, UserError
 from dd_core.studies import Study
+from dd_core.yaml_files import read_mapping, validated
 
 
 def read_study(path: Path) -> Study:
@@ -17,45 +15,13 @@ def read_study(path: Path) -> Study:
     Raises:
         StudyError: with the file and, where there is one, the path of the offending key.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except YAMLError as error:
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise StudyError(f"{path}: not valid YAML{where} ({reason})") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"{path}: a study is a mapping of keys to values, not {type(content).__name__}")
-    try:
-        text = json.dumps({"name": path.stem, **content})
-    except (TypeError, ValueError) as error:  # dates and the like; a list that contains itself
-        raise StudyError(f"{path}: only numbers, text, lists and mappings belong in a study ({error})") from error
-    try:
-        study = Study.model_validate_json(text)
-    except ValidationError as error:
-        raise StudyError(f"{path}: {describe_problems(error)}") from error
+        study = validated(path, Study, {"name": path.stem, **read_mapping(path, "a study")})
+    except UserError as error:
+        raise StudyError(str(error)) from error
     if study.name != path.stem:
         raise StudyError(f"{path}: name: is {study.name!r}, but the file is called {path.stem!r}; leave the key out")
     return study
-
-
-def describe_problems(error: ValidationError) -> str:
-    """All problems of a file in one line, each with the path of its key."""
-    parts = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        given = problem["input"]
-        shown = f" (got {given!r})" if isinstance(given, int | float | str | bool) else ""
-        parts.append(f"{where}: {message}{shown}" if where else message)
-    return "; ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dd_core.schema.columns import Table
 from dd_core.schema.curvature import CURVATURE_TABLES
 from dd_core.schema.training import TRAINING_TABLES
-from dd_core.store import write_atomically
+from dd_core.storage.files import local_copy, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,4 +96,4 @@ def read_parquet(path: Path) -> "pa.Table":
     """Read one file of a table, without the folder columns."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path).read()
+    return pq.ParquetFile(local_copy(path)).read()

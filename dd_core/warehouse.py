@@ -2,6 +2,15 @@
 
 The file holds views and nothing else. It is rebuilt beside the old one and swapped in, so nobody who reads it is
 disturbed and nobody who holds it open read-only keeps others from writing. Paths in it are absolute.
+
+With the data root on an object store the file is an object beside the tables, built on this machine, and its views have
+addresses (``s3://...``). It holds no credentials, so whoever opens it brings the extension httpfs and a secret. From
+Python ``connect`` does both; in DuckDB's own shell::
+
+    INSTALL httpfs; LOAD httpfs;        -- or LOAD the file that dd_core.storage.sql.httpfs() names, without network
+    CREATE SECRET (TYPE s3, KEY_ID '...', SECRET '...', REGION '...');
+    ATTACH 's3://bucket/prefix/warehouse.duckdb' AS lab (READ_ONLY);
+    SELECT * FROM lab.curvature;
 """
 
 import contextlib
@@ -11,11 +20,12 @@ import re
 from pathlib import Path
 
 import duckdb
-from filelock import FileLock
 
-from dd_core.errors import StaleError
+from dd_core.errors import StaleError, StoreError
 from dd_core.schema.columns import Column, Table
-from dd_core.store import Store, write_atomically
+from dd_core.storage.files import is_object, write_atomically
+from dd_core.storage.sql import give_access, quoted
+from dd_core.store import Store
 from dd_core.tables import TABLES
 
 _SQL_TYPES = {
@@ -35,8 +45,13 @@ _SQL_TYPES = {
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view for every table that has files; close it after use."""
     connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    _create_views(connection, store)
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        give_access(connection, store.root)
+        _create_views(connection, store)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -49,6 +64,7 @@ def refresh(store: Store) -> list[str]:
         temporary.unlink()  # DuckDB wants to create the file itself
         try:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
+                give_access(connection, store.root)
                 views.extend(_create_views(connection, store))
         except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
@@ -56,9 +72,7 @@ def refresh(store: Store) -> list[str]:
             raise
 
     store.check_writable()
-    lock = store.lock_path("warehouse")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with store.lock("warehouse"):
         write_atomically(path, build)
     return views
 
@@ -81,9 +95,14 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> list[s
             raise StaleError(
                 f"a file of the table {table.name} is damaged ({reason}); remove it and materialise its asset again"
             ) from error
-        connection.execute(f"COMMENT ON VIEW {table.name} IS {_quoted(table.description)}")
+        except duckdb.IOException as error:
+            if not is_object(folder):
+                raise
+            reason = str(error).splitlines()[0]
+            raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
+        connection.execute(f"COMMENT ON VIEW {table.name} IS {quoted(table.description)}")
         for column in columns:
-            comment = _quoted(column.description)
+            comment = quoted(column.description)
             connection.execute(f'COMMENT ON COLUMN {table.name}."{column.name}" IS {comment}')
         created.append(table.name)
     return created
@@ -107,10 +126,6 @@ def _files(table: Table, folder: Path) -> str:
     depth = "/*" * len(table.folder_columns)
     # What the root holds of wildcards stands for itself.
     root = re.sub(r"[*?[]", r"[\g<0>]", str(folder.absolute()))
-    glob = _quoted(f"{root}{depth}/*.parquet")
+    glob = quoted(f"{root}{depth}/*.parquet")
     types = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
     return f"read_parquet({glob}, union_by_name = true, hive_partitioning = true, hive_types = {{{types}}})"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

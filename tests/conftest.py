@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-from dd_core.data import datasets
+from dd_core.data import datasets, trials
 from dd_core.store import Store
 from dd_core.studies import Study
 from dd_core.training import train_arm
@@ -81,9 +81,14 @@ def trained(_trained_root: Path, store: Store) -> Store:
     return store
 
 
+def _forget() -> None:
+    datasets.load.cache_clear()
+    trials._trial_data.cache_clear()
+
+
 @pytest.fixture
 def forget_datasets() -> Iterator[None]:
     """Data sets are kept in memory by name; forget them before and after a test that puts others in their place."""
-    datasets.load.cache_clear()
+    _forget()
     yield
-    datasets.load.cache_clear()
+    _forget()

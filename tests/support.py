@@ -35,7 +35,9 @@ REPOSITORY = Path(__file__).parent.parent
 # Long enough for any busy machine; reached only when something hangs.
 PATIENCE = 120.0
 # One worker with one thread on every machine: the number of threads decides the order of sums, and so the last bits.
-CORE = max(os.sched_getaffinity(0))
+# Tests that run side by side (pytest -n) have a core each.
+_CORES = sorted(os.sched_getaffinity(0), reverse=True)
+CORE = _CORES[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(_CORES)]
 ONE_CORE = ["taskset", "--cpu-list", str(CORE)]
 
 TINY = """\
@@ -304,7 +306,7 @@ def work_and_die(lab: Lab, job: Job, death: Death) -> None:
 def results(root: Path) -> dict[str, str]:
     """Digest of every result below a root, by path: all bits of weights and tables but wall-clock times.
 
-    Left out: the table ``runs`` (it tells when and how often), and the column ``time`` of the others.
+    Left out: the table ``runs`` (it tells when and how often), and the columns ``time`` and ``seconds`` of the others.
     """
     digests = {}
     for path in sorted(root.glob("checkpoints/**/[0-9]*.safetensors")):
@@ -312,7 +314,7 @@ def results(root: Path) -> dict[str, str]:
     for path in sorted(root.glob("tables/**/*.parquet")):
         table = read_parquet(path)
         if "tables/runs/" not in str(path):
-            columns = {name: table[name].to_pylist() for name in table.column_names if name != "time"}
+            columns = {name: table[name].to_pylist() for name in table.column_names if name not in ("time", "seconds")}
             digests[str(path.relative_to(root))] = hashlib.sha256(repr(columns).encode()).hexdigest()
     return digests
 

@@ -57,7 +57,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
                     if chart is not None:
                         files = render(chart, store.figure_folder(figure.name), study.name)
                         metadata[study.name] = dg.MetadataValue.md(preview_markdown(files["svg"]))
-                        metadata[f"{study.name}_file"] = dg.MetadataValue.path(files["html"])
+                        metadata[f"{study.name}_file"] = dg.MetadataValue.path(str(files["html"]))
                         context.log.info(f"{figure.name} of {study.name}: {files['html']}")
             if obstacles and not metadata:
                 raise UserError("; ".join(obstacles))

@@ -7,7 +7,7 @@ import numpy as np
 
 from dd_core.analysis.auroc import auroc
 from dd_core.errors import StaleError
-from dd_core.provenance import curvature_manifest, describes, trained_checkpoints
+from dd_core.provenance import curvature_manifests, describes, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import read_parquet, to_arrow, write_parquet
@@ -67,8 +67,10 @@ def rebuild(store: Store, study: Study) -> int:
     num_known = Counter(row["arm"] for rows_of_file in known.values() for row in rows_of_file)
     rows: list[dict[str, Any]] = []
     changed: set[str] = set()
-    for checkpoint, weights in trained_checkpoints(store, study).items():
-        manifest = curvature_manifest(store, study, checkpoint)
+    trained = trained_checkpoints(store, study)
+    present = curvature_manifests(store, study, trained)
+    for checkpoint, weights in trained.items():
+        manifest = present[checkpoint]
         if manifest is not None and describes(manifest, weights):
             known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest["files"]["table"]["sha256"]))
             if known_rows is None:

@@ -120,11 +120,11 @@ class Expectations:
         settings = self._study.monitors
         due = dict(expected_steps(settings, self._study.data.num_validation > 0, steps_per_epoch, num_steps))
         for name, custom in settings.custom.items():
-            from dd_core.training.monitors import monitor_class  # needs torch
-
             try:
+                from dd_core.training.monitors import monitor_class  # needs torch
+
                 metrics = monitor_class(name, custom).metrics
-            except UserError as error:
+            except (UserError, ImportError) as error:
                 self.obstacles = list(dict.fromkeys([*self.obstacles, f"{error}; its metrics were not checked"]))
                 continue
             self.custom |= set(metrics)

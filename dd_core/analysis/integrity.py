@@ -4,7 +4,7 @@ import duckdb
 
 from dd_core.analysis.metric_checks import metric_gaps
 from dd_core.errors import StaleError
-from dd_core.provenance import curvature_manifest, describes, trained_checkpoints
+from dd_core.provenance import curvature_manifests, describes, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Study
 
@@ -43,8 +43,10 @@ def largest_batch_loss(study: Study, connection: duckdb.DuckDBPyConnection) -> t
 def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], int]:
     """Compare the images of every current curvature file with the manifest and with each other."""
     expected = {}
-    for checkpoint, weights in trained_checkpoints(store, study).items():
-        manifest = curvature_manifest(store, study, checkpoint)
+    trained = trained_checkpoints(store, study)
+    present = curvature_manifests(store, study, trained)
+    for checkpoint, weights in trained.items():
+        manifest = present[checkpoint]
         if manifest is not None and describes(manifest, weights):
             expected[checkpoint.arm.key, checkpoint.epoch] = manifest["rows"]["table"]
     if not expected:

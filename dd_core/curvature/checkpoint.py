@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from filelock import FileLock
 
 from dd_core.analysis.auroc import auroc
 from dd_core.curvature.rows import Families, compute_rows
@@ -98,10 +97,8 @@ def curve_shard(
     if is_missing:
         weights, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
         columns, seconds = compute_rows(study, checkpoint, weights, list(data.values()), rows, families, device, trials)
-    lock = store.lock_path("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}")
-    lock.parent.mkdir(parents=True, exist_ok=True)
     # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
-    with FileLock(lock):
+    with store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"):
         present = sound_curvature(store, study, checkpoint, weights_manifest)
         if present is not None and covers(present["settings"], families):
             return is_missing
@@ -150,13 +147,18 @@ def _read_shard(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """A shard's columns and manifest, or None if it is absent, damaged or of something else."""
     manifest = store.read_manifest(store.shard_path(study.name, checkpoint, rows).with_suffix(".json"))
-    if manifest is None or any(manifest.get(key) != value for key, value in about.items()):
+    if manifest is None or not _belongs(manifest, about):
         return None
     try:
         table = read_parquet(store.verify(manifest, "table"))
     except (StaleError, OSError):  # a merge in another process removes shards
         return None
     return {name: table[name].to_numpy() for name in table.column_names}, manifest
+
+
+def _belongs(manifest: dict[str, Any] | None, about: dict[str, Any]) -> bool:
+    """Whether a shard is there and of that."""
+    return manifest is not None and all(manifest.get(key) == value for key, value in about.items())
 
 
 def _merge_if_complete(
@@ -168,6 +170,10 @@ def _merge_if_complete(
 ) -> None:
     """Put the shards together once all are there, with what the present file holds of other families; hold the lock."""
     ranges = study.curvature_ranges
+    paths = [store.shard_path(study.name, checkpoint, rows).with_suffix(".json") for rows in ranges]
+    # Manifests alone, as long as one is missing: else all shards would be read once for each.
+    if not all(_belongs(manifest, about) for manifest in store.read_manifests(paths)):
+        return
     found = [_read_shard(store, study, checkpoint, rows, about) for rows in ranges]
     parts = [part for part in found if part is not None]
     if len(parts) < len(found):

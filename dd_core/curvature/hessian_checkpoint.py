@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dd_core.curvature.parameter_space.analysis import HessianResult, analyse_hessian
+from dd_core.curvature.parameter_space.distributed import Group, agreeing, sum_over
 from dd_core.curvature.rows import standardised, trained_network
 from dd_core.data.randomness import generator
 from dd_core.data.trials import TrialData, trial_data
@@ -26,7 +27,12 @@ from dd_core.training.checkpoints import identity, load_checkpoint
 
 
 def hessian_of_checkpoint(
-    study: Study, checkpoint: Checkpoint, store: Store, *, device: torch.device | None = None
+    study: Study,
+    checkpoint: Checkpoint,
+    store: Store,
+    *,
+    device: torch.device | None = None,
+    group: Group | None = None,
 ) -> bool:
     """Analyse the Hessian of the training loss in the weights of every trial, unless a current result is there.
 
@@ -35,23 +41,30 @@ def hessian_of_checkpoint(
         checkpoint: a trained checkpoint.
         store: where the weights are and the result goes.
         device: default the CPU.
+        group: processes that share the images; the first of them writes the result.
 
     Returns:
         Whether it was computed now.
 
     Raises:
         StaleError: the checkpoint is absent, damaged or of another recipe.
-        UserError: every trial has diverged, or the network lacks what is asked for.
+        UserError: every trial has diverged, or the network lacks what is asked for; with a group on every rank.
     """
     device = device or torch.device("cpu")
-    weights, weights_manifest = load_checkpoint(store, study, checkpoint)
-    if _is_sound(store, study, hessian_manifest(store, study, checkpoint), weights_manifest):
+    rank, num_ranks = (group.rank(), group.size()) if group else (0, 1)
+    with agreeing(group, device):
+        weights, weights_manifest = load_checkpoint(store, study, checkpoint)
+        trials = live_trials(weights_manifest)
+        if not trials:
+            raise UserError(
+                f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
+            )
+        if group and num_ranks > min(study.hessian.num_images or study.num_train_images, study.num_train_images):
+            raise UserError(f"hessian.ranks is {num_ranks}, which is more than there are images")
+    # The ranks may not see the same files at the same time: all of them do as the first.
+    is_sound = rank == 0 and _is_sound(store, study, hessian_manifest(store, study, checkpoint), weights_manifest)
+    if int(sum_over(group, torch.tensor([int(is_sound)], device=device))):
         return False
-    trials = live_trials(weights_manifest)
-    if not trials:
-        raise UserError(
-            f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
-        )
     dtype = getattr(torch, study.hessian.precision)
     rows = []
     for trial in trials:
@@ -59,10 +72,13 @@ def hessian_of_checkpoint(
         data = trial_data(study, checkpoint.arm.variant, trial)
         chosen = _chosen_images(study, data, trial)
         model = trained_network(study, checkpoint, weights, trial).to(device, dtype)
-        images = standardised(study, data, data.train_ids[chosen], device, dtype)
-        labels = torch.from_numpy(data.train_labels[chosen]).to(device)
-        result = analyse_hessian(model, images, labels, study.hessian, seed=study.seed + trial)
+        own = chosen[rank::num_ranks]
+        images = standardised(study, data, data.train_ids[own], device, dtype)
+        labels = torch.from_numpy(data.train_labels[own]).to(device)
+        result = analyse_hessian(model, images, labels, study.hessian, seed=study.seed + trial, group=group)
         rows.append({"trial": trial, **_row(result, study), "seconds": time.monotonic() - started})
+    if rank > 0:
+        return True
     columns: dict[str, Any] = {column.name: [] for column in TABLES["hessian_spectra"].file_columns}
     constants = {
         "variant": checkpoint.arm.variant,
@@ -88,7 +104,8 @@ def hessian_of_checkpoint(
             **{name: float(np.mean(columns[name])) for name in ("lambda_max", "trace") if None not in columns[name]},
             "num_images": rows[0]["num_images"],
             "seconds": seconds,
-            "gpu_seconds": seconds if device.type == "cuda" else 0.0,
+            "gpu_seconds": seconds * num_ranks if device.type == "cuda" else 0.0,
+            "ranks": num_ranks,
         },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,10 @@
 """The data sets as uint8 arrays, exactly as their authors ship them; nothing is normalised or split here."""
 
+import contextlib
 import hashlib
 import os
+import pickle
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +20,18 @@ if TYPE_CHECKING:
 NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 IMAGE_SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 NUM_TRAIN = {"digits": 1797, "cifar10": 50_000, "cifar100": 50_000}
+# Training batches, then the test batch, with their official MD5 sums.
+_CIFAR_FILES = {
+    "cifar10": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+    "cifar100": {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+}
 _CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
@@ -50,10 +65,45 @@ class Dataset:
         return digest.hexdigest()
 
 
-def data_folder() -> Path:
+def data_address() -> str:
     """Where CIFAR is looked for: ``DD_DATASETS``, else ``datasets`` below ``DD_ROOT`` (default ./data)."""
-    root = Path(os.environ.get("DD_ROOT", "data"))
-    return Path(os.environ.get("DD_DATASETS") or root / "datasets").expanduser().absolute()
+    root = os.environ.get("DD_ROOT", "data")
+    return os.environ.get("DD_DATASETS") or f"{root.rstrip('/')}/datasets"
+
+
+def data_folder() -> Path:
+    """The folder with CIFAR on this machine: where it is looked for, or a copy of what an object store has."""
+    address = data_address()
+    if "://" in address:
+        name = f"dd-datasets-{os.getuid()}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+        return Path(tempfile.gettempdir()) / name
+    return Path(address).expanduser().absolute()
+
+
+def _is_on_object_store(folder: str) -> bool:
+    """Whether the data sets are on an object store, and this one among them."""
+    if "://" not in data_address():
+        return False
+    from upath import UPath
+
+    return bool((UPath(data_address()) / folder).is_dir())
+
+
+def _fetch(folder: str) -> None:
+    """Copy a data set from the object store unless it is here; seen whole or not at all."""
+    from upath import UPath
+
+    final = data_folder() / folder
+    if final.is_dir():
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
+        copy = Path(scratch) / folder
+        copy.mkdir()
+        for path in (UPath(data_address()) / folder).iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        with contextlib.suppress(OSError):  # another process was faster
+            copy.rename(final)
 
 
 def _download_allowed() -> bool:
@@ -66,15 +116,19 @@ def require(name: str) -> None:
     Raises:
         DataMissingError: it is not, with what to do.
     """
-    if name == "digits" or (data_folder() / _CIFAR_FOLDERS[name]).is_dir() or _download_allowed():
+    if name == "digits":
+        return
+    folder = _CIFAR_FOLDERS[name]
+    if (data_folder() / folder).is_dir() or _download_allowed() or _is_on_object_store(folder):
         return
     raise _missing(name)
 
 
 def _missing(name: str) -> DataMissingError:
     folder = _CIFAR_FOLDERS[name]
+    place = data_address() if "://" in data_address() else data_folder()
     return DataMissingError(
-        f"{name} is not there: looked for the folder {folder} in {data_folder()}; unpack the official Python version "
+        f"{name} is not there: looked for the folder {folder} in {place}; unpack the official Python version "
         f"of {name} there, point DD_DATASETS to the folder that has it, or set DD_DOWNLOAD=1 to let torchvision "
         "download it"
     )
@@ -100,20 +154,37 @@ def _load_digits() -> Dataset:
 
 
 def _load_cifar(name: str) -> Dataset:
-    """CIFAR through torchvision, which checks the official MD5 sums before it opens the (pickled) files."""
+    """CIFAR as Krizhevsky ships it. Read without torchvision: Dagster's own services have no torch."""
+    require(name)
+    folder = data_folder() / _CIFAR_FOLDERS[name]
+    if _is_on_object_store(_CIFAR_FOLDERS[name]):
+        _fetch(_CIFAR_FOLDERS[name])
+    elif _download_allowed() and not folder.is_dir():
+        _download(name)
+    rows, labels = [], []
+    for file, md5 in _CIFAR_FILES[name].items():
+        try:
+            content = (folder / file).read_bytes()
+        except OSError:
+            content = b""
+        # The files are pickles: nothing but the official ones is opened.
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            raise DataMissingError(
+                f"{name} in {folder} is incomplete or altered (the MD5 sum of {file} is not the official one); unpack "
+                "it again"
+            )
+        batch = pickle.loads(content, encoding="latin1")
+        rows.append(batch["data"])
+        labels += batch["labels" if name == "cifar10" else "fine_labels"]
+    images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # red, green and blue one by one
+    return Dataset(name, images, np.asarray(labels, dtype=np.int64), len(images) - len(rows[-1]))
+
+
+def _download(name: str) -> None:
+    """Let torchvision fetch and unpack it."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    require(name)
     try:
-        parts = [source(data_folder(), train=train, download=_download_allowed()) for train in (True, False)]
-    except RuntimeError as error:
-        raise DataMissingError(
-            f"{name} in {data_folder() / _CIFAR_FOLDERS[name]} is incomplete or altered (its MD5 sums are not the "
-            "official ones); unpack it again"
-        ) from error
-    except OSError as error:
+        {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](data_folder(), download=True)
+    except (OSError, RuntimeError) as error:
         raise DataMissingError(f"{name} could not be downloaded to {data_folder()}: {error}") from error
-    images = np.concatenate([part.data for part in parts])
-    labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
-    return Dataset(name, images, labels, len(parts[0].data))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dd_core.data.trials import trial_data
+from dd_core.errors import StaleError
 from dd_core.store import Store
 from dd_core.studies import Study
 from dd_core.tables import read_parquet, to_arrow, write_parquet
@@ -48,6 +49,6 @@ def write_images(store: Store, study: Study) -> int:
 def _holds(path: Path, table: "pa.Table") -> bool:
     """Whether a file is there, unharmed, with just these rows."""
     try:
-        return path.exists() and read_parquet(path).equals(table)
-    except (OSError, ValueError):  # Arrow's errors of damaged files are ValueErrors
+        return read_parquet(path).equals(table)
+    except (OSError, ValueError, StaleError):  # Arrow's errors of damaged files are ValueErrors
         return False

@@ -1,6 +1,7 @@
 """What one trial sees of a data set: its split and its (partly wrong) training labels, fixed for all epochs."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from dd_core.data.datasets import Dataset, load
 from dd_core.data.randomness import generator
 from dd_core.errors import DataMissingError
+from dd_core.recipes import Data
 from dd_core.studies import Study
 
 if TYPE_CHECKING:
@@ -72,20 +74,27 @@ def corrupt_labels(
 def trial_data(study: Study, variant: str, trial: int) -> TrialData:
     """The split and labels of a trial; the same for every width, so that arms differ by their model alone.
 
+    Those used last are kept: the shards of a checkpoint ask for the same ones, and of CIFAR each takes half a second.
+
     Raises:
         DataMissingError: the data set is absent, or has fewer images than the study asks for.
     """
-    dataset = load(study.data.dataset)
+    return _trial_data(study.data, study.seed, study.variants[variant].label_noise, trial, study.name)
+
+
+@lru_cache(maxsize=16)
+def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> TrialData:
+    dataset = load(data.dataset)
     available = np.arange(dataset.num_official_train)
-    num_train, num_validation = study.data.num_train, study.data.num_validation
+    num_train, num_validation = data.num_train, data.num_validation
     if (num_train or 0) + num_validation > len(available):
         raise DataMissingError(
-            f"study {study.name} asks for {(num_train or 0) + num_validation} training and validation images, "
+            f"study {study} asks for {(num_train or 0) + num_validation} training and validation images, "
             f"{dataset.name} has {len(available)}"
         )
     train, validation, rest = available, available[:0], available[:0]
     if num_train is not None or num_validation:
-        shuffled = generator(study.seed, trial, "split").permutation(available)
+        shuffled = generator(seed, trial, "split").permutation(available)
         num_train = num_train or len(available) - num_validation
         parts = np.split(shuffled, [num_train, num_train + num_validation])
         train, validation, rest = (np.sort(part) for part in parts)
@@ -93,8 +102,7 @@ def trial_data(study: Study, variant: str, trial: int) -> TrialData:
     official_test = np.arange(dataset.num_official_train, len(dataset.labels))
     test = official_test if len(official_test) else rest
     true_labels = dataset.labels[train]
-    noise = study.variants[variant].label_noise
-    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(study.seed, trial, "label_noise"))
+    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, trial, "label_noise"))
     mean, std = _channel_statistics(dataset, train)
     return TrialData(
         train_ids=train,

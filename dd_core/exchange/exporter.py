@@ -13,7 +13,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from filelock import FileLock
 
 from dd_core.errors import StaleError
 from dd_core.exchange.columns import EPOCH_FILE_KEYS
@@ -71,9 +70,7 @@ def export_arm(store: Store, study: Study, arm: Arm) -> ArmExport | None:
         UserError: a metric has a name that means something else in these files.
     """
     folder = store.exports_folder(study.name)
-    lock = store.lock_path("exports", study.name, arm.key)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with store.lock("exports", study.name, arm.key):
         megabytes = _megabytes(store, study, arm)
         identity = {
             "kind": "metric_export",

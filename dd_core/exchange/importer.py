@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dd_core.errors import UserError
 from dd_core.exchange.columns import STEP_FILE_KEYS
 from dd_core.exchange.reading import read_metrics
@@ -88,9 +86,7 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
         UserError: a file or the request is wrong; nothing has been written.
         StoreError: something cannot be written.
     """
-    lock = store.lock_path("import")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with store.lock("import"):
         former = _existing(store, read_studies(folders), request.study)
         runs, left_out = _read(former, request)
         study_file = _study_file(folders[-1], former, runs, request)
@@ -227,7 +223,7 @@ def _stage(store: Store, study: Study, arm: Arm, trial: int, run: Run, staging: 
     parts = []
     for name, table in tables.items():
         final = store.table_folder(name, study.name, arm.key) / f"trial-{trial:03d}.parquet"
-        staged = staging / final.relative_to(store.root)
+        staged = staging / str(final.relative_to(store.root))
         write_parquet(staged, table)
         parts.append(_Part(arm, name, staged, final, {**manifest, "rows": {"table": table.num_rows}}))
     return parts

@@ -18,6 +18,7 @@ from dd_core.exchange.columns import (
     VALIDATION_COLUMNS,
     is_reserved,
 )
+from dd_core.storage.files import is_object
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
 from dd_core.tables import TABLES, arrow_schema
@@ -87,9 +88,14 @@ def connection_to(store: Store, study: Study, arm: Arm) -> Iterator[duckdb.DuckD
                 pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
                 for field in arrow_schema(TABLES[name])
             ]
-            files = [str(path) for path in table_files(store, name, study, arm)]
+            found = table_files(store, name, study, arm)
+            # An object's path without its scheme, as its file system wants it.
+            files, system = [str(path) for path in found], None
+            if is_object(store.root):
+                files, system = [path.path for path in found], store.root.fs  # type: ignore[attr-defined]
+            schema = pa.schema(fields)
             # By the table's own schema, so that a column an earlier version did not have is null.
-            connection.register(name, pyarrow.dataset.dataset(files, schema=pa.schema(fields), format="parquet"))
+            connection.register(name, pyarrow.dataset.dataset(files, schema, "parquet", system))
         try:
             yield connection
         except (pa.ArrowInvalid, duckdb.Error) as error:

@@ -1,19 +1,27 @@
 """The job file: what to compute. The orchestrator writes it, ``dd_core.jobs.worker`` reads it. Needs no torch."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from dd_core.cost import training_cost
+from dd_core.parts import division
+from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
+
+# Of a job; whoever follows it looks at all of them every few seconds.
+_MOST_TASKS = 10_000
 
 
 class TrainTask(BaseModel):
-    """Train one arm up to an epoch, writing every checkpoint on the way.
+    """Train one arm, or one part of it, up to an epoch, writing every checkpoint on the way.
 
     Attributes:
+        trials: number of the first trial of the part, and of the last plus one; None: all trials.
         workers_per_device: how many arms like this one share a GPU, or the cores of a CPU; None: as many as the job
             has workers for each.
         threads: CPU threads; None: as the job says. An arm that goes on keeps those it began with.
@@ -26,6 +34,7 @@ class TrainTask(BaseModel):
     variant: str
     k: int
     until: int
+    trials: tuple[int, int] | None = None
     workers_per_device: int | None = None
     threads: int | None = None
     predicted_seconds: float | None = None
@@ -35,6 +44,10 @@ class TrainTask(BaseModel):
         """The arm to train."""
         return Arm(self.variant, self.k)
 
+    def share(self, study: Study) -> float:
+        """Of the trials of its arm."""
+        return 1.0 if self.trials is None else len(range(*self.trials)) / study.trials
+
     @property
     def gpu_share(self) -> float:
         """Share of a GPU that it has."""
@@ -43,11 +56,18 @@ class TrainTask(BaseModel):
     @property
     def name(self) -> str:
         """For people and events."""
-        return f"{self.study}/{self.arm.key}"
+        if self.trials is None:
+            return f"{self.study}/{self.arm.key}"
+        first, last = self.trials[0], self.trials[1] - 1
+        return f"{self.study}/{self.arm.key} trial{f' {first}' if first == last else f's {first}-{last}'}"
 
 
 class CurvatureTask(BaseModel):
-    """Per-image curvature of one checkpoint, or of some rows of it."""
+    """Per-image curvature of one checkpoint, or of some rows of it.
+
+    Attributes:
+        rows: from the first to before the second, of one or several of the study's ``curvature_ranges``; None: all.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["per_image_curvature"] = "per_image_curvature"
@@ -70,7 +90,11 @@ class CurvatureTask(BaseModel):
 
 
 class HessianTask(BaseModel):
-    """The Hessian in the weights of every trial at one checkpoint."""
+    """The Hessian in the weights of every trial at one checkpoint.
+
+    Attributes:
+        ranks: processes that share its images.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["hessian"] = "hessian"
@@ -78,6 +102,7 @@ class HessianTask(BaseModel):
     variant: str
     k: int
     epoch: int
+    ranks: int = 1
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -90,19 +115,98 @@ class HessianTask(BaseModel):
         return f"{self.study}/{self.checkpoint.key}"
 
 
-Task = TrainTask | CurvatureTask | HessianTask
+class ProbeTask(BaseModel):
+    """How fast arms train with several workers side by side on the machine it runs on.
+
+    Attributes:
+        arms: study, variant and k of each.
+        counts: numbers of workers, ascending; empty: what suits the machine.
+        seconds: about how long to time each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["probe"] = "probe"
+    study: str
+    arms: tuple[tuple[str, str, int], ...]
+    counts: tuple[int, ...] = ()
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """For people and events."""
+        return "resource_probe"
+
+
+Task = TrainTask | CurvatureTask | HessianTask | ProbeTask
 CheckpointOfStudy = tuple[str, Checkpoint]
 
 
 class Job(BaseModel):
-    """Tasks in the order workers should take them, with the studies they belong to, complete in itself."""
+    """Tasks in the order workers should take them, with the studies they belong to, complete in itself.
+
+    Attributes:
+        root: address of the data root for whoever reads the file.
+        num_workers: at the same time at each place.
+        threads: CPU threads of a worker.
+        request: digest of what was asked for, finished or not; the same when an orchestrator asks once more.
+        places: for each machine (pod, node) the numbers of its tasks, in order; empty: all on this machine.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    root: Path
+    root: Annotated[str, BeforeValidator(str)]
     studies: dict[str, Study]
     tasks: tuple[Task, ...]
     num_workers: int
     threads: int
+    request: str = ""
+    places: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share each task; with more than one the tasks come one after the other, under torchrun."""
+        return max((task.ranks for task in self.tasks if isinstance(task, HessianTask)), default=1)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it measures the machine it runs on."""
+        return isinstance(self.tasks[0], ProbeTask)
+
+    @property
+    def name(self) -> str:
+        """The same for the same request: a DNS label of at most 52 characters, as Kubernetes wants it."""
+        kind = self.tasks[0].kind.removeprefix("per_image_")
+        studies = {task.study for task in self.tasks}
+        about = re.sub(r"[^a-z0-9]+", "-", studies.pop())[:24].strip("-") if len(studies) == 1 else "studies"
+        request = self.request or digest_of([task.model_dump_json() for task in self.tasks])
+        return f"dd-{kind}-{about}-{request[:10]}"
+
+    @property
+    def digest(self) -> str:
+        """Of the whole content."""
+        return digest_of([self.model_dump_json()])
+
+
+def digest_of(parts: Sequence[str]) -> str:
+    """Hexadecimal SHA-256 of texts in their order."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def is_of_checkpoint(task: Task) -> TypeGuard[CurvatureTask | HessianTask]:
+    """Whether it computes something from a checkpoint."""
+    return isinstance(task, CurvatureTask | HessianTask)
+
+
+def by_ranks(job: Job) -> list[Job]:
+    """The job in parts whose tasks are shared by equally many ranks."""
+    parts: dict[int, list[Task]] = {}
+    for task in job.tasks:
+        parts.setdefault(task.ranks if isinstance(task, HessianTask) else 1, []).append(task)
+    if len(parts) == 1:
+        return [job]
+    return [
+        job.model_copy(update={"tasks": tuple(tasks), "request": digest_of([job.request, str(ranks)])})
+        for ranks, tasks in parts.items()
+    ]
 
 
 def predicted_cost(study: Study, task: Task) -> float:
@@ -111,43 +215,69 @@ def predicted_cost(study: Study, task: Task) -> float:
     Training: images times FLOPs and overhead. What is computed from checkpoints grows alike with the network.
     """
     if isinstance(task, TrainTask):
-        return training_cost(study, task.arm, 0, task.until)
+        return training_cost(study, task.arm, 0, task.until) * task.share(study)
+    if isinstance(task, ProbeTask):
+        return 1.0  # alone in its job
     cost = training_cost(study, task.checkpoint.arm, 0, 1)
     if isinstance(task, CurvatureTask) and task.rows:
         cost *= (task.rows[1] - task.rows[0]) / (study.trials * study.num_train_images)
     return cost
 
 
-def training_job(root: Path, study: Study, checkpoints: list[Checkpoint], num_workers: int, threads: int) -> Job:
-    """Train every arm named up to its last epoch named, longest first."""
+def training_job(root: Path | str, study: Study, checkpoints: list[Checkpoint], num_workers: int, threads: int) -> Job:
+    """Train every arm named up to its last epoch named, in parts where it has independent ones, longest first."""
     until: dict[Arm, int] = {}
     for checkpoint in checkpoints:
         until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
-    tasks = [TrainTask(study=study.name, variant=a.variant, k=a.k, until=e) for a, e in until.items()]
+    store, tasks = Store(root), []
+    for arm, epoch in until.items():
+        parts = division(store, study, arm)
+        for part in parts:
+            trials = (part.start, part.stop) if len(parts) > 1 else None
+            tasks.append(TrainTask(study=study.name, variant=arm.variant, k=arm.k, until=epoch, trials=trials))
     return _job(root, {study.name: study}, tasks, num_workers, threads)
 
 
 def curvature_job(
-    root: Path, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
+    root: Path | str, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
 ) -> Job:
-    """Per-image curvature of every checkpoint named, large ones in several ranges of rows, longest first."""
+    """Per-image curvature of every checkpoint named, large ones in several tasks, longest first.
+
+    A task has one of the study's ranges of rows, or as many in a row as keep the number of tasks bearable.
+    """
+    ranges = {study: studies[study].curvature_ranges for study, _ in checkpoints}
+    at_a_time = -(-sum(len(ranges[study]) for study, _ in checkpoints) // _MOST_TASKS)
     tasks = []
     for study, c in checkpoints:
-        ranges: list[tuple[int, int]] | list[None] = studies[study].curvature_ranges
-        for rows in ranges if len(ranges) > 1 else [None]:
-            tasks.append(CurvatureTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch, rows=rows))
+        own = ranges[study]
+        for start in range(0, len(own), at_a_time):
+            rows = (own[start][0], own[start : start + at_a_time][-1][1])
+            part = rows if len(own) > 1 else None
+            tasks.append(CurvatureTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch, rows=part))
     return _job(root, studies, tasks, num_workers, threads)
 
 
 def hessian_job(
-    root: Path, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
+    root: Path | str, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
 ) -> Job:
     """The Hessian in the weights of every checkpoint named, longest first."""
-    tasks = [HessianTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch) for study, c in checkpoints]
+    tasks = [
+        HessianTask(study=name, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch, ranks=studies[name].hessian.ranks)
+        for name, c in checkpoints
+    ]
     return _job(root, studies, tasks, num_workers, threads)
 
 
-def _job(root: Path, studies: dict[str, Study], tasks: Sequence[Task], num_workers: int, threads: int) -> Job:
+def probe_job(
+    root: Path | str, studies: dict[str, Study], arms: Sequence[tuple[str, Arm]], counts: Sequence[int], seconds: float
+) -> Job:
+    """Measure how fast these arms of these studies train; it takes one machine."""
+    named = tuple((study, arm.variant, arm.k) for study, arm in arms)
+    task = ProbeTask(study=arms[0][0], arms=named, counts=tuple(counts), seconds=seconds)
+    return _job(root, studies, [task], 1, 1)
+
+
+def _job(root: Path | str, studies: dict[str, Study], tasks: Sequence[Task], num_workers: int, threads: int) -> Job:
     ordered = sorted(tasks, key=lambda task: predicted_cost(studies[task.study], task), reverse=True)
     used = max(1, min(num_workers, len(ordered)))
-    return Job(root=root, studies=studies, tasks=tuple(ordered), num_workers=used, threads=threads)
+    return Job(root=str(root), studies=studies, tasks=tuple(ordered), num_workers=used, threads=threads)

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,14 @@ def num_cores() -> int:
 
 
 def num_gpus() -> int:
-    """NVIDIA GPUs this process may use: CUDA_VISIBLE_DEVICES if set, else what the driver lists."""
+    """NVIDIA GPUs this process may use: CUDA_VISIBLE_DEVICES if set, else those whose device files are there.
+
+    What the driver lists would be too many in a container that was given only some of a node's GPUs.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
-    return len(list(_GPU_FOLDER.iterdir())) if _GPU_FOLDER.is_dir() else 0
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) if _GPU_FOLDER.is_dir() else 0
 
 
 def device_name() -> str:
@@ -52,17 +55,29 @@ class Machine:
         num_gpus: all taken to be alike.
         num_cores: of the CPU.
         num_workers: how many workers the user wants (``DD_WORKERS``), or None.
+        num_places: on a cluster, how many such machines there are; the other numbers are those of each.
     """
 
     device: str
     num_gpus: int
     num_cores: int
     num_workers: int | None = None
+    num_places: int = 1
+
+    @property
+    def devices_per_place(self) -> int:
+        """How many devices of a machine are used: all, unless the user wants fewer workers."""
+        return min(self.num_gpus or 1, self.num_workers or self.num_gpus or 1)
 
     @property
     def num_devices(self) -> int:
-        """How many of its devices are used: all, unless the user wants fewer workers."""
-        return min(self.num_gpus or 1, self.num_workers or self.num_gpus or 1)
+        """How many devices are used in all."""
+        return self.num_places * self.devices_per_place
+
+    def workers_and_threads(self) -> tuple[int, int]:
+        """How many workers each machine should run for work that takes a GPU or core each, and threads per worker."""
+        workers = self.num_workers or self.num_gpus or self.num_cores
+        return workers, max(1, self.num_cores // workers)
 
     def workers_per_device(self, per_gpu: int, recommended: int | None, num_arms: int) -> int:
         """How many arms should share a device: as the user wants, as the probe recommends, or by rule.
@@ -73,7 +88,7 @@ class Machine:
             num_arms: to be trained now; on GPUs fewer than there is room for get larger shares.
         """
         if self.num_workers:
-            return -(-self.num_workers // self.num_devices)
+            return -(-self.num_workers // self.devices_per_place)
         if not self.num_gpus:
             return recommended or self.num_cores
         return min(recommended or per_gpu, -(-num_arms // self.num_devices))
@@ -83,9 +98,12 @@ class Machine:
         return max(1, self.num_cores // (workers_per_device * max(1, self.num_gpus)))
 
     def describe(self) -> str:
-        """For people: ``the 2 cores of this CPU``, ``8 GPUs (NVIDIA H200)``."""
+        """For people: ``the 2 cores of this CPU``, ``8 GPUs (NVIDIA H200)``, ``4 times 8 GPUs (NVIDIA H200)``."""
+        if self.num_places > 1:
+            return f"{self.num_places} times {replace(self, num_places=1).describe().removeprefix('the ')}"
         if self.num_gpus:
-            used = f"{self.num_devices} of {self.num_gpus}" if self.num_devices < self.num_gpus else f"{self.num_gpus}"
+            devices = self.devices_per_place
+            used = f"{devices} of {self.num_gpus}" if devices < self.num_gpus else f"{self.num_gpus}"
             return f"{used} GPU{'s' if self.num_gpus > 1 else ''} ({self.device})"
         return f"the {self.num_cores} cores of this CPU" if self.num_cores > 1 else "the one core of this CPU"
 
@@ -102,6 +120,15 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 1 << 30)
         mallopt(top_pad, 64 << 20)
+
+
+def num_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory: in this container, else on this machine."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        with contextlib.suppress(OSError):
+            if count := re.search(r"^oom_kill (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE):
+                return int(count[1])
+    return 0
 
 
 def be_killed_first() -> None:

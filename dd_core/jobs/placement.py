@@ -1,5 +1,6 @@
 """Which task goes to which device, and when: each takes a share of one device, the longest come first."""
 
+import heapq
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -38,17 +39,55 @@ class Placement:
         device = self._device_of.pop(task)
         self.used[device] -= self.shares[task]
 
+    def again(self, task: int) -> None:
+        """It did not finish: its share is free, and it is the next to begin."""
+        self.finish(task)
+        self.waiting.insert(0, task)
 
-def makespan(shares: Sequence[Fraction], num_devices: int, limit: int, seconds: Sequence[float]) -> float:
-    """How long all tasks take together when placed so, given how long each takes (Graham's list schedule)."""
+
+def schedule(
+    shares: Sequence[Fraction], num_devices: int, limit: int, seconds: Sequence[float]
+) -> tuple[list[int], list[float]]:
+    """Where each task runs and when it ends, given how long each takes (Graham's list schedule).
+
+    Args:
+        shares: of a device, in (0, 1], in the order in which the tasks should begin.
+        num_devices: alike.
+        limit: most tasks at a time.
+        seconds: of each task.
+
+    Returns:
+        The device of each task, and the seconds from the start of the first to the end of each.
+    """
+    if len(set(shares)) == 1 and limit >= num_devices * int(1 / shares[0]):
+        return _schedule_alike(int(1 / shares[0]), num_devices, seconds)
     placement = Placement(shares, num_devices, limit)
-    ends: dict[int, float] = {}
+    devices, ends = [0] * len(shares), [0.0] * len(shares)
+    running: list[tuple[float, int]] = []
     now = 0.0
     while True:
         while (placed := placement.next()) is not None:
-            ends[placed[0]] = now + seconds[placed[0]]
-        if not ends:
-            return now
-        first = min(ends, key=lambda task: (ends[task], task))
-        now = ends.pop(first)
+            task, devices[placed[0]] = placed
+            ends[task] = now + seconds[task]
+            heapq.heappush(running, (ends[task], task))
+        if not running:
+            return devices, ends
+        now, first = heapq.heappop(running)
         placement.finish(first)
+
+
+def _schedule_alike(num_slots: int, num_devices: int, seconds: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The same where all tasks take one of ``num_slots`` of a device: thousands on hundreds of devices in no time."""
+    slots = [(0.0, slot, device) for slot in range(num_slots) for device in range(num_devices)]
+    devices, ends = [], []
+    for duration in seconds:
+        free_at, slot, device = slots[0]
+        heapq.heapreplace(slots, (free_at + duration, slot, device))
+        devices.append(device)
+        ends.append(free_at + duration)
+    return devices, ends
+
+
+def makespan(shares: Sequence[Fraction], num_devices: int, limit: int, seconds: Sequence[float]) -> float:
+    """How long all tasks take together when placed so."""
+    return max(schedule(shares, num_devices, limit, seconds)[1], default=0.0)

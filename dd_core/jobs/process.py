@@ -21,11 +21,11 @@ class Process:
         number: under which its answers come.
     """
 
-    def __init__(self, number: int, arguments: list[str], news: News):
-        """Start it."""
+    def __init__(self, number: int, arguments: list[str], news: News, **variables: str):
+        """Start it, with these environment variables beside our own."""
         self.number = number
         # The process sets its own threads; libraries that look here must not start more.
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **variables}
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
@@ -65,10 +65,22 @@ class Process:
         self.dismiss()
         self._reader.join()
 
+    def end(self, patience: float) -> None:
+        """Ask it to end, and kill it if it has not after so many seconds."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        self.kill()
+
     @property
     def was_killed(self) -> bool:
         """Whether it has ended by SIGKILL, as the kernel does where memory runs out."""
         return self._process.returncode == -signal.SIGKILL
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether it has ended with exit code 0."""
+        return self._process.returncode == 0
 
     def describe_end(self) -> str:
         """How a process that has ended did so: ``was killed by SIGKILL``, ``ended with exit code 1``."""

@@ -16,7 +16,7 @@ from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.machine import Machine
 from dd_core.jobs.process import News, Process
 from dd_core.probe_table import Measurement
-from dd_core.store import Store, write_text
+from dd_core.store import write_text
 from dd_core.studies import Arm, Study
 
 # A step of the widest network on a slow CPU takes a minute; reached only when something hangs.
@@ -24,31 +24,34 @@ _PATIENCE = 900.0
 
 
 def measure(
-    root: Path,
+    root: Path | str,
     arms: Sequence[tuple[Study, Arm]],
     counts: Sequence[int],
     machine: Machine,
     seconds: float,
     note: Callable[[str], None],
+    *,
+    folder: Path,
 ) -> Iterator[Measurement]:
     """Measure every arm with every number of workers on the first device of this machine.
 
     Args:
-        root: data root, for the job file.
+        root: data root.
         arms: in this order, for the first number of workers, then for the next.
         counts: numbers of workers, ascending. Where one ran out of memory, a larger one is not tried.
         machine: says how many threads each has.
         seconds: about how long to time each; at least one step.
         note: is told what could not be measured, and why.
+        folder: for the job file, on this machine.
     """
     studies = {study.name: study for study, _ in arms}
     tasks = tuple(TrainTask(study=s.name, variant=a.variant, k=a.k, until=0) for s, a in arms)
-    path = Store(root).jobs_folder / f"{uuid.uuid4().hex}.json"
+    path = folder / f"{uuid.uuid4().hex}.json"
     exhausted: set[int] = set()
     try:
         for count in counts:
             threads = machine.threads(count)
-            job = Job(root=root, studies=studies, tasks=tasks, num_workers=count, threads=threads)
+            job = Job(root=str(root), studies=studies, tasks=tasks, num_workers=count, threads=threads)
             write_text(path, job.model_dump_json())
             team = _Team(path, count)
             try:

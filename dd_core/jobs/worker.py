@@ -1,7 +1,8 @@
 """``python -m dd_core.jobs.worker JOB``: do tasks of a job file, one after the other.
 
 Which tasks comes either with ``--tasks 0 3 7`` or, one number per line, from stdin, so that an orchestrator on the same
-machine can hand the next task to whoever is free. Events go to stdout as lines of JSON: ready, started, progress,
+machine can hand the next task to whoever is free; a second number on the line halves the images at a time so often,
+after a worker ran out of memory. Events go to stdout as lines of JSON: ready, started, progress,
 checkpoint, note, finished, failed, ... Results are files; an event that is lost costs nothing but news.
 """
 
@@ -13,14 +14,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.jobs.job import HessianTask, Job, Task, TrainTask
+from dd_core.jobs.job import CurvatureTask, HessianTask, Job, Task, TrainTask
 from dd_core.jobs.machine import keep_freed_memory
 from dd_core.store import Store
+from dd_core.studies import Study
 
 
 class Events:
@@ -72,16 +74,19 @@ def device_of(gpu: int) -> Any:
     return torch.device(f"cuda:{gpu % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
 
 
-def run(job: Job, tasks: Iterable[int], gpu: int, events: Events) -> int:
-    """Do the tasks of those numbers; returns how many of them failed."""
+def run(job: Job, tasks: Iterable[tuple[int, int]], gpu: int, events: Events) -> int:
+    """Do the tasks of those numbers, each with so many halvings; returns how many of them failed."""
     import torch
+
+    from dd_core.memory import set_halvings
 
     prepare_process(job.threads)
     device = device_of(gpu)
     store = Store(job.root)
     num_failed = 0
-    for number in tasks:
+    for number, halvings in tasks:
         task = job.tasks[number]
+        set_halvings(halvings)
         torch.set_num_threads((task.threads if isinstance(task, TrainTask) else None) or job.threads)
         num_failed += not _perform(task, job, store, device, events)
         if device.type == "cuda":
@@ -96,44 +101,50 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
     events.emit(task.name, {"event": "started"})
     try:
         if isinstance(task, TrainTask):
-            from dd_core.training import train_arm
-
-            train_arm(
-                study,
-                task.arm,
-                store,
-                task.until,
-                device=device,
-                gpu_share=task.gpu_share,
-                predicted_seconds=task.predicted_seconds,
-                report=lambda event: events.emit(task.name, event),
-            )
+            _train(task, study, store, device, lambda event: events.emit(task.name, event))
         elif isinstance(task, HessianTask):
             from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
 
             hessian_of_checkpoint(study, task.checkpoint, store, device=device)
-        else:
+        elif isinstance(task, CurvatureTask):
             from dd_core.curvature.checkpoint import curve_checkpoint, curve_shard
 
             if task.rows is None:
                 curve_checkpoint(study, task.checkpoint, store, device=device)
             else:
-                curve_shard(study, task.checkpoint, store, task.rows, device=device)
+                for rows in study.curvature_ranges:
+                    if task.rows[0] <= rows[0] and rows[1] <= task.rows[1]:
+                        curve_shard(study, task.checkpoint, store, rows, device=device)
     except UserError as error:
         events.emit(task.name, {"event": "failed", "error": str(error), "is_user_error": True})
         return False
     except Exception as error:
         traceback.print_exc()
-        text = "".join(traceback.format_exception(error))
-        message = f"{type(error).__name__}: {error}"
-        events.emit(task.name, {"event": "failed", "error": message, "is_user_error": False, "traceback": text})
+        events.emit(task.name, defect(error))
         return False
     events.emit(task.name, {"event": "finished", "seconds": time.monotonic() - started})
     return True
 
 
+def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Callable[[dict[str, Any]], None]) -> None:
+    from dd_core.training import train_arm, train_part
+
+    options = {"device": device, "gpu_share": task.gpu_share, "predicted_seconds": task.predicted_seconds}
+    if task.trials is None:
+        train_arm(study, task.arm, store, task.until, report=report, **options)
+    else:
+        train_part(study, task.arm, store, task.until, range(*task.trials), report=report, **options)
+
+
+def defect(error: Exception) -> dict[str, Any]:
+    """The event of a task that failed by no fault of the user."""
+    text = "".join(traceback.format_exception(error))
+    message = f"{type(error).__name__}: {error}"
+    return {"event": "failed", "error": message, "is_user_error": False, "traceback": text}
+
+
 class TasksFromOrchestrator:
-    """Numbers read from stdin until it is closed.
+    """Numbers of tasks, and halvings, read from stdin until it is closed.
 
     If it is closed while a task is being done, the orchestrator has died: leave at once, so that the locks held here
     are free for whoever runs next. The work since the last resume point is done again then.
@@ -141,18 +152,19 @@ class TasksFromOrchestrator:
 
     def __init__(self) -> None:
         """Start to read."""
-        self._numbers: queue.Queue[int | None] = queue.Queue()
+        self._numbers: queue.Queue[tuple[int, int] | None] = queue.Queue()
         self._idle = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in sys.stdin:
-            self._numbers.put(int(line))
+            number, _, halvings = line.partition(" ")
+            self._numbers.put((int(number), int(halvings or 0)))
         if not self._idle.is_set():
             os._exit(1)
         self._numbers.put(None)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield each number when the one before is done."""
         while True:
             self._idle.set()
@@ -172,7 +184,7 @@ def main() -> None:
     arguments = parser.parse_args()
     events = Events()
     job = Job.model_validate_json(arguments.job.read_text(encoding="utf-8"))
-    tasks = TasksFromOrchestrator() if arguments.tasks is None else arguments.tasks
+    tasks = TasksFromOrchestrator() if arguments.tasks is None else [(number, 0) for number in arguments.tasks]
     sys.exit(1 if run(job, tasks, arguments.gpu, events) else 0)
 
 

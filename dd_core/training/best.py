@@ -37,11 +37,10 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
     Raises:
         StaleError: none was kept (no validation images, or ``keep_best: 0``), or it is damaged or of another recipe.
     """
-    found = []
-    for path in store.best_folder(study.name, arm.key).glob(f"trial-{trial:03d}.*.json"):
-        manifest = store.read_manifest(path)
-        if manifest is not None and all(manifest.get(key) == value for key, value in identity(study, arm).items()):
-            found.append((manifest["loss_val_nats"], manifest["epoch"], manifest))
+    found = [
+        (manifest["loss_val_nats"], manifest["epoch"], manifest)
+        for manifest in best_manifests(store, study, arm, f"trial-{trial:03d}.*.json")
+    ]
     if not found:
         raise StaleError(
             f"no best checkpoint of trial {trial} of {arm.key} in {study.name} is kept; it needs data.num_validation "
@@ -50,6 +49,13 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
     manifest = min(found, key=lambda entry: entry[:2])[2]
     tensors, _ = read_tensors(store.verify(manifest, "weights"))
     return tensors, manifest
+
+
+def best_manifests(store: Store, study: Study, arm: Arm, pattern: str = "trial-*.json") -> list[dict[str, Any]]:
+    """The manifests of the best checkpoints that are kept, of this recipe."""
+    own = identity(study, arm)
+    manifests = store.read_manifests(sorted(store.best_folder(study.name, arm.key).glob(pattern)))
+    return [m for m in manifests if m is not None and all(m.get(key) == value for key, value in own.items())]
 
 
 def prune_best(store: Store, study: Study, arm: Arm, kept: list[list[int]]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from dd_core.data.datasets import load
 from dd_core.errors import StaleError
 from dd_core.provenance import checkpoint_manifest
-from dd_core.store import Store, write_atomically
+from dd_core.storage.files import local_copy, write_atomically
+from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 
 
@@ -42,7 +43,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         StaleError: the file is missing, truncated or not safetensors.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local_copy(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StaleError(f"{path} cannot be read as safetensors ({error})") from error

@@ -3,15 +3,18 @@
 No file is ever written again, so nobody who reads the table meets a change; the view shows the later of the two.
 """
 
+import contextlib
 import datetime
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dd_core.cost import price_per_gpu_hour
 from dd_core.jobs.machine import peak_memory, reset_peak_memory
+from dd_core.parts import PartStore
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
@@ -38,9 +41,7 @@ class RunRecord:
         Raises:
             UserError: DD_PRICE_PER_GPU_HOUR is not a price.
         """
-        self._folder = store.table_folder("runs", study.name, arm.key)
-        self._study = study
-        self._number = max(_attempts(store, study, arm), default=0) + 1
+        self._store, self._study, self._arm = store, study, arm
         self._device = device
         self._price = price_per_gpu_hour(study)
         self._started = time.monotonic()
@@ -48,9 +49,8 @@ class RunRecord:
         self._columns: dict[str, Any] = {
             "variant": arm.variant,
             "k": arm.k,
-            "trial": list(range(study.trials)),
-            "recipe": study.recipe_hash(arm),
-            "attempt": self._number,
+            "trial": list(study.trial_numbers),
+            "recipe": study.whole.recipe_hash(arm),
             "architecture": variant.architecture,
             "optimizer": variant.optimizer.name,
             "learning_rate": variant.optimizer.learning_rate,
@@ -59,7 +59,7 @@ class RunRecord:
             "batch_size": variant.batch_size,
             "label_noise": variant.label_noise,
             "precision": variant.precision,
-            "settings": json.dumps(study.recipe(arm), sort_keys=True),
+            "settings": json.dumps(study.whole.recipe(arm), sort_keys=True),
             "seed": study.seed,
             "device": device_name(device),
             "torch_version": torch.__version__,
@@ -79,7 +79,9 @@ class RunRecord:
             "num_parameters": sum(p.numel() for p in stack.model.parameters()) // len(stack.trials),
         }
         reset_peak_memory(self._device)
-        self._write(session, "start", "running", None, {"ended_at": None, **dict.fromkeys(_MEASURED)})
+        with _writing(self._store, self._study, self._arm):
+            self._columns["attempt"] = max(_attempts(self._store, self._study, self._arm), default=0) + 1
+            self._write(session, "start", "running", None, {"ended_at": None, **dict.fromkeys(_MEASURED)})
 
     def close(self, session: Session, status: str, reason: str | None) -> None:
         """Say how the attempt ended; trials that ended by themselves keep their own reason."""
@@ -93,7 +95,8 @@ class RunRecord:
             "samples_per_second": self._images(session) / seconds,
             "peak_memory_bytes": peak_memory(self._device),
         }
-        self._write(session, "end", status, reason, spent)
+        with _writing(self._store, self._study, self._arm):
+            self._write(session, "end", status, reason, spent)
 
     def _images(self, session: Session) -> int:
         """Images that trials have seen in this attempt."""
@@ -113,7 +116,7 @@ class RunRecord:
             **_outcomes(session),
         }
         table = to_arrow("runs", columns, self._study.trials)
-        write_parquet(self._folder / _file_name(self._number, moment), table)
+        write_parquet(_path(self._store, self._study, self._arm, self._columns["attempt"], moment), table)
 
 
 _MEASURED = ("seconds", "gpu_seconds", "cost", "samples_per_second", "peak_memory_bytes")
@@ -131,10 +134,9 @@ def _outcomes(session: Session) -> dict[str, list[Any]]:
 
 
 def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
-    """End attempts that were killed: those without an end. Hold the arm's lock while doing so."""
-    folder = store.table_folder("runs", study.name, arm.key)
+    """End attempts that were killed: those without an end. Hold the lock of the arm, or of the part, while doing so."""
     for number in _attempts(store, study, arm):
-        start, end = folder / _file_name(number, "start"), folder / _file_name(number, "end")
+        start, end = (_path(store, study, arm, number, moment) for moment in ("start", "end"))
         if start.exists() and not end.exists():
             table = read_parquet(start)
             # An earlier version knew fewer columns.
@@ -144,31 +146,45 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
             }
             columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
             columns |= _until_last_sign_of_life(store, study, arm, columns)
-            write_parquet(end, to_arrow("runs", columns, table.num_rows))
+            with _writing(store, study, arm):
+                write_parquet(end, to_arrow("runs", columns, table.num_rows))
 
 
 def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict[str, Any]) -> dict[str, Any]:
     """What a killed attempt has cost at least: the time from its start to its last resume point, if it wrote one."""
     path = store.resume_path(study.name, arm.key)
     started = columns["started_at"][0]
-    if not path.exists() or path.stat().st_mtime <= started.timestamp():
+    try:
+        written = path.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    seconds = path.stat().st_mtime - started.timestamp()
+    seconds = written - started.timestamp()
+    if seconds <= 0:
+        return {}
     gpu_seconds = seconds * ((columns["gpu_share"] or [0.0])[0] or 0.0)
     price = price_per_gpu_hour(study)
     return {
-        "ended_at": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC),
+        "ended_at": datetime.datetime.fromtimestamp(written, datetime.UTC),
         "seconds": seconds,
         "gpu_seconds": gpu_seconds,
         "cost": None if price is None else gpu_seconds / 3600 * price,
     }
 
 
-def _file_name(attempt: int, moment: str) -> str:
-    return f"attempt-{attempt:04d}.{moment}.parquet"
+def _path(store: Store, study: Study, arm: Arm, attempt: int, moment: str) -> Path:
+    part = f"{store.name}." if isinstance(store, PartStore) else ""
+    return store.table_folder("runs", study.name, arm.key) / f"attempt-{attempt:04d}.{part}{moment}.parquet"
+
+
+def _writing(store: Store, study: Study, arm: Arm) -> contextlib.AbstractContextManager[None]:
+    """Hold the arm while a part, which does not hold it, writes where others may write too."""
+    return store.whole.lock(study.name, arm.key) if isinstance(store, PartStore) else contextlib.nullcontext()
 
 
 def _attempts(store: Store, study: Study, arm: Arm) -> list[int]:
-    """Numbers of the attempts so far, ascending; earlier versions wrote one file each, ``attempt-0001.parquet``."""
+    """Numbers of the attempts so far, ascending, those of all parts too.
+
+    Earlier versions wrote one file each, ``attempt-0001.parquet``.
+    """
     folder = store.table_folder("runs", study.name, arm.key)
     return sorted({int(path.name.split(".")[0].removeprefix("attempt-")) for path in folder.glob("attempt-*.parquet")})

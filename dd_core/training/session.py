@@ -92,7 +92,8 @@ class Session:
         return diverged
 
     def _train_stack(self, stack: TrialStack) -> BatchMetrics:
-        ended = [i for i, trial in enumerate(stack.trials) if not self.progress[trial].is_training]
+        first = stack.trials[0] - self.study.first_trial
+        ended = [i for i in range(len(stack.trials)) if not self.progress[first + i].is_training]
         if len(ended) < len(stack.trials):
             return stack.train_epoch(self.epoch, ended)
         steps = stack.steps_per_epoch
@@ -103,8 +104,14 @@ class Session:
         epoch = -(-step // self.steps_per_epoch)
         reason = f"{what} at step {step}"
         self.progress[trial].ending = Ending(status="diverged", epoch=epoch, step=step, reason=reason)
-        stack = next(stack for stack in self.stacks if trial in stack.trials)
-        stack.diverge(stack.trials.index(trial))
+        stack, position = self._place_of(trial)
+        stack.diverge(position)
+
+    def _place_of(self, trial: int) -> tuple[TrialStack, int]:
+        """The stack of a trial, and its position there; here trials are counted from the first of the study."""
+        number = self.study.first_trial + trial
+        stack = next(stack for stack in self.stacks if number in stack.trials)
+        return stack, stack.trials.index(number)
 
     def evaluate(self) -> tuple[dict[str, float], list[int]]:
         """Evaluate and record; keep the best, stop early and lower rates, as the study says.
@@ -132,9 +139,9 @@ class Session:
         progress = self.progress[trial]
         kept = list(progress.kept)
         progress.note_evaluation(self.epoch, metrics, self.study.keep_best)
-        stack = next(stack for stack in self.stacks if trial in stack.trials)
+        stack, position = self._place_of(trial)
         if progress.kept != kept:
-            weights = stack.weights_of(stack.trials.index(trial))
+            weights = stack.weights_of(position)
             save_best(self.store, self.study, self.arm, trial, self.epoch, metrics["loss_val_nats"], weights)
         # Checkpoint epochs may change without changing the recipe: evaluations due to them alone decide nothing.
         if self.epoch and self.epoch % self.study.evaluation.every == 0:
@@ -210,7 +217,7 @@ class Session:
             assert self.micro_batch is not None
             stack.stepper.micro_batch = self.micro_batch
             if self.variant.schedule.name == "plateau":
-                stack.multiple = self.progress[stack.trials[0]].multiple
+                stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
 
 
 def device_name(device: torch.device) -> str:

@@ -14,6 +14,7 @@ from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.memory import in_blocks
 from dd_core.models import build_trials, load_state
+from dd_core.stacks import stacking
 from dd_core.studies import Arm, Study
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
@@ -21,17 +22,7 @@ from dd_core.training.optimization import learning_rate
 from dd_core.training.precision import tensor_cores
 from dd_core.training.step import Stepper, losses_of
 
-# Beyond this width one network fills the machine and grouped convolutions bring nothing; more than eight at a time
-# bring nothing at any width (benchmarks/training.py). The grouping depends on the study alone, so that results do too.
-_WIDEST_STACK = 16
-_LARGEST_STACK = 8
-
-
-def stacking(study: Study, arm: Arm) -> list[list[int]]:
-    """Which trials of an arm share a network."""
-    size = _LARGEST_STACK if arm.k <= _WIDEST_STACK and study.variants[arm.variant].is_stackable else 1
-    trials = list(range(study.trials))
-    return [trials[start : start + size] for start in range(0, len(trials), size)]
+__all__ = ["BatchMetrics", "Evaluation", "TrialStack", "stacking"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,16 @@ class TrialStack:
         dtype: torch.dtype,
         micro_batch: int | None = None,
     ):
-        """Load the data and initialise the networks; ``micro_batch``: images at a time, default the batch."""
+        """Load the data and initialise the networks.
+
+        Args:
+            study: what to train.
+            arm: which arm of it.
+            trials: numbers of the trials.
+            device: where to.
+            dtype: of the weights.
+            micro_batch: images at a time, default the batch.
+        """
         self.study, self.trials, self.device = study, trials, device
         self.variant = study.variants[arm.variant]
         images = load(study.data.dataset).images

@@ -4,14 +4,14 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from dd_core.errors import StaleError, UserError
-from dd_core.memory import is_out_of_memory
-from dd_core.store import Store
+from dd_core.memory import begin_with, is_out_of_memory
+from dd_core.store import LockedError, Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.checkpoints import check_checkpoint
 from dd_core.training.ledger import RunRecord, mark_interrupted
@@ -30,19 +30,18 @@ class ArmBusyError(Exception):
 
 @contextlib.contextmanager
 def arm_lock(store: Store, study: Study, arm: Arm, wait: bool) -> Iterator[None]:
-    """Hold the arm; the operating system releases it when the process dies, however it dies.
+    """Hold the arm.
 
     Raises:
         ArmBusyError: someone else holds it and ``wait`` is false.
     """
-    path = store.lock_path(study.name, arm.key)
     store.check_writable()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=-1 if wait else 0):
-            yield
-    except Timeout as error:
-        raise ArmBusyError(f"{arm.key} of {study.name} is being trained by another process") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.lock(study.name, arm.key, timeout=None if wait else 0))
+        except LockedError as error:
+            raise ArmBusyError(f"{arm.key} of {study.name} is being trained by another process") from error
+        yield
 
 
 def train_arm(
@@ -94,7 +93,8 @@ def train_arm(
         for folder in (store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):
             store.clean_temporaries(folder)
         try:
-            micro_batch = study.variants[arm.variant].batch_size
+            usual = study.variants[arm.variant].batch_size
+            micro_batch = min(usual, max(_SMALLEST_MICRO_BATCH, begin_with(usual)))
             while not sound_checkpoints(store, study, arm, until):
                 session = Session(study, arm, store, device, dtype, micro_batch)
                 record = RunRecord(store, study, arm, device, gpu_share, predicted_seconds)
@@ -173,7 +173,8 @@ def _run(session: Session, until: int, resume_seconds: float, report: Report) ->
         for trial in ended:
             ending = session.progress[trial].ending
             assert ending is not None
-            text = f"{session.arm.key} trial {trial} {ending.status} in epoch {ending.epoch}: {ending.reason}"
+            number = study.first_trial + trial
+            text = f"{session.arm.key} trial {number} {ending.status} in epoch {ending.epoch}: {ending.reason}"
             report({"event": "note", "text": text})
         if is_checkpoint:
             session.save_checkpoint(headline)
@@ -203,14 +204,21 @@ def remove_foreign_parts(store: Store, study: Study, arm: Arm, epoch: int) -> No
     would hold epochs twice or not at all, and an interruption could leave them so. A checkpoint without its files is
     trained again.
     """
-    start = f"{epoch:04d}" if epoch else ""  # from the beginning, epoch 0 is evaluated again
+    for path in foreign_files(store, study, arm, f"{epoch:04d}" if epoch else ""):  # epoch 0 is evaluated again
+        path.unlink()
+
+
+def foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Path]:
+    """The metric files after an epoch, of four digits, if they are cut otherwise; ``""``: those from the beginning.
+
+    From the end: what a process leaves that is killed while it removes them in this order is still recognised.
+    """
     folders = [store.table_folder(table, study.name, arm.key) for table in METRIC_TABLES]
     later = [path for folder in folders for path in folder.glob("*.parquet") if path.stem > start]
     cuts = sorted({path.stem for path in later})
-    if cuts and cuts != [key for key in study.epoch_keys if start < key <= cuts[-1]]:
-        # From the end, so that what a process killed here leaves is still recognised.
-        for path in sorted(later, key=lambda path: path.stem, reverse=True):
-            path.unlink()
+    if not cuts or cuts == [key for key in study.epoch_keys if start < key <= cuts[-1]]:
+        return []
+    return sorted(later, key=lambda path: path.stem, reverse=True)
 
 
 def retire_other_recipes(store: Store, study: Study, arm: Arm, report: Report) -> None:

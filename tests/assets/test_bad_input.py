@@ -130,9 +130,17 @@ ENVIRONMENT = {
         ONE,
         "DD_PRICE_PER_GPU_HOUR must be a price, such as 2.5, not 'two'",
     ),
-    "unknown_place_to_compute": ({"DD_COMPUTE": "mars"}, ONE, "DD_COMPUTE is 'mars', but jobs can run only on"),
+    "unknown_place_to_compute": (
+        {"DD_COMPUTE": "mars"},
+        ONE,
+        "DD_COMPUTE is 'mars', but jobs run only in one of these places: local, kubernetes, slurm",
+    ),
     "data_root_on_a_read_only_file_system": ({"DD_ROOT": "/proc/lab"}, ONE, "cannot write /proc/lab/"),
-    "data_root_in_a_bucket": ({"DD_ROOT": "s3://bucket/lab"}, ONE, "the data root must be a folder on a file system"),
+    "data_root_in_a_bucket_without_keys": (
+        {"DD_ROOT": "s3://bucket/lab", "AWS_EC2_METADATA_DISABLED": "true"},
+        ONE,
+        "there are no credentials for s3://bucket/lab",
+    ),
 }
 
 

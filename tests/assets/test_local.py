@@ -1,5 +1,6 @@
 """Arms over the GPUs of a machine: as many at a time as their shares allow, each once, whatever becomes of a worker."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,24 +11,28 @@ import pytest
 
 from dd_assets.compute import local
 from dd_core.errors import UserError
+from dd_core.jobs import crew
 from dd_core.jobs.job import HessianTask, Job, TrainTask
 from dd_core.jobs.machine import Machine
 from dd_core.jobs.process import News, Process
 from dd_core.studies import Study
 
-# A worker that imports nothing and tells its process and GPU. A task takes it 50 ms; one of width 13 kills it.
+# A worker that imports nothing and tells its process, its GPU and how often it shall halve what it takes at a time. A
+# task takes it 50 ms; one of width 13 kills it, one of width 77 unless it takes a quarter at a time.
 FAKE = """
 import json, os, signal, sys, time
 tasks = json.load(open(sys.argv[1]))["tasks"]
 for line in sys.stdin:
-    task = tasks[int(line)]
+    number, halvings = [*map(int, line.split()), 0][:2]
+    task = tasks[number]
     name = "tiny/plain.k%03d" % task["k"]
     for event in ("started", "finished"):
         told = {"task": name, "event": event, "gpu": int(sys.argv[3]), "pid": os.getpid(), "seconds": 0.05}
+        told["halvings"] = halvings
         print(json.dumps(told), flush=True)
         if event == "started":
             time.sleep(0.05)
-            if task["k"] == 13: os.kill(os.getpid(), signal.SIGKILL)
+            if task["k"] == 13 or task["k"] == 77 and halvings < 2: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -40,10 +45,10 @@ def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -
     def start(number: int, arguments: list[str], news: News) -> Process:
         return Process(number, ["fake_worker", *arguments[1:]], news)
 
-    monkeypatch.setattr(local, "Process", start)
+    monkeypatch.setattr(crew, "Process", start)
 
     def run(num_gpus: int, tasks: list[Any], num_workers: int) -> list[dict[str, Any]]:
-        monkeypatch.setattr(local, "num_gpus", lambda: num_gpus)
+        monkeypatch.setattr(crew, "num_gpus", lambda: num_gpus)
         root = tmp_path / "root"
         job = Job(root=root, studies={"tiny": tiny_study}, tasks=tuple(tasks), num_workers=num_workers, threads=1)
         events = list(local.run_job(job))
@@ -126,16 +131,31 @@ def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignor
     assert sum(event["event"] == "finished" for event in events) == 5
 
 
+def test_a_task_whose_worker_lacked_memory_is_tried_with_less(run_on, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Where the kernel says that it killed for want of memory; a hopeless one is given up."""
+    monkeypatch.setattr(crew, "num_oom_kills", itertools.count().__next__)
+    events = run_on(0, [train(k, 2) for k in (13, 77, 1)], num_workers=2)
+    ended = {event["task"]: event for event in events if event["event"] in ("finished", "failed")}
+    assert [ended[f"tiny/plain.k{k:03d}"]["event"] for k in (13, 77, 1)] == ["failed", "finished", "finished"]
+    assert [ended[f"tiny/plain.k{k:03d}"].get("halvings") for k in (77, 1)] == [2, 0]
+    notes = [event["text"] for event in events if event["event"] == "note" and "k077" in event["task"]]
+    assert [note.partition("again with ")[2] for note in notes] == [
+        "1/2 of the images at a time",
+        "1/4 of the images at a time",
+    ]
+    assert sum(event["event"] == "note" and "k013" in event["task"] for event in events) == 3
+
+
 def test_workers_are_as_many_as_the_machine_or_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DD_WORKERS", raising=False)
     monkeypatch.setattr(local, "num_cores", lambda: 16)
     for num_gpus, expected in ((0, (16, 1)), (2, (2, 8))):
         monkeypatch.setattr(local, "num_gpus", lambda count=num_gpus: count)
         monkeypatch.setattr(local, "device_name", lambda count=num_gpus: "NVIDIA H200" if count else "cpu")
-        assert local.workers_and_threads() == expected
+        assert local.this_machine().workers_and_threads() == expected
     assert local.this_machine() == Machine("NVIDIA H200", 2, 16)
     monkeypatch.setenv("DD_WORKERS", "4")
-    assert local.workers_and_threads() == (4, 4)
+    assert local.this_machine().workers_and_threads() == (4, 4)
     assert local.this_machine().num_workers == 4
     monkeypatch.setenv("DD_WORKERS", "many")
     with pytest.raises(UserError, match="DD_WORKERS must be a positive number, not 'many'"):

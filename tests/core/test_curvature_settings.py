@@ -91,5 +91,15 @@ def test_ranges_cover_every_row_once_and_cut_no_trial_or_batch(
 
 def test_cifar_is_divided_and_digits_are_not() -> None:
     assert shards(5, 1000) == [(0, 5000)]
-    assert shards(1, 50_000) == [(start, start + 5000) for start in range(0, 50_000, 5000)]
-    assert shards(1, 50_000, 128)[0] == (0, 4992)
+    ranges = shards(1, 50_000)
+    assert len(ranges) == 64
+    assert {stop - start for start, stop in ranges} == {781, 782}
+    assert all(start % 128 == 0 for start, _ in shards(1, 50_000, 128))
+
+
+def test_8_to_64_gpus_have_equally_much_to_do_within_a_twentieth() -> None:
+    for num_images in (45_000, 50_000):
+        sizes = [stop - start for start, stop in shards(1, num_images)]
+        for num_gpus in (8, 16, 32, 64):
+            loads = [sum(sizes[gpu::num_gpus]) for gpu in range(num_gpus)]
+            assert max(loads) <= num_images / num_gpus / 0.95

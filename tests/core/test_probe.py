@@ -43,8 +43,8 @@ def measured(make_study, tmp_path_factory: pytest.TempPathFactory) -> list[Measu
     study = make_study(widths=(1, 8))
     root = tmp_path_factory.mktemp("probe")
     arms = [(study, arm) for arm in study.arms.values()]
-    found = list(team.measure(root, arms, [2], CPU, 0.2, pytest.fail))
-    assert list(Store(root).jobs_folder.iterdir()) == [], "the job file is gone"
+    found = list(team.measure(root, arms, [2], CPU, 0.2, pytest.fail, folder=root))
+    assert list(root.glob("*.json")) == [], "the job file is gone"
     return found
 
 
@@ -74,7 +74,7 @@ def test_workers_share_a_gpu(tiny_study: Study, tmp_path: Path) -> None:
     machine = Machine(device_name(), num_gpus(), num_cores())
     assert machine.device == torch.cuda.get_device_name(0), "rows are found again by this name"
     arm = next(iter(tiny_study.arms.values()))
-    for result in team.measure(tmp_path, [(tiny_study, arm)], [1, 2], machine, 1.0, pytest.fail):
+    for result in team.measure(tmp_path, [(tiny_study, arm)], [1, 2], machine, 1.0, pytest.fail, folder=tmp_path):
         assert result.status == "ok"
         assert result.peak_memory_bytes is not None
         assert 0 < result.peak_memory_bytes < 1 << 30, "allocated by one worker, for a tiny network"
@@ -133,7 +133,7 @@ def probe(study: Study, widths: list[int], counts: list[int], root: Path) -> tup
     """Measure arms of these widths, with the fake workers."""
     notes: list[str] = []
     arms = [(study, Arm("plain", k)) for k in widths]
-    return list(team.measure(root, arms, counts, CPU, 1.0, notes.append)), notes
+    return list(team.measure(root, arms, counts, CPU, 1.0, notes.append, folder=root)), notes
 
 
 def test_speeds_add_up_and_the_largest_memory_counts(
@@ -144,7 +144,9 @@ def test_speeds_add_up_and_the_largest_memory_counts(
     assert result.utilisation == pytest.approx(3 * 0.5 / 2), "cores in use of those there are"
     assert notes == []
     gpu = Machine("gpu", 1, 16)
-    (shared,) = team.measure(tmp_path / "root", [(tiny_study, Arm("plain", 1))], [3], gpu, 1.0, notes.append)
+    (shared,) = team.measure(
+        tmp_path / "root", [(tiny_study, Arm("plain", 1))], [3], gpu, 1.0, notes.append, folder=tmp_path
+    )
     assert shared.utilisation == pytest.approx(0.5), "each has seen the whole GPU"
     assert shared.threads == 5
 

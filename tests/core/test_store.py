@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dd_core.errors import StaleError, StoreError
-from dd_core.store import Store, sha256_of, write_atomically, write_json, write_text
+from dd_core.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
 from dd_core.studies import Study
 
 
@@ -198,6 +198,27 @@ def test_a_root_without_permission_is_one_sentence(tmp_path: Path) -> None:
 def test_a_root_that_looks_remote_is_refused(root: str) -> None:
     with pytest.raises(StoreError, match="must be a folder"):
         Store(Path(root))
+
+
+def test_a_root_given_as_text_is_the_folder_of_that_name(tmp_path: Path) -> None:
+    assert Store(str(tmp_path)) == Store(tmp_path)
+    assert Store(Store(tmp_path).address) == Store(tmp_path)
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_is_free_afterwards(store: Store) -> None:
+    with store.lock("arm", "plain.k001"):
+        with store.lock("arm", "plain.k002", timeout=0):
+            pass
+        with pytest.raises(LockedError, match="held by another process"), store.lock("arm", "plain.k001", timeout=0):
+            pass
+    with store.lock("arm", "plain.k001", timeout=0):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "locks").write_text("")
+    with pytest.raises(StoreError, match=r"^cannot write .*thing\.lock"), Store(tmp_path).lock("thing"):
+        pass
 
 
 def test_checking_a_root_leaves_nothing_behind(store: Store) -> None:

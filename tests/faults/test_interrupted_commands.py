@@ -45,10 +45,11 @@ while True:
 
 @dataclass
 class History:
-    """What the three commands printed, and what was found after each."""
+    """What the four commands printed, and what was found after each."""
 
     lab: Lab
     worker_killed: Result
+    interrupted: Result
     recorded_then: set[str]
     finished_then: dict[str, tuple[int, int]]
     workers_left: list[int]
@@ -81,6 +82,12 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
     wait_until(lambda: not workers_of(lab.root), "the workers to leave")
     workers_left, attempts_then = workers_of(lab.root), attempts(lab.store, "plain.k002")
 
+    with lab.start_dagster(*COMMAND, *ALL) as command:
+        wait_until((weights / "0048.json").exists, "a checkpoint")
+        command.send_signal(signal.SIGINT)
+        output, _ = command.communicate()
+    interrupted = Result(command.returncode, output)
+
     arguments = [sys.executable, "-c", READER, str(lab.store.warehouse_path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as reader:
         assert reader.stdout is not None
@@ -91,8 +98,8 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
         lines = reader.stdout.read().splitlines()
     finished_now = stamps(lab.root, first_arm)
     return History(
-        lab, worker_killed, recorded_then, finished_then, workers_left, attempts_then, left_alone, finished_now,
-        [int(line) for line in lines],
+        lab, worker_killed, interrupted, recorded_then, finished_then, workers_left, attempts_then, left_alone,
+        finished_now, [int(line) for line in lines],
     )  # fmt: skip
 
 
@@ -110,12 +117,19 @@ def test_workers_leave_when_the_command_is_killed(history: History) -> None:
     assert history.attempts_after_command_killed == ["interrupted", "running"]
 
 
+def test_ctrl_c_ends_the_command_at_once_and_for_good(history: History) -> None:
+    """Dagster's retry policy would make another attempt ten seconds later."""
+    history.interrupted.refused("interrupted: what was finished is kept; run the same again to go on")
+    assert "STEP_UP_FOR_RETRY" not in history.interrupted.output
+    assert len(attempts(history.lab.store, "plain.k002")) == 4, "no attempt by nobody's wish"
+
+
 def test_the_same_command_goes_on_and_ends_with_the_bits_of_an_undisturbed_run(
     history: History, tmp_path: Path
 ) -> None:
     history.left_alone.succeeded()
     assert history.finished_now == history.finished_then, "what was finished is not computed again"
-    assert attempts(history.lab.store, "plain.k002") == ["interrupted", "interrupted", "finished"]
+    assert attempts(history.lab.store, "plain.k002") == [*["interrupted"] * 3, "finished"]
     assert len(history.lab.recorded("checkpoints")) == 8
     other = Lab(tmp_path / "other", LONG)
     work(other, other.training_job())

@@ -3,7 +3,7 @@
 import contextlib
 
 from dd_assets.catalogue import catalogue
-from dd_assets.compute.local import run_job, workers_and_threads
+from dd_assets.compute.local import run_job, this_machine
 from dd_core.analysis.double_descent import find_double_descent, width_curve
 from dd_core.jobs.job import training_job
 from dd_core.store import Store
@@ -17,7 +17,7 @@ def test_quickstart_recipe_shows_double_descent(tmp_path):
     content["evaluation"] = {"every": 120, "image_progress": "checkpoints"}
     study = type(full).model_validate(content, strict=False)
     store = Store(tmp_path)
-    job = training_job(tmp_path, study, list(study.iter_checkpoints()), *workers_and_threads())
+    job = training_job(tmp_path, study, list(study.iter_checkpoints()), *this_machine().workers_and_threads())
     assert [event["task"] for event in run_job(job) if event["event"] == "failed"] == []
     with contextlib.closing(connect(store)) as connection:
         epoch, rows = width_curve(store, study, "preact-resnet10", connection)

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dd_core.errors import UserError
+
 Group = dist.ProcessGroup
 
 
@@ -50,6 +52,25 @@ def sum_over(group: Group | None, tensor: Tensor) -> Tensor:
     if group is not None:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
     return tensor
+
+
+@contextmanager
+def agreeing(group: Group | None, device: torch.device) -> Iterator[None]:
+    """Let all ranks leave the block in order, or all with a UserError: none waits for one that has given up.
+
+    Raises:
+        UserError: of this rank, or that another rank had one.
+    """
+    own: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        own = error
+    num_failed = int(sum_over(group, torch.tensor([int(own is not None)], device=device)))
+    if own is not None:
+        raise own
+    if num_failed:
+        raise UserError(f"{num_failed} of the other ranks could not go on; see what they said")
 
 
 def gather_over(group: Group | None, values: Tensor) -> Tensor:
