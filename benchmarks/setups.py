@@ -81,13 +81,17 @@ def write_made_up_cifar(folder: Path, num_train: int, num_test: int) -> None:
 
 
 def use_made_up_cifar(folder: Path) -> None:
-    """Let this process load them as CIFAR-10, through torchvision, which must be told their MD5 sums."""
+    """Let this process load them as CIFAR-10; the loaders, torchvision's too, must be told their MD5 sums."""
     from torchvision.datasets import CIFAR10
 
-    def with_sum(name: str) -> list[str]:
-        return [name, hashlib.md5((folder / CIFAR10.base_folder / name).read_bytes()).hexdigest()]
+    from dd_core.data import datasets
+
+    def sum_of(name: str) -> str:
+        return hashlib.md5((folder / CIFAR10.base_folder / name).read_bytes()).hexdigest()
 
     os.environ["DD_DATASETS"] = str(folder)
-    CIFAR10.train_list = [with_sum(f"data_batch_{number}") for number in range(1, 6)]
-    CIFAR10.test_list = [with_sum("test_batch")]
-    CIFAR10.meta = {**CIFAR10.meta, "md5": with_sum("batches.meta")[1]}
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    datasets._CIFAR_FILES["cifar10"] = {name: sum_of(name) for name in names}
+    *CIFAR10.train_list, test = [[name, sum_of(name)] for name in names]
+    CIFAR10.test_list = [test]
+    CIFAR10.meta = {**CIFAR10.meta, "md5": sum_of("batches.meta")}

@@ -1,0 +1,83 @@
+"""A data root with thousands of checkpoints and their per-image curvature, made in a minute.
+
+A study of 100 arms with so many checkpoints each: one is trained and curved, on 20 digits, and its files and manifests
+are copied under the names of the others.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dd_assets.compute.local import run_job
+from dd_core.jobs.job import curvature_job, training_job
+from dd_core.store import Store, sha256_of
+from dd_core.studies import Study
+
+NUM_ARMS = 100
+
+
+def study_of(num_partitions: int) -> Study:
+    """100 variants that differ in name alone."""
+    epochs = num_partitions // NUM_ARMS
+    variant = {"architecture": "preact_resnet10", "label_noise": 0.2, "batch_size": 10}
+    variant |= {"optimizer": {"name": "adam", "learning_rate": 2e-3}}
+    content = {
+        "name": "many",
+        "description": "many partitions",
+        "data": {"dataset": "digits", "num_train": 20},
+        "variants": {f"v{number:03d}": variant for number in range(NUM_ARMS)},
+        "widths": [1],
+        "trials": 1,
+        "epochs": epochs,
+        "checkpoints": list(range(1, epochs + 1)),
+        "evaluation": {"every": epochs},
+        "monitors": {"validation": None, "norms": None, "hessian": None, "noise": None},
+    }
+    return Study.model_validate_json(json.dumps(content))
+
+
+def lay_out(root: Path, study: Study) -> None:
+    """Train and curve the last checkpoint of the first arm, and make all others of it."""
+    store, checkpoints = Store(root), list(study.iter_checkpoints())
+    model = next(c for c in checkpoints if c.epoch == 1)
+    for job in (
+        training_job(root, study, [model], 1, 1),
+        curvature_job(root, {study.name: study}, [(study.name, model)], 1, 1),
+    ):
+        for event in run_job(job):
+            if event["event"] == "failed":
+                raise RuntimeError(event["error"])
+    weights = json.loads(store.checkpoint_manifest_path(study.name, model).read_text(encoding="utf-8"))
+    curvature = json.loads(store.curvature_path(study.name, model).with_suffix(".json").read_text(encoding="utf-8"))
+    table = pq.ParquetFile(store.curvature_path(study.name, model)).read()
+    content = store.checkpoint_path(study.name, model).read_bytes()
+    shutil.rmtree(root / "tables")
+    for checkpoint in checkpoints:
+        about = {"arm": checkpoint.arm.key, "recipe": study.recipe_hash(checkpoint.arm), "epoch": checkpoint.epoch}
+        path = store.checkpoint_path(study.name, checkpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        _write_manifest(store, path, {**weights, **about}, {"weights": path})
+        path = store.curvature_path(study.name, checkpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {"variant": checkpoint.arm.variant, "recipe": about["recipe"], "epoch": checkpoint.epoch}
+        for name, value in values.items():
+            position = table.column_names.index(name)
+            column = pa.array([value] * len(table), table.schema.field(name).type)
+            table = table.set_column(position, table.schema.field(name), column)
+        pq.write_table(table, path)
+        _write_manifest(store, path, {**curvature, **about}, {"table": path})
+
+
+def _write_manifest(store: Store, path: Path, manifest: dict[str, Any], files: dict[str, Path]) -> None:
+    """As the store does, but without waiting for the disk."""
+    entries = {
+        role: {**manifest["files"][role], "path": str(file.relative_to(store.root))} for role, file in files.items()
+    }
+    if "table" in files:
+        entries["table"] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    path.with_suffix(".json").write_text(json.dumps({**manifest, "files": entries}), encoding="utf-8")
