@@ -78,6 +78,15 @@ def test_a_slurm_that_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatc
         orchestrate(site.training_job())
 
 
+@pytest.mark.skipif(Path("/etc/slurm/slurm.conf").exists(), reason="this machine is configured")
+def test_programs_without_a_configuration(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CONF")
+    with pytest.raises(
+        UserError, match=r"SLURM does not answer \((.|\n)*configuration source.*try again when sinfo does"
+    ):
+        orchestrate(site.training_job())
+
+
 def test_a_job_whose_file_is_gone_is_not_followed(site: Site, drained: None) -> None:
     site.configure(ONE_GPU_EACH)
     job = site.training_job()

@@ -18,7 +18,10 @@ _FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "exit_code", "restart
 _FORMAT = ",".join(f"{name}:|" for name in _FIELDS)
 # What SLURM says where a node cannot open the files of a job, instead of a signal.
 NO_FILES = 53
-_UNREACHABLE = re.compile(r"Unable to contact slurm|Socket timed out|Connection refused|slurmctld.*not respond", re.I)
+_UNREACHABLE = re.compile(
+    r"Unable to contact slurm|Socket timed out|Connection refused|slurmctld.*not respond|configuration source",
+    re.IGNORECASE,
+)
 _SECONDS = 120.0
 
 
