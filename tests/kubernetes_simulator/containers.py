@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -130,7 +131,8 @@ def _isolation(folder: Path, hostname: str, mounts: list[Mount], working_folder:
         f"mount --rbind /sys {root}/sys",
         f"mount -t tmpfs -o size=64m shm {root}/dev/shm",
     ]
-    for source, target, read_only in mounts:  # resolved inside: /var/run is a link to /run
+    everything = sorted([*mounts, *_hidden_by(mounts)], key=lambda mount: len(Path(mount.target).parts))
+    for source, target, read_only in everything:  # resolved inside: /var/run is a link to /run
         lines.append(f'T="{root}$(chroot {root} readlink -m {shlex.quote(target)})"')
         if source.is_dir():
             lines.append('mkdir -p "$T"')
@@ -143,6 +145,13 @@ def _isolation(folder: Path, hostname: str, mounts: list[Mount], working_folder:
     lines.append(f"hostname {shlex.quote(hostname[:63])}")
     lines.append(f'exec chroot {root} /bin/sh -c {shlex.quote(step_in)} sh {shlex.quote(working_folder)} "$@"')
     return lines
+
+
+def _hidden_by(mounts: list[Mount]) -> list[Mount]:
+    """What images are made of, Python and this repository, where it lies below a mount: it must stay visible."""
+    made_of = {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2]}
+    targets = [Path(mount.target) for mount in mounts]
+    return [Mount(path, str(path), True) for path in made_of if any(path.is_relative_to(t) for t in targets)]
 
 
 @functools.cache
