@@ -79,6 +79,20 @@ def hessian_of_checkpoint(
         rows.append({"trial": trial, **_row(result, study), "seconds": time.monotonic() - started})
     if rank > 0:
         return True
+    _write(store, study, checkpoint, weights_manifest, rows, device, num_ranks)
+    return True
+
+
+def _write(
+    store: Store,
+    study: Study,
+    checkpoint: Checkpoint,
+    weights_manifest: dict[str, Any],
+    rows: list[dict[str, Any]],
+    device: torch.device,
+    num_ranks: int,
+) -> None:
+    """Write the file, a row for each trial, and its manifest."""
     columns: dict[str, Any] = {column.name: [] for column in TABLES["hessian_spectra"].file_columns}
     constants = {
         "variant": checkpoint.arm.variant,
@@ -111,7 +125,6 @@ def hessian_of_checkpoint(
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
-    return True
 
 
 def _is_sound(store: Store, study: Study, hessian: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def _events(job: Job, left: list[int], scratch: Path, halvings: int) -> Generato
     """Of the tasks with these numbers."""
     if job.is_probe:
         return run_probe(job, Machine(device_name(), num_gpus(), num_cores()), scratch)
-    return run_ranks(job, scratch) if job.ranks > 1 else run_crew(job, scratch, left, halvings)
+    return run_ranks(job, scratch, halvings) if job.ranks > 1 else run_crew(job, scratch, left, halvings)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ class PeersLostError(Exception):
     """The ranks ended before all tasks had: another machine is gone. What is finished is kept; trying again helps."""
 
 
-def run_ranks(job: Job, folder: Path) -> Generator[Event, None, None]:
+def run_ranks(job: Job, folder: Path, halvings: int = 0) -> Generator[Event, None, None]:
     """Do all tasks of a job, one after the other, each by all ranks; yields their events, see ``run_crew``.
 
     Where ``job.places`` are several, this is one of them, and ``DD_RENDEZVOUS`` (host:port of the first) says where
@@ -34,6 +34,7 @@ def run_ranks(job: Job, folder: Path) -> Generator[Event, None, None]:
     Args:
         job: ``divided``.
         folder: for the ranks' copy of the job file, on this machine.
+        halvings: the ranks of this machine begin with 2^-halvings of the images at a time.
 
     Raises:
         PeersLostError: the ranks ended early, here with several places.
@@ -43,7 +44,7 @@ def run_ranks(job: Job, folder: Path) -> Generator[Event, None, None]:
     news: News = queue.Queue()
     arguments = ["dd_core.jobs.ranks", "--launch", *_torchrun(job), "-m", "dd_core.jobs.ranks", str(path)]
     # Workers of a restart would otherwise read the addresses of the lost ones (pytorch#135712).
-    team = Process(0, arguments, news, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    team = Process(0, arguments, news, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", DD_HALVINGS=str(halvings))
     numbers = {task.name: number for number, task in enumerate(job.tasks)}
     ended: set[int] = set()
     try:

@@ -29,11 +29,13 @@ def main(path: Path) -> None:
 
     from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
     from dd_core.curvature.parameter_space import process_group
+    from dd_core.memory import set_halvings
 
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     events = Events()
     job = Job.model_validate_json(path.read_text(encoding="utf-8"))
     prepare_process(job.threads)
+    set_halvings(int(os.environ.get("DD_HALVINGS", "0")))  # after this machine ran out of memory
     device = device_of(int(os.environ["LOCAL_RANK"]))
     store = Store(job.root)
 

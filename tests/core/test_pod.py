@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import pytest
 from support import TINY, Lab, results, wait_until, work
 
 from dd_assets.compute.local import run_job
+from dd_core.jobs import rank_team
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, hessian_job
 from dd_core.jobs.machine import Machine
+from dd_core.jobs.pod import work as work_of_place
+from dd_core.jobs.process import Process
 
 SHORT = TINY.replace("epochs: 24", "epochs: 4").replace("[0, 8, 16, 24]", "[0, 2, 4]").replace("trials: 2", "trials: 1")
 HESSIAN = "hessian: {num_images: 40, num_eigenvalues: 2, lanczos_steps: 8, quantities: [eigenvalues], ranks: 2}\n"
@@ -158,6 +162,23 @@ def _environment_names(root: Path, process: Path) -> bool:
         return b"DD_ROOT=" + bytes(root) in (process / "environ").read_bytes().split(b"\0")
     except OSError:
         return False
+
+
+def test_ranks_of_a_machine_that_ran_out_of_memory_take_less(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two places is told to halve; torchrun's place is taken by a process that prints what it got."""
+    wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
+    folder = prepared(lab, hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1), num_places=2)
+    folder.halve(1)
+    code = "import json, os; print(json.dumps({'task': 'tiny/plain.k001|0000', 'event': 'note', **os.environ}))"
+    (lab.folder / "fake_torchrun.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(lab.folder))
+    monkeypatch.setenv("DD_RENDEZVOUS", "127.0.0.1:1")
+    started = partial(Process, arguments=["fake_torchrun"])
+    monkeypatch.setattr(rank_team, "Process", lambda number, _, news, **given: started(number, news=news, **given))
+    told: list[dict[str, Any]] = []
+    for place in range(2):
+        work_of_place(folder, folder.read_job(), place, told.append)
+    assert [event["DD_HALVINGS"] for event in told] == ["0", "1"]
 
 
 def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
