@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from dd_assets.catalogue import catalogue
+from dd_assets.command import refuse_mistakes
 from dd_assets.curvature import curvature_asset, per_image_curvature_asset
 from dd_assets.errors import install_cli_hook, shown_as_sentence
 from dd_assets.executor import in_this_process
@@ -62,3 +63,4 @@ def _broken_study(file_name: str, reason: str) -> dg.AssetsDefinition:
 
 install_cli_hook()
 defs = build_defs()
+refuse_mistakes(defs)

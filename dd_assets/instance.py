@@ -20,6 +20,7 @@ from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVIS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
+from dd_assets.command import refuse_broken_json
 from dd_assets.whereabouts import Whereabouts
 from dd_core.errors import UserError
 
@@ -43,6 +44,7 @@ class LockedSqliteStorage(DagsterSqliteStorage):
         """What Dagster calls for the block ``storage`` of dagster.yaml."""
         from filelock import FileLock, Timeout
 
+        refuse_broken_json()  # here, since Dagster reads it next
         folder = Path(config_value["base_dir"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
