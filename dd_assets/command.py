@@ -22,11 +22,16 @@ EXAMPLE = '\'{"ops": {"curvature": {"config": {"epochs": [0]}}}}\''
 _SECTIONS = {"ops", "resources", "execution", "loggers"}
 
 
+def words_of(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command's name and the two words after it, also where it is ``python -m dagster``."""
+    program = Path(argv[0])
+    return (program.parent.name if program.name == "__main__.py" else program.name, *argv[1:3])
+
+
 def materialize_options(argv: Sequence[str]) -> dict[str, str] | None:
     """``--name value`` and ``--name=value`` pairs of such a command; None of any other."""
-    program = Path(argv[0])
-    name = program.parent.name if program.name == "__main__.py" else program.name
-    if (name, *argv[1:3]) != ("dagster", "asset", "materialize") and (name, *argv[1:2]) != ("dg", "launch"):
+    words = words_of(argv)
+    if words != ("dagster", "asset", "materialize") and words[:2] != ("dg", "launch"):
         return None
     pairs = {}
     for position, argument in enumerate(argv):

@@ -20,7 +20,7 @@ from dagster._core.errors import (
 )
 from dagster_shared.error import SerializableErrorInfo
 
-from dd_assets.command import materialize_options
+from dd_assets.command import words_of
 from dd_core.errors import UserError
 
 _KINDS = {"Int": "a whole number", "Float": "a number", "String": "text", "Bool": "true or false", "ARRAY": "a list"}
@@ -62,9 +62,10 @@ def _sentence(text: str) -> DagsterUserCodeProcessError:
 def install_cli_hook() -> None:
     """Show the dagster CLI's own complaints about its arguments as one sentence.
 
-    Only where this process is such a command: Dagster's servers and the tests keep Python's behaviour.
+    Only where this process is ``dagster asset ...`` or ``dg launch``: everywhere else
+    Python behaves as it does.
     """
-    if materialize_options(sys.argv) is None:
+    if words_of(sys.argv)[:2] not in (("dagster", "asset"), ("dg", "launch")):
         return
     usual = sys.excepthook
 
