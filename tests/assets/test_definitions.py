@@ -1,12 +1,17 @@
 """What Dagster sees without running anything: the assets of the shipped studies, and the specification of each kind."""
 
+import importlib.util
+import shutil
+import tomllib
+
 import dagster as dg
 import pytest
-from support import Lab
+from support import REPOSITORY, Lab
 
 from dd_assets.catalogue import study_folders
 from dd_core.studies import Study
 from dd_core.study_files import Catalogue, read_studies
+from dd_core.yaml_files import read_mapping
 
 FIGURES = {
     "double_descent_curve",
@@ -135,3 +140,24 @@ def test_the_workspace_is_valid_in_a_fresh_place(lab: Lab) -> None:
     validated = lab.shell("source ./env.sh && dagster definitions validate -w workspace.yaml", DAGSTER_HOME=None)
     assert "Validation successful for code location double_descent_lab" in validated.succeeded().output
     assert (lab.root / "dagster" / "dagster.yaml").is_file()
+
+
+def test_dg_finds_the_same_module_as_the_workspace() -> None:
+    """Where pyproject.toml has such a block, Dagster reads workspace.yaml only with -w; both must mean the same."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["dg"]
+    (workspace,) = read_mapping(REPOSITORY / "workspace.yaml", "a workspace")["load_from"]
+    module = workspace["python_module"]
+    assert settings["directory_type"] == "project"
+    assert settings["project"]["code_location_target_module"] == module["module_name"]
+    assert settings["project"]["code_location_name"] == module["location_name"]
+    assert importlib.util.find_spec(settings["project"]["root_module"]) is not None
+
+
+@pytest.mark.skipif(shutil.which("dg") is None, reason="needs the package dagster-dg-cli")
+@pytest.mark.parametrize("command", ["list defs", "check defs", "launch --assets group:figure"])
+def test_dg_works_in_the_checkout(command: str, lab: Lab) -> None:
+    result = lab.shell(f"source ./env.sh && dg {command}")
+    if command.startswith("launch"):
+        result.refused("nothing is selected by 'group:figure'; did you mean 'group:figures'?")
+    else:
+        assert "checkpoints" in result.succeeded().output or "check" in command
