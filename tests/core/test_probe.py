@@ -278,7 +278,7 @@ def test_timing_begins_when_steps_are_steady(
         return seconds
 
     monkeypatch.setattr(trainee, "_train", train)
-    assert trainee.prepare(0)["seconds_per_step"] == pytest.approx(0.001, rel=0.1)
+    assert trainee._warm_up() == pytest.approx(0.001, rel=0.1)
 
 
 def test_what_is_measured_is_read_again(tiny_study: Study, store: Store) -> None:
