@@ -82,7 +82,7 @@ def check(defs: dg.Definitions, options: dict[str, str]) -> None:
 
 
 def _selected(graph: AssetGraph, selection: str) -> set[dg.AssetKey] | None:
-    """The assets of a selection; None if Dagster cannot read it, and will say so."""
+    """The assets of a selection that can be computed; None if Dagster cannot read it, and will say so."""
     found: set[dg.AssetKey] = set()
     for part in selection.split(","):
         try:
@@ -91,7 +91,7 @@ def _selected(graph: AssetGraph, selection: str) -> set[dg.AssetKey] | None:
             return None
         if not keys:
             raise UserError(f"nothing is selected by {part!r}{_advice(graph, part)}")
-        found |= keys
+        found |= {key for key in keys if graph.get(key).is_executable}
     return found
 
 
