@@ -1,7 +1,7 @@
 """A kill before any file gets its name or is removed: run again, everything is as after an undisturbed training.
 
-One training is watched, and what lies on disk before each of these moments is kept; a kill at that moment would have left
-just that. ``tests/faults`` kills real processes at some of them.
+One training is watched, and what lies on disk before each of these moments is kept; a kill at that moment would have
+left just that. ``tests/faults`` kills real processes at some of them.
 """
 
 import contextlib
@@ -105,7 +105,7 @@ def test_a_kill_at_any_moment_leaves_what_is_made_whole_again(
     with kept_before_each_moment(store.root, tmp_path / "moments") as moments:
         train(study, store)
     expected = results(store.root), best(store)
-    names = {path.name for moment in moments for path in moment.glob(f"checkpoints/tiny/{ARM.key}/best/*.safetensors")}
+    names = {path.name for moment in moments for path in moment.glob("**/best/*.safetensors")}
     assert len(names) > len(expected[1]) // 2, "some have given way"
     assert len(moments) > (35 if kind == "whole" else 80)
     unsettled = 0
