@@ -58,10 +58,10 @@ class PartStore(Store):
         with self.whole.lock(*parts, self.name, timeout=timeout):
             yield
 
-    def clean_temporaries(self, folder: Path) -> None:
+    def clean_temporaries(self, folder: Path, name: str = "") -> None:
         """Remove what a killed writer left, but not where other parts are writing."""
         if folder.is_relative_to(self.folder):
-            super().clean_temporaries(folder)
+            super().clean_temporaries(folder, name)
 
     def retire_arm(self, study: str, arm: str, recipe: str) -> Path | None:
         """Move all results of the part's earlier recipe aside."""

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any
 
+from dd_core.attempts import is_settled
 from dd_core.curvature_settings import covers
 from dd_core.errors import StaleError
 from dd_core.store import Store
@@ -59,7 +60,7 @@ def live_trials(manifest: dict[str, Any]) -> list[int]:
 
 
 def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
-    """Whether every checkpoint up to an epoch is there in the present recipe, with all its files unharmed.
+    """Whether every checkpoint up to an epoch is there in the present recipe, unharmed, and nothing is left to be done.
 
     A worker asks the same once more under the arm's lock, and compares the data set too.
     """
@@ -71,7 +72,7 @@ def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
                     store.verify(manifest, role)
     except StaleError:
         return False
-    return True
+    return is_settled(store, study, arm)
 
 
 def curvature_is_current(curvature: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:

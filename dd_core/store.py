@@ -23,9 +23,7 @@ Layout below the root::
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +33,11 @@ from filelock import FileLock, Timeout
 
 from dd_core.errors import StaleError, StoreError
 from dd_core.storage.files import (
+    check_writable,
     is_object,
     read_all,
     readable_errors,
+    remove_leftovers,
     sha256_of,
     size_and_sha256,
     write_atomically,
@@ -186,10 +186,7 @@ class Store:
         """
         if not is_object(self.root) and self.root.exists() and not self.root.is_dir():
             raise StoreError(f"the data root {self.root} is a file, not a folder; set DD_ROOT to a folder")
-        host = f"-{socket.gethostname()}" if is_object(self.root) else ""
-        probe = self.root / f".writable{host}-{os.getpid()}"
-        write_text(probe, "")
-        probe.unlink()
+        check_writable(self.root)
 
     def write_manifest(self, path: Path, content: dict[str, Any], files: dict[str, Path]) -> None:
         """Write a manifest last, with the SHA-256 and size of each file it vouches for, by role."""
@@ -257,11 +254,10 @@ class Store:
             moved = move(source, target / str(source.relative_to(self.root))) or moved
         return target if moved else None
 
-    def clean_temporaries(self, folder: Path) -> None:
-        """Remove what a killed writer left; call only while holding the lock of what lies there."""
+    def clean_temporaries(self, folder: Path, name: str = "") -> None:
+        """Remove what killed writers left of any file, or of one; call it while holding the lock of what lies there."""
         if not is_object(folder):  # it would have left it on another machine
-            for temporary in folder.glob(".*.tmp"):
-                temporary.unlink(missing_ok=True)
+            remove_leftovers(folder, name)
 
 
 def _manifest(content: bytes | None) -> dict[str, Any] | None:

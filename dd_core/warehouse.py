@@ -73,6 +73,7 @@ def refresh(store: Store) -> list[str]:
 
     store.check_writable()
     with store.lock("warehouse"):
+        store.clean_temporaries(path.parent, path.name)
         write_atomically(path, build)
     return views
 

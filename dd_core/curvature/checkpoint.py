@@ -19,6 +19,7 @@ from dd_core.curvature_settings import covers
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError, UserError
 from dd_core.provenance import CURVATURE_VERSION, curvature_manifest, describes, live_trials
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
@@ -99,6 +100,8 @@ def curve_shard(
         columns, seconds = compute_rows(study, checkpoint, weights, list(data.values()), rows, families, device, trials)
     # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
     with store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"):
+        for leftover in (path, store.curvature_path(study.name, checkpoint)):
+            store.clean_temporaries(leftover.parent, f"{checkpoint.epoch:04d}.")
         present = sound_curvature(store, study, checkpoint, weights_manifest)
         if present is not None and covers(present["settings"], families):
             return is_missing
@@ -108,6 +111,7 @@ def curve_shard(
             if len(study.curvature_ranges) == 1:
                 _write_whole(store, study, checkpoint, [(columns, shard)], about, live)
                 return True
+            remove(path.with_suffix(".json"))
             write_parquet(path, pa.table(columns))
             store.write_manifest(path.with_suffix(".json"), shard, {"table": path})
         _merge_if_complete(store, study, checkpoint, about, live)
@@ -179,10 +183,8 @@ def _merge_if_complete(
     if len(parts) < len(found):
         return
     _write_whole(store, study, checkpoint, parts, about, data)
-    for rows in ranges:
-        path = store.shard_path(study.name, checkpoint, rows)
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+    remove(*paths)
+    remove(*(path.with_suffix(".parquet") for path in paths))
 
 
 def _write_whole(
@@ -253,6 +255,7 @@ def write_curvature(
         **columns,
     }
     path = store.curvature_path(study.name, checkpoint)
+    remove(path.with_suffix(".json"))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
     seconds = sum(manifest["seconds"] for manifest in shard_manifests)
     devices = sorted({manifest["device"] for manifest in shard_manifests})

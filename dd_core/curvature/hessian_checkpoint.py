@@ -20,6 +20,7 @@ from dd_core.provenance import (
     hessian_settings,
     live_trials,
 )
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import TABLES, to_arrow, write_parquet
@@ -104,6 +105,7 @@ def _write(
         for name, values in columns.items():
             values.append({**constants, **row}[name])
     path = store.hessian_path(study.name, checkpoint)
+    remove(path.with_suffix(".json"))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("hessian_spectra", columns, len(rows)))
     seconds = sum(row["seconds"] for row in rows)
     manifest = {

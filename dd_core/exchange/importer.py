@@ -18,6 +18,7 @@ from dd_core.exchange.settings import agreed_data, agreed_variant
 from dd_core.exchange.sources import Source, find_sources
 from dd_core.exchange.staging import differs, replace_if_changed, staging_folder
 from dd_core.exchange.study_file import StudyFile, extended
+from dd_core.storage.files import remove
 from dd_core.store import Store, sha256_of
 from dd_core.studies import Arm, Study
 from dd_core.study_files import Catalogue, read_studies
@@ -99,6 +100,7 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
                     part.refuse_if_from_other_files(store)
             if not dry_run:
                 study_file.write()
+                remove(*(part.manifest_path for part in changed))  # they must not vouch for what comes in their place
                 for part in parts:
                     is_new = replace_if_changed(part.staged, part.final)
                     if is_new or store.read_manifest(part.manifest_path) is None:

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from dd_core.errors import StaleError
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.best import prune_best, save_best
@@ -152,6 +153,8 @@ class Session:
     def save_checkpoint(self, headline: dict[str, float]) -> None:
         """Write the metrics since the last checkpoint, the weights, and their manifest."""
         checkpoint = Checkpoint(self.arm, self.epoch)
+        # Of one that was written before a kill, and is now written again: it must not vouch for the new files.
+        remove(self.store.checkpoint_manifest_path(self.study.name, checkpoint))
         tables = self.recorder.flush(self.store, checkpoint)
         states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
         ended = {trial: p.ending.model_dump() for trial, p in enumerate(self.progress) if p.ending is not None}

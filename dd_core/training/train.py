@@ -11,12 +11,14 @@ import torch
 
 from dd_core.errors import StaleError, UserError
 from dd_core.memory import begin_with, is_out_of_memory
+from dd_core.storage.files import remove
 from dd_core.store import LockedError, Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.checkpoints import check_checkpoint
 from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.session import Session
+from dd_core.training.settling import settle
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,7 +62,8 @@ def train_arm(
 ) -> None:
     """Train all trials of an arm up to an epoch, going on from wherever an earlier attempt stopped.
 
-    Does nothing if every checkpoint up to ``until`` is there and sound. Results of an earlier recipe are retired first.
+    Trains nothing if every checkpoint up to ``until`` is there and sound, but does what an attempt has left undone that
+    was killed after the last of them. Results of an earlier recipe are retired first.
     Killing the process at any moment and calling again gives the same bits as an undisturbed call on the same kind of
     device. Where memory runs out, training goes on from the last resume point with half as many images at a time.
 
@@ -104,6 +107,7 @@ def train_arm(
                 micro_batch = session.micro_batch or micro_batch
                 del session, record
                 micro_batch = _less(micro_batch, shortage, arm, device, report)
+            settle(store, study, arm, device)
         finally:
             torch.set_num_threads(threads)
 
@@ -204,21 +208,29 @@ def remove_foreign_parts(store: Store, study: Study, arm: Arm, epoch: int) -> No
     would hold epochs twice or not at all, and an interruption could leave them so. A checkpoint without its files is
     trained again.
     """
-    for path in foreign_files(store, study, arm, f"{epoch:04d}" if epoch else ""):  # epoch 0 is evaluated again
-        path.unlink()
+    remove_foreign_files(store, study, arm, f"{epoch:04d}" if epoch else "")  # epoch 0 is evaluated again
 
 
-def foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Path]:
-    """The metric files after an epoch, of four digits, if they are cut otherwise; ``""``: those from the beginning.
+def remove_foreign_files(store: Store, study: Study, arm: Arm, start: str) -> None:
+    """Remove the metric files after an epoch, of four digits, if they are cut otherwise; ``""``: from the beginning.
 
-    From the end: what a process leaves that is killed while it removes them in this order is still recognised.
+    The manifests that vouch for them go first. From the end: what a process leaves that is killed while it removes them
+    in this order is still recognised.
     """
+    foreign = _foreign_files(store, study, arm, start)
+    stems = sorted({path.stem for path in foreign}, reverse=True)
+    remove(*(store.arm_folder(study.name, arm.key) / f"{stem}.json" for stem in stems))
+    for stem in stems:
+        remove(*(path for path in foreign if path.stem == stem))
+
+
+def _foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Path]:
     folders = [store.table_folder(table, study.name, arm.key) for table in METRIC_TABLES]
     later = [path for folder in folders for path in folder.glob("*.parquet") if path.stem > start]
     cuts = sorted({path.stem for path in later})
     if not cuts or cuts == [key for key in study.epoch_keys if start < key <= cuts[-1]]:
         return []
-    return sorted(later, key=lambda path: path.stem, reverse=True)
+    return later
 
 
 def retire_other_recipes(store: Store, study: Study, arm: Arm, report: Report) -> None:

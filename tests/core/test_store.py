@@ -1,13 +1,23 @@
 """Files: atomic writes, manifests that notice every harm, and results of old recipes moved out of the way."""
 
+import multiprocessing
 import os
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+import torch
 
+from dd_core.data.images_table import write_images
 from dd_core.errors import StaleError, StoreError
 from dd_core.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
 from dd_core.studies import Study
+from dd_core.tables import write_parquet
+from dd_core.training.checkpoints import save_tensors
+from dd_core.warehouse import refresh
 
 
 def names(folder: Path) -> list[str]:
@@ -36,16 +46,33 @@ def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) 
     def write(temporary: Path) -> None:
         temporary.write_text("new")
         seen.append(path.read_text())
-        assert temporary.parent == tmp_path  # rename is atomic on one file system alone
-        assert temporary.name.startswith(".")
+        assert temporary.parent.parent == tmp_path  # rename is atomic on one file system alone
+        assert temporary.parent.name.startswith(".")
 
     write_atomically(path, write)
     assert (seen, path.read_text()) == (["old"], "new")
 
 
-def test_written_files_may_be_read_by_other_users(tmp_path: Path) -> None:
-    write_text(tmp_path / "result", "text")
-    assert (tmp_path / "result").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+@pytest.mark.parametrize("kind", ["text", "json", "parquet", "safetensors", "warehouse"])
+def test_written_files_may_be_used_by_whom_the_umask_allows(
+    kind: str, umask: int, mode: int, store: Store, tiny_study: Study
+) -> None:
+    """Also where a writer makes a file of its own for its owner's eyes alone, as safetensors does."""
+    path = store.root / "result"
+    write = {
+        "text": lambda: write_text(path, "text"),
+        "json": lambda: write_json(path, {}),
+        "parquet": lambda: write_parquet(path, pa.table({"a": [1]})),
+        "safetensors": lambda: save_tensors(path, {"a": torch.ones(1)}, {}),
+        "warehouse": lambda: (write_images(store, tiny_study), refresh(store), store.warehouse_path.rename(path)),
+    }[kind]
+    before = os.umask(umask)
+    try:
+        write()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 def test_a_writer_may_replace_the_temporary_file(tmp_path: Path) -> None:
@@ -58,11 +85,49 @@ def test_a_writer_may_replace_the_temporary_file(tmp_path: Path) -> None:
 
 
 def test_temporaries_of_killed_writers_are_removed_and_nothing_else(store: Store) -> None:
+    """Folders, with what safetensors and DuckDB had put into them; what earlier versions left were files."""
     folder = store.arm_folder("tiny", "plain.k001")
-    for name in (".0002.safetensors.abc.tmp", "0002.safetensors", ".hidden", "a.tmp"):
+    left = [".0002.json.abc.tmp/content", ".0002.json.abc.tmp/.tmpXy12Za", ".0004.json.abc.tmp/content"]
+    left += [".0002.safetensors.abc.tmp", ".0002.parquet.abc.tmp.wal", ".tmpAb12Cd"]
+    kept = ["0002.safetensors", ".hidden", "a.tmp"]
+    for name in (*left, *kept):
         write_text(folder / name, "")
+    store.clean_temporaries(folder, "0002.")
+    assert names(folder) == sorted([*kept, ".0004.json.abc.tmp", ".tmpAb12Cd"])
     store.clean_temporaries(folder)
-    assert names(folder) == [".hidden", "0002.safetensors", "a.tmp"]
+    assert names(folder) == sorted(kept)
+    store.clean_temporaries(folder / "absent")
+
+
+def test_what_a_writer_without_a_lock_left_long_ago_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name, age in (("old", 4000), ("new", 0)):
+        write_text(tmp_path / f".result.{name}.tmp" / "content", "half")
+        os.utime(tmp_path / f".result.{name}.tmp", (time.time() - age,) * 2)
+    write_text(tmp_path / "result", "whole")
+    assert names(tmp_path) == [".result.new.tmp", "result"]
+
+
+def _check_again_and_again(root: Path, go: Any, failed: Any) -> None:
+    """A pod like all others: their hosts and process ids have equal names."""
+    socket.gethostname, os.getpid = lambda: "pod", lambda: 7
+    go.wait()
+    for _ in range(200):
+        try:
+            Store(root).check_writable()
+        except BaseException as error:
+            failed.put(repr(error))
+
+
+def test_pods_that_are_alike_check_one_volume_at_the_same_time(store: Store) -> None:
+    context = multiprocessing.get_context("fork")
+    go, failed = context.Barrier(3), context.SimpleQueue()
+    pods = [context.Process(target=_check_again_and_again, args=(store.root, go, failed)) for _ in range(3)]
+    for pod in pods:
+        pod.start()
+    for pod in pods:
+        pod.join()
+    assert failed.empty(), failed.get()
+    assert names(store.root) == []
 
 
 def test_a_sound_file_passes_its_manifest(store: Store) -> None:
