@@ -29,7 +29,7 @@ from dd_core.yaml_files import describe_problems
 PER_IMAGE_CURVATURE = CheckpointResult(
     what="curvature",
     key=per_image_curvature_key,
-    path=lambda store, study, checkpoint: store.curvature_path(study.name, checkpoint).with_suffix(".json"),
+    path=lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
     is_current=curvature_is_current,
     job=curvature_job,
     code_version=CURVATURE_VERSION,

@@ -19,7 +19,7 @@ from dd_core.studies import Study
 HESSIAN = CheckpointResult(
     what="the Hessian in the weights",
     key=hessian_key,
-    path=lambda store, study, checkpoint: store.hessian_path(study.name, checkpoint).with_suffix(".json"),
+    path=lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
     is_current=hessian_is_current,
     job=hessian_job,
     code_version=HESSIAN_VERSION,

@@ -195,7 +195,7 @@ def trained_epoch(store: Store, study: Study, arm: Arm) -> int:
 
 
 def resume_metadata(store: Store, study: Study, arm: Arm) -> dict[str, str]:
-    """What the head of an arm's resume point says; nothing without one of the present recipe."""
+    """What the head of an arm's resume point says; nothing without an unharmed one of the present recipe."""
     try:
         with store.resume_path(study.name, arm.key).open("rb") as file:
             # safetensors: the length of the head, little-endian in eight bytes, then the head, JSON.
@@ -203,6 +203,9 @@ def resume_metadata(store: Store, study: Study, arm: Arm) -> dict[str, str]:
             head = file.read(length) if length < _LONGEST_HEAD else b""
         metadata: dict[str, str] = json.loads(head)["__metadata__"]
         is_of_this_recipe = json.loads(metadata["identity"])["recipe"] == study.recipe_hash(arm)
-    except (OSError, KeyError, ValueError):
+        content = {name: text for name, text in metadata.items() if name != "digest"}
+        if not metadata["digest"].endswith(json.dumps(content, sort_keys=True)):
+            return {}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
         return {}
     return metadata if is_of_this_recipe else {}

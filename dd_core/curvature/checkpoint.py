@@ -272,7 +272,7 @@ def write_curvature(
         "device": ", ".join(devices),
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
+    store.write_manifest(store.manifest_path(path), manifest, {"table": path})
 
 
 def _columns_of(family: str, names: list[str]) -> list[str]:

@@ -124,7 +124,7 @@ def _write(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
+    store.write_manifest(store.manifest_path(path), manifest, {"table": path})
 
 
 def _is_sound(store: Store, study: Study, hessian: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:

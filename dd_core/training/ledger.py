@@ -17,7 +17,7 @@ from dd_core.jobs.machine import peak_memory, reset_peak_memory
 from dd_core.parts import PartStore
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_result
 from dd_core.training.session import Session, device_name
 from dd_core.training.trial_progress import best_by
 
@@ -116,7 +116,8 @@ class RunRecord:
             **_outcomes(session),
         }
         table = to_arrow("runs", columns, self._study.trials)
-        write_parquet(_path(self._store, self._study, self._arm, self._columns["attempt"], moment), table)
+        path = _path(self._store, self._study, self._arm, self._columns["attempt"], moment)
+        write_result(self._store, path, table)
 
 
 _MEASURED = ("seconds", "gpu_seconds", "cost", "samples_per_second", "peak_memory_bytes")
@@ -147,7 +148,7 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
             columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
             columns |= _until_last_sign_of_life(store, study, arm, columns)
             with _writing(store, study, arm):
-                write_parquet(end, to_arrow("runs", columns, table.num_rows))
+                write_result(store, end, to_arrow("runs", columns, table.num_rows))
 
 
 def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict[str, Any]) -> dict[str, Any]:
