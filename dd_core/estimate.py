@@ -114,10 +114,9 @@ class Known:
         from dd_core.warehouse import connect
 
         try:
-            with contextlib.closing(connect(store)) as connection:
-                views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-                probe = read_probe(connection, study, machine) if ("resource_probe",) in views else {}
-                runs = read_runs(connection, study, machine.device) if ("runs",) in views else []
+            with contextlib.closing(connect(store, ("resource_probe", "runs"))) as connection:
+                probe = read_probe(connection, study, machine)
+                runs = read_runs(connection, study, machine.device)
         except duckdb.Error as error:
             raise UserError(f"a table cannot be read ({str(error).splitlines()[0]})") from error
         return cls(study, machine, probe, runs)

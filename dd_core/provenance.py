@@ -28,9 +28,13 @@ def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> d
     Raises:
         StaleError: there is none, or it is of another recipe.
     """
-    return _of_present_recipe(
-        store.read_manifest(store.checkpoint_manifest_path(study.name, checkpoint)), study, checkpoint
-    )
+    path = store.checkpoint_manifest_path(study.name, checkpoint)
+    manifest = store.read_manifest(path)
+    if manifest is None and path.exists():
+        raise StaleError(
+            f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; train it again"
+        )
+    return _of_present_recipe(manifest, study, checkpoint)
 
 
 def _of_present_recipe(manifest: dict[str, Any] | None, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:

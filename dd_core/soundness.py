@@ -49,7 +49,11 @@ class Harm:
         values = dict(part.split("=", 1) for part in self.path.parts if part.startswith(("study=", "arm=")))
         command, epoch = "dagster asset materialize --select", self.path.stem
         if self.table == "runs":
-            return f"what it told cannot be computed again, and runs does without it; to forget it: rm '{self.path}'"
+            manifest = str(self.path.with_suffix(".json")).replace("/tables/runs/", "/manifests/runs/")
+            forget = f"rm -f {self.path} {manifest}"
+            return f"what it told cannot be computed again, and the table does without it; to forget it: {forget}"
+        if values["study"] == "none":  # an empty file, see dd_core.warehouse
+            return f"the next command that ends well writes it anew, for example: {command} images"
         if not epoch.isdigit():
             if epoch.startswith("trial-"):
                 return "import it again: python -m dd_assets.import_metrics --replace"
@@ -58,11 +62,14 @@ class Harm:
         return f"run: {command} '{asset}' --partition '{values['arm']}|{epoch}'"
 
 
-def damaged_files(store: Store, tables: Collection[str] = tuple(TABLES)) -> list[Harm]:
-    """The files of some tables, of any study, that are there and damaged."""
+def damaged_files(
+    store: Store, tables: Collection[str] = tuple(TABLES), study: str | None = None, arm: str | None = None
+) -> list[Harm]:
+    """The files of some tables, of any study and arm or of one, that are there and damaged."""
     if is_object(store.root):
         return []
-    files = [path for table in tables for path in sorted(store.table_folder(table).glob("**/*.parquet"))]
+    folders = [store.table_folder(table, study, arm) for table in tables]
+    files = [path for folder in folders for path in sorted(folder.glob("**/*.parquet"))]
     vouched = _vouched(store)
 
     def look(path: Path) -> Harm | None:
@@ -107,13 +114,22 @@ def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLE
                 if manifest is not None
                 and manifest.get("checkpoint_sha256") == trained[checkpoint]["files"]["weights"]["sha256"]
             ]
-    found = []
+    found = _lost_alone(store, study, tables)
     for checkpoint, done, entry in entries:
         path = store.root / entry["path"]
         if not path.exists():
             what = f"{checkpoint.key} of {study.name} is {done} but has no rows: {path} is gone"
             found.append(Harm(path, what))
     return found
+
+
+def _lost_alone(store: Store, study: Study, tables: Collection[str]) -> list[Harm]:
+    """The files with a manifest of their own that are gone, but those of results of checkpoints."""
+    own = [table for table in tables if table not in _ASSETS]
+    folders = [store.root / "manifests" / table / f"study={study.name}" for table in own]
+    found = store.read_manifests([path for folder in folders for path in sorted(folder.glob("**/*.json"))])
+    files = [store.root / manifest["files"]["table"]["path"] for manifest in found if manifest is not None]
+    return [Harm(path, f"{path} is gone") for path in files if not path.exists()]
 
 
 def sentences(store: Store, studies: Iterable[Study], tables: Collection[str] = tuple(TABLES)) -> list[str]:

@@ -36,7 +36,7 @@ from dd_core.soundness import damaged_files
 from dd_core.storage.files import is_object, write_atomically
 from dd_core.storage.sql import give_access, quoted
 from dd_core.store import Store
-from dd_core.tables import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_parquet
+from dd_core.tables import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_result
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -105,8 +105,9 @@ def _empty_file(store: Store, table: Table) -> Path:
 def _write_empty(store: Store, table: Table) -> None:
     """So that a view never is over no file, which DuckDB refuses."""
     path = _empty_file(store, table)
-    if not path.exists():
-        write_parquet(path, arrow_schema(table).empty_table())
+    manifest = store.read_manifest(store.manifest_path(path))
+    if manifest is None or not store.is_sound(manifest):
+        write_result(store, path, arrow_schema(table).empty_table())
 
 
 def _create_views(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dd_core.cost import price_per_gpu_hour
+from dd_core.errors import StaleError
 from dd_core.jobs.machine import peak_memory, reset_peak_memory
 from dd_core.parts import PartStore
 from dd_core.store import Store
@@ -139,7 +140,10 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
     for number in _attempts(store, study, arm):
         start, end = (_path(store, study, arm, number, moment) for moment in ("start", "end"))
         if start.exists() and not end.exists():
-            table = read_parquet(start)
+            try:
+                table = read_parquet(start)
+            except StaleError:  # the checks name it; nobody can say any more what it told
+                continue
             # An earlier version knew fewer columns.
             columns = {
                 c.name: table[c.name].to_pylist() if c.name in table.column_names else None
