@@ -4,6 +4,7 @@ What is retired lies in ``retired/<study>/<arm>/<recipe>``, where there already 
 ``<recipe>.2`` and so on, with the paths it had below the data root. Nothing here deletes a result.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,6 +66,7 @@ def restore(store: Store, study: str, arm: str, identity: dict[str, Any]) -> Pat
                 other = _free(store, study, arm, "unfinished", [target])
                 move(target, other / _below(store, target))
             move(source, target)
+    _remove_empty_folders(folder)
     return folder
 
 
@@ -98,6 +100,13 @@ def _is_in_the_way(destination: Path, source: Path) -> bool:
     files = [path for path in source.glob("**/*") if path.is_file()]
     there = [(path, destination / str(path.relative_to(source))) for path in files]
     return any(copy.is_file() and sha256_of(copy) != sha256_of(path) for path, copy in there)
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    if not is_object(folder):
+        for path in sorted((path for path in [folder, *folder.rglob("*")] if path.is_dir()), reverse=True):
+            with contextlib.suppress(OSError):  # there is something in it
+                path.rmdir()
 
 
 def _number(folder: Path) -> int:

@@ -147,7 +147,11 @@ def unchanged_weights(
         StaleError: they are others, or gone.
     """
     _refuse_other_weights(store, study, checkpoint, manifest)
-    yield
+    gone: FileNotFoundError | None = None
+    try:
+        yield
+    except FileNotFoundError as error:  # it was retired with the weights before its manifest was written
+        gone = error
     try:
         _refuse_other_weights(store, study, checkpoint, manifest)
     except StaleError:
@@ -156,6 +160,8 @@ def unchanged_weights(
             store.manifest_path(result).unlink(missing_ok=True)
             result.unlink(missing_ok=True)
         raise
+    if gone is not None:
+        raise gone
 
 
 def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]) -> None:
