@@ -46,12 +46,12 @@ class CheckpointResult:
     code_version: str
 
     def missing(self, store: Store, chosen: Work) -> Work:
-        """Those of the trained checkpoints that lack a current result."""
+        """Those of the trained checkpoints that lack a current result, the file itself included."""
         results = store.read_manifests([self.path(store, study, checkpoint) for study, checkpoint in chosen])
         return [
             (study, checkpoint)
             for (study, checkpoint), result, weights in zip(chosen, results, _weights(store, chosen), strict=True)
-            if not self.is_current(result, weights, study)
+            if not (result and self.is_current(result, weights, study) and store.is_sound(result))
         ]
 
     def compute(

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from dd_core.schema.training import METRIC_TABLES
 from dd_core.store import Store
 from dd_core.studies import Study
 
@@ -55,7 +56,7 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
     from dd_core.warehouse import connect
 
     yield _result(key, _FILES, *damaged_checkpoints(store, study))
-    with contextlib.closing(connect(store)) as connection:
+    with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
         problems, num_trials = metric_gaps(store, study, connection)
         largest = largest_batch_loss(study, connection)
     facts: dict[str, Any] = {"arms_trained": f"{num_trials // study.trials} of {len(study.arms)}"}
@@ -69,7 +70,7 @@ def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg
     from dd_core.analysis.integrity import curvature_gaps
     from dd_core.warehouse import connect
 
-    with contextlib.closing(connect(store)) as connection:
+    with contextlib.closing(connect(store, ("per_image_curvature",))) as connection:
         problems, num_files = curvature_gaps(store, study, connection)
     yield _result(key, _ROWS, problems, num_files)
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, require_trained, select
 from dd_assets.checks import check_curvature, curvature_check_specs
 from dd_assets.errors import shown_as_sentence
+from dd_assets.harms import warn_of_harms
 from dd_assets.partitions import (
     checkpoint_partitions,
     checkpoints_key,
@@ -29,7 +30,7 @@ from dd_core.yaml_files import describe_problems
 PER_IMAGE_CURVATURE = CheckpointResult(
     what="curvature",
     key=per_image_curvature_key,
-    path=lambda store, study, checkpoint: store.curvature_path(study.name, checkpoint).with_suffix(".json"),
+    path=lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
     is_current=curvature_is_current,
     job=curvature_job,
     code_version=CURVATURE_VERSION,
@@ -137,6 +138,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 rows = sum(rebuild(store, study) for study in {study.name: study for study, _ in chosen}.values())
                 refresh_views(store)
+                facts = warn_of_harms(context, store, studies.values(), ("curvature", "per_image_curvature"))
         yield dg.MaterializeResult(
             asset_key="curvature",
             metadata={
@@ -144,6 +146,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 "dagster/uri": str(store.table_folder("curvature")),
                 "checkpoints": len(chosen),
                 "computed_now": len(todo),
+                **facts,
             },
         )
 

@@ -7,6 +7,7 @@ import dagster as dg
 
 from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, require_trained, select
 from dd_assets.errors import shown_as_sentence
+from dd_assets.harms import warn_of_harms
 from dd_assets.partitions import checkpoint_partitions, checkpoints_key, hessian_key, wanted_checkpoints
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
@@ -19,7 +20,7 @@ from dd_core.studies import Study
 HESSIAN = CheckpointResult(
     what="the Hessian in the weights",
     key=hessian_key,
-    path=lambda store, study, checkpoint: store.hessian_path(study.name, checkpoint).with_suffix(".json"),
+    path=lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
     is_current=hessian_is_current,
     job=hessian_job,
     code_version=HESSIAN_VERSION,
@@ -90,6 +91,7 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             outcome, recorded = HESSIAN.compute(context, laboratory, store, chosen, todo)
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 refresh_views(store)
+                facts = warn_of_harms(context, store, studies.values(), ("hessian_spectra",))
         yield dg.MaterializeResult(
             asset_key="hessian_spectra",
             metadata={
@@ -97,6 +99,7 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 "dagster/uri": str(store.table_folder("hessian_spectra")),
                 "checkpoints": len(chosen),
                 "computed_now": len(todo),
+                **facts,
             },
         )
 

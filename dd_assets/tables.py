@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from dd_assets.errors import shown_as_sentence
+from dd_assets.harms import warn_of_harms
 from dd_assets.partitions import checkpoints_key
 from dd_assets.resources import Laboratory
 from dd_core.errors import UserError
@@ -58,7 +59,8 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 for study in trained:
                     write_images(store, study)
             views = refresh(store)
-            with contextlib.closing(connect(store)) as connection:
+            facts = warn_of_harms(context, store, studies.values(), selected)
+            with contextlib.closing(connect(store, sorted(selected))) as connection:
                 for name in sorted(selected & set(views)):
                     rows = connection.sql(f"SELECT count(*) FROM {name}").fetchone()
                     assert rows is not None
@@ -68,6 +70,7 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                             "dagster/row_count": rows[0],
                             "dagster/uri": str(store.table_folder(name)),
                             "studies": ", ".join(study.name for study in (*trained, *imported)),
+                            **facts,
                         },
                     )
 

@@ -7,6 +7,7 @@ import dagster as dg
 
 from dd_assets.errors import shown_as_sentence
 from dd_assets.figures import FIGURES, Figure
+from dd_assets.harms import warn_of_harms
 from dd_assets.partitions import per_image_curvature_key
 from dd_assets.resources import Laboratory
 from dd_core.errors import UserError
@@ -46,7 +47,8 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
         obstacles: list[str] = []
         with shown_as_sentence():
             store = laboratory.store()
-            with contextlib.closing(connect(store)) as connection:
+            facts = warn_of_harms(context, store, studies.values(), figure.tables)
+            with contextlib.closing(connect(store, figure.tables)) as connection:
                 for study in studies.values():
                     try:
                         chart = figure.draw(study, store, connection)
@@ -64,6 +66,6 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
             if not metadata:
                 needs = " and ".join(figure.tables)
                 raise UserError(f"{figure.name}: no study has the data yet; it is drawn from {needs}")
-        yield dg.MaterializeResult(asset_key=figure.name, metadata=metadata)
+        yield dg.MaterializeResult(asset_key=figure.name, metadata={**metadata, **facts})
 
     return draw

@@ -103,8 +103,8 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
                 remove(*(part.manifest_path for part in changed))  # they must not vouch for what comes in their place
                 for part in parts:
                     is_new = replace_if_changed(part.staged, part.final)
-                    if is_new or store.read_manifest(part.manifest_path) is None:
-                        store.write_manifest(part.manifest_path, part.manifest, {"table": part.final})
+                    if is_new or store.read_manifest(store.manifest_path(part.final)) is None:
+                        store.write_manifest(store.manifest_path(part.final), part.manifest, {"table": part.final})
     rows: dict[tuple[Arm, int], dict[str, int]] = {}
     for part in parts:
         rows.setdefault((part.arm, part.manifest["trial"]), {})[part.table] = part.manifest["rows"]["table"]
@@ -191,16 +191,11 @@ class _Part:
     final: Path
     manifest: dict[str, Any]
 
-    @property
-    def manifest_path(self) -> Path:
-        """Beside the file."""
-        return self.final.with_suffix(".json")
-
     def refuse_if_from_other_files(self, store: Store) -> None:
         """What an earlier import made from the same files may change: the study file describes them anew."""
         if not self.final.exists():
             return
-        former = store.read_manifest(self.manifest_path) or {}
+        former = store.read_manifest(store.manifest_path(self.final)) or {}
         if former.get("sources") != self.manifest["sources"]:
             run = f"{self.manifest['study']}/{self.manifest['arm']}, trial {self.manifest['trial']}"
             raise UserError(

@@ -17,6 +17,9 @@ _LAST_AND_BEST = (
     *(Column(f"best_{name}", "float64", f"at best_epoch, {unit}") for name, unit in _OUTCOMES),
 )
 
+# What a checkpoint vouches for besides the weights.
+METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress")
+
 TRAINING_TABLES = (
     Table(
         "images",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import StaleError
+from dd_core.provenance import harmed_best
 from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
@@ -38,6 +39,9 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
     Raises:
         StaleError: none was kept (no validation images, or ``keep_best: 0``), or it is damaged or of another recipe.
     """
+    for harm in harmed_best(store, study, arm):
+        if f"trial-{trial:03d}.epoch-" in harm:
+            raise StaleError(f"{harm}; train {arm.key} of {study.name} again")
     found = [
         (manifest["loss_val_nats"], manifest["epoch"], manifest)
         for manifest in best_manifests(store, study, arm, f"trial-{trial:03d}.*.json")

@@ -13,11 +13,12 @@ import torch
 
 from dd_core.attempts import attempt_numbers, attempt_path
 from dd_core.cost import price_per_gpu_hour
+from dd_core.errors import StaleError
 from dd_core.jobs.machine import peak_memory, reset_peak_memory
 from dd_core.parts import PartStore
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_result
 from dd_core.training.session import Session, device_name
 from dd_core.training.trial_progress import best_by
 
@@ -116,7 +117,8 @@ class RunRecord:
             **_outcomes(session),
         }
         table = to_arrow("runs", columns, self._study.trials)
-        write_parquet(attempt_path(self._store, self._study, self._arm, self._columns["attempt"], moment), table)
+        path = attempt_path(self._store, self._study, self._arm, self._columns["attempt"], moment)
+        write_result(self._store, path, table)
 
 
 _MEASURED = ("seconds", "gpu_seconds", "cost", "samples_per_second", "peak_memory_bytes")
@@ -138,7 +140,10 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
     for number in attempt_numbers(store, study, arm):
         start, end = (attempt_path(store, study, arm, number, moment) for moment in ("start", "end"))
         if start.exists() and not end.exists():
-            table = read_parquet(start)
+            try:
+                table = read_parquet(start)
+            except StaleError:  # the checks name it; nobody can say any more what it told
+                continue
             # An earlier version knew fewer columns.
             columns = {
                 c.name: table[c.name].to_pylist() if c.name in table.column_names else None
@@ -147,7 +152,7 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
             columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
             columns |= _until_last_sign_of_life(store, study, arm, columns)
             with _writing(store, study, arm):
-                write_parquet(end, to_arrow("runs", columns, table.num_rows))
+                write_result(store, end, to_arrow("runs", columns, table.num_rows))
 
 
 def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import torch
 from dd_core.errors import StaleError
 from dd_core.parts import Part, PartStore, all_parts, parts_folder
 from dd_core.provenance import checkpoint_manifest, trained_checkpoints
+from dd_core.retirement import retire
 from dd_core.storage.files import remove
-from dd_core.store import LockedError, Store, sha256_of, write_json
+from dd_core.store import LockedError, Store, sha256_of
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.assembly import assemble, copy_best, newest_epoch_before
 from dd_core.training.best import prune_best
@@ -25,7 +26,7 @@ from dd_core.training.train import (
     Report,
     arm_lock,
     remove_foreign_files,
-    retire_other_recipes,
+    set_recipe_right,
     sound_checkpoints,
     train_arm,
 )
@@ -63,7 +64,7 @@ def train_part(
     """
     part = Part.of(store, study, arm, trials)
     with arm_lock(store, study, arm, wait=True):
-        retire_other_recipes(store, study, arm, report)
+        set_recipe_right(store, study, arm, report)
         _retire_other_divisions(store, study, arm)
         folders = [store.table_folder(table, study.name, arm.key) for table in ("runs", *METRIC_TABLES)]
         for folder in (*folders, store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):
@@ -150,7 +151,7 @@ def _put_together(store: Store, study: Study, checkpoint: Checkpoint, parts: lis
     if any(map(_is_handed_over, manifests)):
         raise StaleError(f"a part of {checkpoint.key} has to be trained again")
     # Whatever another process with an older study file has put together in the meantime.
-    retire_other_recipes(store, study, arm, lambda event: None)
+    set_recipe_right(store, study, arm, lambda event: None)
     after = newest_epoch_before(store, study, checkpoint)
     remove_foreign_files(store, study, arm, "" if after is None else f"{after:04d}")
     assemble(store, study, checkpoint, parts, manifests, after)
@@ -198,7 +199,7 @@ def _hand_over(part: Part, store: Store, study: Study, arm: Arm, newest: int) ->
                 "sha256": sha256_of(whole_path),
                 "bytes": whole_path.stat().st_size,
             }
-            write_json(path, {**manifest, "files": {**files, "whole": entry}})
+            part.store.seal(path, {**manifest, "files": {**files, "whole": entry}})
     if done is None:
         return
     manifests = part.store.arm_folder(study.name, arm.key).glob("[0-9]*.json")
@@ -221,4 +222,4 @@ def _retire_other_divisions(store: Store, study: Study, arm: Arm) -> None:
             with contextlib.suppress(LockedError), other.lock(study.name, arm.key, timeout=0):
                 manifests = (store.read_manifest(found) for found in sorted(path.glob("[0-9]*.json")))
                 recipe = next((str(found["recipe"]) for found in manifests if found is not None), "unknown")
-                other.retire_arm(study.name, arm.key, recipe)
+                retire(other, study.name, arm.key, recipe)

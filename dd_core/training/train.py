@@ -11,10 +11,12 @@ import torch
 
 from dd_core.errors import StaleError, UserError
 from dd_core.memory import begin_with, is_out_of_memory
+from dd_core.provenance import harmed_best
+from dd_core.retirement import restore, retire
 from dd_core.storage.files import remove
 from dd_core.store import LockedError, Store
 from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training.checkpoints import check_checkpoint
+from dd_core.training.checkpoints import check_checkpoint, identity
 from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.session import Session
@@ -90,7 +92,7 @@ def train_arm(
     threads = torch.get_num_threads()
     with arm_lock(store, study, arm, wait):
         mark_interrupted(store, study, arm)
-        retire_other_recipes(store, study, arm, report)
+        set_recipe_right(store, study, arm, report)
         for table in ("runs", *METRIC_TABLES):
             store.clean_temporaries(store.table_folder(table, study.name, arm.key))
         for folder in (store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):
@@ -117,6 +119,9 @@ def _attempt(session: Session, record: RunRecord, until: int, resume_seconds: fl
     obstacle = session.resume()
     if obstacle:
         report({"event": "note", "text": f"{session.arm.key}: training from the beginning, because {obstacle}"})
+    if session.differs:
+        text = f"{session.arm.key}: going on at epoch {session.epoch} {session.differs}; the last bits may differ"
+        report({"event": "note", "text": text})
     remove_foreign_parts(session.store, session.study, session.arm, session.epoch)
     record.open(session)
     try:
@@ -191,7 +196,12 @@ def _run(session: Session, until: int, resume_seconds: float, report: Report) ->
 
 
 def sound_checkpoints(store: Store, study: Study, arm: Arm, until: int) -> bool:
-    """Whether every checkpoint up to ``until`` is there with its metrics, of this recipe and data, and unharmed."""
+    """Whether every checkpoint up to ``until`` is there with its metrics, of this recipe and data, and unharmed.
+
+    And every best checkpoint that is known of.
+    """
+    if next(harmed_best(store, study, arm), None) is not None:
+        return False
     try:
         for epoch in study.checkpoints:
             if epoch <= until:
@@ -233,12 +243,20 @@ def _foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Pat
     return later
 
 
-def retire_other_recipes(store: Store, study: Study, arm: Arm, report: Report) -> None:
-    """Move results of another recipe of this arm aside, so that tables never mix two recipes of one arm."""
-    present = study.recipe_hash(arm)
-    for path in sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json")):
-        manifest = store.read_manifest(path)
-        if manifest is not None and manifest.get("recipe") != present:
-            target = store.retire_arm(study.name, arm.key, str(manifest.get("recipe")))
-            report({"event": "note", "text": f"{arm.key}: its recipe has changed; the old results lie in {target}"})
-            return
+def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> None:
+    """Move aside results of another recipe, or of other data, and put back what there was of the present one.
+
+    So tables never mix two recipes of an arm, and who goes back to a recipe need not train it again.
+    """
+    own = identity(study, arm)
+    paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
+    found = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
+    others = [m for m in found if any(m.get(name) != own[name] for name in ("recipe", "data_sha256"))]
+    # One among others that are right is damaged, not of another recipe; its checkpoint is trained again.
+    if others and len(others) == len(found):
+        target = retire(store, study.name, arm.key, str(others[0].get("recipe")))
+        what = "recipe" if others[0].get("recipe") != own["recipe"] else "data set"
+        report({"event": "note", "text": f"{arm.key}: its {what} has changed; the old results lie in {target}"})
+    if (folder := restore(store, study.name, arm.key, own)) is not None:
+        mark_interrupted(store, study, arm)
+        report({"event": "note", "text": f"{arm.key}: its results are put back from {folder}"})

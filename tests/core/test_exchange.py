@@ -367,7 +367,7 @@ def test_a_damaged_table_is_named(bench: Bench, study: Study) -> None:
     arm = study.arms["plain.k001"]
     path = next(bench.store.table_folder("training_batches", "tiny", arm.key).glob("*"))
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(StaleError, match=r"tiny/plain\.k001 in the tables is damaged"):
+    with pytest.raises(StaleError, match=r"arm=plain\.k001/0004\.parquet is damaged .*tiny/checkpoints"):
         export_arm(bench.store, study, arm)
     assert not exported(bench.store, study, arm).exists()
 

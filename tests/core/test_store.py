@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pyarrow as pa
 import pytest
 import torch
 
 from dd_core.data.images_table import write_images
 from dd_core.errors import StaleError, StoreError
+from dd_core.retirement import restore, retire
 from dd_core.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
 from dd_core.studies import Study
 from dd_core.tables import write_parquet
@@ -167,6 +169,28 @@ def test_a_manifest_still_fits_after_the_root_has_moved(store: Store, tmp_path: 
     assert moved.verify(moved.read_manifest(moved.root / "data.json") or {}, "data") == moved.root / "data"
 
 
+@pytest.mark.parametrize("place", ["other.json", "folder/m.json"])
+def test_a_manifest_in_the_place_of_another_is_none(place: str, store: Store) -> None:
+    write_text(store.root / "data", "abc")
+    store.write_manifest(store.root / "m.json", {"epoch": 2}, {"data": store.root / "data"})
+    write_text(store.root / place, (store.root / "m.json").read_text())
+    assert store.read_manifest(store.root / place) is None
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(at=hypothesis.strategies.integers(0, 10**6), change=hypothesis.strategies.integers(1, 255))
+def test_a_manifest_of_which_a_byte_differs_is_none_or_says_the_same(at: int, change: int, store: Store) -> None:
+    path = store.root / "m.json"
+    write_text(store.root / "data", "abc")
+    store.write_manifest(path, {"recipe": "0a1b", "loss": 0.1, "none": None}, {"data": store.root / "data"})
+    right = store.read_manifest(path)
+    content = bytearray(path.read_bytes())
+    content[at % len(content)] ^= change
+    path.write_bytes(content)
+    found = store.read_manifest(path)
+    assert found is None or {name: found.get(name) for name in right or {}} == right
+
+
 @pytest.mark.parametrize("text", ["", '{"files": {"a', "[]", "{}", '{"files": []}', "\x00"])
 def test_half_a_manifest_is_none(text: str, store: Store) -> None:
     write_text(store.root / "m.json", text)
@@ -204,23 +228,86 @@ def test_retiring_an_arm_moves_all_of_it_and_nothing_of_others(store: Store) -> 
     ]
     for other in others:
         write_text(other, "")
-    target = store.retire_arm("tiny", "plain.k001", "abc")
+    target = retire(store, "tiny", "plain.k001", "abc")
     assert target is not None
     assert sorted(path.relative_to(target) for path in target.rglob("0002")) == files
     assert all(other.exists() for other in others)
     assert not any(str(target) not in str(path) for path in store.root.rglob("0002"))
 
 
-def test_retiring_the_same_recipe_again_keeps_the_later_results(store: Store) -> None:
-    for text in ("first", "second"):
+def test_retiring_the_same_recipe_again_keeps_both_results(store: Store) -> None:
+    targets = []
+    for text in ("first", "second", "third"):
         fill(store, text)
-        target = store.retire_arm("tiny", "plain.k001", "abc")
-        assert target is not None
-    assert {path.read_text() for path in target.rglob("0002")} == {"second"}
+        targets.append(retire(store, "tiny", "plain.k001", "abc"))
+    assert [target.name for target in targets if target] == ["abc", "abc.2", "abc.3"]
+    contents = [{path.read_text() for path in target.rglob("0002")} for target in targets if target]
+    assert contents == [{"first"}, {"second"}, {"third"}]
+
+
+def retire_one(store: Store, identity: dict[str, str], text: str) -> dict[str, str]:
+    """Write and retire a checkpoint and a table of an arm; returns all files by path."""
+    weights = store.arm_folder("tiny", "plain.k001") / "0002.safetensors"
+    for path in (weights, store.table_folder("runs", "tiny", "plain.k001") / "a.parquet"):
+        write_text(path, text)
+    store.write_manifest(weights.with_suffix(".json"), identity, {"weights": weights})
+    files = contents(store.root, "checkpoints", "tables")
+    retire(store, "tiny", "plain.k001", identity["recipe"])
+    return files
+
+
+def contents(root: Path, *folders: str) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): path.read_text()
+        for folder in folders
+        for path in (root / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_was_retired_is_put_back_where_its_recipe_and_data_are_right(store: Store) -> None:
+    first = retire_one(store, {"recipe": "abc", "data_sha256": "1"}, "first")
+    other = retire_one(store, {"recipe": "abc", "data_sha256": "2"}, "other data")
+    retire_one(store, {"recipe": "def", "data_sha256": "1"}, "other recipe")
+    assert restore(store, "tiny", "plain.k001", {"recipe": "xyz", "data_sha256": "1"}) is None
+    for identity, files in (({"data_sha256": "1"}, first), ({"data_sha256": "2"}, other)):
+        assert restore(store, "tiny", "plain.k001", {"recipe": "abc", **identity}) is not None
+        assert contents(store.root, "checkpoints", "tables") == files
+        retire(store, "tiny", "plain.k001", "abc")
+
+
+def test_what_was_retired_takes_the_place_of_no_checkpoint(store: Store) -> None:
+    identity = {"recipe": "abc"}
+    retire_one(store, identity, "first")
+    weights = store.arm_folder("tiny", "plain.k001") / "0002.safetensors"
+    write_text(weights, "second")
+    store.write_manifest(weights.with_suffix(".json"), identity, {"weights": weights})
+    assert restore(store, "tiny", "plain.k001", identity) is None
+    weights.with_suffix(".json").unlink()
+    assert restore(store, "tiny", "plain.k001", identity) is not None
+    assert weights.read_text() == "first"
+    assert "second" in {path.read_text() for path in store.root.glob("retired/**/*.safetensors")}, "nothing is deleted"
+
+
+def test_a_restoration_that_was_interrupted_is_completed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = retire_one(store, {"recipe": "abc"}, "text")
+    rename, calls = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", interrupted)
+        restore(store, "tiny", "plain.k001", {"recipe": "abc"})
+    assert restore(store, "tiny", "plain.k001", {"recipe": "abc"}) is not None
+    assert contents(store.root, "checkpoints", "tables") == files
 
 
 def test_nothing_to_retire_is_said(store: Store) -> None:
-    assert store.retire_arm("tiny", "plain.k001", "abc") is None
+    assert retire(store, "tiny", "plain.k001", "abc") is None
 
 
 def test_checkpoints_are_moved_last_so_that_an_interrupted_retirement_is_noticed_and_repeated(
@@ -237,9 +324,9 @@ def test_checkpoints_are_moved_last_so_that_an_interrupted_retirement_is_noticed
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", interrupted)
-        store.retire_arm("tiny", "plain.k001", "abc")
+        retire(store, "tiny", "plain.k001", "abc")
     assert (store.arm_folder("tiny", "plain.k001") / "0002").exists()
-    target = store.retire_arm("tiny", "plain.k001", "abc")
+    target = retire(store, "tiny", "plain.k001", "abc")
     assert target is not None
     assert sorted(path.relative_to(target) for path in target.rglob("0002")) == files
 
