@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import StaleError
+from dd_core.models.strided_pointwise import without_stride
 
 
 class Convolution(nn.Conv2d):
@@ -22,6 +23,13 @@ class Convolution(nn.Conv2d):
         super().__init__(
             trials * inputs, trials * outputs, kernel, stride=stride, padding=kernel // 2, groups=trials, bias=bias
         )
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What nn.Conv2d calls; ``forward`` stays its own, by which libraries and tracers know a stock layer."""
+        pixels = without_stride(input, weight, self.stride, self.padding, self.groups)
+        if pixels is None:
+            return super()._conv_forward(input, weight, bias)
+        return nn.functional.conv2d(pixels, weight, bias, (1, 1), (0, 0), (1, 1), 1)
 
 
 class BatchNorm(nn.BatchNorm2d):
