@@ -5,11 +5,13 @@ to wait for. A check that fails is shown at the asset; it does not undo what was
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
+from dd_core.provenance import trained_checkpoints
 from dd_core.schema.training import METRIC_TABLES
 from dd_core.store import Store
 from dd_core.studies import Study
@@ -59,10 +61,21 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
     with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
         problems, num_trials = metric_gaps(store, study, connection)
         largest = largest_batch_loss(study, connection)
-    facts: dict[str, Any] = {"arms_trained": f"{num_trials // study.trials} of {len(study.arms)}"}
+    facts: dict[str, Any] = dict(progress_of(store, study))
     if largest is not None:  # for people to judge: which loss is too large, no check can know
         facts |= {"largest_loss_train_nats": largest[0], "largest_loss_at": largest[1]}
     yield _result(key, _METRICS, problems, num_trials, **facts)
+
+
+def progress_of(store: Store, study: Study) -> dict[str, str]:
+    """How much of a study is trained: an arm counts when all its checkpoints are there, not when it has begun."""
+    there = Counter(checkpoint.arm for checkpoint in trained_checkpoints(store, study))
+    num_whole = sum(number == len(study.checkpoints) for number in there.values())
+    total = len(study.arms) * len(study.checkpoints)
+    return {
+        "arms_trained": f"{num_whole} of {len(study.arms)}",
+        "checkpoints_trained": f"{there.total()} of {total}",
+    }
 
 
 def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:

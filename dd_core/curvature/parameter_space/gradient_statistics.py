@@ -24,6 +24,7 @@ from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.layers import choose_layers
 from dd_core.curvature.parameter_space.stock_layers import stock_network
 from dd_core.errors import UserError
+from dd_core.models.strided_pointwise import SoundConvolutions
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _quantities(
         network.zero_grad()
         # The gradient in the images is not wanted, but without it PyTorch warns about the first layer's hook.
         source = batch.detach().requires_grad_(True)
-        with backpack(*extensions), _default_dtype(first.dtype), _without_warnings():
+        with backpack(*extensions), _default_dtype(first.dtype), _without_warnings(), SoundConvolutions():
             value = loss(network(source), own_labels)
             try:
                 value.backward()

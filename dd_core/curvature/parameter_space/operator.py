@@ -19,6 +19,7 @@ from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.distributed import Group, sum_over
 from dd_core.curvature.parameter_space.layers import ChosenLayers, choose_layers
 from dd_core.errors import UserError
+from dd_core.models.strided_pointwise import SoundConvolutions
 
 
 class HessianOperator(CurvatureOperator):
@@ -127,8 +128,10 @@ class HessianOperator(CurvatureOperator):
 
     def _gradient(self, images: Tensor, labels: Tensor, create_graph: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss summed over the images, and its gradient by parameter, to be differentiated again if asked for."""
+        with SoundConvolutions():
+            logits = self.network(images)
         # The softmax in float64 keeps saturated images exact; it is small work.
-        loss = cross_entropy(self.network(images).double(), labels, reduction="sum")
+        loss = cross_entropy(logits.double(), labels, reduction="sum")
         if not loss.requires_grad:  # it depends on no chosen parameter
             return loss, tuple(torch.zeros_like(parameter) for parameter in self._parameters)
         return loss, torch.autograd.grad(loss, self._parameters, create_graph=create_graph, materialize_grads=True)
