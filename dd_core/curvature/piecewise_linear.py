@@ -5,14 +5,15 @@ Two independent answers: by what it is made of (its layers, and by torch.fx the 
 judged by the numbers alone.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
 
+from dd_core.curvature.copies import private_copy
 from dd_core.curvature.evaluation import check_data, logits_of, refuse_training_mode
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
 from dd_core.models.stacking import Classifier
 
@@ -131,11 +132,11 @@ def disagreement(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """
     refuse_training_mode(model)
     check_data(model, images, labels)
-    exact = copy.deepcopy(model).double().requires_grad_(False)
+    exact = private_copy(model, dtype=torch.float64).requires_grad_(False)
     x = images.detach().double().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
-    with torch.enable_grad():
+    with torch.enable_grad(), second_derivatives():
         logits = logits_of(exact, x, labels)
         spread = logits.detach().std(-1, keepdim=True)
         scaled = logits / torch.where(spread > 0, spread, 1)

@@ -20,6 +20,8 @@ from backpack.extensions import BatchL2Grad, DiagGGNExact, SumGradSquared
 from backpack.extensions.backprop_extension import BackpropExtension
 from torch import Tensor, nn
 
+from dd_core.curvature.copies import Output
+from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.layers import choose_layers
 from dd_core.curvature.parameter_space.stock_layers import stock_network
@@ -48,6 +50,7 @@ def gradient_sums(
     *,
     layers: tuple[str, ...] = (),
     batch_size: int = 250,
+    output: Output = None,
 ) -> GradientSums:
     """What the gradients' norms and variances are made of: (sum g^2)/N - (sum g / N)^2 is the variance of each entry.
 
@@ -57,10 +60,14 @@ def gradient_sums(
         labels: int64 (N,).
         layers: names or regular expressions, see ``choose_layers``; none for all.
         batch_size: images per pass; it changes the memory, not the result.
+        output: which of the model's outputs are the logits, where it gives several.
 
     Raises:
-        UserError: the model cannot be rewritten, has layers that BackPACK does not know, or a pattern matches none.
+        UserError: the model cannot be rewritten, has layers that BackPACK does not know or weights that are used more
+            than once, or a pattern matches none.
     """
+    images, labels = as_tensors(images, labels, model)
+    model = prepared(model, images, output=output)
     names = list(choose_layers(model, layers).parameters)
     norms: list[Tensor] = []
     total: dict[str, Tensor] = {}
@@ -80,6 +87,8 @@ def diagonal_ggn(
 
     For a piecewise linear network it is the diagonal of the Hessian. Arguments and errors as for ``gradient_sums``.
     """
+    images, labels = as_tensors(images, labels, model)
+    model = prepared(model, images)
     names = list(choose_layers(model, layers).parameters)
     total: dict[str, Tensor] = {}
     for part in _quantities(model, images, labels, batch_size, names, (DiagGGNExact(),)):

@@ -6,6 +6,7 @@ nn.Linear, nn.AvgPool2d, nn.MaxPool2d and nn.Flatten, module names and parameter
 """
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from dd_core.curvature.copies import private_copy
 from dd_core.errors import UserError
 from dd_core.models.stacking import Classifier
 
@@ -60,9 +62,15 @@ def stock_network(model: nn.Module, images: Tensor, *, own_parameters: bool = Fa
             f"{type(model).__name__} cannot be rewritten with stock layers for BackPACK ({error}); "
             "leave gradient_variance out of the quantities"
         ) from error
+    _refuse_repeated_weights(traced)
     shapes = _Shapes(traced)
     with torch.no_grad():
-        shapes.run(images)
+        logits, expected = shapes.run(images), model(images)
+    if not isinstance(logits, Tensor) or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-6):
+        raise UserError(
+            f"{type(model).__name__} does more than its graph shows, such as a hook or a choice among its outputs, so "
+            "it cannot be rewritten with stock layers for BackPACK; leave gradient_variance out of the quantities"
+        )
     for node in list(traced.graph.nodes):
         layers = _pooling(node, shapes.given)
         if layers is not None:
@@ -73,10 +81,32 @@ def stock_network(model: nn.Module, images: Tensor, *, own_parameters: bool = Fa
     return traced.eval()
 
 
+def _refuse_repeated_weights(traced: fx.GraphModule) -> None:
+    """Refuse networks in which a weight is used more than once: BackPACK would keep what its last use gives.
+
+    Raises:
+        UserError: it names the weight.
+    """
+    used: set[int] = set()
+    for node in traced.graph.nodes:
+        parameters: list[tuple[str, nn.Parameter]] = []
+        if node.op == "call_module":
+            parameters = list(traced.get_submodule(node.target).named_parameters(node.target))
+        elif node.op == "get_attr" and isinstance(found := operator.attrgetter(node.target)(traced), nn.Parameter):
+            parameters = [(node.target, found)]
+        for name, parameter in parameters:
+            if id(parameter) in used:
+                raise UserError(
+                    f"the weight {name!r} is used more than once, for which BackPACK gives wrong norms of gradients; "
+                    "leave gradient_variance out of the quantities"
+                )
+            used.add(id(parameter))
+
+
 def _with_stock_modules(model: nn.Module, own_parameters: bool) -> nn.Module:
     """A copy of the module tree in which subclasses of stock layers are stock layers."""
     tensors = [] if own_parameters else [*model.parameters(), *model.buffers()]
-    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}) if tensors else private_copy(model)
     for name, module in list(shell.named_modules()):
         stock = _stock(module)
         if stock is not module:
