@@ -28,11 +28,9 @@ def private_copy(
     Raises:
         UserError: it cannot be copied, or not be differentiated.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    refuse_unfit(model)
     memo: dict[int, Any] = {}
-    for name, module in model.named_modules():
-        _refuse_unfit(name, module)
+    for module in model.modules():
         # Tensors that are results, such as the weight of a pruned layer, cannot be copied by deepcopy.
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
@@ -49,10 +47,16 @@ def private_copy(
         raise UserError(f"the model cannot be copied by copy.deepcopy ({first_line(error)})") from error
     for module in network.modules():
         compiled = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
-        if getattr(compiled, "__func__", compiled) is type(module).forward:
+        if compiled is not None and compiled.__qualname__ == type(module).forward.__qualname__:
             del module.forward  # module.forward = torch.compile(module.forward)
+    # A first layer that works in place would change the user's images, and cannot on images that need a gradient.
+    network.register_forward_pre_hook(lambda _module, inputs: tuple(_cloned(value) for value in inputs))
     network.register_forward_hook(lambda _module, _inputs, result: _logits(result, output))
     return network
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _same_values(tensor: Tensor, dtype: torch.dtype | None, share: bool) -> Tensor:
@@ -79,12 +83,19 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         module = inside
 
 
-def _refuse_unfit(name: str, module: nn.Module) -> None:
-    """Refuse modules that cannot be differentiated twice whatever they compute.
+def refuse_unfit(model: nn.Module) -> None:
+    """Refuse what cannot be differentiated twice, whatever it computes.
 
     Raises:
         UserError: it names the layer or parameter.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    for name, module in model.named_modules():
+        _refuse_unfit_layer(name, module)
+
+
+def _refuse_unfit_layer(name: str, module: nn.Module) -> None:
     where = f"layer {name!r}" if name else "the model"
     if isinstance(module, torch.jit.ScriptModule):
         raise UserError(f"{where} is compiled by torch.jit, which allows no second derivative; pass the Python module")

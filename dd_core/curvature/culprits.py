@@ -1,7 +1,8 @@
 """Which layer is it? A network that was found wanting runs once more, with every layer's inputs and outputs noted."""
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from dd_core.curvature.derivative_check import derivative_trouble
+
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,19 @@ def deviating_layer(network: nn.Module, images: Tensor, others: Tensor) -> str:
         others: of the second, as many or only the first of them.
     """
     with torch.no_grad():
-        pairs = zip(_calls(network, images), _calls(network, others), strict=False)
-        for one, two in pairs:
-            if one.name != two.name:
-                break
-            if _agree(one.arguments, two.arguments) and not _agree(one.result, two.result):
-                return str(one)
+        for _ in range(_TRIES):  # what is random does not always differ
+            for one, two in zip(_calls(network, images), _calls(network, others), strict=False):
+                if one.name == two.name and _agree(one.arguments, two.arguments) and not _agree(one.result, two.result):
+                    return str(one)
     return f"the model ({type(network).__name__})"
+
+
+def failing_layer(network: nn.Module, images: Tensor) -> str:
+    """The innermost layer whose forward pass raises an error for these images."""
+    entered: list[_Call] = []
+    with torch.no_grad(), contextlib.suppress(Exception):
+        _calls(network, images, entered)
+    return str(entered[-1]) if entered else f"the model ({type(network).__name__})"
 
 
 def layer_in_trouble(network: nn.Module, images: Tensor, variables: Sequence[Tensor]) -> tuple[str, str | None]:
@@ -71,17 +80,18 @@ def layer_in_trouble(network: nn.Module, images: Tensor, variables: Sequence[Ten
     return f"the model ({type(network).__name__})", None
 
 
-def _calls(network: nn.Module, images: Tensor) -> list[_Call]:
-    """Every layer's work in the order in which they ended."""
+def _calls(network: nn.Module, images: Tensor, waiting: list[_Call] | None = None) -> list[_Call]:
+    """Every layer's work in the order in which they ended; those that have not ended yet are ``waiting``."""
     names = {id(module): name for name, module in network.named_modules()}
     calls: list[_Call] = []
-    waiting: list[Any] = []
+    waiting = [] if waiting is None else waiting
 
     def before(module: nn.Module, arguments: Any, keywords: Any) -> None:
-        waiting.append(tree_map_only(Tensor, _copied, (arguments, keywords)))
+        given = tree_map_only(Tensor, _copied, (arguments, keywords))
+        waiting.append(_Call(names[id(module)], module, given, None))
 
     def after(module: nn.Module, arguments: Any, keywords: Any, result: Any) -> None:
-        calls.append(_Call(names[id(module)], module, waiting.pop(), tree_map_only(Tensor, _copied, result)))
+        calls.append(replace(waiting.pop(), result=tree_map_only(Tensor, _copied, result)))
 
     handles = []
     for module in network.modules():

@@ -6,9 +6,11 @@ the product symmetric, such as a custom backward pass that takes for constants w
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dd_core.curvature.evaluation import first_line
 from dd_core.memory import is_out_of_memory
@@ -44,14 +46,15 @@ class _Check:
     def __init__(self, evaluate: Evaluate, variables: Sequence[Tensor]):
         """Take the outputs' sizes and two random directions."""
         self.evaluate, self.variables = evaluate, list(variables)
-        with torch.no_grad():
+        with torch.no_grad(), Precisions() as precisions:
             outputs = evaluate()
         generator = torch.Generator().manual_seed(0)
         self.weights = [random_like(output, generator) for output in outputs]
         self.sizes = [root_mean_square(output) for output in outputs]
         self.scales = [root_mean_square(variable) for variable in variables]
         self.u, self.v = ([random_like(variable, generator) for variable in variables] for _ in range(2))
-        self.is_double = all(tensor.dtype == torch.float64 for tensor in (*outputs, *variables))
+        seen = precisions.seen | {tensor.dtype for tensor in (*outputs, *variables)}
+        self.is_double = seen <= {torch.float64}
 
     def trouble(self) -> str | None:
         """See ``derivative_trouble``."""
@@ -63,15 +66,10 @@ class _Check:
         asymmetry = abs(_dot(self.u, along_v) - _dot(self.v, along_u)) / (size or 1)
         slope = _norm(gradient)
         del gradient
-        exact = self.is_double
-        off = 0.0
-        if exact:
-            off = self._off_difference_quotients(along_v, slope)
-            if asymmetry > _ASYMMETRY or off > _DIFFERENCE:
-                exact = self._noise() < 1e-9 * slope
-        if asymmetry > (_ASYMMETRY if exact else _ASYMMETRY_OF_FLOAT32):
+        off = self._off_difference_quotients(along_v, slope) if self.is_double else 0.0
+        if asymmetry > (_ASYMMETRY if self.is_double else _ASYMMETRY_OF_FLOAT32):
             return f"has a wrong second derivative in PyTorch: <u, Hv> and <v, Hu> differ by {asymmetry:.0%} of ||Hv||"
-        if exact and off > _DIFFERENCE:
+        if off > _DIFFERENCE:
             return (
                 f"has a gradient whose derivative in PyTorch is off its difference quotient by {off:.0%} (a custom "
                 "backward pass, detach() or torch.no_grad() in a forward pass?)"
@@ -109,10 +107,6 @@ class _Check:
                 nearest = min(nearest, off)
         return nearest
 
-    def _noise(self) -> float:
-        """How much the gradient changes with the last digits of the variables; much where something rounds more."""
-        return _norm(self._change(1e-14))
-
     def _change(self, step: float) -> list[Tensor]:
         """Gradient ahead minus gradient behind."""
         before = [variable.detach().clone() for variable in self.variables]
@@ -126,6 +120,22 @@ class _Check:
             for variable, value in zip(self.variables, before, strict=True):
                 variable.data = value
         return [ahead - behind for ahead, behind in zip(*sides, strict=True)]
+
+
+class Precisions(TorchFunctionMode):
+    """Notes the floating types of all tensors that are computed inside."""
+
+    def __init__(self) -> None:
+        """Nothing is seen yet."""
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute, and look at the result."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.seen.add(result.dtype)
+        return result
 
 
 def random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -130,7 +130,11 @@ def check_data(model: nn.Module, images: Tensor, labels: Tensor, image_ids: Tens
 
 def first_line(error: BaseException) -> str:
     """What an error of PyTorch or of a user's network says, for use in a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    words, kind = str(error).strip(), type(error).__name__
+    if not words:
+        return kind
+    line = words.splitlines()[0]
+    return line if isinstance(error, RuntimeError | ValueError | TypeError) else f"{kind}: {line}"
 
 
 def logits_of(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:

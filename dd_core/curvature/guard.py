@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.copies import private_copy
-from dd_core.curvature.culprits import deviating_layer, layer_in_trouble
-from dd_core.curvature.derivative_check import derivative_trouble, random_like, root_mean_square
+from dd_core.curvature.culprits import deviating_layer, failing_layer, layer_in_trouble
+from dd_core.curvature.derivative_check import Precisions, derivative_trouble, random_like, root_mean_square
 from dd_core.curvature.evaluation import logits_of
 from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
@@ -24,6 +24,7 @@ from dd_core.memory import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 
+_PASSES = 20
 # Deviations of logits that are allowed, relative to their spread over the images. Rounding gives 1e-10 in float64 and
 # 1e-4 in float32; dropout and statistics of the batch give 1e-2 and more.
 _ALLOWED = {torch.float64: 1e-4, torch.float32: 1e-2}
@@ -48,13 +49,14 @@ def require_function_of_one_image(network: nn.Module, images: Tensor) -> None:
         UserError: images do not go through it, it is random, or images influence each other; the sentence names the
             layer.
     """
-    with second_derivatives(), torch.no_grad():
+    devices = [images.device] if images.is_cuda else []
+    with second_derivatives(), torch.no_grad(), torch.random.fork_rng(devices):
         trial = _trial_of(network, images)
         if trial is None:
             return
         model, x = trial.network, trial.images
-        once, again, alone = model(x), model(x), model(x[:1])
-        if _deviates(again, once, once):
+        once, alone = model(x), model(x[:1])
+        if _is_random(model, x, once):
             raise UserError(
                 f"{deviating_layer(model, x, x)} gives something else at every pass over the same images, in eval mode "
                 "(dropout that is never switched off, as F.dropout without training=self.training?), so there is no "
@@ -97,6 +99,19 @@ def require_second_derivative(network: nn.Module, images: Tensor, parameters: Co
     raise UserError(f"{layer} {own_trouble or trouble}, so its Hessian cannot be computed; use another layer there")
 
 
+def _is_random(network: nn.Module, images: Tensor, once: Tensor) -> bool:
+    """Whether another pass gives other logits; several are tried where random numbers are drawn, perhaps for few."""
+    before = _random_state(images)
+    if _deviates(network(images), once, once):
+        return True
+    draws = not torch.equal(before, _random_state(images))
+    return draws and any(_deviates(network(images), once, once) for _ in range(_PASSES))
+
+
+def _random_state(images: Tensor) -> Tensor:
+    return torch.cuda.get_rng_state(images.device) if images.is_cuda else torch.get_rng_state()
+
+
 def _reaches(network: nn.Module, images: Tensor) -> bool:
     """Whether the logits have a gradient in the images."""
     with torch.enable_grad():
@@ -112,7 +127,7 @@ def _trial_of(network: nn.Module, images: Tensor) -> _Trial | None:
     if not len(images):
         return None
     try:
-        logits_of(network, images[:1])
+        _require_logits(network, images)
         for dtype in dict.fromkeys((torch.float64, images.dtype)):
             for is_moved, has_companion in ((True, True), (False, True), (False, False)):
                 trial = _try(network, images, dtype, is_moved, has_companion)
@@ -123,7 +138,32 @@ def _trial_of(network: nn.Module, images: Tensor) -> _Trial | None:
             raise
         _LOG.warning("the network was not checked: there is no memory for three images at once")
         return None
-    raise UserError("the model gives no finite logits for three images at a time, so they have no curvature")
+    raise UserError("the model fails, or gives no finite logits, for three images at a time, though not for one")
+
+
+def _require_logits(network: nn.Module, images: Tensor) -> None:
+    """Pass only a network that takes an image alone, in its own precision.
+
+    Raises:
+        UserError: it does not; where it takes several, that is said.
+    """
+    try:
+        with Precisions() as precisions:
+            logits_of(network, images[:1])
+    except UserError as alone:
+        try:
+            logits_of(network, torch.cat([images, images]))
+        except UserError:
+            raise alone from None
+        raise UserError(
+            f"{failing_layer(network, images[:1])} takes several images but not one alone, so images influence each "
+            f"other ({alone})"
+        ) from alone
+    if half := precisions.seen & ({torch.float16, torch.bfloat16} - {images.dtype}):
+        raise UserError(
+            f"the model rounds to {half.pop()} in its forward pass (autocast?), which destroys derivatives of "
+            "derivatives; let it compute in its own precision"
+        )
 
 
 def _try(network: nn.Module, images: Tensor, dtype: torch.dtype, is_moved: bool, has_companion: bool) -> _Trial | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dd_core.curvature.copies import Output, private_copy
+from dd_core.curvature.copies import Output, private_copy, refuse_unfit
 from dd_core.curvature.evaluation import frozen, refuse_training_mode
 from dd_core.curvature.guard import require_function_of_one_image
 from dd_core.curvature.second_derivatives import second_derivatives
@@ -101,8 +101,12 @@ def as_tensors(images: Any, labels: Any, model: nn.Module) -> tuple[Tensor, Tens
     """Images and labels as tensors outside of inference mode; NumPy arrays come to the model's device.
 
     Labels of any integer type of NumPy become int64, and images of any floating type of it get the model's.
+
+    Raises:
+        UserError: they are neither, or the model is no network that can be differentiated.
     """
-    first = next(iter(model.parameters()), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
+    refuse_unfit(model)
+    first = next(iter(model.parameters()), torch.empty(0))
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images.copy()).to(first.device)
         images = images.to(first.dtype) if images.is_floating_point() else images

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from dd_core.curvature.copies import private_copy
-from dd_core.curvature.evaluation import check_data, logits_of, refuse_training_mode
+from dd_core.curvature.evaluation import check_data, first_line, logits_of, refuse_training_mode
 from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
+from dd_core.memory import is_out_of_memory
 from dd_core.models.stacking import Classifier
 
 # Relative; rounding in float64 gives 1e-12, a GELU network 1e-2 and more.
@@ -103,7 +104,12 @@ def is_piecewise_linear(model: nn.Module, images: Tensor, labels: Tensor) -> tup
     reason = why_not_piecewise_linear(model)
     if reason is not None:
         return False, reason
-    found = disagreement(model, images[:_NUM_IMAGES], labels[:_NUM_IMAGES])
+    try:
+        found = disagreement(model, images[:_NUM_IMAGES], labels[:_NUM_IMAGES])
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False, f"PyTorch has no second derivative of it to compare with ({first_line(error)})"
     compared = f"double backward and the Gauss-Newton formula differ by {found:.1e} of their size"
     if _trace(model) is None:
         compared += " (torch.fx cannot trace this model: this comparison alone decides)"

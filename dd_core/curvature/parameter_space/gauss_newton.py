@@ -22,10 +22,11 @@ from dd_core.curvature.autograd_backward import differs
 from dd_core.curvature.copies import Output
 from dd_core.curvature.evaluation import logits_of
 from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
-from dd_core.curvature.network import prepared
+from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.layer_gradients import GramMatrix, LayerVisitor, SquaredNorms
 from dd_core.curvature.parameter_space.layers import choose_layers
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.curvature.softmax import softmax_hessian
 from dd_core.errors import UserError
 
@@ -46,6 +47,7 @@ class ExactTrace:
     per_layer: dict[str, float]
 
 
+@second_derivatives()
 def exact_trace(
     model: nn.Module,
     images: Tensor,
@@ -68,6 +70,7 @@ def exact_trace(
     Raises:
         UserError: the model is not of that kind, or a pattern matches no layer.
     """
+    images, _ = as_tensors(images, (), model)
     if len(images) == 0:
         raise UserError("there are no images, so there is no loss; pass at least one")
     model = prepared(model, images, output=output)
@@ -87,6 +90,7 @@ def exact_trace(
     return ExactTrace(traces.sum(0).numpy(), dict(zip(wanted, traces.mean(1).tolist(), strict=True)))
 
 
+@second_derivatives()
 def ggn_eigenvalues(
     model: nn.Module, images: Tensor, *, layers: tuple[str, ...] = (), dtype: torch.dtype = torch.float32
 ) -> np.ndarray:
@@ -108,6 +112,7 @@ def ggn_eigenvalues(
     Raises:
         UserError: as for ``exact_trace``.
     """
+    images, _ = as_tensors(images, (), model)
     model = prepared(model, images)
     network, (device, weights_dtype) = _linearized(model, dtype, images), _place(model)
     gram = GramMatrix(choose_layers(model, layers).names)

@@ -107,6 +107,12 @@ class LayerVisitor:
                 "trace does not exist; leave exact_trace out of the quantities"
             )
         if name in self._waited_for:
+            own = {own for own, parameter in layer.named_parameters(recurse=False)}
+            if not own <= {"weight", "bias"}:  # a pruned layer, weight norm
+                raise UserError(
+                    f"layer {name!r} computes its weight from {min(own - {'bias'})!r}, in which the exact trace is not "
+                    "known; leave exact_trace out of the quantities, or the layer"
+                )
             self._waited_for.remove(name)
             self._done.add(name)
             self.take(name, factors(layer, x, cotangents))

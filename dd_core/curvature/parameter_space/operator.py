@@ -177,7 +177,7 @@ def _flat(tensors: Any) -> Tensor:
 
 def _require_finite(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise UserError(f"{name} has NaN or infinite values, so the Hessian does not exist; use another checkpoint")
 
 

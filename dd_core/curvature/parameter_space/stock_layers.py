@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from dd_core.curvature.copies import private_copy
+from dd_core.curvature.evaluation import first_line
 from dd_core.errors import UserError
 from dd_core.models.stacking import Classifier
 
@@ -57,9 +59,9 @@ def stock_network(model: nn.Module, images: Tensor, *, own_parameters: bool = Fa
     shell = _with_stock_modules(model, own_parameters)
     try:
         traced = fx.GraphModule(shell, _Tracer().trace(shell))
-    except (fx.proxy.TraceError, TypeError) as error:
+    except Exception as error:  # a user's forward pass runs here with stand-ins for tensors; it may fail in any way
         raise UserError(
-            f"{type(model).__name__} cannot be rewritten with stock layers for BackPACK ({error}); "
+            f"{type(model).__name__} cannot be rewritten with stock layers for BackPACK ({first_line(error)}); "
             "leave gradient_variance out of the quantities"
         ) from error
     _refuse_repeated_weights(traced)
@@ -124,7 +126,8 @@ def _stock(module: nn.Module) -> nn.Module:
         linear.weight, linear.bias = module.weight, module.bias
         return linear
     for stock in _STOCK:
-        if isinstance(module, stock) and type(module) is not stock and type(module).forward is stock.forward:
+        is_own = type(module) is stock or is_parametrized(module)
+        if isinstance(module, stock) and not is_own and type(module).forward is stock.forward:
             plain: nn.Module = stock.__new__(stock)
             plain.__dict__ = dict(module.__dict__)
             return plain
