@@ -149,6 +149,11 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Te
     x = in_layout_of(model, padded(images, shape)).detach().requires_grad_(True)
     with torch.enable_grad():
         logits = logits_of(model, x, labels)
+    if not logits.requires_grad:
+        raise UserError(
+            "the model gives no gradient back to the images (torch.no_grad(), detach() or NumPy in a forward pass?), "
+            "so it has no curvature in them"
+        )
     residual, _ = residual_of(logits, padded(labels, shape))
     (gradient,) = torch.autograd.grad(logits, x, residual.to(logits.dtype))
     return gradient[: len(images)].flatten(1)
