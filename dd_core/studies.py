@@ -224,7 +224,16 @@ class Study(Strict):
 
     @property
     def num_train_images(self) -> int:
-        """Training images of each trial."""
+        """Training images of each trial.
+
+        Raises:
+            UserError: it is a data set of others, of which nobody has said how many.
+        """
+        if self.data.num_train is None and self.data.dataset not in DATASETS:
+            raise UserError(
+                f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
+                "file, as data.num_train"
+            )
         available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
         return self.data.num_train or available - self.data.num_validation
 
