@@ -25,7 +25,8 @@ _SPLITS = f"""
     UNION ALL SELECT arm, epoch, '{_RIGHT}', train_error_clean, train_loss_clean FROM rows
     UNION ALL SELECT arm, epoch, '{_WRONG}', train_error_noisy, train_loss_noisy FROM rows
     UNION ALL SELECT arm, epoch, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
-    WHERE test_error IS NULL AND test_loss IS NULL
+    WHERE arm NOT IN (SELECT arm FROM rows WHERE coalesce(test_error, test_loss) IS NOT NULL
+                      GROUP BY arm HAVING count(DISTINCT epoch) > 1)
     UNION ALL SELECT arm, epoch, '{_ALL}', train_error, train_loss FROM rows
     WHERE NOT coalesce(isfinite(train_error_clean), false)
 """
@@ -33,7 +34,8 @@ _SPLITS = f"""
 _CURVES = f"""
     SELECT arm, epoch, split,
            100 * avg(error) AS error, 100 * min(error) AS error_low, 100 * max(error) AS error_high,
-           avg(loss) AS loss, min(loss) AS loss_low, max(loss) AS loss_high
+           avg(loss) AS loss, min(loss) AS loss_low, max(loss) AS loss_high,
+           (count(*) OVER (PARTITION BY arm, split) = 1)::INTEGER AS is_alone
     FROM (
         SELECT arm, epoch, split, if(isfinite(error), error, NULL) AS error, if(isfinite(loss), loss, NULL) AS loss
         FROM ({_SPLITS})
@@ -145,7 +147,9 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
             y=alt.Y(f"{value}_low:Q", title=title, scale=y_scale), y2=f"{value}_high:Q"
         )
         line = base.mark_line(strokeWidth=2).encode(y=alt.Y(f"{value}:Q", title=title))
-        return alt.layer(band, line).properties(width=style.WIDTH, height=height)
+        alone = base.transform_filter("datum.is_alone == 1").mark_circle(size=42, opacity=1)
+        point = alone.encode(y=alt.Y(f"{value}:Q", title=title))
+        return alt.layer(band, line, point).properties(width=style.WIDTH, height=height)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in curves)]
     titles = {"error": ("error, %", 220), "loss": ("cross-entropy, nats", 170)}

@@ -129,12 +129,12 @@ def meaning_of(name: str, *, has_steps: bool, once_an_epoch: bool) -> Meaning | 
     Returns:
         The meaning, or None where the name says what was measured but not of which images.
     """
-    if (own := own_meaning(name, has_steps=has_steps)) is not None:
-        return own
     words = [word for word in plain(name).split("_") if word not in _PERCENT]
     is_percent = "%" in name or bool(_PERCENT & set(plain(name).split("_")))
-    if (own := own_meaning("_".join(words), has_steps=has_steps)) is not None:
-        return replace(own, is_percent=is_percent)
+    for own_name in (name, "_".join(words)):
+        own = own_meaning(own_name, has_steps=has_steps)
+        if own is not None and (once_an_epoch or own_name not in ("train_loss", "train_error")):
+            return replace(own, is_percent=is_percent)
     images = [_IMAGES[word] for word in words if word in _IMAGES]
     rest = "_".join(word for word in words if word not in _IMAGES and word not in _MOMENTS)
     quantity = _QUANTITIES.get(rest)
