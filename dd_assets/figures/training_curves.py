@@ -40,7 +40,7 @@ _CURVES = f"""
         SELECT arm, epoch, split, if(isfinite(error), error, NULL) AS error, if(isfinite(loss), loss, NULL) AS loss
         FROM ({_SPLITS})
     ) WHERE (error IS NOT NULL OR loss IS NOT NULL) AND list_contains($epochs, epoch)
-    GROUP BY ALL ORDER BY arm, split, epoch
+    GROUP BY arm, epoch, split ORDER BY arm, split, epoch
 """
 _MILESTONES = f"""
     SELECT arm, split, min(epoch) FILTER (error <= $epsilon) AS learned, min(error) AS lowest,
