@@ -56,6 +56,7 @@ def runs_of(file: MetricFile, pattern: str | None, renames: dict[str, str]) -> I
                 f"width and trial, such as --runs 'net-k{{k}}-seed{{trial}}', or --runs {NUMBERED}"
             )
         seen[told] = run
+    for number, (told, run) in enumerate(seen.items()):
         series = {key: values for key, values in file.series.items() if WANDB_SEPARATOR not in key}
         for key, values in file.series.items():
             of_run, _, metric = key.rpartition(WANDB_SEPARATOR)

@@ -1,6 +1,5 @@
 """Metric files: every bit survives the way out and in; files of others are understood, or refused with a sentence."""
 
-import contextlib
 import csv
 import json
 import math
@@ -22,29 +21,20 @@ from dd_core.errors import StaleError, StoreError, UserError
 from dd_core.exchange import exporter
 from dd_core.exchange.columns import EPOCH_FILE_KEYS, STEP_FILE_KEYS
 from dd_core.exchange.exporter import export_arm
-from dd_core.exchange.importer import Imported, Request, import_metrics
 from dd_core.exchange.runs import Reading
 from dd_core.exchange.staging import replace_if_changed
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.study_files import read_study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
-from dd_core.warehouse import connect
+
+from .bench import TRAINED, Bench
 
 SEED_KEYS = [
     *["step", "epoch", "time", "lr", "wd", "loss_train_nats", "loss_train_bits", "acc_train"],
     *["loss_val_nats", "acc_val", "grad_norm", "weight_norm", "lambda_max", "hutch_trace"],
     *["psd_tail", "grad_var", "resid_power", "checkpoint_size_mb"],
 ]
-TRAINED: dict[str, Any] = {
-    "settings": {
-        "architecture": "preact_resnet18",
-        "label_noise": 0.15,
-        "batch_size": 128,
-        "optimizer": {"name": "adam", "learning_rate": 1e-4},
-    },
-    "data": {"dataset": "cifar10"},
-}
 # Numbers at which writing or reading floats has gone wrong somewhere before.
 HARD = [0.1, 1e-300, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, -0.0, 0.0, 1e22, 1e23, 9007199254740993.0]
 HARD += [1 / 3, -1e-5, 123456.0, 1e16, math.inf, -math.inf]
@@ -119,39 +109,6 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int, bytes]]:
     """Every file but locks: inode, time of change and bytes."""
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-class Bench:
-    """A store, a folder of study files, and a folder for files of other systems."""
-
-    def __init__(self, folder: Path):
-        """All of them below one folder."""
-        self.store, self.studies, self.files = Store(folder / "root"), folder / "studies", folder / "files"
-        self.studies.mkdir()
-        self.files.mkdir()
-
-    def write(self, name: str, text: str | bytes) -> Path:
-        """A file of another system."""
-        path = self.files / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    def load(self, *paths: Path, study: str = "other", dry_run: bool = False, **request: Any) -> Imported:
-        """Import; options that say how it was trained are only needed for new studies, and never hurt."""
-        wanted = Request(study, tuple(paths) or (self.files,), **request)
-        return import_metrics(self.store, [self.studies], wanted, dry_run=dry_run)
-
-    def rows(self, table: str, sql: str = "SELECT * FROM rows", study: str = "other") -> list[tuple[Any, ...]]:
-        """Rows of the present recipe of the imported study, through the warehouse's view, sorted."""
-        read = read_study(self.studies / f"{study}.yaml")
-        recipes = [read.recipe_hash(arm) for arm in read.arms.values()]
-        current = f"SELECT * FROM {table} WHERE study = $study AND list_contains($recipes, recipe)"
-        with contextlib.closing(connect(self.store)) as connection:
-            found = connection.execute(
-                f"WITH rows AS ({current}) {sql} ORDER BY ALL", {"study": study, "recipes": recipes}
-            )
-            return found.fetchall()
 
 
 @pytest.fixture
