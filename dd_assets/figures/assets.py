@@ -58,7 +58,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
                 nothing = (
                     f"{figure.name}: no study has the data yet; it is drawn from {' and '.join(figure.tables)}{reasons}"
                 )
-                if context.run.asset_selection == {dg.AssetKey(figure.name)}:  # somebody wants this very figure
+                if len(context.job_def.nodes) == 1:  # somebody wants this very figure
                     raise UserError(nothing)
                 context.log.warning(f"skipped: {nothing}")
         if drawn:
