@@ -151,7 +151,9 @@ def _read(study: Study | None, request: Request) -> _Found:
     for source in sources:
         for part, split in _parts(source, request):
             variant = request.variant or part.variant or _only_variant(study, part)
-            for (width, trial), run in split.runs.items():
+            unit_of_export = (part.settings or {}).get("width_unit", 1.0)
+            for (k, trial), run in split.runs.items():
+                width = k * unit_of_export
                 by_width.setdefault((variant, width, trial), Run()).add(run)
             for line in split.left_out:
                 what, _, where = line.rpartition(": ")

@@ -189,7 +189,7 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return io.BufferedReader(gzip.open(path)) if path.suffix.lower() == PACKED else path.open("rb")  # type: ignore[arg-type]
+    return io.BufferedReader(gzip.open(path)) if path.suffix.lower() == PACKED else path.open("rb")
 
 
 def _table(path: Path, columns: _Columns) -> Iterator[Record]:

@@ -152,7 +152,7 @@ def split_runs(source: Source, file: MetricFile, reading: Reading, form: Format)
         ),
         *told,
     ]
-    _refuse_batches_before_training(file, columns, epoch)
+    _refuse_training_before_training(file, columns, epoch, is_said=reading.first_epoch is not None)
     runs: dict[tuple[float, int], Run] = {}
     for number_k, number_trial in np.unique(np.stack([width, trial], axis=1), axis=0).tolist():
         is_inside = (width == number_k) & (trial == number_trial)
@@ -300,12 +300,15 @@ def _is_used(file: MetricFile) -> np.ndarray:
     return used
 
 
-def _refuse_batches_before_training(file: MetricFile, columns: Columns, epoch: np.ndarray) -> None:
+def _refuse_training_before_training(file: MetricFile, columns: Columns, epoch: np.ndarray, *, is_said: bool) -> None:
+    """Batches in epoch 0, or unless the user says how epochs are counted, learning rates in it."""
     for (table, name), (series, _) in columns.items():
         is_early = epoch[series.rows] == 0
-        if table == "training_batches" and is_early.any():
+        is_rate = table == "training_monitors" and name in ("lr", "weight_decay") and not is_said
+        if (table == "training_batches" or is_rate) and is_early.any():
+            what = name if is_rate else f"{name} of a batch"
             raise UserError(
-                f"{file.where(series.rows[np.argmax(is_early)])}: {name} of a batch in epoch 0, which here is before "
+                f"{file.where(series.rows[np.argmax(is_early)])}: {what} in epoch 0, which here is before "
                 "training; pass --first-epoch 0 if the file counts epochs from 0"
             )
 

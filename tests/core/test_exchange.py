@@ -557,6 +557,7 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
             "epoch,lr,loss,train_acc\n1,0.1,2,0.5\n",
             "loss does not say of which images it is; pass --rename loss=train_l",
         ),
+        ("epoch,lr,train_loss\n0,0.1,2\n", ":2: lr in epoch 0, which here is before training; pass --first-epoch 0"),
         ("epoch,eval_acc\n1,0.5\n", "eval_acc does not say of which images .* eval_acc=train_acc, val_acc or test_acc"),
         (
             "epoch,loss,acc,val_loss,val_acc\n1,2,0.5,2,0.5\n",
