@@ -85,7 +85,8 @@ def find_sources(paths: Iterable[Path]) -> tuple[list[Source], dict[str, list[Pa
 
 def _metric_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files of metrics in a folder, and others that could be, sorted."""
-    metrics, others = [], []
+    metrics: list[Path] = []
+    others: list[Path] = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if not hidden and form_of(path) is not None and path.is_file():
