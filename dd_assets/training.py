@@ -15,9 +15,10 @@ from dd_assets.resources import Laboratory
 from dd_core.data.datasets import require
 from dd_core.errors import StaleError
 from dd_core.jobs.job import TrainTask, digest_of, training_job
-from dd_core.provenance import arm_is_complete, checkpoint_manifest
+from dd_core.measured import asked_later
+from dd_core.provenance import arm_is_complete, checkpoint_manifest, trained_checkpoints
 from dd_core.store import Store
-from dd_core.studies import TRAINER_VERSION, Checkpoint, Study
+from dd_core.studies import TRAINER_VERSION, Arm, Checkpoint, Study
 
 # A defect or a passing fault of the machine is tried once more, going on from the last resume point; users' mistakes,
 # lost data and killed workers are not (see DESIGN: one owner per failure).
@@ -75,6 +76,8 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
             unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
             todo = [task for task in job.tasks if isinstance(task, TrainTask) and task.arm in unfinished]
             recorder = PartitionRecorder(context, store, study, wanted)
+            for sentence in _asked_later(store, study, arms):
+                context.log.warning(sentence)
             in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
             context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts}")
             outcome = Outcome()
@@ -99,6 +102,21 @@ def checkpoints_asset(study: Study) -> dg.AssetsDefinition:
         yield already_logged(key)
 
     return checkpoints
+
+
+def _asked_later(store: Store, study: Study, arms: set[Arm]) -> list[str]:
+    """What the study asks to be measured of arms that were trained, up to some epoch, without it."""
+    lacking: dict[str, dict[str, int]] = {}
+    for checkpoint, manifest in trained_checkpoints(store, study, arms).items():
+        for what in asked_later(manifest, study):
+            lacking.setdefault(what, {})[checkpoint.arm.key] = checkpoint.epoch
+    return [
+        f"{study.name} now asks for {what}; this is not there for what is trained: "
+        + ", ".join(f"{arm} up to epoch {epoch}" for arm, epoch in list(until.items())[:8])
+        + (f" and {len(until) - 8} other arms" if len(until) > 8 else "")
+        + "; to have it, train under another study name, or ask for it only where it was measured"
+        for what, until in lacking.items()
+    ]
 
 
 class PartitionRecorder:

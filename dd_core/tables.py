@@ -100,21 +100,47 @@ def _array(values: Any, type_: "pa.DataType", num_rows: int) -> "pa.Array":
 
 
 def write_parquet(path: Path, table: "pa.Table") -> None:
-    """Write one parquet file atomically; equal tables give equal bytes."""
+    """Write one parquet file atomically; equal tables give equal bytes.
+
+    NaN becomes null, here and so in every table: it stands for what was not measured or is not defined, and one NaN
+    makes NaN of an average. A loss that is no number any more leaves no row; ``runs`` says at which step it ceased to
+    be one. Infinity is a measurement and stays.
+    """
     import pyarrow.parquet as pq
 
-    packed = _packed(table)
+    packed = _packed(without_nan(table))
     write_atomically(path, lambda temporary: pq.write_table(packed, temporary, compression="zstd"))
 
 
 def write_result(store: Store, path: Path, table: "pa.Table") -> None:
     """Write a file of a table that no checkpoint vouches for, and a manifest of its own."""
     manifest = store.manifest_path(path)
-    manifest.unlink(
-        missing_ok=True
-    )  # a process killed in between leaves a file that is not vouched for, not a wrong one
+    # A process killed in between leaves a file that is not vouched for, not a wrong one.
+    manifest.unlink(missing_ok=True)
     write_parquet(path, table)
     store.write_manifest(manifest, {"kind": "table", "rows": {"table": table.num_rows}}, {"table": path})
+
+
+def without_nan(table: "pa.Table") -> "pa.Table":
+    """The table with null for every NaN of its columns of floats, and in lists of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for position, field in enumerate(table.schema):
+        column = table.column(position)
+        if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type):
+            if pc.any(pc.is_nan(pc.list_flatten(column))).as_py():
+                lists = [None if one is None else [_number(value) for value in one] for one in column.to_pylist()]
+                table = table.set_column(position, field, pa.array(lists, field.type))
+        elif pa.types.is_floating(field.type) and pc.any(pc.is_nan(column)).as_py():
+            table = table.set_column(
+                position, field, pc.if_else(pc.is_nan(column), pa.scalar(None, field.type), column)
+            )
+    return table
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else value
 
 
 def read_parquet(path: Path) -> "pa.Table":

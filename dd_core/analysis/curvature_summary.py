@@ -32,20 +32,22 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
     Returns:
         One row for the subset all, and where labels are noisy one for clean and one for noisy. The AUROC columns (the
-        probability that a noisy image scores higher than a clean one, ties half) are NaN without noisy labels.
+        probability that a noisy image scores higher than a clean one, ties half) are NaN without noisy labels, which
+        the table has as null.
     """
     noisy = columns["is_noisy"].astype(bool)
     subsets = {"all": np.ones_like(noisy)}
     if noisy.any():
         subsets |= {"clean": ~noisy, "noisy": noisy}
-    scores = [*_SCORES, *(name for name in columns if name.startswith("fd_") and not name.endswith("_se"))]
+    differences = [name for name in columns if name.startswith("fd_") and not name.endswith("_se")]
+    scores = [*_SCORES, *differences]
     aurocs = {f"auroc_{score}": auroc(columns[score], noisy) for score in scores}
     rows = []
     for name, mask in subsets.items():
         if not mask.any():
             continue  # every label is wrong
         row: dict[str, Any] = {"subset": name, "num_images": int(mask.sum())}
-        row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in _MEANS}
+        row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in (*_MEANS, *differences)}
         quantiles = np.quantile(columns["trace"][mask], list(_QUANTILES.values()))
         row |= dict(zip(_QUANTILES, map(float, quantiles), strict=True))
         row |= aurocs

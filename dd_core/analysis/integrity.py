@@ -55,9 +55,9 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
         return [], 0
     try:
         rows = connection.execute(
-            "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), bool_and(isfinite(trace) AND "
+            "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), bool_and(coalesce(isfinite(trace) AND "
             "isfinite(frobenius_norm) AND isfinite(largest_eigenvalue) AND (method = 'double_backward' "
-            "OR (trace >= 0 AND largest_eigenvalue <= trace * 1.001))) "
+            "OR (trace >= 0 AND largest_eigenvalue <= trace * 1.001)), false)) "
             "FROM per_image_curvature WHERE study = ? GROUP BY arm, epoch",
             [study.name],
         ).fetchall()

@@ -101,7 +101,8 @@ def _rows(name: str, study: Study, checkpoint: Checkpoint, parts: list[Part], af
                 table = table.filter(pc.greater(table["epoch"], after))
             trials = pc.add(table["trial"], pa.scalar(part.study.first_trial, table["trial"].type))
             tables.append(_with_column(table, "trial", trials))
-    whole = pa.concat_tables(tables).unify_dictionaries() if tables else None
+    # Files of an earlier version have narrower integers.
+    whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries() if tables else None
     if whole is None or not whole.num_rows:
         return None
     recipes = pa.DictionaryArray.from_arrays(
