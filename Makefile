@@ -29,9 +29,8 @@ lint: setup
 types: setup
 	$(VENV)/bin/mypy
 
-# The limit must be known before the queue is first looked at; see dd_assets/dagster.yaml.
 ui: setup
-	$(IN) dagster instance concurrency set compute 1 >/dev/null && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+	$(IN) python -m dd_assets.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
 
 # Exact versions of everything, from a fresh environment.
 lock:

@@ -24,6 +24,9 @@ dagster() {
 }
 # The `dagster` command recommends `dg` at every call.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:Function \`asset_materialize_command\`}"
-mkdir -p "$DAGSTER_HOME" 2>/dev/null && { [ -e "$DAGSTER_HOME/dagster.yaml" ] || cp "$_dd_here/dd_assets/dagster.yaml" "$DAGSTER_HOME/"; }
+mkdir -p "$DAGSTER_HOME" 2>/dev/null && case "$(cksum 2>/dev/null <"$DAGSTER_HOME/dagster.yaml")" in
+  # None yet, or that of an earlier version, as it was.
+  "" | "889363262 552" | "3574377695 273") cp "$_dd_here/dd_assets/dagster.yaml" "$DAGSTER_HOME/" ;;
+esac
 [ -x "$_dd_here/.venv/bin/dagster" ] || echo "env.sh: .venv is not set up yet; run 'make setup' first" >&2
 unset _dd_here _dd_records

@@ -7,8 +7,10 @@ from typing import Any
 import dagster as dg
 
 from dd_assets.catalogue import catalogue
+from dd_assets.command import refuse_mistakes
 from dd_assets.curvature import curvature_asset, per_image_curvature_asset
 from dd_assets.errors import install_cli_hook, shown_as_sentence
+from dd_assets.executor import in_this_process
 from dd_assets.figures.assets import figure_assets
 from dd_assets.hessian import hessian_asset, hessian_spectra_asset
 from dd_assets.metric_exports import metric_exports_asset
@@ -42,8 +44,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     return dg.Definitions(
         assets=assets,
         resources={"laboratory": Laboratory(), **(resources or {})},
-        # A step hands its work to worker processes; another process around it would only cost two seconds.
-        executor=dg.in_process_executor,
+        executor=in_this_process,
     )
 
 
@@ -62,3 +63,4 @@ def _broken_study(file_name: str, reason: str) -> dg.AssetsDefinition:
 
 install_cli_hook()
 defs = build_defs()
+refuse_mistakes(defs)

@@ -7,10 +7,23 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
-from dagster._core.errors import DagsterExecutionInterruptedError, DagsterUserCodeProcessError
+from dagster._config.errors import (
+    EvaluationError,
+    FieldNotDefinedErrorData,
+    FieldsNotDefinedErrorData,
+    RuntimeMismatchErrorData,
+)
+from dagster._core.errors import (
+    DagsterExecutionInterruptedError,
+    DagsterInvalidConfigError,
+    DagsterUserCodeProcessError,
+)
 from dagster_shared.error import SerializableErrorInfo
 
+from dd_assets.command import words_of
 from dd_core.errors import UserError
+
+_KINDS = {"Int": "a whole number", "Float": "a number", "String": "text", "Bool": "true or false", "ARRAY": "a list"}
 
 # What the dagster CLI itself raises for a wrong selection, partition or config. It would show these with a stack trace.
 _CLI_MISTAKES = {
@@ -49,9 +62,10 @@ def _sentence(text: str) -> DagsterUserCodeProcessError:
 def install_cli_hook() -> None:
     """Show the dagster CLI's own complaints about its arguments as one sentence.
 
-    Only where this process is ``dagster asset ...``: Dagster's servers and the tests keep Python's behaviour.
+    Only where this process is ``dagster asset ...`` or ``dg launch``: everywhere else
+    Python behaves as it does.
     """
-    if not sys.argv[0].endswith("dagster") or sys.argv[1:2] != ["asset"]:
+    if words_of(sys.argv)[:2] not in (("dagster", "asset"), ("dg", "launch")):
         return
     usual = sys.excepthook
 
@@ -72,29 +86,27 @@ def install_cli_hook() -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """The sentence: about the asset or partition if the command names a wrong one, else Dagster's own words."""
-    from dd_assets.catalogue import catalogue
-
-    arguments = _options(sys.argv)
+    """The sentence: about the asset or setting if the command names a wrong one, else Dagster's own words."""
     words = " ".join(str(error).removeprefix("Failure condition: ").split())
-    if 'Param "run_config" is not one of' in words:
-        return '--config-json must be a JSON object, such as \'{"ops": {"curvature": {"config": {"epochs": [0]}}}}\''
+    if isinstance(error, DagsterInvalidConfigError):
+        return "; ".join(_wrong_setting(problem) for problem in error.errors)
     if "no AssetsDefinition objects supply these keys" in words:
         return _unknown_asset(re.findall(r"'([^']*)'", words))
-    study = catalogue().studies.get(arguments.get("--select", "").strip("'\"").split("/")[0])
-    keys = [k for k in (arguments.get("--partition"), *arguments.get("--partition-range", "").split("...")) if k]
-    if study is not None:
-        for key in keys:
-            try:
-                study.checkpoint(key)
-            except UserError as mistake:
-                return str(mistake)
-        if "but no '--partition' option" in words:
-            return (
-                f"{arguments['--select']} is partitioned by arm and epoch: add --partition "
-                f"'{next(study.iter_checkpoints()).key}' or a --partition-range 'FIRST...LAST'"
-            )
     return words
+
+
+def _wrong_setting(problem: EvaluationError) -> str:
+    """The path of the key, and what is expected there."""
+    entries = [str(getattr(entry, "field_name", getattr(entry, "list_index", "?"))) for entry in problem.stack.entries]
+    data = problem.error_data
+    if isinstance(data, FieldNotDefinedErrorData | FieldsNotDefinedErrorData):
+        names = [data.field_name] if isinstance(data, FieldNotDefinedErrorData) else data.field_names
+        return f"--config-json: {'.'.join([*entries, ', '.join(names)])}: there is no such setting"
+    if isinstance(data, RuntimeMismatchErrorData):
+        kind = data.config_type_snap
+        expected = _KINDS.get(kind.given_name or kind.kind.value, f"of type {kind.given_name or kind.kind.value}")
+        return f"--config-json: {'.'.join(entries)}: must be {expected}, not {data.value_rep}"
+    return f"--config-json: {'.'.join(entries)}: {' '.join(problem.message.split())}"
 
 
 def _unknown_asset(names: list[str]) -> str:
@@ -104,13 +116,3 @@ def _unknown_asset(names: list[str]) -> str:
     known = "; `dagster asset list` shows what there is"
     broken = "".join(f"; not loaded: {reason}" for reason in catalogue().errors.values())
     return f"there is no asset {', '.join(names)}{broken or known}"
-
-
-def _options(argv: list[str]) -> dict[str, str]:
-    """``--name value`` and ``--name=value`` pairs."""
-    pairs = {}
-    for position, argument in enumerate(argv):
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            pairs[name] = value if equals else "".join(argv[position + 1 : position + 2])
-    return pairs

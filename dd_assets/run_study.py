@@ -6,15 +6,16 @@ are run so that a reader can type them again; then what was found, and where it 
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from dd_assets.catalogue import catalogue
 from dd_assets.checkpoint_results import training_command
 from dd_assets.figures import FIGURES
+from dd_assets.instance import dagster_home
 from dd_assets.resources import writable_store
 from dd_assets.tables import TRAINING_TABLES
 from dd_core.errors import UserError
@@ -35,10 +36,18 @@ def main() -> int:
                 "materialize --select 'group:figures'"
             )
         store = writable_store()
+        _set_up()
         return _materialize(study) or _tell(store, study, started)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+
+
+def _set_up() -> None:
+    """What env.sh sets, for whoever has not sourced it or has the package alone."""
+    os.environ.setdefault("DAGSTER_MODULE_NAME", "dd_assets.definitions")
+    os.environ.setdefault("PYTHONWARNINGS", r"ignore:Function `asset_materialize_command`")
+    os.environ["DAGSTER_HOME"] = str(dagster_home())
 
 
 def _materialize(study: Study) -> int:
@@ -51,8 +60,7 @@ def _materialize(study: Study) -> int:
         f"--select 'curvature,{','.join([*TRAINING_TABLES, *figures])}' --config-json '{only}'",
     ):
         print(f"\n$ dagster asset materialize {options}", flush=True)
-        # The dagster of this interpreter, whether or not env.sh was sourced.
-        command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize", *shlex.split(options)]
+        command = [sys.executable, "-m", "dagster", "asset", "materialize", *shlex.split(options)]
         code = subprocess.run(command, check=False).returncode
         if code:
             return code

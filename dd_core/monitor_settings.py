@@ -148,7 +148,10 @@ class NoiseMonitor(MonitorEntry):
 
 
 class CustomMonitor(MonitorEntry):
-    """A monitor of the user's own: a class that Python can import where the workers run."""
+    """A monitor of the user's own: a class that Python can import where the workers run.
+
+    Importing runs the module, so a study file is trusted code: whoever may write one may do what its workers may.
+    """
 
     use: Annotated[str, AfterValidator(_names_a_class)]
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the class")

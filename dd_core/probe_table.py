@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Fewer workers are worth more than the last percents: they leave memory, and less is lost when one is killed.
 _CLOSE_TO_BEST = 0.97
+_UNAVOIDABLE = 0.1  # repetitions differ by as much on any machine, of the highest throughput
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Measurement:
         threads: CPU threads of each.
         status: ok, or out of memory, with nothing below.
         device: ``cpu`` or the GPU's name.
-        samples_per_second: training images of all trials and workers together.
+        samples_per_second: training images of all trials and workers together, median of all repetitions.
+        spread: how far these lie apart, largest minus smallest over the median.
         peak_memory_bytes: of one worker, the largest.
         utilisation: share of the GPU's time, or of the cores; None where it cannot be told.
         num_steps: that each worker was timed for.
@@ -44,14 +46,36 @@ class Measurement:
     utilisation: float | None = None
     num_steps: int = 0
     torch_version: str | None = None
+    spread: float | None = None
 
 
 def recommended_workers(measurements: Sequence[Measurement]) -> int | None:
-    """The fewest workers within 3 % of the highest throughput, of those that memory was enough for."""
+    """The fewest workers within 3 % of the highest throughput, of those that memory was enough for.
+
+    Returns:
+        None where memory was enough for none, or the measurements are too uneven to tell, see ``is_uneven``.
+    """
     speeds = {m.num_workers: m.samples_per_second or 0.0 for m in measurements if m.status == "ok"}
-    if not speeds:
+    if not speeds or is_uneven(measurements):
         return None
     return min(count for count, speed in speeds.items() if speed >= _CLOSE_TO_BEST * max(speeds.values()))
+
+
+def is_uneven(measurements: Sequence[Measurement]) -> bool:
+    """Whether repetitions lie so far apart that another number of workers might be the best.
+
+    So it is where they spread by more than a tenth, and by more than the speeds to be compared differ.
+    """
+    known = [m for m in measurements if m.status == "ok" and m.samples_per_second]
+    if len(known) < 2:
+        return False
+    best = max(known, key=lambda m: m.samples_per_second or 0.0)
+    for other in known:
+        spread = max((m.spread or 0.0) * (m.samples_per_second or 0.0) for m in (best, other))
+        difference = (best.samples_per_second or 0.0) - (other.samples_per_second or 0.0)
+        if other is not best and spread > max(difference, _UNAVOIDABLE * (best.samples_per_second or 0.0)):
+            return True
+    return False
 
 
 def write_measurements(store: Store, machine: Machine, measurements: Sequence[Measurement]) -> Path:
@@ -69,7 +93,7 @@ def write_measurements(store: Store, machine: Machine, measurements: Sequence[Me
             name: [getattr(m, name) for m in measurements]
             for name in (
                 *("num_workers", "threads", "status", "samples_per_second"),
-                *("peak_memory_bytes", "utilisation", "num_steps"),
+                *("spread", "peak_memory_bytes", "utilisation", "num_steps"),
             )
         },
         "recommended": [m.num_workers == best for m in measurements],

@@ -29,6 +29,8 @@ TRAINER_VERSION = "1"
 # brackets, dots (the dot separates variant and k) or slashes.
 _VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Both are parts of names of files, temporary ones and locks among them, which may have 255 bytes.
+_LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
 _NUM_DIGITS = 1797
 _NUM_CIFAR = 50_000  # official training images
 # What is trained here has partition keys of three digits, and this project's networks are no wider.
@@ -44,6 +46,11 @@ class Evaluation(Strict):
 
     every: int = Field(default=1, ge=1, description="epochs; checkpoint epochs are always evaluated")
     image_progress: Literal["evaluations", "checkpoints"] = "evaluations"
+
+
+def _has_room(name: str, most: int, where: str) -> None:
+    if len(name) > most:
+        raise ValueError(f"{where}: {name[:20]}… has {len(name)} characters; at most {most} fit into names of files")
 
 
 def _unique(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -123,11 +130,13 @@ class Study(Strict):
             raise ValueError(
                 f"name: {self.name!r} must match {_STUDY_NAME.pattern} and not be one of the platform's own"
             )
+        _has_room(self.name, _LONGEST_STUDY_NAME, "name")
         for variant in self.variants:
             if not _VARIANT_NAME.fullmatch(variant):
                 raise ValueError(
                     f"variants.{variant}: a name is lower-case letters and digits joined by single hyphens"
                 )
+            _has_room(variant, _LONGEST_VARIANT_NAME, "variants")
         if self.checkpoints[-1] > self.epochs:
             raise ValueError(f"checkpoints: epoch {self.checkpoints[-1]} is beyond the last epoch, {self.epochs}")
         difference = self.curvature.finite_difference
@@ -146,7 +155,14 @@ class Study(Strict):
                 f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
                 f"{and_more} are more than the {available} of {self.data.dataset}"
             )
+        side = 8 if self.data.dataset == "digits" else 32
         for name, variant_ in self.variants.items():
+            for axis in ("shift_x", "shift_y"):
+                if getattr(variant_.augmentation, axis) >= side:
+                    raise ValueError(
+                        f"variants.{name}.augmentation.{axis}: must be below {side}, or nothing of an image of "
+                        f"{self.data.dataset}, {side} pixels wide and high, may be left"
+                    )
             schedule = variant_.schedule
             for key, metric in variant_.watched_metrics.items():
                 if metric in ("loss_val_nats", "acc_val") and not num_validation:

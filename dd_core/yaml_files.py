@@ -1,6 +1,11 @@
-"""YAML files that people write: what cannot be used is said in one sentence with the path of the key."""
+"""YAML files that people write: what cannot be used is said in one sentence with the path of the key.
+
+A file is data of people and may be damaged or meant to harm: its size, and what its aliases unfold to, have limits, so
+that one file keeps nobody from using the others.
+"""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +14,10 @@ from pydantic import BaseModel, ValidationError
 from dd_core.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_MOST_BYTES = 2**20  # read in three seconds; a large study has some thousands
+_MOST_VALUES = 100_000  # with every alias unfolded
+_LONGEST_SHOWN = 60  # characters of a value in an error
 
 
 def read_mapping(path: Path, what: str, *, may_be_empty: bool = False) -> dict[str, Any]:
@@ -22,11 +31,10 @@ def read_mapping(path: Path, what: str, *, may_be_empty: bool = False) -> dict[s
     Raises:
         UserError: it cannot be read or used; the sentence names the file.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = _parsed(_text(path, what))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -36,15 +44,69 @@ def read_mapping(path: Path, what: str, *, may_be_empty: bool = False) -> dict[s
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: not valid YAML{where} ({reason})") from error
+    except RecursionError:
+        raise UserError(f"{path}: lists and mappings are nested too deeply for {what}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of the parser's own
+        raise UserError(f"{path}: cannot be used ({_shortened(error)})") from error
     if content is None and may_be_empty:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: {what} is a mapping of keys to values, not {type(content).__name__}")
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(content))
-    except (TypeError, ValueError) as error:  # dates and the like; a list that contains itself
-        raise UserError(f"{path}: only numbers, text, lists and mappings belong in {what} ({error})") from error
+        plain: dict[str, Any] = json.loads(json.dumps(content), parse_int=_whole_number)
+    except (TypeError, ValueError) as error:  # dates and the like
+        raise UserError(
+            f"{path}: only numbers, text, lists and mappings belong in {what} ({_shortened(error)})"
+        ) from error
     return plain
+
+
+def _text(path: Path, what: str) -> str:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{path}: is larger than {_MOST_BYTES // 2**20} MiB, which is too much for {what}")
+    return content.decode("utf-8")
+
+
+def _parsed(text: str) -> Any:
+    """What ``YAML.load`` does, with a look at the size of the content before any of it is made."""
+    from ruamel.yaml import YAML
+
+    constructor, parser = YAML(typ="safe", pure=True).get_constructor_parser(text)
+    try:
+        node = constructor.composer.get_single_node()
+        if node is None:
+            return None
+        num_values = _num_values(node, {})
+        if math.isinf(num_values):
+            raise ValueError("only numbers, text, lists and mappings belong there, and nothing that contains itself")
+        if num_values > _MOST_VALUES:
+            raise ValueError(f"its aliases unfold to {num_values:.2g} values, more than {_MOST_VALUES:,}")
+        return constructor.construct_document(node)
+    finally:
+        parser.dispose()
+
+
+def _num_values(node: Any, known: dict[int, float]) -> float:
+    """Values in a node, those behind an alias as often as they are used; infinite if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known; who asks meanwhile is inside of it
+        children = node.value if isinstance(node.value, list) else []
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1.0 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) >= 2**64:
+        raise ValueError(f"{digits[:20]}… is a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _shortened(error: object) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else f"{words[:200]}…"
 
 
 def validated(path: Path, model: type[Model], content: dict[str, Any]) -> Model:
@@ -66,6 +128,11 @@ def describe_problems(error: ValidationError) -> str:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
-        shown = f" (got {given!r})" if isinstance(given, int | float | str | bool) else ""
+        shown = f" (got {_brief(given)})" if isinstance(given, int | float | str | bool) else ""
         parts.append(f"{where}: {message}{shown}" if where else message)
     return "; ".join(parts)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

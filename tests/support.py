@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 
 from dd_core.jobs.job import Job, curvature_job, training_job
 from dd_core.store import Store, sha256_of
@@ -181,7 +182,10 @@ class Lab:
     @contextlib.contextmanager
     def instance(self) -> Iterator[dg.DagsterInstance]:
         """What Dagster has recorded."""
-        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DAGSTER_HOME", str(self.home))  # dagster.yaml asks for it
+            instance = dg.DagsterInstance.get()
+        with instance:
             yield instance
 
     def recorded(self, asset: str) -> set[str]:

@@ -1,8 +1,8 @@
 """``python -m dd_core.jobs.probe JOB``: one of the workers that are measured side by side (see ``team``).
 
 Questions come on stdin, one line of JSON each; every one gets one answer on stdout, an event done, out of memory or
-failed. ``{"prepare": 3}``: build the arm of task 3 and train a few steps. ``{"steps": 40}``: train 40 steps and tell
-how long that took.
+failed. ``{"prepare": 3}``: build the arm of task 3 and train until its steps are steady. ``{"steps": 40}``: train 40
+steps and tell how long that took.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from dd_core.memory import is_out_of_memory
 from dd_core.training.stack import TrialStack, stacking
 
 _WARM_UP_STEPS = 2
+_WARM_UP_SECONDS = 5.0
+_STEADY = 0.1  # steps that differ less are taken for equal
 
 
 class Trainee:
@@ -53,7 +55,7 @@ class Trainee:
         return problem
 
     def prepare(self, number: int) -> dict[str, Any]:
-        """Build an arm, train a few steps, and tell how long one takes."""
+        """Build an arm, train until it is warm, and tell how long a step takes."""
         task = self._job.tasks[number]
         assert isinstance(task, TrainTask)
         study, arm = self._job.studies[task.study], task.arm
@@ -61,8 +63,20 @@ class Trainee:
         reset_peak_memory(self._device)
         for trials in stacking(study, arm):
             self._stacks.append(TrialStack(study, arm, trials, self._device, torch.float32))
-        self._train(_WARM_UP_STEPS)
-        return {"seconds_per_step": self._train(_WARM_UP_STEPS) / _WARM_UP_STEPS}
+        return {"seconds_per_step": self._warm_up()}
+
+    def _warm_up(self) -> float:
+        """Train until a step takes as long as the ones before it, or for long enough; returns how long it takes.
+
+        The first steps load code, choose algorithms and fill caches: they may take a hundred times as long.
+        """
+        deadline = time.monotonic() + _WARM_UP_SECONDS
+        before, steps = self._train(_WARM_UP_STEPS) / _WARM_UP_STEPS, _WARM_UP_STEPS
+        while True:
+            seconds = self._train(steps) / steps
+            if abs(seconds - before) <= _STEADY * before or time.monotonic() > deadline:
+                return seconds
+            before, steps = seconds, 2 * steps
 
     def time(self, num_steps: int) -> dict[str, Any]:
         """Train that many steps of every stack; what a row of the table resource_probe needs of one worker."""

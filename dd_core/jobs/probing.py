@@ -8,7 +8,7 @@ from typing import Any
 from dd_core.jobs.job import Job, ProbeTask
 from dd_core.jobs.machine import Machine
 from dd_core.jobs.team import measure
-from dd_core.probe_table import Measurement, recommended_workers, write_measurements
+from dd_core.probe_table import Measurement, is_uneven, recommended_workers, write_measurements
 from dd_core.store import Store
 from dd_core.studies import Arm
 
@@ -81,9 +81,13 @@ def _is_complete(rows: list[Measurement], counts: tuple[int, ...]) -> bool:
 def _sentence(rows: list[Measurement]) -> str:
     """What was found for one arm."""
     speeds = [
-        f"{m.num_workers}: {m.samples_per_second:,.0f}/s" if m.samples_per_second else f"{m.num_workers}: {m.status}"
+        f"{m.num_workers}: {m.samples_per_second:,.0f}/s ± {50 * (m.spread or 0):.0f} %"
+        if m.samples_per_second
+        else f"{m.num_workers}: {m.status}"
         for m in rows
     ]
     best = recommended_workers(rows)
     verdict = f"{best} recommended" if best else "memory is too small for one"
+    if is_uneven(rows):
+        verdict = "too uneven to recommend a number; probe again while nothing else runs on this machine"
     return f"{rows[0].study.name}/{rows[0].arm.key}, images by number of workers {', '.join(speeds)}; {verdict}"

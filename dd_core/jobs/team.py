@@ -1,11 +1,14 @@
 """How fast arms train with one, two, ... workers on a device: a few real steps of each, in lock-step.
 
 All workers of a team (``python -m dd_core.jobs.probe``) are told to prepare an arm, and when the last has, to train the
-same number of steps at the same time. One team serves all arms, since starting it takes longer than measuring an arm.
+same number of steps at the same time, several times over. One team serves all arms, since starting it takes longer than
+measuring an arm.
 """
 
+import itertools
 import json
 import queue
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,9 @@ from dd_core.studies import Arm, Study
 
 # A step of the widest network on a slow CPU takes a minute; reached only when something hangs.
 _PATIENCE = 900.0
+# All numbers of workers in turn, and all again: what else the machine does meanwhile then shows as a spread, and not as
+# a difference between them.
+_ROUNDS, _REPETITIONS = 2, 2
 
 
 def measure(
@@ -48,27 +54,44 @@ def measure(
     tasks = tuple(TrainTask(study=s.name, variant=a.variant, k=a.k, until=0) for s, a in arms)
     path = folder / f"{uuid.uuid4().hex}.json"
     exhausted: set[int] = set()
+    failed: set[tuple[int, int]] = set()
+    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     try:
-        for count in counts:
+        for turn, count in itertools.product(range(_ROUNDS), counts):
             threads = machine.threads(count)
             job = Job(root=str(root), studies=studies, tasks=tasks, num_workers=count, threads=threads)
             write_text(path, job.model_dump_json())
             team = _Team(path, count)
             try:
                 for number, (study, arm) in enumerate(arms):
-                    if number in exhausted:
+                    if number in exhausted or (number, count) in failed:
                         continue
+                    results = found.setdefault((number, count), [])
                     try:
-                        yield Measurement(study, arm, count, threads, **_measured(team, number, seconds, machine))
+                        results += _measured(team, number, seconds / _ROUNDS, machine)
+                        if turn == _ROUNDS - 1:
+                            yield Measurement(study, arm, count, threads, **_summary(results, machine))
                     except _NoMemoryError:
                         exhausted.add(number)
+                        if turn < _ROUNDS - 1:
+                            yield from _before(found, number, study, arm, machine, count)
                         yield Measurement(study, arm, count, threads, "out of memory", machine.device)
                     except _NoAnswerError as error:
+                        failed.add((number, count))
                         note(f"{tasks[number].name} with {count} workers was not measured: {error}")
             finally:
                 team.end()
     finally:
         path.unlink(missing_ok=True)
+
+
+def _before(
+    found: dict[tuple[int, int], list[dict[str, Any]]], number: int, study: Study, arm: Arm, machine: Machine, most: int
+) -> Iterator[Measurement]:
+    """What is known of an arm with fewer workers than were too many for the memory."""
+    for (other, count), results in sorted(found.items()):
+        if other == number and count < most and results:
+            yield Measurement(study, arm, count, machine.threads(count), **_summary(results, machine))
 
 
 class _NoMemoryError(Exception):
@@ -79,21 +102,40 @@ class _NoAnswerError(Exception):
     """A worker did not do what it was told, for another reason."""
 
 
-def _measured(team: "_Team", number: int, seconds: float, machine: Machine) -> dict[str, Any]:
-    """What is known of the arm of that number when all workers of the team train it."""
+def _measured(team: "_Team", number: int, seconds: float, machine: Machine) -> list[dict[str, Any]]:
+    """What is known of the arm of that number when all workers of the team train it, of each repetition."""
     ready = team.ask({"prepare": number})
     slowest = max(answer["seconds_per_step"] for answer in ready)
-    results = team.ask({"steps": max(1, round(seconds / slowest))})
+    steps = max(1, round(seconds / _REPETITIONS / slowest))
+    return [_repetition(team.ask({"steps": steps}), machine) for _ in range(_REPETITIONS)]
+
+
+def _repetition(results: list[dict[str, Any]], machine: Machine) -> dict[str, Any]:
     shares = [result["utilisation"] for result in results if result["utilisation"] is not None]
     # Of a GPU each has seen the whole, of the cores its own part.
     of = len(shares) if machine.num_gpus else machine.num_cores
     return {
-        "status": "ok",
-        "device": machine.device,
         "samples_per_second": sum(result["samples"] / result["seconds"] for result in results),
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
         "utilisation": sum(shares) / of if shares else None,
         "num_steps": results[0]["num_steps"],
+        "torch_version": results[0]["torch_version"],
+    }
+
+
+def _summary(results: list[dict[str, Any]], machine: Machine) -> dict[str, Any]:
+    """The median of the repetitions, and how far they lie apart."""
+    speeds = [result["samples_per_second"] for result in results]
+    shares = [result["utilisation"] for result in results if result["utilisation"] is not None]
+    middle = statistics.median(speeds)
+    return {
+        "status": "ok",
+        "device": machine.device,
+        "samples_per_second": middle,
+        "spread": (max(speeds) - min(speeds)) / middle,
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+        "utilisation": statistics.median(shares) if shares else None,
+        "num_steps": sum(result["num_steps"] for result in results),
         "torch_version": results[0]["torch_version"],
     }
 

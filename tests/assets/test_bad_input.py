@@ -41,29 +41,71 @@ AT_ONCE = {
     "range_with_unknown_end": ((*SPAN, "plain.k001|0000...plain.k002|0025"), "has no checkpoint 'plain.k002|0025'"),
     "range_without_end": (
         (*SPAN, "plain.k001|0000"),
-        "Error: Invalid partition range format. Expected <start>...<end>.",
+        "Error: --partition-range goes from one partition to another, with three dots between: "
+        "'plain.k001|0000...plain.k001|0000', not 'plain.k001|0000'",
     ),
-    "range_with_two_dots": ((*SPAN, "plain.k001|0000..plain.k002|0024"), "Error: study tiny has no checkpoint"),
+    "range_with_two_dots": ((*SPAN, "plain.k001|0000..plain.k002|0024"), "with three dots between"),
     "partition_of_an_unpartitioned_asset": (
         ("curvature", "--partition", "plain.k001|0000"),
-        "Error: Provided '--partition' option, but none of the assets are partitioned",
+        "Error: curvature has no partitions; leave --partition out",
     ),
     "unknown_asset": (("curvatur",), "Error: there is no asset curvatur; `dagster asset list` shows what there is"),
     "unknown_asset_of_a_study": (("tiny/checkpoint", "--partition", "plain.k001|0000"), "no asset tiny/checkpoint;"),
     "unreadable_selection": (("tiny/checkpoints and",), "Error: Invalid selection string: tiny/checkpoints and"),
     "text_for_a_list": (
         ("curvature", *narrowed(studies="tiny")),
-        "at path root:ops:curvature:config:studies must be list",
+        "Error: --config-json: ops.curvature.config.studies: must be a list, not 'tiny'",
     ),
     "text_for_a_number": (
         ("curvature", *narrowed(epochs=["last"])),
-        'curvature:config:epochs[0]. Value "last" of type',
+        "Error: --config-json: ops.curvature.config.epochs.0: must be a whole number, not 'last'",
     ),
     "list_for_config": (
         ("curvature", "--config-json", "[1]"),
         "Error: --config-json must be a JSON object, such as '{",
     ),
-    "unknown_config": (("curvature", *narrowed(width=2)), 'Received unexpected config entry "width"'),
+    "unknown_config": (
+        ("curvature", *narrowed(width=2)),
+        "Error: --config-json: ops.curvature.config.width: there is no such setting",
+    ),
+    "no_json": (("curvature", "--config-json", "{bad"), "Error: --config-json is not JSON (Expecting property name"),
+    "settings_of_nothing": (
+        ("curvature", "--config-json", '{"ops": {"nope": {}}}'),
+        "Error: --config-json has settings for 'nope', which is not selected; here they may be for curvature",
+    ),
+    "settings_of_what_is_not_selected": (
+        ("runs", *narrowed(epochs=[0])),
+        "Error: --config-json has settings for 'curvature', which is not selected; here they may be for",
+    ),
+    "settings_without_ops": (
+        ("curvature", "--config-json", '{"curvature": {}}'),
+        "Error: --config-json has the unknown key 'curvature'; settings of an asset go like",
+    ),
+    "settings_without_config": (
+        ("curvature", "--config-json", '{"ops": {"curvature": {"epochs": [0]}}}'),
+        "Error: --config-json: ops maps each asset to its config, like",
+    ),
+    "misspelt_group": (
+        ("group:figure",),
+        "Error: nothing is selected by 'group:figure'; did you mean 'group:figures'?",
+    ),
+    "misspelt_group_of_several": (("runs,group:zzz",), "Error: nothing is selected by 'group:zzz'; groups are"),
+    "nothing_of_a_kind": (
+        ("kind:spreadsheet",),
+        "nothing is selected by 'kind:spreadsheet'; `dagster asset list`",
+    ),
+    "two_studies": (
+        ("tiny/checkpoints,quickstart/checkpoints", "--partition", "plain.k001|0000"),
+        "Error: each study has partitions of its own, so name one in a command, not quickstart, tiny",
+    ),
+    "range_with_a_table": (
+        ("tiny/checkpoints,runs", *SPAN[1:], "plain.k001|0000...plain.k001|0008"),
+        "Error: runs has no partitions and needs a command of its own, without --partition-range",
+    ),
+    "partition_and_range": (
+        (*ONE, "--partition-range", "plain.k001|0000...plain.k001|0008"),
+        "Error: give either --partition or --partition-range, not both",
+    ),
 }
 # ... these by the asset, in the run.
 IN_THE_RUN = {
@@ -73,10 +115,6 @@ IN_THE_RUN = {
         "before that of FIRST",
     ),
     "range_of_epochs_backwards": ((*SPAN, "plain.k001|0024...plain.k002|0000"), "the partition range selects no"),
-    "misspelt_group": (
-        ("group:tinny",),
-        "checkpoints of tiny were selected without --partition, for example 'plain.k001|0000'",
-    ),
     "unknown_study": (
         ("curvature", *narrowed(studies=["tinny"])),
         "there is no study tinny; there are double_descent, label_noise_20, quickstart, tiny",

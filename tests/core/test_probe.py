@@ -10,10 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dd_core.jobs import probe as probe_module
 from dd_core.jobs import team
+from dd_core.jobs.job import training_job
 from dd_core.jobs.machine import Machine, device_name, num_cores, num_gpus, peak_memory, reset_peak_memory
+from dd_core.jobs.probe import Trainee
+from dd_core.jobs.probing import _sentence
 from dd_core.jobs.process import News, Process
-from dd_core.probe_table import Measurement, read_probe, recommended_workers, write_measurements
+from dd_core.probe_table import Measurement, is_uneven, read_probe, recommended_workers, write_measurements
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
 from dd_core.tables import read_parquet
@@ -140,7 +144,7 @@ def test_speeds_add_up_and_the_largest_memory_counts(
     fake_workers: list[Process], tiny_study: Study, tmp_path: Path
 ) -> None:
     (result,), notes = probe(tiny_study, [1], [3], tmp_path / "root")
-    assert (result.samples_per_second, result.peak_memory_bytes, result.num_steps) == (3 * 150, 1002, 5)
+    assert (result.samples_per_second, result.peak_memory_bytes, result.num_steps) == (3 * 150, 1002, 4 * 5)
     assert result.utilisation == pytest.approx(3 * 0.5 / 2), "cores in use of those there are"
     assert notes == []
     gpu = Machine("gpu", 1, 16)
@@ -159,7 +163,8 @@ def test_memory_that_runs_out_costs_that_arm_and_no_other(
     assert [(m.num_workers, m.status) for m in found if m.arm.k == k] == [(1, "ok"), (2, "out of memory")]
     assert [(m.arm.k, m.num_workers) for m in found if m.arm.k != k] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)]
     assert notes == []
-    assert len(fake_workers) == 1 + 2 + 3 + (2 if k == 11 else 0), "one team for all arms, until one of it is lost"
+    teams = 2 * (1 + 2 + 3)  # two rounds
+    assert len(fake_workers) == teams + (2 if k == 11 else 0), "one team for all arms, until one of it is lost"
 
 
 def test_a_worker_that_ends_or_fails_is_told_of(fake_workers: list[Process], tiny_study: Study, tmp_path: Path) -> None:
@@ -202,6 +207,78 @@ def test_the_fewest_workers_near_the_best_are_recommended(
     assert all(speed < 0.97 * max(enough.values()) for count, speed in enough.items() if count < best)
     faster = [replace(m, samples_per_second=m.samples_per_second and m.samples_per_second * 2) for m in rows]
     assert recommended_workers(faster) == best, "whatever the unit"
+
+
+def uneven(study: Study, speeds: dict[int, tuple[float, float]]) -> list[Measurement]:
+    """Measurements with a median and a spread."""
+    rows = measurements(study, {count: speed for count, (speed, _) in speeds.items()})
+    return [replace(row, spread=speeds[row.num_workers][1]) for row in rows]
+
+
+UNEVEN = {
+    "a cold first measurement": ({1: (88.0, 70.0), 2: (5509.0, 0.1)}, True),
+    "a busy machine": ({1: (3000.0, 0.8), 2: (3600.0, 0.5)}, True),
+    "far apart in spite of the spread": ({1: (1000.0, 0.3), 2: (2500.0, 0.3)}, False),
+    "even": ({1: (1000.0, 0.04), 2: (1020.0, 0.06)}, False),
+    "as good, but uneven": ({1: (1000.0, 0.4), 2: (1010.0, 0.02)}, True),
+    "one number alone": ({1: (1000.0, 0.9)}, False),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_nothing_is_recommended_when_repetitions_lie_farther_apart_than_numbers_of_workers(
+    case: str, tiny_study: Study, store: Store
+) -> None:
+    speeds, is_inconclusive = UNEVEN[case]
+    rows = uneven(tiny_study, speeds)
+    assert is_uneven(rows) is is_inconclusive
+    path = write_measurements(store, CPU, rows)
+    assert any(read_parquet(path)["recommended"].to_pylist()) is not is_inconclusive
+    assert read_parquet(path)["spread"].to_pylist() == [spread for _, spread in speeds.values()]
+    with connect(store) as connection:
+        assert (read_probe(connection, tiny_study, CPU) == {}) is is_inconclusive, "nor is anything predicted from it"
+    assert ("too uneven to recommend a number" in _sentence(rows)) is is_inconclusive
+
+
+MOODY = """
+import json, pathlib, sys
+calls = pathlib.Path(__file__).with_name("calls")
+for line in sys.stdin:
+    with calls.open("a") as file: file.write("x" * ("steps" in json.loads(line)))
+    seconds = 20.0 if len(calls.read_text()) == 1 else 1.0  # something else was running at first
+    print(json.dumps({"event": "done", "seconds_per_step": 0.1, "seconds": seconds, "samples": 100, "num_steps": 1,
+        "utilisation": 0.5, "peak_memory_bytes": 1, "torch_version": "2"}), flush=True)
+"""
+
+
+def test_a_disturbance_shows_as_a_spread_and_is_no_median(
+    fake_workers: list[Process], tiny_study: Study, tmp_path: Path
+) -> None:
+    (tmp_path / "fake_probe.py").write_text(MOODY, encoding="utf-8")
+    found, _ = probe(tiny_study, [1], [1, 2], tmp_path / "root")
+    assert [m.samples_per_second for m in found] == [100.0, 200.0]
+    assert [m.spread for m in found] == [pytest.approx(0.95), 0.0]
+    assert recommended_workers(found) == 2, "95 of 100 is less than the 100 between them"
+
+
+def test_timing_begins_when_steps_are_steady(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold machine, whose first steps take a thousand times as long."""
+    clock = [0.0]
+    monkeypatch.setattr(probe_module.time, "monotonic", lambda: clock[0])
+    trainee = Trainee(
+        training_job(tmp_path, tiny_study, list(tiny_study.iter_checkpoints()), 1, 1), torch.device("cpu")
+    )
+    durations = iter([1.0, 0.1, 0.01, 0.0011, 0.001, *[0.001] * 1000])
+
+    def train(num_steps: int) -> float:
+        seconds = sum(next(durations) for _ in range(num_steps))
+        clock[0] += seconds
+        return seconds
+
+    monkeypatch.setattr(trainee, "_train", train)
+    assert trainee.prepare(0)["seconds_per_step"] == pytest.approx(0.001, rel=0.1)
 
 
 def test_what_is_measured_is_read_again(tiny_study: Study, store: Store) -> None:

@@ -1,5 +1,6 @@
 """Study files: what is refused and how it is said, keys, and the recipe hash that ties results to what made them."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from dd_assets.catalogue import catalogue
 from dd_core.errors import StudyError, UserError
 from dd_core.recipes import Optimizer, Schedule, Variant
+from dd_core.store import Store, write_text
 from dd_core.studies import Arm, Study
 from dd_core.study_files import read_studies, read_study
 
@@ -278,6 +280,76 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, GOOD.replace("trials: 2", "trials: 0").replace("epochs: 4", "epochs: 0")))
     assert "trials: " in message
     assert "epochs: " in message
+
+
+# Files that once took minutes, or ended in a stack trace, and with it every command.
+HARMFUL = {
+    "billion laughs": (
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)),
+        "its aliases unfold to 1.2e+10 values",
+    ),
+    "merged mappings": (
+        "m0: &m0 {a: 1, b: 2}\n"
+        + "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 20)}]}}\n" for i in range(1, 9)),
+        "its aliases unfold to",
+    ),
+    "number of 5,000 digits": (GOOD + f"seed: {'9' * 5000}\n", "digits"),
+    "number of 4,000 digits": (GOOD + f"seed: {'9' * 4000}\n", "is a number of 4000 digits"),
+    "nested 2,000 times": (GOOD + f"seed: {'[' * 2000}{']' * 2000}\n", "nested too deeply for a study"),
+    "10 MB of text": (GOOD.replace("a question", "a question " * 1_000_000), "is larger than 1 MiB"),
+    "date that there is not": (GOOD + "seed: 2020-13-45\n", "cannot be used (month must be in 1..12"),
+    "key that is a list": ("? [a, b]\n: 1\n", ""),
+    "long text for a number": (GOOD.replace("trials: 2", f"trials: {'x' * 100_000}"), "trials: "),
+}
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_a_harmful_file_is_refused_at_once_in_a_short_sentence(what: str, tmp_path: Path) -> None:
+    content, reason = HARMFUL[what]
+    path = write(tmp_path, content)
+    write(tmp_path, GOOD, "good.yaml")
+    began = time.process_time()
+    message = refusal(path)
+    assert set(read_studies([tmp_path]).studies) == {"good"}
+    assert time.process_time() - began < 10, "was minutes"
+    assert reason in message
+    assert len(message) < 400
+
+
+def test_aliases_and_merged_mappings_serve_studies(tmp_path: Path) -> None:
+    text = GOOD.replace("  plain:\n", "  plain: &plain\n").replace(
+        "widths:", "  more:\n    <<: *plain\n    label_noise: 0.4\nwidths:"
+    )
+    study = read_study(write(tmp_path, text))
+    assert [study.variants[name].label_noise for name in ("plain", "more")] == [0.2, 0.4]
+    assert study.variants["more"].batch_size == 32
+
+
+@pytest.mark.parametrize("shift", [8, 10, 20_000, 10**18])
+def test_a_shift_of_the_whole_image_is_refused(shift: int, tmp_path: Path) -> None:
+    of = {axis: GOOD.replace("32\n", f"32\n    augmentation: {{{axis}: {shift}}}\n") for axis in ("shift_x", "shift_y")}
+    for axis, text in of.items():
+        assert f"variants.plain.augmentation.{axis}: must be below 8" in refusal(write(tmp_path, text))
+    read_study(write(tmp_path, of["shift_x"].replace(f"shift_x: {shift}", "shift_x: 7")))
+
+
+def test_names_leave_room_for_what_is_added_to_them_in_names_of_files(tmp_path: Path) -> None:
+    """A study of a longer name was trained before its table could not be written."""
+    study, variant = "s" * 100, "v" * 80
+    text = GOOD.replace("plain", variant).replace("[2, 1]", "[999]").replace("trials: 2", "trials: 100")
+    arm = next(iter(read_study(write(tmp_path, text, f"{study}.yaml")).arms))
+    store = Store(tmp_path / "root")
+    with store.lock(study, arm, "trials-099"):
+        pass
+    for path in (
+        store.root / "figures/curvature_over_training" / f"{study}.json",
+        store.table_folder("curvature", study, arm) / "summary.parquet",
+    ):
+        write_text(path, "fits")
+    assert "has 101 characters; at most 100 fit" in refusal(write(tmp_path, GOOD, f"{study}s.yaml"))
+    longer = GOOD.replace("plain", f"{variant}v")
+    assert "has 81 characters; at most 80 fit" in refusal(write(tmp_path, longer))
 
 
 @pytest.mark.parametrize("name", ["a-b", "Caps", "1st", "a b", "a.b", "figures", "null", "a|b", "é"])
