@@ -47,6 +47,12 @@ class Outcome:
         self.finished |= other.finished
         self.seconds += other.seconds
 
+    def keep_only(self, tasks: set[str]) -> None:
+        """Leave out the failures of other tasks than these and their parts: those belong to another run."""
+        self.failed = {name: reason for name, reason in self.failed.items() if name.split(" ")[0] in tasks}
+        if not self.failed:
+            self.defects.clear()
+
     def raise_if_failed(self, what: str, total: int, kept: str) -> None:
         """Say what did not finish.
 
