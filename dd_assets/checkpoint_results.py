@@ -21,9 +21,9 @@ from dd_assets.versions import (
     Stock,
     declared_inputs,
     event_tags,
+    is_up_to_date,
     latest_materializations,
     recipes,
-    same_versions,
     settings_key,
     settings_of,
 )
@@ -216,7 +216,8 @@ class _Recorder:
         source = (sha256, self._event_of(study, checkpoint, weights))
         inputs = {checkpoints_key(study.name): source, **declared_inputs(wanted)}
         tags = event_tags(table["sha256"], self.kind.code_version, inputs)
-        if not again and same_versions(self._latest_of(key).get(checkpoint.key, (0, {}))[1], tags):
+        recorded = self._latest_of(key).get(checkpoint.key, (0, {}))[1]
+        if not again and is_up_to_date(self.context.instance, recorded, tags, checkpoints_key(study.name)):
             return
         metadata = {
             **manifest["headline"],

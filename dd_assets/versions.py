@@ -162,8 +162,8 @@ CURVED: Final = Stock(
 )
 HESSIANS: Final = Stock(
     "computed_hessians",
-    "All Hessians in the weights of all studies as one version: what hessian_spectra holds. It is recorded whenever some "
-    "were computed, or moved away because their arm was trained anew.",
+    "All Hessians in the weights of all studies as one version: what hessian_spectra holds. It is recorded whenever "
+    "some were computed, or moved away because their arm was trained anew.",
     lambda store, study, checkpoint: store.hessian_path(study.name, checkpoint).with_suffix(".json"),
 )
 
@@ -218,11 +218,22 @@ def latest_materializations(
     return found
 
 
-def same_versions(tags: dict[str, str], expected: dict[str, str]) -> bool:
-    """Whether a recorded event says what one recorded now would say, whichever events it points to."""
+def is_up_to_date(
+    instance: dg.DagsterInstance, tags: Mapping[str, str], expected: Mapping[str, str], source: dg.AssetKey
+) -> bool:
+    """Whether a recorded event says what one recorded now would say.
 
-    def versions(of: dict[str, str]) -> dict[str, str]:
+    It may point to an earlier event of what it was made from, as long as Dagster still has that to compare with.
+    """
+    pointer = f"dagster/input_event_pointer/{source.to_user_string()}"
+
+    def versions(of: Mapping[str, str]) -> dict[str, str]:
         wanted = ("dagster/data_version", "dagster/code_version", "dagster/input_data_version/")
         return {name: value for name, value in of.items() if name.startswith(wanted)}
 
-    return versions(tags) == versions(expected)
+    if versions(tags) != versions(expected):
+        return False
+    if tags[pointer] == expected[pointer]:
+        return True
+    earlier = dg.AssetRecordsFilter(source, storage_ids=[int(tags[pointer])])
+    return bool(instance.fetch_materializations(earlier, limit=1).records)

@@ -151,5 +151,7 @@ def test_lost_events_are_recorded_again(lab: Lab, server: Server) -> None:
         instance.wipe_assets([dg.AssetKey(key) for key in keys])
     check(server, {}, missing=dict.fromkeys(PARTITIONED, ALL))
     materialize(lab, "curvature")
+    check(server, {"tiny/hessian": (PLAIN[1], OTHER[1])})
+    materialize(lab, "hessian_spectra")
     check(server, {})
     assert stamps(lab.root, "tables/per_image_curvature/**/*.parquet") == before
