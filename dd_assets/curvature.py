@@ -11,6 +11,7 @@ from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_vi
 from dd_assets.checks import check_curvature, curvature_check_specs, record_evaluations, selected_checks
 from dd_assets.errors import shown_as_sentence
 from dd_assets.partitions import checkpoint_partitions, per_image_curvature_key
+from dd_assets.progress import reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
@@ -103,7 +104,7 @@ def per_image_curvature_asset(study: Study, studies: Mapping[str, Study]) -> dg.
     def per_image_curvature(
         context: dg.AssetExecutionContext, config: Estimators, laboratory: Laboratory
     ) -> Iterator[Any]:
-        with shown_as_sentence():
+        with shown_as_sentence(), reason_at_partitions(context, key):
             store = laboratory.store()
             if not context.selected_asset_keys:  # a check alone
                 refresh_views(store)

@@ -8,6 +8,7 @@ import dagster as dg
 from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, select
 from dd_assets.errors import shown_as_sentence
 from dd_assets.partitions import checkpoint_partitions, hessian_key
+from dd_assets.progress import reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
@@ -56,7 +57,7 @@ def hessian_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefini
         pool=COMPUTE_POOL,
     )
     def hessian(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
-        with shown_as_sentence():
+        with shown_as_sentence(), reason_at_partitions(context, key):
             store = laboratory.store()
             outcome, num_wanted, recorded = HESSIAN.compute_partitions(context, laboratory, store, study, study)
             with outcome.raised_after("checkpoints", num_wanted, f"{recorded} of {num_wanted} are recorded"):

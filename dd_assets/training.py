@@ -10,7 +10,7 @@ from dd_assets.checks import check_checkpoints, checkpoint_check_specs, selected
 from dd_assets.errors import shown_as_sentence
 from dd_assets.estimates import Forecast, forecast
 from dd_assets.partitions import checkpoint_partitions, checkpoints_key, wanted_checkpoints, with_those_of_backfill
-from dd_assets.progress import Outcome, follow
+from dd_assets.progress import Outcome, follow, reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.versions import CURVED, HESSIANS, TRAINED, declared_inputs, event_tags, recipes
 from dd_core.data.datasets import require
@@ -68,7 +68,7 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
     def checkpoints(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
         from dd_core.warehouse import refresh
 
-        with shown_as_sentence():
+        with shown_as_sentence(), reason_at_partitions(context, key):
             store = laboratory.store()
             if not context.selected_asset_keys:  # a check alone
                 refresh(store)

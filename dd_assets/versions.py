@@ -69,7 +69,7 @@ class Declared:
 
 
 def digest_of_content(content: Any) -> str:
-    """The last part of the key of a ``Declared``."""
+    """The end of the key of a ``Declared``."""
     return digest_of([json.dumps(content, sort_keys=True, separators=(",", ":"))])[:_DIGITS]
 
 
@@ -79,7 +79,7 @@ def recipes(study: Study) -> list[Declared]:
     for variant in study.variants:
         arms = [arm for arm in study.arms.values() if arm.variant == variant]
         content = {name: value for name, value in study.recipe(arms[0]).items() if name != "k"}
-        key = dg.AssetKey([study.name, "recipes", f"{variant}-{digest_of_content(content)}"])
+        key = dg.AssetKey([study.name, f"recipe-{variant}-{digest_of_content(content)}"])
         description = f"The recipe of {variant} in the study file: all that its weights depend on besides the width."
         found.append(Declared(key, description, content, tuple(arm.key for arm in arms), study.epoch_keys))
     return found
@@ -87,7 +87,7 @@ def recipes(study: Study) -> list[Declared]:
 
 def settings_key(asset: dg.AssetKey, settings: dict[str, Any]) -> dg.AssetKey:
     """The key of the settings of what an asset computes."""
-    return dg.AssetKey([*asset.path[:-1], f"{asset.path[-1]}_settings", digest_of_content(settings)])
+    return dg.AssetKey([*asset.path[:-1], f"settings-{asset.path[-1]}-{digest_of_content(settings)}"])
 
 
 def settings_of(study: Study, asset: dg.AssetKey, settings: Callable[[Study, int], dict[str, Any]]) -> list[Declared]:
