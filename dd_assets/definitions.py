@@ -33,17 +33,18 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
         resources: replaces resources by name, for example ``{"laboratory": Laboratory(root=...)}``.
     """
     found = studies or catalogue()
-    assets: list[dg.AssetsDefinition | dg.AssetSpec] = []
+    assets: list[dg.AssetsDefinition] = []
     trained = {name: study for name, study in found.studies.items() if not study.imported}
     results = (PER_IMAGE_CURVATURE, HESSIAN)
-    for study in trained.values():
-        assets += [make(study, trained) for make in (checkpoints_asset, per_image_curvature_asset, hessian_asset)]
-        assets += [recipe.spec for recipe in recipes(study)]
-        assets += [part.spec for kind in results for part in kind.declared_settings(study)]
-    assets += [
+    versions = [
         TRAINED.spec(map(checkpoints_key, trained)),
         *(kind.stock.spec(map(kind.key, trained)) for kind in results),
     ]
+    for study in trained.values():
+        assets += [make(study, trained) for make in (checkpoints_asset, per_image_curvature_asset, hessian_asset)]
+        declared = [*recipes(study), *(part for kind in results for part in kind.declared_settings(study))]
+        versions += [part.spec for part in declared]
+    assets += [dg.AssetsDefinition(specs=[spec]) for spec in versions]
     assets += [curvature_asset(trained), hessian_spectra_asset(trained), tables_asset(found.studies)]
     assets += [resource_probe_asset(trained), metric_exports_asset(found.studies)]
     assets += figure_assets(found.studies)

@@ -49,6 +49,7 @@ class Declared:
             description=self.description,
             group_name=self.key.path[0],
             kinds={"yaml"},
+            code_version=self.key.path[-1].rpartition("-")[2],
             partitions_def=box(self.arms, self.epochs),
             metadata={"content": dg.MetadataValue.json(self.content)},
         )

@@ -143,6 +143,21 @@ def test_other_estimators_by_run_config_leave_a_partition_stale_until_the_studys
     check(server, {})
 
 
+def test_drivers_say_that_a_recipe_has_changed_and_what_to_run(lab: Lab) -> None:
+    write(lab, "1.9e-3")
+    sentence = (
+        "the recipe in the study file has changed since tiny/other.k001 was trained (2 checkpoints), so these are left "
+        "out; train them again: dagster asset materialize --select 'tiny/checkpoints' --partition-range "
+        "'other.k001|0000...other.k001|0002'"
+    )
+    for driver in ("curvature", "hessian_spectra"):
+        command = ("asset", "materialize", "--select", driver)
+        only = {"ops": {driver: {"config": {"arms": ["other.k001"]}}}}
+        lab.forked_dagster(*command, "--config-json", json.dumps(only)).refused(sentence)
+        assert sentence in lab.forked_dagster(*command).succeeded().output
+    write(lab, "1.1e-3")
+
+
 def test_lost_events_are_recorded_again(lab: Lab, server: Server) -> None:
     """Files are the truth: what Dagster has forgotten it is told again, without computing anything."""
     keys = [["tiny", "checkpoints"], ["tiny", "per_image_curvature"]]
