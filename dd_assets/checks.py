@@ -1,15 +1,16 @@
 """Asset checks of a study: files match their manifests, metrics are complete and in range, row counts match.
 
-They are part of the asset's own step: a step that reports its partitions one by one has no output for a separate check
-to wait for. A check that fails is shown at the asset; it does not undo what was recorded.
+They are part of the asset's own step, which can also be run for a check alone. The driver ``curvature`` evaluates those
+of the assets that it drives. A check that fails is shown at the asset; it does not undo what was recorded.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
 from dd_core.provenance import trained_checkpoints
 from dd_core.schema.training import METRIC_TABLES
@@ -86,6 +87,36 @@ def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg
     with contextlib.closing(connect(store, ("per_image_curvature",))) as connection:
         problems, num_files = curvature_gaps(store, study, connection)
     yield _result(key, _ROWS, problems, num_files)
+
+
+def selected_checks(
+    context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]
+) -> Iterator[dg.AssetCheckResult]:
+    """Those of the results that a run was asked for."""
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    return (result for result in results if result.check_name in wanted)
+
+
+def record_evaluations(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]) -> None:
+    """Log checks of an asset that is not this step's own but that it has materialised partitions of."""
+    for result in results:
+        assert result.asset_key is not None
+        assert result.check_name is not None
+        latest = context.instance.fetch_materializations(result.asset_key, limit=1).records
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=result.asset_key,
+            check_name=result.check_name,
+            passed=result.passed,
+            metadata=result.metadata,
+            severity=result.severity,
+            description=result.description,
+            target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+                storage_id=latest[0].storage_id, run_id=latest[0].run_id, timestamp=latest[0].timestamp
+            )
+            if latest
+            else None,
+        )
+        dg.DagsterEvent.asset_check_evaluation(context.get_step_execution_context(), evaluation)
 
 
 def _result(key: dg.AssetKey, name: str, problems: list[str], checked: int, **facts: Any) -> dg.AssetCheckResult:

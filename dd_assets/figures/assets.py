@@ -9,8 +9,8 @@ import dagster as dg
 from dd_assets.errors import shown_as_sentence
 from dd_assets.figures import FIGURES, Figure
 from dd_assets.harms import warn_of_harms
-from dd_assets.partitions import per_image_curvature_key
 from dd_assets.resources import Laboratory
+from dd_assets.versions import CURVED
 from dd_core.errors import DataMissingError, UserError
 from dd_core.studies import Study
 
@@ -26,10 +26,8 @@ def figure_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
 
 
 def _table_keys(table: str, studies: dict[str, Study]) -> list[dg.AssetKey]:
-    """The assets that hold a table: per-image curvature is one of each study, the others are shared."""
-    if table == "per_image_curvature":
-        return [per_image_curvature_key(name) for name, study in studies.items() if not study.imported]
-    return [dg.AssetKey(table)]
+    """The node that stands for a table: of per-image curvature the one for that of all studies."""
+    return [CURVED.key if table == "per_image_curvature" else dg.AssetKey(table)]
 
 
 def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinition:
