@@ -112,7 +112,9 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
                     part.refuse_if_from_other_files(store)
             if not dry_run:
                 study_file.write()
-                remove(*(part.manifest_path for part in changed))  # they must not vouch for what comes in their place
+                remove(
+                    *(store.manifest_path(part.final) for part in changed)
+                )  # they must not vouch for what comes in their place
                 for part in parts:
                     is_new = replace_if_changed(part.staged, part.final)
                     if is_new or store.read_manifest(store.manifest_path(part.final)) is None:
