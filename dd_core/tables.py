@@ -18,7 +18,7 @@ from dd_core.errors import StaleError
 from dd_core.schema.columns import Table
 from dd_core.schema.curvature import CURVATURE_TABLES
 from dd_core.schema.training import TRAINING_TABLES
-from dd_core.storage.files import local_copy, write_atomically
+from dd_core.storage.files import local_copy, remove, write_atomically
 from dd_core.store import Store
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def write_parquet(path: Path, table: "pa.Table") -> None:
 def write_result(store: Store, path: Path, table: "pa.Table") -> None:
     """Write a file of a table that no checkpoint vouches for, and a manifest of its own."""
     manifest = store.manifest_path(path)
-    # A process killed in between leaves a file that is not vouched for, not a wrong one.
-    manifest.unlink(missing_ok=True)
+    remove(manifest)  # it must not vouch for what is written in its place
     write_parquet(path, table)
     store.write_manifest(manifest, {"kind": "table", "rows": {"table": table.num_rows}}, {"table": path})
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from dd_core.analysis.auroc import auroc
 from dd_core.provenance import curvature_manifests, describes, trained_checkpoints
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import read_parquet, to_arrow, write_result
@@ -89,8 +90,8 @@ def rebuild(store: Store, study: Study) -> int:
         write_result(store, path, to_arrow("curvature", columns, len(arm_rows)))
     for path in store.table_folder("curvature", study.name).glob("arm=*/summary.parquet"):
         if path.parent.name.removeprefix("arm=") not in by_arm:
-            store.manifest_path(path).unlink(missing_ok=True)
-            path.unlink()
+            remove(store.manifest_path(path))
+            remove(path)
     return len(rows)
 
 

@@ -161,8 +161,8 @@ def unchanged_weights(
     except StaleError:
         own = store.read_manifest(store.manifest_path(result))
         if own is None or own.get("checkpoint_sha256") == manifest["files"]["weights"]["sha256"]:
-            store.manifest_path(result).unlink(missing_ok=True)
-            result.unlink(missing_ok=True)
+            remove(store.manifest_path(result))
+            remove(result)
         raise
     if gone is not None:
         raise gone
@@ -300,7 +300,7 @@ def write_curvature(
         **columns,
     }
     path = store.curvature_path(study.name, checkpoint)
-    remove(path.with_suffix(".json"))  # it must not vouch for what is written in its place
+    remove(store.manifest_path(path))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
     seconds = sum(manifest["seconds"] for manifest in shard_manifests)
     devices = sorted({manifest["device"] for manifest in shard_manifests})

@@ -107,7 +107,7 @@ def _write(
         for name, values in columns.items():
             values.append({**constants, **row}[name])
     path = store.hessian_path(study.name, checkpoint)
-    remove(path.with_suffix(".json"))  # it must not vouch for what is written in its place
+    remove(store.manifest_path(path))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("hessian_spectra", columns, len(rows)))
     seconds = sum(row["seconds"] for row in rows)
     manifest = {
