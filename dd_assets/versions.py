@@ -159,13 +159,13 @@ CURVED: Final = Stock(
     "computed_curvature",
     "All per-image curvature of all studies as one version: what its summary and figures are made of. It is recorded "
     "whenever some was computed, or moved away because its arm was trained anew.",
-    lambda store, study, checkpoint: store.curvature_path(study.name, checkpoint).with_suffix(".json"),
+    lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
 )
 HESSIANS: Final = Stock(
     "computed_hessians",
     "All Hessians in the weights of all studies as one version: what hessian_spectra holds. It is recorded whenever "
     "some were computed, or moved away because their arm was trained anew.",
-    lambda store, study, checkpoint: store.hessian_path(study.name, checkpoint).with_suffix(".json"),
+    lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
 )
 
 
