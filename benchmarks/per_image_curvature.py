@@ -44,9 +44,9 @@ def made_up_images(num_classes: int, num_images: int, seed: int = 0) -> tuple[Te
 
 
 def trained_network(k: int, images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
-    """ResNet18k after some epochs of Adam, in eval mode, in PyTorch's own memory layout."""
+    """ResNet18k after some epochs of Adam on the images' device, in eval mode, in PyTorch's own memory layout."""
     torch.manual_seed(0)
-    model = build("preact_resnet18", k, 3, int(labels.max()) + 1).to(memory_format=torch.channels_last)
+    model = build("preact_resnet18", k, 3, int(labels.max()) + 1).to(images.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
@@ -63,7 +63,7 @@ def published(model: nn.Module, images: Tensor, labels: Tensor, h: float = 1e-3)
     criterion = nn.CrossEntropyLoss()
     for batch, target in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         inputs, num = batch.clone(), len(batch)
-        norms, eigenvalues = torch.zeros(num), torch.zeros(num)
+        norms, eigenvalues = inputs.new_zeros(num), inputs.new_zeros(num)
         for _ in range(NUM_PROBES):
             v = torch.randint_like(inputs, high=2)
             for v_i in v:
@@ -83,7 +83,7 @@ def double_backward(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         inputs = batch.clone().requires_grad_()
         loss = cross_entropy(model(inputs), target, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
-        total = torch.zeros(len(batch))
+        total = batch.new_zeros(len(batch))
         for _ in range(NUM_PROBES):
             signs = torch.randint_like(inputs, high=2) * 2 - 1
             (product,) = torch.autograd.grad(gradient, inputs, signs, retain_graph=True)
@@ -100,7 +100,7 @@ def frozen_finite_difference(model: nn.Module, images: Tensor, labels: Tensor, h
             x = x.clone().requires_grad_()
             return torch.autograd.grad(cross_entropy(model(x), target, reduction="sum"), x)[0]
 
-        at_rest, norms = gradient(batch), torch.zeros(len(batch))
+        at_rest, norms = gradient(batch), batch.new_zeros(len(batch))
         for _ in range(NUM_PROBES):
             signs = torch.randint_like(batch, high=2) * 2 - 1
             norms += (gradient(batch + h * signs) - at_rest).flatten(1).norm(dim=1)
@@ -134,9 +134,12 @@ class Candidate:
     traces: Tensor | None = None
 
 
-def candidates(k: int, num_classes: int, num_images: int, epochs: int) -> tuple[dict[str, Candidate], Tensor, float]:
+def candidates(
+    k: int, num_classes: int, num_images: int, epochs: int, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Candidate], Tensor, float]:
     """All rows, the exact float64 traces, and FLOPs of one forward pass of one image."""
-    images, labels = made_up_images(num_classes, 2000 if num_classes == 10 else 3000)
+    made = made_up_images(num_classes, max(num_images, 2000 if num_classes == 10 else 3000))
+    images, labels = (tensor.to(device) for tensor in made)
     plain = trained_network(k, images, labels, epochs)
     images, labels = images[:num_images], labels[:num_images]
     few = images[:NUM_FOR_PEERS], labels[:NUM_FOR_PEERS]

@@ -80,6 +80,7 @@ class PlainLoop:
         self.model = build(variant.architecture, arm.k, channels, 10).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=variant.optimizer.learning_rate)
         self.device, self.num_steps = device, num_steps
+        self.is_narrow = variant.precision == "bfloat16"
         self.batches: Any = (
             ImagesInMemory(study, arm, device) if in_memory else self._loader(Images(study, arm), variant.batch_size)
         )
@@ -110,7 +111,8 @@ class PlainLoop:
                     break
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
-        loss = cross_entropy(self.model(images), labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_narrow):
+            loss = cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dd_assets.compute.local import run_job
 from dd_core.jobs.job import curvature_job, training_job
+from dd_core.storage.manifests import sealed
 from dd_core.store import Store, sha256_of
 from dd_core.studies import Study
 
@@ -52,10 +53,11 @@ def lay_out(root: Path, study: Study) -> None:
             if event["event"] == "failed":
                 raise RuntimeError(event["error"])
     weights = json.loads(store.checkpoint_manifest_path(study.name, model).read_text(encoding="utf-8"))
-    curvature = json.loads(store.curvature_path(study.name, model).with_suffix(".json").read_text(encoding="utf-8"))
+    curvature = json.loads(store.manifest_path(store.curvature_path(study.name, model)).read_text(encoding="utf-8"))
     table = pq.ParquetFile(store.curvature_path(study.name, model)).read()
     content = store.checkpoint_path(study.name, model).read_bytes()
     shutil.rmtree(root / "tables")
+    shutil.rmtree(root / "manifests")
     for checkpoint in checkpoints:
         about = {"arm": checkpoint.arm.key, "recipe": study.recipe_hash(checkpoint.arm), "epoch": checkpoint.epoch}
         path = store.checkpoint_path(study.name, checkpoint)
@@ -80,4 +82,7 @@ def _write_manifest(store: Store, path: Path, manifest: dict[str, Any], files: d
     }
     if "table" in files:
         entries["table"] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    path.with_suffix(".json").write_text(json.dumps({**manifest, "files": entries}), encoding="utf-8")
+    where = store.manifest_path(path)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    content = sealed({**manifest, "files": entries}, str(where.relative_to(store.root)))
+    where.write_text(json.dumps(content), encoding="utf-8")

@@ -1,36 +1,37 @@
 """Assets ``<study>/per_image_curvature`` and their driver ``curvature``, which also summarises them in a table."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 from pydantic import Field, ValidationError
 
-from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, require_trained, select
-from dd_assets.checks import check_curvature, curvature_check_specs
+from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, select
+from dd_assets.checks import check_curvature, curvature_check_specs, record_evaluations, selected_checks
 from dd_assets.errors import shown_as_sentence
-from dd_assets.partitions import (
-    checkpoint_partitions,
-    checkpoints_key,
-    per_image_curvature_key,
-    wanted_checkpoints,
-)
+from dd_assets.harms import warn_of_harms
+from dd_assets.partitions import checkpoint_partitions, per_image_curvature_key
+from dd_assets.progress import reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
+from dd_assets.versions import CURVED, input_tags, table_version
 from dd_core.curvature_settings import CurvatureSettings
 from dd_core.errors import UserError
 from dd_core.jobs.job import curvature_job
 from dd_core.provenance import CURVATURE_VERSION, curvature_is_current
+from dd_core.store import Store
 from dd_core.studies import Study
 from dd_core.yaml_files import describe_problems
 
 PER_IMAGE_CURVATURE = CheckpointResult(
     what="curvature",
     key=per_image_curvature_key,
-    path=lambda store, study, checkpoint: store.curvature_path(study.name, checkpoint).with_suffix(".json"),
+    path=lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
     is_current=curvature_is_current,
+    settings=lambda study, epoch: study.curvature.families(epoch),
+    stock=CURVED,
     job=curvature_job,
     code_version=CURVATURE_VERSION,
 )
@@ -72,13 +73,14 @@ class CurvatureConfig(Narrowing, Estimators):
     """What ``curvature`` looks at, and how."""
 
 
-def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
-    """The asset of one study."""
+def per_image_curvature_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
+    """The asset of one of the studies."""
     partitions = checkpoint_partitions(study)
     key = per_image_curvature_key(study.name)
     spec = dg.AssetSpec(
         key,
-        deps=[checkpoints_key(study.name)],
+        deps=PER_IMAGE_CURVATURE.deps(study),
+        skippable=True,
         description=(
             "Curvature of the loss in input space for every training image of every trial: trace, Frobenius norm and "
             "largest eigenvalue of the Hessian, curvature along the gradient, gradient norm and loss; and finite "
@@ -95,6 +97,7 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
         specs=[spec],
         check_specs=curvature_check_specs(key),
         partitions_def=partitions,
+        can_subset=True,
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRY,
         pool=COMPUTE_POOL,
@@ -102,16 +105,19 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
     def per_image_curvature(
         context: dg.AssetExecutionContext, config: Estimators, laboratory: Laboratory
     ) -> Iterator[Any]:
-        with shown_as_sentence():
-            wanted = wanted_checkpoints(study, context)
+        with shown_as_sentence(), reason_at_partitions(context, key):
             store = laboratory.store()
-            require_trained(store, study, wanted)
-            asked = config.applied_to(study)
-            work = [(asked, checkpoint) for checkpoint in wanted]
-            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, work, work)
-            with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
+            if not context.selected_asset_keys:  # a check alone
                 refresh_views(store)
-                yield from check_curvature(store, study, key)
+                yield from selected_checks(context, check_curvature(store, study, key))
+                return
+            outcome, num_wanted, recorded = PER_IMAGE_CURVATURE.compute_partitions(
+                context, laboratory, store, study, config.applied_to(study)
+            )
+            with outcome.raised_after("checkpoints", num_wanted, f"{recorded} of {num_wanted} are recorded"):
+                refresh_views(store)
+                PER_IMAGE_CURVATURE.stock.record(context, store, studies.values())
+                yield from selected_checks(context, check_curvature(store, study, key))
         yield already_logged(key)
 
     return per_image_curvature
@@ -119,24 +125,29 @@ def per_image_curvature_asset(study: Study) -> dg.AssetsDefinition:
 
 def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """The driver: computes what is missing, reports each partition, then rebuilds the summary table."""
-    deps = [per_image_curvature_key(name) for name in studies]
+    spec = table_spec("curvature", [PER_IMAGE_CURVATURE.stock.key])
 
-    @dg.multi_asset(name="curvature", specs=[table_spec("curvature", deps)], retry_policy=RETRY, pool=COMPUTE_POOL)
+    @dg.multi_asset(name="curvature", specs=[spec], retry_policy=RETRY, pool=COMPUTE_POOL)
     def curvature(
         context: dg.AssetExecutionContext, config: CurvatureConfig, laboratory: Laboratory
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        from dd_core.analysis.curvature_summary import rebuild
-
         with shown_as_sentence():
             store = laboratory.store()
             asked = {name: config.applied_to(study) for name, study in studies.items()}
-            chosen = select(store, asked, config)
+            chosen = select(store, asked, config, context.log.warning)
             todo = PER_IMAGE_CURVATURE.missing(store, chosen)
             context.log.info(f"{len(chosen)} trained checkpoints, {len(todo)} without current curvature")
-            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, chosen, todo)
+            outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, chosen, todo, studies)
+            names = {study.name for study, _ in chosen}
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
-                rows = sum(rebuild(store, study) for study in {study.name: study for study, _ in chosen}.values())
+                PER_IMAGE_CURVATURE.record_what_is_there(context, store, [(studies[s.name], c) for s, c in chosen])
+                version = PER_IMAGE_CURVATURE.stock.record(context, store, studies.values())
+                rows, is_whole = _summarise(context, store, studies, names)
                 refresh_views(store)
+                facts = warn_of_harms(context, store, studies.values(), ("curvature", "per_image_curvature"))
+                for name in names:
+                    key = per_image_curvature_key(name)
+                    record_evaluations(context, check_curvature(store, studies[name], key))
         yield dg.MaterializeResult(
             asset_key="curvature",
             metadata={
@@ -144,7 +155,33 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 "dagster/uri": str(store.table_folder("curvature")),
                 "checkpoints": len(chosen),
                 "computed_now": len(todo),
+                **facts,
             },
+            data_version=dg.DataVersion(table_version(store, "curvature")),
+            # Of what this very step has computed, which Dagster could not know when the step began.
+            tags=input_tags({PER_IMAGE_CURVATURE.stock.key: (version if is_whole else "partial", None)}),
         )
 
     return curvature
+
+
+def _summarise(
+    context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study], asked: set[str]
+) -> tuple[int, bool]:
+    """Rebuild the summary of every study; returns its rows, and whether that was possible for all.
+
+    Raises:
+        UserError: it was not for one of those asked for.
+    """
+    from dd_core.analysis.curvature_summary import rebuild
+
+    rows, is_whole = 0, True
+    for name, study in studies.items():
+        try:
+            rows += rebuild(store, study)
+        except UserError as error:
+            if name in asked:
+                raise
+            context.log.warning(f"the curvature of {name} was not summarised anew: {error}")
+            is_whole = False
+    return rows, is_whole

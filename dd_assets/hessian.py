@@ -1,38 +1,43 @@
 """Assets ``<study>/hessian``, the Hessian of the training loss in the weights, and their driver ``hessian_spectra``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
-from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, require_trained, select
+from dd_assets.checkpoint_results import CheckpointResult, Narrowing, refresh_views, select
 from dd_assets.errors import shown_as_sentence
-from dd_assets.partitions import checkpoint_partitions, checkpoints_key, hessian_key, wanted_checkpoints
+from dd_assets.harms import warn_of_harms
+from dd_assets.partitions import checkpoint_partitions, hessian_key
+from dd_assets.progress import reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
+from dd_assets.versions import HESSIANS, input_tags
 from dd_core.errors import UserError
 from dd_core.jobs.job import hessian_job
-from dd_core.provenance import HESSIAN_VERSION, hessian_is_current
+from dd_core.provenance import HESSIAN_VERSION, hessian_is_current, hessian_settings
 from dd_core.studies import Study
 
 HESSIAN = CheckpointResult(
     what="the Hessian in the weights",
     key=hessian_key,
-    path=lambda store, study, checkpoint: store.hessian_path(study.name, checkpoint).with_suffix(".json"),
+    path=lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
     is_current=hessian_is_current,
+    settings=lambda study, epoch: hessian_settings(study),
+    stock=HESSIANS,
     job=hessian_job,
     code_version=HESSIAN_VERSION,
 )
 
 
-def hessian_asset(study: Study) -> dg.AssetsDefinition:
-    """The asset of one study."""
+def hessian_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
+    """The asset of one of the studies."""
     partitions = checkpoint_partitions(study)
     key = hessian_key(study.name)
     spec = dg.AssetSpec(
         key,
-        deps=[checkpoints_key(study.name)],
+        deps=HESSIAN.deps(study),
         description=(
             "The Hessian of the training loss in the weights of every trial: largest and smallest eigenvalues, "
             "spectral density, exact and estimated traces, by layer, and the gradient's place in it. One row per trial "
@@ -53,14 +58,12 @@ def hessian_asset(study: Study) -> dg.AssetsDefinition:
         pool=COMPUTE_POOL,
     )
     def hessian(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
-        with shown_as_sentence():
-            wanted = wanted_checkpoints(study, context)
+        with shown_as_sentence(), reason_at_partitions(context, key):
             store = laboratory.store()
-            require_trained(store, study, wanted)
-            work = [(study, c) for c in wanted]
-            outcome, recorded = HESSIAN.compute(context, laboratory, store, work, work)
-            with outcome.raised_after("checkpoints", len(wanted), f"{recorded} of {len(wanted)} are recorded"):
+            outcome, num_wanted, recorded = HESSIAN.compute_partitions(context, laboratory, store, study, study)
+            with outcome.raised_after("checkpoints", num_wanted, f"{recorded} of {num_wanted} are recorded"):
                 refresh_views(store)
+                HESSIAN.stock.record(context, store, studies.values())
         yield already_logged(key)
 
     return hessian
@@ -68,17 +71,15 @@ def hessian_asset(study: Study) -> dg.AssetsDefinition:
 
 def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """The driver: analyses the checkpoints that lack it, at the epochs that the studies name."""
-    deps = [hessian_key(name) for name in studies]
+    spec = table_spec("hessian_spectra", [HESSIAN.stock.key])
 
-    @dg.multi_asset(
-        name="hessian_spectra", specs=[table_spec("hessian_spectra", deps)], retry_policy=RETRY, pool=COMPUTE_POOL
-    )
+    @dg.multi_asset(name="hessian_spectra", specs=[spec], retry_policy=RETRY, pool=COMPUTE_POOL)
     def hessian_spectra(
         context: dg.AssetExecutionContext, config: Narrowing, laboratory: Laboratory
     ) -> Iterator[dg.MaterializeResult[Any]]:
         with shown_as_sentence():
             store = laboratory.store()
-            trained = select(store, studies, config)
+            trained = select(store, studies, config, context.log.warning)
             chosen = [(s, c) for s, c in trained if config.epochs or c.epoch in s.hessian_epochs]
             if not chosen:
                 raise UserError(
@@ -87,9 +88,12 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 )
             todo = HESSIAN.missing(store, chosen)
             context.log.info(f"{len(chosen)} checkpoints to analyse, {len(todo)} without a current result")
-            outcome, recorded = HESSIAN.compute(context, laboratory, store, chosen, todo)
+            outcome, recorded = HESSIAN.compute(context, laboratory, store, chosen, todo, studies)
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
+                HESSIAN.record_what_is_there(context, store, chosen)
+                version = HESSIAN.stock.record(context, store, studies.values())
                 refresh_views(store)
+                facts = warn_of_harms(context, store, studies.values(), ("hessian_spectra",))
         yield dg.MaterializeResult(
             asset_key="hessian_spectra",
             metadata={
@@ -97,7 +101,11 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 "dagster/uri": str(store.table_folder("hessian_spectra")),
                 "checkpoints": len(chosen),
                 "computed_now": len(todo),
+                **facts,
             },
+            data_version=dg.DataVersion(version),
+            # Of what this very step has computed, which Dagster could not know when the step began.
+            tags=input_tags({HESSIAN.stock.key: (version, None)}),
         )
 
     return hessian_spectra

@@ -16,6 +16,8 @@ from dd_core.errors import UserError
 from dd_core.jobs.job import Job, TrainTask, predicted_cost
 
 _LOG_SECONDS = 10.0
+# Each takes a tenth of a second to write.
+_MOST_REASONS = 100
 # Asked now, at import: while a step runs, Dagster has stderr in its own hands, to keep it in the compute log.
 _ON_A_TERMINAL = sys.stderr.isatty()
 
@@ -47,6 +49,12 @@ class Outcome:
         self.finished |= other.finished
         self.seconds += other.seconds
 
+    def keep_only(self, tasks: set[str]) -> None:
+        """Leave out the failures of other tasks than these and their parts: those belong to another run."""
+        self.failed = {name: reason for name, reason in self.failed.items() if name.split(" ")[0] in tasks}
+        if not self.failed:
+            self.defects.clear()
+
     def raise_if_failed(self, what: str, total: int, kept: str) -> None:
         """Say what did not finish.
 
@@ -58,9 +66,9 @@ class Outcome:
             return
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.failed.items()))
         message = f"{len(self.failed)} of {total} {what} did not finish ({reasons}). {kept}"
-        if self.defects:
-            raise WorkerError("\n\n".join([message, *self.defects]))
-        raise UserError(message)
+        error = WorkerError("\n\n".join([message, *self.defects])) if self.defects else UserError(message)
+        error.__dict__["reasons"] = self.failed
+        raise error
 
     @contextlib.contextmanager
     def raised_after(self, what: str, total: int, kept: str) -> Iterator[None]:
@@ -68,6 +76,29 @@ class Outcome:
         with contextlib.suppress(UserError) if self.failed else contextlib.nullcontext():
             yield
         self.raise_if_failed(what, total, kept)
+
+
+@contextlib.contextmanager
+def reason_at_partitions(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Iterator[None]:
+    """Let a failure say at each partition that was not materialised why, where the UI shows the partition.
+
+    Dagster itself shows there that a run failed, and no reason.
+    """
+    try:
+        yield
+    except (UserError, WorkerError) as error:
+        if not (context.has_partition_key or context.has_partition_key_range):
+            raise
+        logs = context.instance.all_logs(context.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        events = [log.dagster_event for log in logs if log.dagster_event is not None]
+        done = {event.partition for event in events if event.asset_key == key}
+        reasons = {f"{task} ".split(" ")[0]: reason for task, reason in error.__dict__.get("reasons", {}).items()}
+        for partition in [partition for partition in context.partition_keys if partition not in done][:_MOST_REASONS]:
+            names = (f"{key.path[0]}/{partition}", f"{key.path[0]}/{partition.split('|')[0]}")
+            reason = next((reasons[name] for name in names if name in reasons), str(error).split("\n\n")[0])
+            metadata = {"why_it_failed": reason}
+            context.log_event(dg.AssetObservation(key, partition=partition, description=reason, metadata=metadata))
+        raise
 
 
 def follow(

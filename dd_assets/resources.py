@@ -11,6 +11,7 @@ from pydantic import Field
 from dd_assets.compute import Place, place_called
 from dd_core.jobs.job import Job
 from dd_core.jobs.machine import Machine
+from dd_core.layout import bring_up_to_date
 from dd_core.resources import largest
 from dd_core.store import Store
 from dd_core.studies import Study
@@ -25,6 +26,7 @@ def writable_store(root: str | None = None) -> Store:
     root = root or os.environ.get("DD_ROOT", "data")
     store = Store(root if "://" in root else Path(root).expanduser().absolute())
     store.check_writable()
+    bring_up_to_date(store)
     return store
 
 

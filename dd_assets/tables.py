@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 
 from dd_assets.errors import shown_as_sentence
-from dd_assets.partitions import checkpoints_key
+from dd_assets.harms import warn_of_harms
 from dd_assets.resources import Laboratory
+from dd_assets.versions import TRAINED, table_version
 from dd_core.errors import UserError
 from dd_core.provenance import trained_checkpoints
 from dd_core.store import Store
@@ -37,9 +38,9 @@ def table_spec(name: str, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
 
 def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """All tables of training as one step that can be run in part."""
-    deps = [checkpoints_key(name) for name, study in studies.items() if not study.imported]
+    specs = [table_spec(name, [TRAINED.key]) for name in TRAINING_TABLES]
 
-    @dg.multi_asset(name="tables", specs=[table_spec(name, deps) for name in TRAINING_TABLES], can_subset=True)
+    @dg.multi_asset(name="tables", specs=specs, can_subset=True)
     def tables(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[dg.MaterializeResult[Any]]:
         import contextlib
 
@@ -58,7 +59,8 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 for study in trained:
                     write_images(store, study)
             views = refresh(store)
-            with contextlib.closing(connect(store)) as connection:
+            facts = warn_of_harms(context, store, studies.values(), selected)
+            with contextlib.closing(connect(store, sorted(selected))) as connection:
                 for name in sorted(selected & set(views)):
                     rows = connection.sql(f"SELECT count(*) FROM {name}").fetchone()
                     assert rows is not None
@@ -68,7 +70,9 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                             "dagster/row_count": rows[0],
                             "dagster/uri": str(store.table_folder(name)),
                             "studies": ", ".join(study.name for study in (*trained, *imported)),
+                            **facts,
                         },
+                        data_version=dg.DataVersion(table_version(store, name)),
                     )
 
     return tables

@@ -114,10 +114,9 @@ class Known:
         from dd_core.warehouse import connect
 
         try:
-            with contextlib.closing(connect(store)) as connection:
-                views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-                probe = read_probe(connection, study, machine) if ("resource_probe",) in views else {}
-                runs = read_runs(connection, study, machine.device) if ("runs",) in views else []
+            with contextlib.closing(connect(store, ("resource_probe", "runs"))) as connection:
+                probe = read_probe(connection, study, machine)
+                runs = read_runs(connection, study, machine.device)
         except duckdb.Error as error:
             raise UserError(f"a table cannot be read ({str(error).splitlines()[0]})") from error
         return cls(study, machine, probe, runs)
@@ -195,7 +194,7 @@ def trained_epoch(store: Store, study: Study, arm: Arm) -> int:
 
 
 def resume_metadata(store: Store, study: Study, arm: Arm) -> dict[str, str]:
-    """What the head of an arm's resume point says; nothing without one of the present recipe."""
+    """What the head of an arm's resume point says; nothing without an unharmed one of the present recipe."""
     try:
         with store.resume_path(study.name, arm.key).open("rb") as file:
             # safetensors: the length of the head, little-endian in eight bytes, then the head, JSON.
@@ -203,6 +202,9 @@ def resume_metadata(store: Store, study: Study, arm: Arm) -> dict[str, str]:
             head = file.read(length) if length < _LONGEST_HEAD else b""
         metadata: dict[str, str] = json.loads(head)["__metadata__"]
         is_of_this_recipe = json.loads(metadata["identity"])["recipe"] == study.recipe_hash(arm)
-    except (OSError, KeyError, ValueError):
+        content = {name: text for name, text in metadata.items() if name != "digest"}
+        if not metadata["digest"].endswith(json.dumps(content, sort_keys=True)):
+            return {}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
         return {}
     return metadata if is_of_this_recipe else {}

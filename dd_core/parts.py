@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dd_core.estimate import trained_epoch
 from dd_core.stacks import stacking
-from dd_core.store import Store, move
+from dd_core.store import Store
 from dd_core.studies import Arm, Study
 
 
@@ -58,15 +58,19 @@ class PartStore(Store):
         with self.whole.lock(*parts, self.name, timeout=timeout):
             yield
 
-    def clean_temporaries(self, folder: Path) -> None:
+    def clean_temporaries(self, folder: Path, name: str = "") -> None:
         """Remove what a killed writer left, but not where other parts are writing."""
         if folder.is_relative_to(self.folder):
-            super().clean_temporaries(folder)
+            super().clean_temporaries(folder, name)
 
-    def retire_arm(self, study: str, arm: str, recipe: str) -> Path | None:
-        """Move all results of the part's earlier recipe aside."""
-        target = self.root / "retired" / study / arm / recipe / "parts" / self.name
-        return target if move(self.folder, target) else None
+    def folders_of_arm(self, study: str, arm: str) -> list[Path]:
+        """The part's own folder."""
+        return [self.folder]
+
+    def inside(self, folder: Path) -> "PartStore":
+        """The same part in a folder as if that were the data root."""
+        study, arm = self.folder.parent.parent.name, self.folder.parent.name
+        return PartStore(Store(folder), study, arm, self.name)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def is_uneven(measurements: Sequence[Measurement]) -> bool:
 
 def write_measurements(store: Store, machine: Machine, measurements: Sequence[Measurement]) -> Path:
     """Replace what is known of one arm on this kind of device; returns the file."""
-    from dd_core.tables import to_arrow, write_parquet
+    from dd_core.tables import to_arrow, write_result
 
     study, arm = measurements[0].study, measurements[0].arm
     best = recommended_workers(measurements)
@@ -103,7 +103,7 @@ def write_measurements(store: Store, machine: Machine, measurements: Sequence[Me
     kind = machine.device if machine.num_gpus else f"cpu of {machine.num_cores}"
     name = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
     path = store.table_folder("resource_probe", study.name, arm.key) / f"{name}.parquet"
-    write_parquet(path, to_arrow("resource_probe", columns, len(measurements)))
+    write_result(store, path, to_arrow("resource_probe", columns, len(measurements)))
     return path
 
 

@@ -4,11 +4,16 @@ The orchestrator asks here what is to be done; workers ask again, with the stric
 """
 
 import contextlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dd_core.attempts import is_settled
 from dd_core.curvature_settings import covers
+from dd_core.data.datasets import load
 from dd_core.errors import StaleError
+from dd_core.estimate import resume_metadata
+from dd_core.parts import PartStore
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 
@@ -24,9 +29,13 @@ def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> d
     Raises:
         StaleError: there is none, or it is of another recipe.
     """
-    return _of_present_recipe(
-        store.read_manifest(store.checkpoint_manifest_path(study.name, checkpoint)), study, checkpoint
-    )
+    path = store.checkpoint_manifest_path(study.name, checkpoint)
+    manifest = store.read_manifest(path)
+    if manifest is None and path.exists():
+        raise StaleError(
+            f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; train it again"
+        )
+    return _of_present_recipe(manifest, study, checkpoint)
 
 
 def _of_present_recipe(manifest: dict[str, Any] | None, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -59,19 +68,41 @@ def live_trials(manifest: dict[str, Any]) -> list[int]:
 
 
 def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
-    """Whether every checkpoint up to an epoch is there in the present recipe, with all its files unharmed.
+    """Whether every checkpoint up to an epoch is there in the present recipe, unharmed, and nothing is left to be done.
 
-    A worker asks the same once more under the arm's lock, and compares the data set too.
+    A worker asks the same once more under the arm's lock.
     """
+    wanted = [Checkpoint(arm, epoch) for epoch in study.checkpoints if epoch <= until]
     try:
-        for epoch in study.checkpoints:
-            if epoch <= until:
-                manifest = checkpoint_manifest(store, study, Checkpoint(arm, epoch))
-                for role in manifest["files"]:
-                    store.verify(manifest, role)
+        manifests = [checkpoint_manifest(store, study, checkpoint) for checkpoint in wanted]
     except StaleError:
         return False
-    return True
+    data_sha256 = load(study.data.dataset).sha256
+    return (
+        all(m.get("data_sha256") == data_sha256 and store.is_sound(m) for m in manifests)
+        and next(harmed_best(store, study, arm), None) is None
+        and is_settled(store, study, arm)
+    )
+
+
+def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
+    """Sentences about best checkpoints of an arm that are missing or damaged, as far as its resume point knows them."""
+    folder = store.best_folder(study.name, arm.key)
+    # A part hands them over to the arm.
+    metadata = {} if isinstance(store, PartStore) else resume_metadata(store, study, arm)
+    progress = enumerate(json.loads(metadata.get("progress", "[]")))
+    kept = {f"trial-{trial:03d}.epoch-{epoch:04d}" for trial, own in progress for _, epoch in own.get("kept", [])}
+    there = {path.stem for path in folder.glob("trial-*.json")}
+    for stem in sorted(kept | there):
+        path = folder / f"{stem}.safetensors"
+        manifest = store.read_manifest(path.with_suffix(".json"))
+        if manifest is None:
+            yield f"{path} is not vouched for, because its manifest is missing or damaged"
+            continue
+        try:
+            store.verify(manifest, "weights")
+        except StaleError as error:
+            yield str(error)
 
 
 def curvature_is_current(curvature: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
@@ -96,13 +127,14 @@ def missing_curvature(store: Store, study: Study) -> list[Checkpoint]:
     return [
         checkpoint
         for checkpoint, manifest in trained.items()
-        if live_trials(manifest) and not curvature_is_current(present[checkpoint], manifest, study)
+        if live_trials(manifest)
+        and not ((own := present[checkpoint]) and curvature_is_current(own, manifest, study) and store.is_sound(own))
     ]
 
 
 def curvature_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The manifest of a checkpoint's per-image curvature, if there is one."""
-    return store.read_manifest(store.curvature_path(study.name, checkpoint).with_suffix(".json"))
+    return store.read_manifest(store.manifest_path(store.curvature_path(study.name, checkpoint)))
 
 
 def curvature_manifests(
@@ -110,7 +142,7 @@ def curvature_manifests(
 ) -> dict[Checkpoint, dict[str, Any] | None]:
     """As ``curvature_manifest``, of several checkpoints."""
     wanted = list(checkpoints)
-    paths = [store.curvature_path(study.name, checkpoint).with_suffix(".json") for checkpoint in wanted]
+    paths = [store.manifest_path(store.curvature_path(study.name, checkpoint)) for checkpoint in wanted]
     return dict(zip(wanted, store.read_manifests(paths), strict=True))
 
 
@@ -131,4 +163,4 @@ def hessian_settings(study: Study) -> dict[str, Any]:
 
 def hessian_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The manifest of a checkpoint's Hessian in the weights, if there is one."""
-    return store.read_manifest(store.hessian_path(study.name, checkpoint).with_suffix(".json"))
+    return store.read_manifest(store.manifest_path(store.hessian_path(study.name, checkpoint)))

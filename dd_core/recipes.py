@@ -20,10 +20,16 @@ def _apart(default: Any, **settings: Any) -> Any:
     return Field(default=default, json_schema_extra={"left_out_of_recipe": True}, **settings)
 
 
+DATASETS = ("digits", "cifar10", "cifar100")
+ARCHITECTURES = ("preact_resnet18", "preact_resnet10", "cnn5")
+# The name of somebody's data set or network.
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
+
+
 class Data(Strict):
     """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
 
-    dataset: Literal["digits", "cifar10", "cifar100"]
+    dataset: Label = Field(description="of a study that is imported, any name; what is trained here needs DATASETS")
     num_train: int | None = Field(
         default=None,
         ge=2,
@@ -126,7 +132,9 @@ class Schedule(Strict):
 class Variant(Strict):
     """One training recipe; with a width k it is an arm."""
 
-    architecture: Literal["preact_resnet18", "preact_resnet10", "cnn5"]
+    architecture: Label = Field(
+        description="of a study that is imported, any name; what is trained here: ARCHITECTURES"
+    )
     label_noise: float = Field(
         default=0.0, ge=0, lt=1, description="share of training labels replaced by another class"
     )

@@ -8,7 +8,8 @@ Layout below the root::
     checkpoints/<study>/<arm>/<epoch>.safetensors + <epoch>.json      weights of all trials, and their manifest
     checkpoints/<study>/<arm>/best/trial-000.epoch-0013.safetensors   the best of each trial, + .json
     checkpoints/<study>/<arm>/resume.safetensors                      where training goes on after an interruption
-    tables/<table>/study=<study>/arm=<arm>/<part>.parquet             (+ <part>.json for curvature and Hessians)
+    tables/<table>/study=<study>/arm=<arm>/<part>.parquet             nothing else, as others read whole folders
+    manifests/<table>/study=<study>/arm=<arm>/<part>.json             of the files that no checkpoint vouches for
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
     exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
@@ -16,16 +17,13 @@ Layout below the root::
     parts/<study>/<arm>/trials-003/...                                trials that train apart, until put together
     jobs/<name>/<digest>/...                                          what a job on a cluster keeps while it runs
     staging/...                                                       exports and imports while they are written
-    retired/<study>/<arm>/<recipe>/...                                results of an earlier recipe, out of every table
+    retired/<study>/<arm>/<recipe>/...                                results of an earlier recipe, out of every table;
+                                                                      <recipe>.2 and so on where there are some already
     locks/<name>.lock                                                 who writes what
     warehouse.duckdb                                                  views over the tables
 """
 
 import contextlib
-import json
-import os
-import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +33,11 @@ from filelock import FileLock, Timeout
 
 from dd_core.errors import StaleError, StoreError
 from dd_core.storage.files import (
+    check_writable,
     is_object,
     read_all,
     readable_errors,
+    remove_leftovers,
     sha256_of,
     size_and_sha256,
     write_atomically,
@@ -45,6 +45,7 @@ from dd_core.storage.files import (
     write_text,
 )
 from dd_core.storage.leases import Lease, LockedError
+from dd_core.storage.manifests import opened, sealed
 from dd_core.studies import Checkpoint
 
 __all__ = ["LockedError", "Store", "sha256_of", "write_atomically", "write_json", "write_text"]
@@ -126,6 +127,13 @@ class Store:
         """The Hessian in the weights at one checkpoint, parquet."""
         return self.table_folder("hessian_spectra", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
 
+    def manifest_path(self, file: Path) -> Path:
+        """The manifest of one file: beside it, but for tables, whose folders hold nothing but parquet."""
+        tables = self.root / "tables"
+        if file.is_relative_to(tables):
+            file = self.root / "manifests" / str(file.relative_to(tables))
+        return file.with_suffix(".json")
+
     def figure_folder(self, figure: str) -> Path:
         """One file per study and format."""
         return self.root / "figures" / figure
@@ -186,10 +194,7 @@ class Store:
         """
         if not is_object(self.root) and self.root.exists() and not self.root.is_dir():
             raise StoreError(f"the data root {self.root} is a file, not a folder; set DD_ROOT to a folder")
-        host = f"-{socket.gethostname()}" if is_object(self.root) else ""
-        probe = self.root / f".writable{host}-{os.getpid()}"
-        write_text(probe, "")
-        probe.unlink()
+        check_writable(self.root)
 
     def write_manifest(self, path: Path, content: dict[str, Any], files: dict[str, Path]) -> None:
         """Write a manifest last, with the SHA-256 and size of each file it vouches for, by role."""
@@ -201,10 +206,17 @@ class Store:
             }
             for role, file in files.items()
         }
-        write_json(path, {**content, "files": entries})
+        self.seal(path, {**content, "files": entries})
+
+    def seal(self, path: Path, manifest: dict[str, Any]) -> None:
+        """Write a manifest that says which files it vouches for, so that a change of its own text is noticed too."""
+        write_json(path, sealed(manifest, self._place(path)))
+
+    def _place(self, path: Path) -> str:
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def read_manifest(self, path: Path) -> dict[str, Any] | None:
-        """The manifest, or None where there is none or it is not readable JSON (then the result does not exist).
+        """The manifest, or None where there is none or it is damaged (then the result does not exist).
 
         Raises:
             StoreError: it is there, but the operating system does not let us read it.
@@ -219,7 +231,7 @@ class Store:
             raise StoreError(
                 f"cannot read {error.filename}: {error.strerror}; check the data root (DD_ROOT)"
             ) from error
-        return [_manifest(content) for content in contents]
+        return [opened(content, self._place(path)) for path, content in zip(paths, contents, strict=True)]
 
     def verify(self, manifest: dict[str, Any], role: str) -> Path:
         """The file of that role, after its size and SHA-256 have been compared with the manifest.
@@ -241,52 +253,37 @@ class Store:
             raise StaleError(f"{path} is damaged: its SHA-256 differs from its manifest")
         return path
 
+    def is_sound(self, manifest: dict[str, Any]) -> bool:
+        """Whether every file that a manifest vouches for is there and unharmed."""
+        try:
+            for role in manifest["files"]:
+                self.verify(manifest, role)
+        except StaleError:
+            return False
+        return True
+
     # Old recipes
 
-    def retire_arm(self, study: str, arm: str, recipe: str) -> Path | None:
-        """Move all results of an arm's earlier recipe out of every table; they are kept, but nothing reads them.
+    def folders_of_arm(self, study: str, arm: str) -> list[Path]:
+        """Every folder with results of an arm, that of its checkpoints last."""
+        tables = [self.table_folder(name, study, arm) for name in _folders(self.root / "tables")]
+        manifests = self.root / "manifests"
+        others = [manifests / name / f"study={study}" / f"arm={arm}" for name in _folders(manifests)]
+        return [*tables, *others, self.arm_folder(study, arm)]
 
-        Returns:
-            Where they went, or None if there were none.
-        """
-        target = self.root / "retired" / study / arm / recipe
-        moved = False
-        # The manifests, by which a changed recipe is noticed, go last: a process killed here is taken up again.
-        sources = [self.table_folder(name, study, arm) for name in _folders(self.root / "tables")]
-        for source in (*sources, self.arm_folder(study, arm)):
-            moved = move(source, target / str(source.relative_to(self.root))) or moved
-        return target if moved else None
+    def retired_folder(self, study: str, arm: str) -> Path:
+        """Below it lie results of earlier recipes, each in a folder that is like a data root of its own."""
+        return self.root / "retired" / study / arm
 
-    def clean_temporaries(self, folder: Path) -> None:
-        """Remove what a killed writer left; call only while holding the lock of what lies there."""
+    def inside(self, folder: Path) -> "Store":
+        """The same of what lies in a folder as if that were the data root."""
+        return Store(folder)
+
+    def clean_temporaries(self, folder: Path, name: str = "") -> None:
+        """Remove what killed writers left of any file, or of one; call it while holding the lock of what lies there."""
         if not is_object(folder):  # it would have left it on another machine
-            for temporary in folder.glob(".*.tmp"):
-                temporary.unlink(missing_ok=True)
-
-
-def _manifest(content: bytes | None) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads(content.decode("utf-8")) if content is not None else None
-    except ValueError:
-        return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+            remove_leftovers(folder, name)
 
 
 def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def move(source: Path, destination: Path) -> bool:
-    """Move a folder to where an earlier one may lie; returns whether there was one."""
-    if is_object(source):
-        from dd_core.storage import objects
-
-        return objects.move(source, destination)
-    if not source.is_dir():
-        return False
-    with readable_errors(destination):
-        if destination.exists():
-            shutil.rmtree(destination)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(destination)
-    return True

@@ -18,7 +18,7 @@ from dd_core.curvature_settings import CurvatureSettings, shards
 from dd_core.errors import UserError
 from dd_core.hessian_settings import HessianSettings
 from dd_core.monitor_settings import MonitorSettings
-from dd_core.recipes import Data, Variant, recipe_of
+from dd_core.recipes import ARCHITECTURES, DATASETS, Data, Variant, recipe_of
 from dd_core.resources import Resources
 from dd_core.strict import Strict
 
@@ -33,6 +33,10 @@ _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
 _NUM_DIGITS = 1797
 _NUM_CIFAR = 50_000  # official training images
+# What is trained here has partition keys of three digits, and this project's networks are no wider.
+_MOST_TRAINED_K = 999
+LARGEST_K = 65_536  # of imported studies
+_MOST_TRAINED_TRIALS = 100
 # DuckDB reads a folder called study=null as no value at all.
 _RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
 
@@ -56,7 +60,7 @@ def _unique(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
-Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=999)], ...], Field(min_length=1), AfterValidator(_unique)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_K)], ...], Field(min_length=1), AfterValidator(_unique)]
 Epochs = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_unique)]
 
 
@@ -97,7 +101,10 @@ class Study(Strict):
     data: Data
     variants: dict[str, Variant] = Field(min_length=1)
     widths: Widths
-    trials: int = Field(ge=1, le=100)
+    width_unit: float = Field(
+        default=1.0, gt=0, description="imported only: the width that k = 1 stands for, where widths are fractions"
+    )
+    trials: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     epochs: int = Field(ge=1, le=9999)
     checkpoints: Epochs
@@ -139,6 +146,7 @@ class Study(Strict):
                 raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
         if self.imported:
             return self  # how it was trained is not for us to refuse
+        self._is_ours()
         num_train, num_validation = self.data.num_train, self.data.num_validation
         available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
         if (num_train or 2) + num_validation > available:
@@ -186,6 +194,23 @@ class Study(Strict):
                 )
         return self
 
+    def _is_ours(self) -> None:
+        """Refuse what can be imported, but not trained here."""
+        limits = {f"widths.{i}": (k, _MOST_TRAINED_K) for i, k in enumerate(self.widths)}
+        for path, (value, most) in {**limits, "trials": (self.trials, _MOST_TRAINED_TRIALS)}.items():
+            if value > most:
+                raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
+        names = {"data.dataset": (self.data.dataset, DATASETS)}
+        names |= {
+            f"variants.{name}.architecture": (variant.architecture, ARCHITECTURES)
+            for name, variant in self.variants.items()
+        }
+        for path, (name, known) in names.items():
+            if name not in known:
+                raise ValueError(f"{path}: Input should be {' or '.join(map(repr, known))} (got {name!r})")
+        if self.width_unit != 1:
+            raise ValueError("width_unit: is for imported studies only")
+
     def part(self, trials: range) -> "Study":
         """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
         part = self.model_copy(update={"trials": len(trials)})
@@ -215,7 +240,16 @@ class Study(Strict):
 
     @property
     def num_train_images(self) -> int:
-        """Training images of each trial."""
+        """Training images of each trial.
+
+        Raises:
+            UserError: it is a data set of others, of which nobody has said how many.
+        """
+        if self.data.num_train is None and self.data.dataset not in DATASETS:
+            raise UserError(
+                f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
+                "file, as data.num_train"
+            )
         available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
         return self.data.num_train or available - self.data.num_validation
 
@@ -264,7 +298,8 @@ class Study(Strict):
         """
         variant = self.variants[arm.variant]
         if self.imported:  # not the number of trials: the next one may be imported tomorrow
-            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k}
+            unit = {} if self.width_unit == 1 else {"width_unit": self.width_unit}
+            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k, **unit}
         watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
         return {
             **watched,

@@ -18,11 +18,18 @@ _PUBLISHED, _OTHERS = "published finite difference", "loss, gradient and Hessian
 
 def read(connection: duckdb.DuckDBPyConnection, study: Study, selection: Selection) -> list[dict[str, Any]]:
     """AUROC of every definition, one row per arm, trial and definition that was computed; None without wrong labels."""
-    columns = [name.removeprefix(_PREFIX) for name in column_names(connection, "curvature") if _PREFIX in name]
+    present = column_names(connection, "curvature")
+    columns = [name.removeprefix(_PREFIX) for name in present if _PREFIX in name]
     differences = [*published(columns, study, "norm"), *published(columns, study, "directional")]
     definitions = [*LOCAL, *differences]
-    # Null: not computed; NaN: there are no wrong labels.
-    values = ", ".join(f"{_PREFIX}{d.column}, {_PREFIX}{d.column} IS NOT NULL AS has_{d.column}" for d in definitions)
+    # Without wrong labels there is no AUROC; the mean then says that it was computed.
+    has = {
+        d.column: [name for name in (f"{_PREFIX}{d.column}", f"mean_{d.column}") if name in present]
+        for d in definitions
+    }
+    values = ", ".join(
+        f"{_PREFIX}{column}, coalesce({', '.join(names)}) IS NOT NULL AS has_{column}" for column, names in has.items()
+    )
     rows = fetch(
         connection,
         study,

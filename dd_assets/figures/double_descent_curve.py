@@ -17,17 +17,21 @@ from dd_core.store import Store
 from dd_core.studies import Study
 
 PUBLISHED_CSV = Path(__file__).with_name("nakkiran_2019_figure1.csv")
-_TEST, _TRAIN = "test (true labels)", "training (given labels)"
+_TEST, _TRAIN, _VALIDATION = "test (true labels)", "training (given labels)", "validation (no test images)"
 _PUBLISHED = "test, Nakkiran et al. 2019, Figure 1"
 
-# Percent and nats of each split, one row per trial and width.
+# Percent and nats of each split, one row per trial and width; what an imported study does not tell is null.
 _TRIALS = f"""
-    SELECT variant, k, trial, split, 100 * error AS error, loss FROM (
+    SELECT variant, k, trial, split, if(isfinite(error), 100 * error, NULL) AS error,
+           if(isfinite(loss), loss, NULL) AS loss FROM (
         SELECT variant, k, trial, '{_TEST}' AS split, test_error AS error, test_loss AS loss FROM rows
         WHERE epoch = $epoch
         UNION ALL
         SELECT variant, k, trial, '{_TRAIN}', train_error, train_loss FROM rows WHERE epoch = $epoch
-    ) WHERE isfinite(error) AND isfinite(loss)
+        UNION ALL
+        SELECT variant, k, trial, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
+        WHERE epoch = $epoch AND test_error IS NULL AND test_loss IS NULL
+    ) WHERE isfinite(error) OR isfinite(loss)
 """
 _MEANS = f"""
     SELECT variant, k, split, avg(error) AS error, min(error) AS error_low, max(error) AS error_high,
@@ -46,27 +50,29 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     trials = fetch(connection, study, "training_evals", _TRIALS, epoch=selection.epoch)
     if not means:
         return None
-    published = {variant: published_curve(study, variant) for variant in widths}
-    names, colours = [_TEST, _TRAIN], [style.TEST, style.TRAIN]
-    if any(published.values()):
-        names, colours = [*names, _PUBLISHED], [*colours, style.PUBLISHED]
-    scale = alt.Scale(domain=names, range=colours)
+    variants = [name for name in study.variants if any(row["variant"] == name for row in means)]
+    published = {variant: published_curve(study, variant) for variant in variants}
+    splits = {row["split"] for row in means} | ({_PUBLISHED} if any(published.values()) else set())
+    colours = {_TEST: style.TEST, _TRAIN: style.TRAIN, _VALIDATION: style.VALIDATION, _PUBLISHED: style.PUBLISHED}
+    shown = {name: colour for name, colour in colours.items() if name in splits}
+    scale = alt.Scale(domain=list(shown), range=list(shown.values()))
     colour = alt.Color("split:N", scale=scale, legend=style.line_legend(columns=2))
     panels = {
         variant: _panels(
             [row for row in means if row["variant"] == variant],
             [row for row in trials if row["variant"] == variant],
-            found,
+            widths[variant].threshold if variant in widths else None,
             published[variant],
             colour,
         )
-        for variant, found in widths.items()
+        for variant in variants
     }
+    title = f"{_measured(means)} against width" + (", by variant" if len(variants) > 1 else "")
     return style.finish(
         style.by_variant(panels),
-        headline(widths),
+        headline(widths[variants[0]], title) if len(variants) == 1 and widths else title,
         [
-            *style.describe(study, list(widths), selection.epoch),
+            *style.describe(study, variants, selection.epoch),
             "Line: mean over trials; points: trials; band: lowest to highest trial",
             "Published: mean error of 5 runs on clean test labels, Adam, 4000 epochs"
             if any(published.values())
@@ -77,13 +83,10 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def headline(widths: dict[str, Widths]) -> str:
-    """One sentence that states what the test error does."""
-    if len(widths) > 1:
-        return "Test and training error and loss against width, by variant"
-    found = next(iter(widths.values()))
+def headline(found: Widths, otherwise: str) -> str:
+    """One sentence that states what the test error does, if three widths or more have one."""
     if len(found.test_error) < 3:
-        return "Test and training error and loss against width"
+        return otherwise
     if found.peak is None:
         return "Test error has no peak of one point or more within these widths"
     peak = found.peak
@@ -92,6 +95,14 @@ def headline(widths: dict[str, Widths]) -> str:
         f"{style.percent(peak.value)} at k = {peak.k} and falls again, to {style.percent(peak.after)} at "
         f"k = {peak.k_after}"
     )
+
+
+def _measured(means: list[dict[str, Any]]) -> str:
+    """What is drawn: ``Test and training error and loss``."""
+    words = {_TEST: "test", _VALIDATION: "validation", _TRAIN: "training"}
+    splits = [word for split, word in words.items() if any(row["split"] == split for row in means)]
+    values = [value for value in ("error", "loss") if any(row[value] is not None for row in means)]
+    return f"{style.listed(splits)} {style.listed(values)}".capitalize()
 
 
 def published_curve(study: Study, variant: str) -> list[dict[str, Any]]:
@@ -116,7 +127,7 @@ def read_published() -> list[dict[str, str]]:
 def _panels(
     means: list[dict[str, Any]],
     trials: list[dict[str, Any]],
-    found: Widths,
+    threshold: int | None,
     published: list[dict[str, Any]],
     colour: alt.Color,
 ) -> alt.VConcatChart:
@@ -124,18 +135,21 @@ def _panels(
 
     def panel(value: str, title: str, height: int, *, last: bool) -> style.Panel:
         x, y = style.k_axis(ks, labels=last), alt.Y(f"{value}:Q", title=title)
-        highest = [{"top": row[f"{value}_high"]} for row in means]
+        shown = [row for row in means if row[value] is not None]
+        highest = [{"top": row[f"{value}_high"]} for row in shown]
         if value == "error":
             highest += [{"top": row["error"]} for row in published]
         scale = style.headroom(highest, "top", 0.15 if value == "error" else 0)
-        base = alt.Chart(style.data(means)).encode(x=x, color=colour)
-        label = f"interpolation threshold: k = {found.threshold}\n(training error at most {style.percent(EPSILON)})"
+        base = alt.Chart(style.data(shown)).encode(x=x, color=colour)
+        label = f"interpolation threshold: k = {threshold}\n(training error at most {style.percent(EPSILON)})"
         layers = [
-            *style.threshold_rule(found.threshold, ks, label if value == "error" else None),
+            *style.threshold_rule(threshold, ks, label if value == "error" else None),
             base.mark_area(opacity=0.15).encode(
                 y=alt.Y(f"{value}_low:Q", title=title, scale=scale), y2=f"{value}_high:Q"
             ),
-            alt.Chart(style.data(trials)).mark_circle(size=12, opacity=0.6).encode(x=x, y=y, color=colour),
+            alt.Chart(style.data([row for row in trials if row[value] is not None]))
+            .mark_circle(size=12, opacity=0.6)
+            .encode(x=x, y=y, color=colour),
             base.mark_line(strokeWidth=2).encode(y=y),
             base.mark_circle(size=42, opacity=1).encode(
                 y=y, tooltip=["split:N", "k:Q", alt.Tooltip(f"{value}:Q", format=".3g", title=title)]
@@ -146,6 +160,6 @@ def _panels(
             layers.append(over.encode(x=x, y=y, color=colour))
         return alt.layer(*layers).properties(width=style.WIDTH, height=height)
 
-    return alt.vconcat(
-        panel("error", "error, %", 230, last=False), panel("loss", "cross-entropy, nats", 170, last=True), spacing=14
-    )
+    measured = [value for value in ("error", "loss") if any(row[value] is not None for row in means)]
+    titles = {"error": ("error, %", 230), "loss": ("cross-entropy, nats", 170)}
+    return alt.vconcat(*(panel(value, *titles[value], last=value == measured[-1]) for value in measured), spacing=14)

@@ -32,8 +32,8 @@ class Widths:
     """Means over trials of one variant at one epoch.
 
     Attributes:
-        train_error: given labels, fraction, by k.
-        test_error: fraction, by k.
+        train_error: given labels, fraction, by k; of imported studies perhaps of no or few widths.
+        test_error: fraction, by k, likewise.
     """
 
     train_error: dict[int, float]
@@ -54,7 +54,7 @@ class Widths:
         """The width worth a closer look: the threshold, else the peak of the test error, else the widest."""
         if self.threshold is not None:
             return self.threshold
-        return self.peak.k if self.peak else max(self.test_error)
+        return self.peak.k if self.peak else max(self.test_error or self.train_error)
 
 
 def threshold(train_error: Mapping[int, float]) -> int | None:
@@ -156,12 +156,12 @@ def errors_by_width(
         epoch=selection.epoch if epoch is None else epoch,
         drawn=list(selection.arms),
     )
-    usable = [row for row in rows if row["train_error"] is not None and row["test_error"] is not None]
-    return {
-        variant: Widths(
-            {row["k"]: row["train_error"] for row in usable if row["variant"] == variant},
-            {row["k"]: row["test_error"] for row in usable if row["variant"] == variant},
+    found = {}
+    for variant in study.variants:
+        train, test = (
+            {row["k"]: row[name] for row in rows if row["variant"] == variant and row[name] is not None}
+            for name in ("train_error", "test_error")
         )
-        for variant in study.variants
-        if any(row["variant"] == variant for row in usable)
-    }
+        if train or test:
+            found[variant] = Widths(train, test)
+    return found

@@ -36,7 +36,7 @@ _HIDDEN = {"lambda_max_residual"}
 
 _STEPS = """
     SELECT variant, metric, list(DISTINCT step) AS steps FROM rows
-    WHERE list_contains($drawn, arm) AND isfinite(value) GROUP BY ALL
+    WHERE list_contains($drawn, arm) AND isfinite(value) AND step IS NOT NULL GROUP BY ALL
 """
 # What is not estimated by sampling has no standard error.
 _CURVES = """
@@ -49,7 +49,7 @@ _CURVES = """
 _EXTREMES = """
     SELECT variant, k, metric, arg_min(step, value) AS lowest, arg_max(step, value) AS highest FROM (
         SELECT variant, k, metric, step, avg(value) AS value FROM rows
-        WHERE list_contains($drawn, arm) AND isfinite(value) GROUP BY ALL
+        WHERE list_contains($drawn, arm) AND isfinite(value) AND step IS NOT NULL GROUP BY ALL
     ) GROUP BY ALL ORDER BY variant, metric, k
 """
 _FITTED = """

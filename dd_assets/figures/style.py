@@ -15,6 +15,7 @@ from dd_core.studies import Study
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 TEST, TRAIN, RIGHT_LABEL, WRONG_LABEL, PUBLISHED = BLACK, GREEN, BLUE, VERMILLION, PURPLE
+VALIDATION = ORANGE  # drawn only where nothing is known of test images
 LARGEST_EIGENVALUE, WEIGHT_TRACE = ORANGE, SKY
 GREY = "#595959"
 
@@ -57,13 +58,17 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
     """The first lines of a subtitle: data set, wrong labels, architecture; trials, epoch."""
     used = [study.variants[name] for name in variants]
     noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
-    architecture = " / ".join(sorted({ARCHITECTURES[variant.architecture] for variant in used}))
+    architecture = " / ".join(
+        sorted({ARCHITECTURES.get(variant.architecture, variant.architecture) for variant in used})
+    )
+    dataset = DATASETS.get(study.data.dataset, study.data.dataset)
     images = f"{study.data.num_train:,}" if study.data.num_train else "all"
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
     when = "" if epoch is None else f" · epoch {epoch} of {study.epochs}"
     return [
-        f"{DATASETS[study.data.dataset]}, {images} training images, {noise} of them mislabelled",
+        f"{dataset}, {images} training images, {noise} of them mislabelled",
         f"{architecture} · {trials}{when}",
+        *([] if study.width_unit == 1 else [f"Widths are fractions: k = 1 is a width of {study.width_unit:g}"]),
     ]
 
 
@@ -249,7 +254,8 @@ def threshold_rule(k: int | None, widths: Sequence[int], label: str | None = Non
 
 def headroom(rows: list[dict[str, Any]], name: str, share: float) -> alt.Scale:
     """A scale from 0 with room for a label above the largest value."""
-    return alt.Scale(domain=[0, (1 + share) * max((row[name] for row in rows), default=1) or 1], nice=True)
+    highest = max((row[name] for row in rows if row[name] is not None), default=1)
+    return alt.Scale(domain=[0, (1 + share) * highest or 1], nice=True)
 
 
 def by_variant(panels: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from dd_core.store import Store
 from dd_core.studies import Arm, Study
 
 _TEST, _RIGHT, _WRONG = "test", "training, right label", "training, wrong label (error against the label given)"
+_VALIDATION = "validation"
 _ALL = "training"  # of imported studies, which do not tell right labels from wrong ones
 MAX_EPOCHS = 120
 
@@ -23,16 +24,23 @@ _SPLITS = f"""
     SELECT arm, epoch, '{_TEST}' AS split, test_error AS error, test_loss AS loss FROM rows
     UNION ALL SELECT arm, epoch, '{_RIGHT}', train_error_clean, train_loss_clean FROM rows
     UNION ALL SELECT arm, epoch, '{_WRONG}', train_error_noisy, train_loss_noisy FROM rows
+    UNION ALL SELECT arm, epoch, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
+    WHERE arm NOT IN (SELECT arm FROM rows WHERE coalesce(test_error, test_loss) IS NOT NULL
+                      GROUP BY arm HAVING count(DISTINCT epoch) > 1)
     UNION ALL SELECT arm, epoch, '{_ALL}', train_error, train_loss FROM rows
     WHERE NOT coalesce(isfinite(train_error_clean), false)
 """
-# Over trials; a study without wrong labels has no finite value for them.
+# Over trials; a study without wrong labels has no value for them, and an imported one may lack errors or losses.
 _CURVES = f"""
     SELECT arm, epoch, split,
            100 * avg(error) AS error, 100 * min(error) AS error_low, 100 * max(error) AS error_high,
-           avg(loss) AS loss, min(loss) AS loss_low, max(loss) AS loss_high
-    FROM ({_SPLITS}) WHERE isfinite(error) AND isfinite(loss) AND list_contains($epochs, epoch)
-    GROUP BY ALL ORDER BY arm, split, epoch
+           avg(loss) AS loss, min(loss) AS loss_low, max(loss) AS loss_high,
+           (count(*) OVER (PARTITION BY arm, split) = 1)::INTEGER AS is_alone
+    FROM (
+        SELECT arm, epoch, split, if(isfinite(error), error, NULL) AS error, if(isfinite(loss), loss, NULL) AS loss
+        FROM ({_SPLITS})
+    ) WHERE (error IS NOT NULL OR loss IS NOT NULL) AND list_contains($epochs, epoch)
+    GROUP BY arm, epoch, split ORDER BY arm, split, epoch
 """
 _MILESTONES = f"""
     SELECT arm, split, min(epoch) FILTER (error <= $epsilon) AS learned, min(error) AS lowest,
@@ -50,10 +58,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     widths = errors_by_width(connection, study, selection)
     epochs = [row["epoch"] for row in fetch(connection, study, "training_evals", "SELECT DISTINCT epoch FROM rows")]
     curves = fetch(connection, study, "training_evals", _CURVES, epochs=thin(epochs))
-    if not widths or not curves:
+    if not curves:
         return None
-    variant, found = next(iter(widths.items()))
-    default = Arm(variant, found.key_k).key
+    default = selection.arms[0]  # of losses alone
+    if widths:
+        variant, found = next(iter(widths.items()))
+        default = Arm(variant, found.key_k).key
     milestones = fetch(connection, study, "training_evals", _MILESTONES, epsilon=EPSILON)
     headlines = {
         arm: style.wrap(headline(study, arm, [row for row in milestones if row["arm"] == arm]))
@@ -64,7 +74,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         text=alt.ExprRef(f"({json.dumps(headlines)})[arm]"),
         subtitle=style.wrap_lines(
             [
-                *style.describe(study, list(widths)),
+                *style.describe(study, list(dict.fromkeys(study.arms[key].variant for key in selection.arms))),
                 f"Learned: mean error at most {style.percent(EPSILON)}. Line: mean of trials; band: lowest to highest",
                 selection.note(study),
             ]
@@ -105,15 +115,22 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
         parts.append(f"wrong ones {learned(_WRONG)}")
     if _ALL in by_split:
         parts.append(f"training labels are learned {learned(_ALL)}")
-    if _TEST in by_split:
-        test = by_split[_TEST]
-        parts.append(f"test error is lowest ({style.percent(test['lowest'])}) at epoch {test['lowest_at']}")
-    return f"{name} {', '.join(parts)}"
+    for split in (_TEST, _VALIDATION):
+        if split in by_split:
+            row = by_split[split]
+            parts.append(f"{split} error is lowest ({style.percent(row['lowest'])}) at epoch {row['lowest_at']}")
+    return f"{name} {', '.join(parts or ['the losses against the epoch'])}"
 
 
 def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
     present = {row["split"] for row in curves}
-    colours = {_TEST: style.TEST, _RIGHT: style.RIGHT_LABEL, _WRONG: style.WRONG_LABEL, _ALL: style.TRAIN}
+    colours = {
+        _TEST: style.TEST,
+        _VALIDATION: style.VALIDATION,
+        _RIGHT: style.RIGHT_LABEL,
+        _WRONG: style.WRONG_LABEL,
+        _ALL: style.TRAIN,
+    }
     shown = {split: colour for split, colour in colours.items() if split in present}
     colour = alt.Color(
         "split:N",
@@ -130,11 +147,14 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
             y=alt.Y(f"{value}_low:Q", title=title, scale=y_scale), y2=f"{value}_high:Q"
         )
         line = base.mark_line(strokeWidth=2).encode(y=alt.Y(f"{value}:Q", title=title))
-        return alt.layer(band, line).properties(width=style.WIDTH, height=height)
+        alone = base.transform_filter("datum.is_alone == 1").mark_circle(size=42, opacity=1)
+        point = alone.encode(y=alt.Y(f"{value}:Q", title=title))
+        return alt.layer(band, line, point).properties(width=style.WIDTH, height=height)
 
+    measured = [value for value in ("error", "loss") if any(row[value] is not None for row in curves)]
+    titles = {"error": ("error, %", 220), "loss": ("cross-entropy, nats", 170)}
     return alt.vconcat(
-        panel("error", "error, %", 220, last=False),
-        panel("loss", "cross-entropy, nats", 170, last=True),
+        *(panel(value, *titles[value], last=value == measured[-1]) for value in measured),
         data=style.csv_data(curves),
         spacing=14,
     )

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from dd_core.analysis.auroc import auroc
-from dd_core.errors import StaleError
 from dd_core.provenance import curvature_manifests, describes, trained_checkpoints
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
-from dd_core.tables import read_parquet, to_arrow, write_parquet
+from dd_core.tables import read_parquet, to_arrow, write_result
 
 _QUANTILES = {"trace_p05": 0.05, "trace_p25": 0.25, "trace_p50": 0.5, "trace_p75": 0.75, "trace_p95": 0.95}
 _MEANS = (
@@ -33,20 +33,22 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
     Returns:
         One row for the subset all, and where labels are noisy one for clean and one for noisy. The AUROC columns (the
-        probability that a noisy image scores higher than a clean one, ties half) are NaN without noisy labels.
+        probability that a noisy image scores higher than a clean one, ties half) are NaN without noisy labels, which
+        the table has as null.
     """
     noisy = columns["is_noisy"].astype(bool)
     subsets = {"all": np.ones_like(noisy)}
     if noisy.any():
         subsets |= {"clean": ~noisy, "noisy": noisy}
-    scores = [*_SCORES, *(name for name in columns if name.startswith("fd_") and not name.endswith("_se"))]
+    differences = [name for name in columns if name.startswith("fd_") and not name.endswith("_se")]
+    scores = [*_SCORES, *differences]
     aurocs = {f"auroc_{score}": auroc(columns[score], noisy) for score in scores}
     rows = []
     for name, mask in subsets.items():
         if not mask.any():
             continue  # every label is wrong
         row: dict[str, Any] = {"subset": name, "num_images": int(mask.sum())}
-        row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in _MEANS}
+        row |= {f"mean_{value}": float(columns[value][mask].mean()) for value in (*_MEANS, *differences)}
         quantiles = np.quantile(columns["trace"][mask], list(_QUANTILES.values()))
         row |= dict(zip(_QUANTILES, map(float, quantiles), strict=True))
         row |= aurocs
@@ -57,11 +59,10 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 def rebuild(store: Store, study: Study) -> int:
     """Write the study's part of the table, reusing the rows of files that have not changed.
 
+    A damaged file is left out; ``dd_core.soundness`` says which it is.
+
     Returns:
         Number of rows; with none, the study's part is removed.
-
-    Raises:
-        StaleError: a file that is to be summarised is damaged.
     """
     known = _known_rows(store, study)
     num_known = Counter(row["arm"] for rows_of_file in known.values() for row in rows_of_file)
@@ -71,7 +72,7 @@ def rebuild(store: Store, study: Study) -> int:
     present = curvature_manifests(store, study, trained)
     for checkpoint, weights in trained.items():
         manifest = present[checkpoint]
-        if manifest is not None and describes(manifest, weights):
+        if manifest is not None and describes(manifest, weights) and store.is_sound(manifest):
             known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest["files"]["table"]["sha256"]))
             if known_rows is None:
                 changed.add(checkpoint.arm.key)
@@ -86,32 +87,30 @@ def rebuild(store: Store, study: Study) -> int:
         names = dict.fromkeys(name for row in arm_rows for name in row)
         columns = {name: [row.get(name) for row in arm_rows] for name in names}
         path = store.table_folder("curvature", study.name, arm) / "summary.parquet"
-        write_parquet(path, to_arrow("curvature", columns, len(arm_rows)))
+        write_result(store, path, to_arrow("curvature", columns, len(arm_rows)))
     for path in store.table_folder("curvature", study.name).glob("arm=*/summary.parquet"):
         if path.parent.name.removeprefix("arm=") not in by_arm:
-            path.unlink()
+            remove(store.manifest_path(path))
+            remove(path)
     return len(rows)
 
 
 def _known_rows(store: Store, study: Study) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
+    """The rows of summaries that are vouched for and unharmed; all others are made again."""
     known: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for path in store.table_folder("curvature", study.name).glob("arm=*/summary.parquet"):
         arm = path.parent.name.removeprefix("arm=")
-        for row in read_parquet(path).to_pylist():
-            known.setdefault((arm, row["epoch"], row["source_sha256"]), []).append({"arm": arm, **row})
+        manifest = store.read_manifest(store.manifest_path(path))
+        if manifest is not None and store.is_sound(manifest):
+            for row in read_parquet(path).to_pylist():
+                known.setdefault((arm, row["epoch"], row["source_sha256"]), []).append({"arm": arm, **row})
     return known
 
 
 def _summarise_file(
     store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    try:
-        table = read_parquet(store.verify(manifest, "table"))
-    except StaleError as error:
-        raise StaleError(
-            f"{error}; compute it again: dagster asset materialize --select '{study.name}/per_image_curvature' "
-            f"--partition '{checkpoint.key}'"
-        ) from error
+    table = read_parquet(store.verify(manifest, "table"))
     names = ["trial", "is_noisy", *_MEANS, *(name for name in table.column_names if name.startswith("fd_"))]
     columns = {name: table[name].to_numpy() for name in names}
     rows = []

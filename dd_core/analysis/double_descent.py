@@ -49,31 +49,21 @@ def width_curve(
         return 0, []
     epoch = max(common)
     query = """
-        SELECT k, count(*), avg(train_error), avg(train_loss), avg(test_error),
-            coalesce(stddev_samp(test_error), 'nan'::DOUBLE), avg(test_loss)
+        SELECT k, count(*), avg(train_error), avg(train_loss), avg(test_error), stddev_samp(test_error), avg(test_loss)
         FROM training_evals WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?))
         GROUP BY k ORDER BY k
     """
     parameters = [study.name, variant, epoch, sorted(epochs)]
     traces = _mean_traces(connection, parameters)
-    return epoch, [
-        WidthRow(
-            k=k,
-            trials=trials,
-            train_error=train_error,
-            train_loss=train_loss,
-            test_error=test_error,
-            test_error_std=std,
-            test_loss=test_loss,
-            mean_trace=traces.get(k, math.nan),
-        )
-        for k, trials, train_error, train_loss, test_error, std, test_loss in connection.execute(
-            query, parameters
-        ).fetchall()
-    ]
+    names = ("train_error", "train_loss", "test_error", "test_error_std", "test_loss", "mean_trace")
+    rows = []
+    for k, trials, *values in connection.execute(query, parameters).fetchall():
+        numbers = (math.nan if value is None else value for value in (*values, traces.get(k)))
+        rows.append(WidthRow(k, trials, **dict(zip(names, numbers, strict=True))))
+    return epoch, rows
 
 
-def _mean_traces(connection: duckdb.DuckDBPyConnection, parameters: list[object]) -> dict[int, float]:
+def _mean_traces(connection: duckdb.DuckDBPyConnection, parameters: list[object]) -> dict[int, float | None]:
     query = """
         SELECT k, avg(mean_trace) FROM curvature
         WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?)) AND subset = 'all' GROUP BY k
@@ -108,11 +98,12 @@ class Finding:
 
 
 def find_double_descent(rows: list[WidthRow]) -> Finding | None:
-    """Locate minimum, peak and second descent; None for fewer than three widths.
+    """Locate minimum, peak and second descent; None for fewer than three widths with a test error.
 
     The peak is the interior width with the largest drop on both sides: it maximises min(rise, fall), where rise is
     counted from the smallest error at narrower widths. A monotone curve yields a rise or fall of at most 0.
     """
+    rows = [row for row in rows if not math.isnan(row.test_error)]
     if len(rows) < 3:
         return None
     widest = rows[-1]

@@ -4,7 +4,7 @@ import duckdb
 
 from dd_core.analysis.metric_checks import metric_gaps
 from dd_core.errors import StaleError
-from dd_core.provenance import curvature_manifests, describes, trained_checkpoints
+from dd_core.provenance import curvature_manifests, describes, harmed_best, trained_checkpoints
 from dd_core.store import Store
 from dd_core.studies import Study
 
@@ -12,7 +12,7 @@ __all__ = ["curvature_gaps", "damaged_checkpoints", "largest_batch_loss", "metri
 
 
 def damaged_checkpoints(store: Store, study: Study) -> tuple[list[str], int]:
-    """Compare every file of every trained checkpoint with its manifest."""
+    """Compare every file of every trained checkpoint, and every best one, with its manifest."""
     problems = []
     trained = trained_checkpoints(store, study)
     for checkpoint, manifest in trained.items():
@@ -21,6 +21,8 @@ def damaged_checkpoints(store: Store, study: Study) -> tuple[list[str], int]:
                 store.verify(manifest, role)
             except StaleError as error:
                 problems.append(f"{checkpoint.key}: {error}")
+    for arm in sorted({checkpoint.arm for checkpoint in trained}):
+        problems += [f"{arm.key}: {harm}" for harm in harmed_best(store, study, arm)]
     return problems, len(trained)
 
 
@@ -53,9 +55,9 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
         return [], 0
     try:
         rows = connection.execute(
-            "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), bool_and(isfinite(trace) AND "
+            "SELECT arm, epoch, count(*), count(DISTINCT (trial, image_id)), bool_and(coalesce(isfinite(trace) AND "
             "isfinite(frobenius_norm) AND isfinite(largest_eigenvalue) AND (method = 'double_backward' "
-            "OR (trace >= 0 AND largest_eigenvalue <= trace * 1.001))) "
+            "OR (trace >= 0 AND largest_eigenvalue <= trace * 1.001)), false)) "
             "FROM per_image_curvature WHERE study = ? GROUP BY arm, epoch",
             [study.name],
         ).fetchall()

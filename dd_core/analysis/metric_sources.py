@@ -68,7 +68,8 @@ def sources(study: Study, expected: Expectations) -> list[Source]:
             "{metric}": "isfinite(value) AND CASE WHEN metric = 'acc_val' THEN value BETWEEN 0 AND 1 "
             "WHEN metric IN ('loss_val_nats', 'grad_norm', 'weight_norm', 'lambda_max_residual', 'psd_tail', "
             "'grad_var', 'resid_power') THEN value >= 0 ELSE true END",
-            "standard_error of {metric}": f"isnan(standard_error) OR ({_not_negative('standard_error')})",
+            "standard_error of {metric}": f"standard_error IS NULL OR isnan(standard_error) OR "
+            f"({_not_negative('standard_error')})",
         },
         expected.monitors,
         by_monitors=True,
@@ -97,7 +98,7 @@ _fraction = partial(_finite, more="BETWEEN 0 AND 1")
 
 
 def _evaluation_conditions(study: Study) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Metrics of images that a variant lacks may be NaN, or null in files of earlier versions."""
+    """Metrics of images that a variant lacks are null, or NaN in files of earlier versions."""
     variants, num_train = list(study.variants), study.num_train_images
     num_noisy = {name: round(variant.label_noise * num_train) for name, variant in study.variants.items()}
     lacking = {

@@ -49,7 +49,7 @@ def report(store: Store, study: Study) -> tuple[str, dict[str, list[WidthRow]]]:
         The text, and each variant's curve.
     """
     parts, curves = [], {}
-    with contextlib.closing(connect(store)) as connection:
+    with contextlib.closing(connect(store, ("curvature", "training_evals"))) as connection:
         for variant in study.variants:
             epoch, rows = width_curve(store, study, variant, connection)
             curves[variant] = rows

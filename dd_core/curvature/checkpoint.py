@@ -6,7 +6,10 @@ there once. What a file already holds of the same weights is kept: another estim
 anew.
 """
 
+import contextlib
 import datetime
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,8 @@ from dd_core.curvature.rows import Families, compute_rows
 from dd_core.curvature_settings import covers
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError, UserError
-from dd_core.provenance import CURVATURE_VERSION, curvature_manifest, describes, live_trials
+from dd_core.provenance import CURVATURE_VERSION, checkpoint_manifest, curvature_manifest, describes, live_trials
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
@@ -98,7 +102,13 @@ def curve_shard(
         weights, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
         columns, seconds = compute_rows(study, checkpoint, weights, list(data.values()), rows, families, device, trials)
     # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
-    with store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"):
+    path_of_all = store.curvature_path(study.name, checkpoint)
+    with (
+        store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"),
+        unchanged_weights(store, study, checkpoint, weights_manifest, path_of_all),
+    ):
+        for leftover in (path, path_of_all):
+            store.clean_temporaries(leftover.parent, f"{checkpoint.epoch:04d}.")
         present = sound_curvature(store, study, checkpoint, weights_manifest)
         if present is not None and covers(present["settings"], families):
             return is_missing
@@ -108,6 +118,7 @@ def curve_shard(
             if len(study.curvature_ranges) == 1:
                 _write_whole(store, study, checkpoint, [(columns, shard)], about, live)
                 return True
+            remove(path.with_suffix(".json"))
             write_parquet(path, pa.table(columns))
             store.write_manifest(path.with_suffix(".json"), shard, {"table": path})
         _merge_if_complete(store, study, checkpoint, about, live)
@@ -126,6 +137,44 @@ def sound_curvature(
     except StaleError:
         return None
     return manifest
+
+
+@contextlib.contextmanager
+def unchanged_weights(
+    store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any], result: Path
+) -> Iterator[None]:
+    """Write a result of a checkpoint only while its weights are those that it was computed from.
+
+    They may be retired or trained again while it is computed, even while it is written; then it is removed.
+
+    Raises:
+        StaleError: they are others, or gone.
+    """
+    _refuse_other_weights(store, study, checkpoint, manifest)
+    gone: FileNotFoundError | None = None
+    try:
+        yield
+    except FileNotFoundError as error:  # it was retired with the weights before its manifest was written
+        gone = error
+    try:
+        _refuse_other_weights(store, study, checkpoint, manifest)
+    except StaleError:
+        own = store.read_manifest(store.manifest_path(result))
+        if own is None or own.get("checkpoint_sha256") == manifest["files"]["weights"]["sha256"]:
+            remove(store.manifest_path(result))
+            remove(result)
+        raise
+    if gone is not None:
+        raise gone
+
+
+def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]) -> None:
+    now = checkpoint_manifest(store, study, checkpoint)
+    if now["files"]["weights"]["sha256"] != manifest["files"]["weights"]["sha256"]:
+        raise StaleError(
+            f"the weights of {checkpoint.key} of {study.name} have changed while this was computed; run the same "
+            "command again"
+        )
 
 
 def _identity(
@@ -179,10 +228,8 @@ def _merge_if_complete(
     if len(parts) < len(found):
         return
     _write_whole(store, study, checkpoint, parts, about, data)
-    for rows in ranges:
-        path = store.shard_path(study.name, checkpoint, rows)
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+    remove(*paths)
+    remove(*(path.with_suffix(".parquet") for path in paths))
 
 
 def _write_whole(
@@ -253,6 +300,7 @@ def write_curvature(
         **columns,
     }
     path = store.curvature_path(study.name, checkpoint)
+    remove(store.manifest_path(path))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
     seconds = sum(manifest["seconds"] for manifest in shard_manifests)
     devices = sorted({manifest["device"] for manifest in shard_manifests})
@@ -272,7 +320,7 @@ def write_curvature(
         "device": ", ".join(devices),
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
+    store.write_manifest(store.manifest_path(path), manifest, {"table": path})
 
 
 def _columns_of(family: str, names: list[str]) -> list[str]:

@@ -24,16 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dd_core.curvature.copies import Output
 from dd_core.curvature.evaluation import (
     SMALLEST_PASS,
     check_data,
-    frozen,
     in_layout_of,
     logits_of,
     mean_and_error,
     padded,
     residual_of,
 )
+from dd_core.curvature.guard import require_second_derivative
+from dd_core.curvature.network import admitted, as_tensors
 from dd_core.curvature.probes import Stream, rademacher
 from dd_core.curvature_names import CURVATURE_COLUMNS
 from dd_core.errors import UserError
@@ -52,6 +54,7 @@ def double_backward_curvature(
     lanczos_steps: int = 10,
     batch_size: int = 100,
     seed: int = 0,
+    output: Output = None,
 ) -> dict[str, Tensor]:
     """Curvature of the cross-entropy in each image.
 
@@ -66,6 +69,7 @@ def double_backward_curvature(
         lanczos_steps: dimension of the Krylov basis, at most D. With D steps everything is exact.
         batch_size: images per pass, at least 16; it changes the memory, not the result.
         seed: of the probes.
+        output: which of the model's outputs are the logits, where it gives several.
 
     Returns:
         Float64 (N,) on the CPU, by the names in ``CURVATURE_COLUMNS``:
@@ -78,8 +82,10 @@ def double_backward_curvature(
         lies an eigenvalue of H (Parlett 1998, theorem 4.5.1), in practice the largest.
 
     Raises:
-        UserError: the model or data are not as above, or not even one image fits into memory.
+        UserError: the model or data are not as above, its second derivative in the images is wrong or missing, or not
+            even one image fits into memory.
     """
+    images, labels = as_tensors(images, labels, model)
     check_data(model, images, labels, image_ids)
     if lanczos_steps < 1:
         raise UserError(f"lanczos_steps must be 1 or more, not {lanczos_steps}")
@@ -91,9 +97,10 @@ def double_backward_curvature(
             for number, stream in ((num_probes, Stream.HUTCHINSON), (1, Stream.LANCZOS_START))
         ]
         x, y = padded(images[start:stop], smallest), padded(labels[start:stop], smallest)
-        return _of_images(model, x, y, signs[0], signs[1], lanczos_steps)[:, : stop - start].cpu()
+        return _of_images(network, x, y, signs[0], signs[1], lanczos_steps)[:, : stop - start].cpu()
 
-    with frozen(model):
+    with admitted(model, images, output=output) as network:
+        require_second_derivative(network, images)
         blocks = list(in_blocks(compute, len(images), max(batch_size, SMALLEST_PASS)))
     values = torch.cat([torch.empty(len(CURVATURE_COLUMNS), 0, dtype=torch.float64), *blocks], dim=1)
     return dict(zip(CURVATURE_COLUMNS, values, strict=True))

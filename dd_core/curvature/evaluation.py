@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dd_core.errors import UserError
+from dd_core.memory import is_out_of_memory
 
 # Passes of fewer images take other matrix kernels on a CPU, whose sums round differently; measured with oneDNN and MKL:
 # from 8 images on, an image's gradient has the same bits whatever the number of images.
@@ -127,13 +128,30 @@ def check_data(model: nn.Module, images: Tensor, labels: Tensor, image_ids: Tens
         )
 
 
-def logits_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def first_line(error: BaseException) -> str:
+    """What an error of PyTorch or of a user's network says, for use in a sentence."""
+    words, kind = str(error).strip(), type(error).__name__
+    if not words:
+        return kind
+    line = words.splitlines()[0]
+    return line if isinstance(error, RuntimeError | ValueError | TypeError) else f"{kind}: {line}"
+
+
+def logits_of(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
     """The network's output (B, C), checked.
 
     Raises:
-        UserError: it is not finite or does not fit the labels.
+        UserError: the images do not go through the network, or its output is not finite or does not fit the labels.
     """
-    logits = model(images)
+    try:
+        logits = model(images)
+    except UserError:
+        raise
+    except Exception as error:  # a user's forward pass may fail in any way
+        if is_out_of_memory(error):
+            raise
+        shape = tuple(images.shape[1:])
+        raise UserError(f"images of shape {shape} do not fit the model: {first_line(error)}") from error
     if logits.ndim != 2 or len(logits) != len(images):
         raise UserError(
             f"the model must give logits of shape ({len(images)}, classes) for {len(images)} images, not "
@@ -141,7 +159,9 @@ def logits_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         )
     if not torch.isfinite(logits).all():
         raise UserError("the model's output is not finite (NaN or infinite weights?); its curvature does not exist")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+    if labels is None or not len(labels):
+        return logits
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise UserError(
             f"labels from {int(labels.min())} to {int(labels.max())} do not fit the model's {logits.shape[1]} classes"
         )

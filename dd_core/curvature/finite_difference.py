@@ -24,16 +24,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dd_core.curvature.copies import Output
 from dd_core.curvature.evaluation import (
     SMALLEST_PASS,
     check_data,
-    frozen,
     in_layout_of,
     logits_of,
     mean_and_error,
     padded,
     residual_of,
 )
+from dd_core.curvature.network import admitted, as_tensors
 from dd_core.curvature.probes import Stream, rademacher
 from dd_core.curvature_names import columns_of_step
 from dd_core.errors import UserError
@@ -54,6 +55,7 @@ def finite_difference_curvature(
     mean_batch_size: int | None = None,
     batch_size: int = 100,
     seed: int = 0,
+    output: Output = None,
 ) -> dict[str, Tensor]:
     """Finite-difference curvature of each image, for every step with the same probes.
 
@@ -76,6 +78,7 @@ def finite_difference_curvature(
         mean_batch_size: B of "mean" only: images in the given order form batches of B, the last one what is left.
         batch_size: moved images per pass and images in memory; below 16 it counts as 16.
         seed: of the probes.
+        output: which of the model's outputs are the logits, where it gives several.
 
     Returns:
         Float64 (N,) on the CPU by name, see ``columns_of_step``: for each step norm and directional value and the
@@ -84,6 +87,7 @@ def finite_difference_curvature(
     Raises:
         UserError: the model, data or settings are not as above, or not even one image fits into memory.
     """
+    images, labels = as_tensors(images, labels, model)
     check_data(model, images, labels, image_ids)
     names = [name for h in steps for name in columns_of_step(h)]
     if not names or len(set(names)) != len(names):
@@ -94,9 +98,9 @@ def finite_difference_curvature(
         probes = rademacher(
             image_ids[start:stop], num_probes, tuple(images.shape[1:]), seed=seed, stream=Stream.FINITE_DIFFERENCE
         )
-        return _of_images(model, images[start:stop], labels[start:stop], probes.to(images.device), steps, size)
+        return _of_images(network, images[start:stop], labels[start:stop], probes.to(images.device), steps, size)
 
-    with frozen(model):
+    with admitted(model, images, output=output) as network:
         blocks = list(in_blocks(compute, len(images), max(batch_size, SMALLEST_PASS)))
     values = torch.cat([torch.empty(len(steps), 4, 0, dtype=torch.float64), *blocks], dim=2)
     if normalisation == "per_step":
@@ -145,6 +149,11 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Te
     x = in_layout_of(model, padded(images, shape)).detach().requires_grad_(True)
     with torch.enable_grad():
         logits = logits_of(model, x, labels)
+    if not logits.requires_grad:
+        raise UserError(
+            "the model gives no gradient back to the images (torch.no_grad(), detach() or NumPy in a forward pass?), "
+            "so it has no curvature in them"
+        )
     residual, _ = residual_of(logits, padded(labels, shape))
     (gradient,) = torch.autograd.grad(logits, x, residual.to(logits.dtype))
     return gradient[: len(images)].flatten(1)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from dd_core.curvature.checkpoint import unchanged_weights
 from dd_core.curvature.parameter_space.analysis import HessianResult, analyse_hessian
 from dd_core.curvature.parameter_space.distributed import Group, agreeing, sum_over
 from dd_core.curvature.rows import standardised, trained_network
 from dd_core.data.randomness import generator
 from dd_core.data.trials import TrialData, trial_data
-from dd_core.errors import StaleError, UserError
+from dd_core.errors import UserError
 from dd_core.provenance import (
     HESSIAN_VERSION,
     hessian_is_current,
@@ -20,6 +21,7 @@ from dd_core.provenance import (
     hessian_settings,
     live_trials,
 )
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Checkpoint, Study
 from dd_core.tables import TABLES, to_arrow, write_parquet
@@ -79,7 +81,8 @@ def hessian_of_checkpoint(
         rows.append({"trial": trial, **_row(result, study), "seconds": time.monotonic() - started})
     if rank > 0:
         return True
-    _write(store, study, checkpoint, weights_manifest, rows, device, num_ranks)
+    with unchanged_weights(store, study, checkpoint, weights_manifest, store.hessian_path(study.name, checkpoint)):
+        _write(store, study, checkpoint, weights_manifest, rows, device, num_ranks)
     return True
 
 
@@ -104,6 +107,7 @@ def _write(
         for name, values in columns.items():
             values.append({**constants, **row}[name])
     path = store.hessian_path(study.name, checkpoint)
+    remove(store.manifest_path(path))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("hessian_spectra", columns, len(rows)))
     seconds = sum(row["seconds"] for row in rows)
     manifest = {
@@ -124,18 +128,12 @@ def _write(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    store.write_manifest(path.with_suffix(".json"), manifest, {"table": path})
+    store.write_manifest(store.manifest_path(path), manifest, {"table": path})
 
 
 def _is_sound(store: Store, study: Study, hessian: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:
     """Whether the file is current and unharmed."""
-    if hessian is None or not hessian_is_current(hessian, checkpoint, study):
-        return False
-    try:
-        store.verify(hessian, "table")
-    except StaleError:
-        return False
-    return True
+    return hessian is not None and hessian_is_current(hessian, checkpoint, study) and store.is_sound(hessian)
 
 
 def _chosen_images(study: Study, data: TrialData, trial: int) -> np.ndarray:

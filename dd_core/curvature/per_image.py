@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.autograd_backward import AutogradNetwork, differs
+from dd_core.curvature.copies import Output
 from dd_core.curvature.double_backward import double_backward_curvature
-from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, frozen, in_layout_of, logits_of, padded
+from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, in_layout_of, logits_of, padded
 from dd_core.curvature.exact import Linearized, exact_curvature, num_exact_passes
 from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
+from dd_core.curvature.network import admitted, as_tensors
 from dd_core.curvature.piecewise_linear import is_piecewise_linear
 from dd_core.curvature.probes import Stream, rademacher
 from dd_core.curvature.top_directions import plan_directions, top_directions_curvature
@@ -80,6 +82,7 @@ def per_image_curvature(
     num_probes: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    output: Output = None,
 ) -> ImageCurvature:
     """Curvature of the cross-entropy in each image, for one network.
 
@@ -89,9 +92,9 @@ def per_image_curvature(
     ('exact', (5,))
 
     Args:
-        model: in eval mode, float32 or float64, images (B, ...) to logits (B, C).
+        model: in eval mode, float32 or float64, images (B, ...) to logits (B, C). It is copied, not changed.
         images: (N, ...), in the model's precision and on its device, standardised as in training.
-        labels: int64 (N,): the given labels.
+        labels: int64 (N,): the given labels. NumPy arrays will do for both.
         image_ids: int64 (N,), default 0 to N-1; probes belong to them, so any order, shard or batch gives the same.
         method: see the table above.
         precision: of the backward passes of exact and top_directions, default the model's; bfloat16 is exact to about
@@ -101,22 +104,25 @@ def per_image_curvature(
         batch_size: images per pass, at least 16, default by device and classes; it changes the memory, not the
             result.
         seed: of the probes.
+        output: which of the model's outputs are the logits, where it gives several: a key, a position or an attribute.
 
     Raises:
-        UserError: the model is in training mode, its output is not finite, or model, images and labels do not fit.
+        UserError: the model is in training mode, is no fixed function of one image or cannot be differentiated twice,
+            its output is not finite, or model, images and labels do not fit. See docs/networks.md.
     """
-    _check(model, images, labels, method, relative_error, num_probes)
+    _check(images, method, relative_error, num_probes)
+    images, labels = as_tensors(images, labels, model)
     ids = torch.arange(len(images)) if image_ids is None else image_ids.cpu()
     check_data(model, images, labels, ids.to(images.device))
-    with frozen(model):
-        images = in_layout_of(model, images)
-        num_classes = _try_one_image(model, images, labels)
+    with admitted(model, images, output=output) as network:
+        images = in_layout_of(network, images)
+        num_classes = _num_classes(network, images, labels)
         note = None
         if method != "double_backward":
-            linear, reason = is_piecewise_linear(model, images[:_NUM_CHECKED_IMAGES], labels[:_NUM_CHECKED_IMAGES])
+            linear, reason = is_piecewise_linear(network, images[:_NUM_CHECKED_IMAGES], labels[:_NUM_CHECKED_IMAGES])
             if linear:
-                network = _network(model, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
-                work = _Work(network, images, labels, ids, num_classes, batch_size)
+                at_images = _network(network, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
+                work = _Work(at_images, images, labels, ids, num_classes, batch_size)
                 if method == "exact":
                     return work.exact()
                 return work.top_directions(relative_error, num_probes or 1, seed)
@@ -124,14 +130,12 @@ def per_image_curvature(
             _LOG.warning(note)
         size = max(batch_size or 100, 1)
         columns = double_backward_curvature(
-            model, images, labels, ids.to(images.device), num_probes=num_probes or 10, batch_size=size, seed=seed
+            network, images, labels, ids.to(images.device), num_probes=num_probes or 10, batch_size=size, seed=seed
         )
     return ImageCurvature(columns, "double_backward", note, None)
 
 
-def _check(
-    model: nn.Module, images: Tensor, labels: Tensor, method: str, relative_error: float, num_probes: int | None
-) -> None:
+def _check(images: Tensor, method: str, relative_error: float, num_probes: int | None) -> None:
     """Refuse what no later check names well."""
     if method not in ("exact", "top_directions", "double_backward"):
         raise UserError(f"there is no estimator {method!r}; there are exact, top_directions and double_backward")
@@ -143,14 +147,10 @@ def _check(
         raise UserError(f"num_probes must be at least 1, not {num_probes}")
 
 
-def _try_one_image(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Number of classes; shapes that do not fit are said in one sentence."""
-    try:
-        with torch.no_grad():
-            logits = logits_of(model, images[:1], labels[:1])
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(images.shape[1:])
-        raise UserError(f"images of shape {shape} do not fit the model: {str(error).splitlines()[0]}") from error
+def _num_classes(network: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Number of classes, which the labels must fit."""
+    with torch.no_grad():
+        logits = logits_of(network, images[:1], labels[:1])
     if logits.shape[1] < 2:
         raise UserError("the model has one output; the cross-entropy needs at least two classes")
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:

@@ -5,15 +5,17 @@ Two independent answers: by what it is made of (its layers, and by torch.fx the 
 judged by the numbers alone.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
 
-from dd_core.curvature.evaluation import check_data, logits_of, refuse_training_mode
+from dd_core.curvature.copies import private_copy
+from dd_core.curvature.evaluation import check_data, first_line, logits_of, refuse_training_mode
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
+from dd_core.memory import is_out_of_memory
 from dd_core.models.stacking import Classifier
 
 # Relative; rounding in float64 gives 1e-12, a GELU network 1e-2 and more.
@@ -102,7 +104,12 @@ def is_piecewise_linear(model: nn.Module, images: Tensor, labels: Tensor) -> tup
     reason = why_not_piecewise_linear(model)
     if reason is not None:
         return False, reason
-    found = disagreement(model, images[:_NUM_IMAGES], labels[:_NUM_IMAGES])
+    try:
+        found = disagreement(model, images[:_NUM_IMAGES], labels[:_NUM_IMAGES])
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False, f"PyTorch has no second derivative of it to compare with ({first_line(error)})"
     compared = f"double backward and the Gauss-Newton formula differ by {found:.1e} of their size"
     if _trace(model) is None:
         compared += " (torch.fx cannot trace this model: this comparison alone decides)"
@@ -131,11 +138,11 @@ def disagreement(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """
     refuse_training_mode(model)
     check_data(model, images, labels)
-    exact = copy.deepcopy(model).double().requires_grad_(False)
+    exact = private_copy(model, dtype=torch.float64).requires_grad_(False)
     x = images.detach().double().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
-    with torch.enable_grad():
+    with torch.enable_grad(), second_derivatives():
         logits = logits_of(exact, x, labels)
         spread = logits.detach().std(-1, keepdim=True)
         scaled = logits / torch.where(spread > 0, spread, 1)

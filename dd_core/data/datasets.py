@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dd_core.errors import DataMissingError
+from dd_core.storage.files import flush
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +103,7 @@ def _fetch(folder: str) -> None:
         copy.mkdir()
         for path in (UPath(data_address()) / folder).iterdir():
             (copy / path.name).write_bytes(path.read_bytes())
+            flush(copy / path.name)
         with contextlib.suppress(OSError):  # another process was faster
             copy.rename(final)
 

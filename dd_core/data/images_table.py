@@ -9,7 +9,7 @@ from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError
 from dd_core.store import Store
 from dd_core.studies import Study
-from dd_core.tables import read_parquet, to_arrow, write_parquet
+from dd_core.tables import read_parquet, to_arrow, write_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,8 +40,8 @@ def write_images(store: Store, study: Study) -> int:
         path = store.table_folder("images", study.name) / f"{variant}.parquet"
         table = to_arrow("images", columns, len(true))
         # What is there and the same stays, so that nobody who reads it meets a change.
-        if not _holds(path, table):
-            write_parquet(path, table)
+        if not _holds(path, table) or store.read_manifest(store.manifest_path(path)) is None:
+            write_result(store, path, table)
         total += len(true)
     return total
 
@@ -50,5 +50,5 @@ def _holds(path: Path, table: "pa.Table") -> bool:
     """Whether a file is there, unharmed, with just these rows."""
     try:
         return read_parquet(path).equals(table)
-    except (OSError, ValueError, StaleError):  # Arrow's errors of damaged files are ValueErrors
+    except (FileNotFoundError, StaleError):
         return False

@@ -1,11 +1,13 @@
-"""The keys of metric files, and the columns of the tables they stand for. The only place that knows both.
+"""The columns of the tables, and the names under which files have them. The only place that knows both.
 
 Two kinds of file. A step file (``metrics.csv``, ``metrics.jsonl``) has keys ``step`` and ``epoch``: batches, and
 whatever was measured between two of them. An epoch file (``metrics_k{k}.jsonl``) has ``epoch`` but no ``step``:
-evaluations of the whole training and test set.
+evaluations of the whole training and test set. ``meaning_of`` understands the names of others by their words, in both.
 """
 
 import math
+import re
+from dataclasses import dataclass, replace
 
 # What the loss-slope campaign logs, in the order of its plan.
 STEP_FILE_KEYS = (
@@ -32,41 +34,126 @@ STANDARD_ERROR = "_se"
 # What was not measured is an empty field of a CSV file and an absent key of a JSON object.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
-# Other names of the same quantity, and of one minus it.
 _STEP_FILE_SYNONYMS = {"wd": "weight_decay", "learning_rate": "lr"}
-_EPOCH_FILE_SYNONYMS = {
-    "val_loss": "loss_val_nats",
-    "val_accuracy": "acc_val",
-    "val_acc": "acc_val",
-    "accuracy": "acc_val",
+
+# The words of which others make names.
+_IMAGES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("eval", "evaluation"), "eval"),  # of which images, every program says differently
 }
-_COMPLEMENTS = {
-    **dict.fromkeys(("train_accuracy", "train_acc"), "train_error"),
-    **dict.fromkeys(("test_accuracy", "test_acc"), "test_error"),
-    "val_error": "acc_val",
+_LOSSES = ("loss", "nll", "nll_loss", "ce", "ce_loss", "xent", "cross_entropy", "crossentropy", "cross_entropy_loss")
+_ACCURACIES = (
+    *("acc", "accuracy", "top1", "acc1", "prec1", "top_1", "acc_1", "top1_acc", "acc_top1", "accuracy_top1"),
+    *("top1_accuracy", "top_1_accuracy", "categorical_accuracy", "sparse_categorical_accuracy", "binary_accuracy"),
+)
+_ERRORS = ("err", "error", "err1", "error_rate", "top1_err", "top1_error", "top_1_error")
+_QUANTITIES = {
+    **dict.fromkeys(_LOSSES, "loss"),
+    **dict.fromkeys(_ACCURACIES, "acc"),
+    **dict.fromkeys(_ERRORS, "error"),
 }
-_FRACTIONS = {"acc_train", "acc_val", *(name for name in EVAL_COLUMNS if "error" in name), *_COMPLEMENTS}
+_MOMENTS = {"epoch", "step", "mean", "avg", "average"}
+_PERCENT = {"percent", "pct"}
+_ACCURACY_WORDS = {"acc", "accuracy", "acc1", "acc5", "top1", "top5", "prec1", "prec5"}
+_PLACES = {
+    **dict.fromkeys(("global_step", "trainer_global_step", "iteration", "iter"), "step"),
+    **dict.fromkeys(("width", "width_multiplier"), "k"),
+    "seed": "trial",
+}
 
 
-def column_of(key: str, *, has_steps: bool) -> tuple[str, bool]:
-    """The name under which the tables have a key, and whether its values are one minus the file's."""
-    if has_steps:
-        return _STEP_FILE_SYNONYMS.get(key, key), False
-    if key in _COMPLEMENTS:
-        return _COMPLEMENTS[key], True
-    return _EPOCH_FILE_SYNONYMS.get(key, key), False
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of a key are.
+
+    Attributes:
+        table: that they go to, empty for a place.
+        column: of the table, or the name of a metric of ``training_monitors``, or of a place.
+        is_complement: whether the table has one minus them.
+        is_fraction: whether they lie from 0 to 1, or to 100 in percent.
+        is_percent: whether the name says so.
+        is_loss: whether they cannot be negative.
+    """
+
+    table: str
+    column: str
+    is_complement: bool = False
+    is_fraction: bool = False
+    is_percent: bool = False
+    is_loss: bool = False
 
 
-def table_of(column: str, *, has_steps: bool) -> str:
-    """The table that a column's values go to; what is no column of the other two is a metric of the monitors."""
+def plain(name: str) -> str:
+    """A name in lower case, its words joined by underscores; ``Train Loss``, ``train/loss``, ``trainLoss`` are one."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def place_of(name: str) -> str | None:
+    """The place (epoch, step, k, trial) that another's name stands for, or None."""
+    word = plain(name)
+    return word if word in PLACE_KEYS else _PLACES.get(word)
+
+
+def own_meaning(name: str, *, has_steps: bool) -> Meaning | None:
+    """What a name of this project means, or None if it is none.
+
+    Without steps there are no batches: what is told of them is told of the epoch, loss and accuracy as of the training
+    set, and the rest (learning rate, time) as metrics.
+    """
+    column = _STEP_FILE_SYNONYMS.get(name, name)
+    is_fraction = "error" in column or column in ("acc_train", "acc_val")
+    meaning = Meaning("training_monitors", column, is_fraction=is_fraction, is_loss="loss" in column)
     if column in EVAL_COLUMNS or (column in VALIDATION_COLUMNS and not has_steps):
-        return "training_evals"
-    return "training_batches" if column in BATCH_COLUMNS else "training_monitors"
+        return replace(meaning, table="training_evals")
+    if column in BATCH_COLUMNS and has_steps:
+        return replace(meaning, table="training_batches")
+    if column == "acc_train":
+        return replace(meaning, table="training_evals", column="train_error", is_complement=True)
+    if column == "loss_train_nats":
+        return replace(meaning, table="training_evals", column="train_loss")
+    return meaning if column in STEP_FILE_KEYS or column in BATCH_COLUMNS else None
 
 
-def is_fraction(key: str) -> bool:
-    """Whether a key's values lie from 0 to 1."""
-    return key in _FRACTIONS
+def meaning_of(name: str, *, has_steps: bool, once_an_epoch: bool) -> Meaning | None:
+    """What a name means, ours or of its words; a metric of its own where these say nothing.
+
+    Args:
+        name: of the key.
+        has_steps: whether the file counts steps.
+        once_an_epoch: whether no epoch has two values of it: those of training are else taken to be of batches, and
+            those of validation of a monitor.
+
+    Returns:
+        The meaning, or None where the name says what was measured but not of which images.
+    """
+    words = [word for word in plain(name).split("_") if word not in _PERCENT]
+    is_percent = "%" in name or bool(_PERCENT & set(plain(name).split("_")))
+    for own_name in (name, "_".join(words)):
+        own = own_meaning(own_name, has_steps=has_steps)
+        if own is not None and (once_an_epoch or own_name not in ("train_loss", "train_error")):
+            return replace(own, is_percent=is_percent)
+    images = [_IMAGES[word] for word in words if word in _IMAGES]
+    rest = "_".join(word for word in words if word not in _IMAGES and word not in _MOMENTS)
+    quantity = _QUANTITIES.get(rest)
+    if quantity is None or len(images) > 1:
+        is_fraction = bool(_ACCURACY_WORDS & set(words))
+        return Meaning("training_monitors", name, is_fraction=is_fraction, is_percent=is_percent)
+    if not images or images[0] == "eval":
+        return None
+    of_batches = has_steps and "epoch" not in words and ("step" in words or not once_an_epoch)
+    wanted = Meaning("", "", is_fraction=quantity != "loss", is_percent=is_percent, is_loss=quantity == "loss")
+    if images[0] == "val":
+        table = "training_monitors" if of_batches else "training_evals"
+        column = "loss_val_nats" if quantity == "loss" else "acc_val"
+        return replace(wanted, table=table, column=column, is_complement=quantity == "error")
+    if images[0] == "train" and of_batches:
+        column = "loss_train_nats" if quantity == "loss" else "acc_train"
+        return replace(wanted, table="training_batches", column=column, is_complement=quantity == "error")
+    column = f"{images[0]}_{'loss' if quantity == 'loss' else 'error'}"
+    return replace(wanted, table="training_evals", column=column, is_complement=quantity == "acc")
 
 
 def is_reserved(metric: str) -> bool:

@@ -28,6 +28,8 @@ from dd_core.exchange.queries import (
 )
 from dd_core.exchange.staging import replace_if_changed, staging_folder
 from dd_core.provenance import trained_checkpoints
+from dd_core.soundness import damaged_files
+from dd_core.storage.files import remove
 from dd_core.store import Store, sha256_of, write_atomically
 from dd_core.studies import Arm, Study
 
@@ -71,6 +73,8 @@ def export_arm(store: Store, study: Study, arm: Arm) -> ArmExport | None:
     """
     folder = store.exports_folder(study.name)
     with store.lock("exports", study.name, arm.key):
+        for harm in damaged_files(store, EXPORTED_TABLES, study.name, arm.key):
+            raise StaleError(str(harm))
         megabytes = _megabytes(store, study, arm)
         identity = {
             "kind": "metric_export",
@@ -91,6 +95,7 @@ def export_arm(store: Store, study: Study, arm: Arm) -> ArmExport | None:
         with staging_folder(store, f"export.{study.name}.{arm.key}") as staging:
             with connection_to(store, study, arm) as connection:
                 rows = _stage(connection, study, arm, megabytes, staging)
+            remove(manifest_path)  # it must not vouch for what comes in their place
             written = sum(replace_if_changed(staging / name, folder / name) for name in rows)
         if not rows:
             return None

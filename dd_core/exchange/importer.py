@@ -5,25 +5,32 @@ process killed between two of these renames leaves whole files only, and the sam
 same files again changes nothing.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.exchange.columns import STEP_FILE_KEYS
+from dd_core.exchange.columns import BATCH_COLUMNS, STEP_FILE_KEYS
+from dd_core.exchange.formats import recognised
+from dd_core.exchange.interpretation import Told
 from dd_core.exchange.reading import read_metrics
 from dd_core.exchange.rows import rows_of
-from dd_core.exchange.runs import Reading, Run, split_runs
+from dd_core.exchange.run_names import runs_of
+from dd_core.exchange.runs import Reading, Run, Split, split_runs
 from dd_core.exchange.settings import agreed_data, agreed_variant
 from dd_core.exchange.sources import Source, find_sources
 from dd_core.exchange.staging import differs, replace_if_changed, staging_folder
 from dd_core.exchange.study_file import StudyFile, extended
+from dd_core.exchange.widths import number_of, width_unit
+from dd_core.storage.files import remove
 from dd_core.store import Store, sha256_of
 from dd_core.studies import Arm, Study
 from dd_core.study_files import Catalogue, read_studies
 from dd_core.tables import write_parquet
 
 DEFAULT_VARIANT = "imported"
+_LONGEST_NAME = 100
 _Runs = dict[tuple[Arm, int], Run]
 
 
@@ -63,13 +70,15 @@ class Imported:
     Attributes:
         rows: rows by table of every arm and trial.
         metrics: keys that are no column of a table and no metric of ours, which became metrics of training_monitors.
-        left_out: files not read and keys not taken, and why.
+        left_out: files not read, and keys and rows not taken, and why.
+        told: what was made of each key, in the order of the files.
         written: files that are new or have changed, or would be.
     """
 
     rows: dict[tuple[Arm, int], dict[str, int]]
     metrics: list[str]
     left_out: list[str]
+    told: list[Told]
     written: list[Path]
 
 
@@ -86,10 +95,14 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
         UserError: a file or the request is wrong; nothing has been written.
         StoreError: something cannot be written.
     """
+    for name in (request.study, request.variant or ""):
+        if len(name) > _LONGEST_NAME:
+            raise UserError(f"{name[:40]}… is too long for a name; at most {_LONGEST_NAME} characters")
     with store.lock("import"):
         former = _existing(store, read_studies(folders), request.study)
-        runs, left_out = _read(former, request)
-        study_file = _study_file(folders[-1], former, runs, request)
+        found = _read(former, request)
+        runs = found.runs
+        study_file = _study_file(store, folders[-1], former, found, request)
         study = study_file.study
         with staging_folder(store, f"import.{study.name}") as staging:
             parts = [part for key, run in runs.items() for part in _stage(store, study, *key, run, staging)]
@@ -99,15 +112,18 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
                     part.refuse_if_from_other_files(store)
             if not dry_run:
                 study_file.write()
+                remove(
+                    *(store.manifest_path(part.final) for part in changed)
+                )  # they must not vouch for what comes in their place
                 for part in parts:
                     is_new = replace_if_changed(part.staged, part.final)
-                    if is_new or store.read_manifest(part.manifest_path) is None:
-                        store.write_manifest(part.manifest_path, part.manifest, {"table": part.final})
+                    if is_new or store.read_manifest(store.manifest_path(part.final)) is None:
+                        store.write_manifest(store.manifest_path(part.final), part.manifest, {"table": part.final})
     rows: dict[tuple[Arm, int], dict[str, int]] = {}
     for part in parts:
         rows.setdefault((part.arm, part.manifest["trial"]), {})[part.table] = part.manifest["rows"]["table"]
     written = [part.final for part in changed] + [study_file.path] * study_file.differs
-    return Imported(rows, _unknown_metrics(runs), left_out, written)
+    return Imported(rows, _unknown_metrics(runs), found.left_out, found.told, written)
 
 
 def _existing(store: Store, catalogue: Catalogue, name: str) -> Study | None:
@@ -121,22 +137,67 @@ def _existing(store: Store, catalogue: Catalogue, name: str) -> Study | None:
     return study
 
 
-def _read(study: Study | None, request: Request) -> tuple[_Runs, list[str]]:
-    """All runs by arm and trial, and what was left out."""
-    sources, told_twice = find_sources(request.paths)
-    left_out: dict[str, list[str]] = {}
-    for path in told_twice:
-        left_out.setdefault("metrics.csv, as metrics.jsonl beside it says the same", []).append(str(path))
-    runs: _Runs = {}
+@dataclass
+class _Found:
+    """All runs by arm and trial, the width that k = 1 stands for, and what is to be told of the files."""
+
+    runs: _Runs
+    unit: float
+    told: list[Told]
+    left_out: list[str]
+
+
+def _read(study: Study | None, request: Request) -> _Found:
+    sources, left_alone = find_sources(request.paths)
+    left_out = {reason: [str(path) for path in paths] for reason, paths in left_alone.items() if paths}
+    told: dict[tuple[str, str, str], Told] = {}
+    by_width: dict[tuple[str, float, int], Run] = {}
     for source in sources:
-        file = read_metrics(source.path, request.renames, accept_nan=request.accept_nan)
-        variant = request.variant or source.variant or _only_variant(study, source)
-        for k, trial, run in split_runs(source, file, request.reading):
-            runs.setdefault((Arm(variant, k), trial), Run()).add(run)
-        for key, (line, text) in file.texts.items():
-            left_out.setdefault(f"{key}, which is no number", []).append(f"{file.path}:{line} ({text})")
-    told = [f"{what}: {where[0]}{_and_others(len(where) - 1)}" for what, where in left_out.items()]
-    return {key: runs[key] for key in sorted(runs)}, told
+        for part, split in _parts(source, request):
+            variant = request.variant or part.variant or _only_variant(study, part)
+            unit_of_export = (part.settings or {}).get("width_unit", 1.0)
+            for (k, trial), run in split.runs.items():
+                width = k * unit_of_export
+                by_width.setdefault((variant, width, trial), Run()).add(run)
+            for line in split.left_out:
+                what, _, where = line.rpartition(": ")
+                left_out.setdefault(what, []).append(where)
+            for key in split.told:
+                name = (key.format, key.key, key.meaning)
+                told[name] = told[name] + key if name in told else key
+    unit = width_unit(
+        {width for _, width, _ in by_width},
+        study.width_unit if study else None,
+        request.reading.width_unit,
+        request.study,
+    )
+    runs = {(Arm(variant, number_of(width, unit)), trial): run for (variant, width, trial), run in by_width.items()}
+    sentences = [f"{what}: {where[0]}{_and_others(len(where) - 1)}" for what, where in left_out.items()]
+    return _Found({key: runs[key] for key in sorted(runs)}, unit, list(told.values()), sentences)
+
+
+def _parts(source: Source, request: Request) -> Iterator[tuple[Source, Split]]:
+    """What a file says; of several runs side by side, of each."""
+    reading = request.reading
+    file = read_metrics(source.path, request.renames, accept_nan=request.accept_nan)
+    form = recognised(file.keys, file.path, is_export=source.settings is not None, asked=reading.format)
+    if reading.runs is not None and not form.has_runs:
+        raise UserError(
+            f"{file.path}: --runs is for files with several runs side by side (wandb); this one is {form.name}"
+        )
+    texts = [f"{key}, which is no number: {file.path}:{line} ({text})" for key, (line, text) in file.texts.items()]
+    if not form.has_runs:
+        yield source, _with(split_runs(source, file, reading, form), [*file.left_out, *texts])
+        return
+    for number, (name, part) in enumerate(runs_of(file, reading.runs, request.renames)):
+        known = {key: value for key, value in vars(name).items() if value is not None}
+        of_run = replace(source, **known)
+        split = split_runs(of_run, part, reading, form)
+        yield of_run, _with(split, [*part.left_out, *([] if number else texts)])
+
+
+def _with(split: Split, left_out: list[str]) -> Split:
+    return replace(split, left_out=[*left_out, *split.left_out])
 
 
 def _and_others(count: int) -> str:
@@ -154,8 +215,9 @@ def _only_variant(study: Study | None, source: Source) -> str:
     return next(iter(study.variants))
 
 
-def _study_file(folder: Path, former: Study | None, runs: _Runs, request: Request) -> StudyFile:
+def _study_file(store: Store, folder: Path, former: Study | None, found: _Found, request: Request) -> StudyFile:
     """The study file that covers these runs too."""
+    runs = found.runs
     data = agreed_data(former.data if former else None, runs.values(), request.data, request.study)
     variants = {
         name: agreed_variant(
@@ -169,8 +231,14 @@ def _study_file(folder: Path, former: Study | None, runs: _Runs, request: Reques
     epochs: dict[Arm, list[int]] = {}
     for (arm, _), run in runs.items():
         epochs.setdefault(arm, []).extend(run.evaluated_epochs)
-    num_trials = 1 + max(trial for _, trial in runs)
-    return extended(folder, request.study, former, request.description, data, variants, epochs, num_trials)
+    names = {f"trial-{trial:03d}" for _, trial in runs}
+    stored = (
+        path
+        for table in ("training_batches", "training_evals", "training_monitors")
+        for path in store.table_folder(table, request.study).glob("*/trial-*.parquet")
+    )
+    num_trials = len(names | {path.stem for path in stored})
+    return extended(folder, request.study, former, request.description, data, variants, epochs, num_trials, found.unit)
 
 
 @dataclass(frozen=True)
@@ -189,16 +257,11 @@ class _Part:
     final: Path
     manifest: dict[str, Any]
 
-    @property
-    def manifest_path(self) -> Path:
-        """Beside the file."""
-        return self.final.with_suffix(".json")
-
     def refuse_if_from_other_files(self, store: Store) -> None:
         """What an earlier import made from the same files may change: the study file describes them anew."""
         if not self.final.exists():
             return
-        former = store.read_manifest(self.manifest_path) or {}
+        former = store.read_manifest(store.manifest_path(self.final)) or {}
         if former.get("sources") != self.manifest["sources"]:
             run = f"{self.manifest['study']}/{self.manifest['arm']}, trial {self.manifest['trial']}"
             raise UserError(
@@ -232,4 +295,4 @@ def _stage(store: Store, study: Study, arm: Arm, trial: int, run: Run, staging: 
 def _unknown_metrics(runs: _Runs) -> list[str]:
     """Names of metrics that no monitor of ours has."""
     names = {name for run in runs.values() for name in run.content.get("training_monitors", {})}
-    return sorted(names - set(STEP_FILE_KEYS))
+    return sorted(names - set(STEP_FILE_KEYS) - set(BATCH_COLUMNS))

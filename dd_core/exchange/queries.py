@@ -39,7 +39,8 @@ _STEPS = """
         FROM training_batches WHERE trial = $trial AND recipe = $recipe
     ), monitor AS (
         SELECT step, any_value(epoch) AS epoch{measured}
-        FROM training_monitors WHERE trial = $trial AND recipe = $recipe AND step IS NOT NULL GROUP BY step
+        FROM training_monitors WHERE trial = $trial AND recipe = $recipe AND step IS NOT NULL AND value IS NOT NULL
+        GROUP BY step
     ), checkpoint AS (
         SELECT unnest($epochs::SMALLINT[]) AS epoch, unnest($megabytes::DOUBLE[]) AS megabytes
     ), evaluation AS (
@@ -47,7 +48,8 @@ _STEPS = """
                arg_min(CASE WHEN $has_validation THEN loss_val_nats END, epoch) AS loss_val_nats,
                arg_min(CASE WHEN $has_validation THEN acc_val END, epoch) AS acc_val
         FROM training_evals LEFT JOIN checkpoint USING (epoch)
-        WHERE trial = $trial AND recipe = $recipe AND step IS NOT NULL AND ($has_validation OR megabytes IS NOT NULL)
+        WHERE trial = $trial AND recipe = $recipe AND step IS NOT NULL
+          AND ($has_validation AND coalesce(loss_val_nats, acc_val) IS NOT NULL OR megabytes IS NOT NULL)
         GROUP BY step
     )
     SELECT step, coalesce(batch.epoch, monitor.epoch, evaluation.epoch) AS epoch,
@@ -56,12 +58,12 @@ _STEPS = """
 """
 _METRICS = """
     SELECT metric, bool_or(standard_error IS NOT NULL AND NOT isnan(standard_error)) FROM training_monitors
-    WHERE recipe = $recipe AND step IS NOT NULL GROUP BY metric ORDER BY metric
+    WHERE recipe = $recipe AND step IS NOT NULL AND value IS NOT NULL GROUP BY metric ORDER BY metric
 """
 TRIALS = """
     SELECT DISTINCT trial FROM (
-        SELECT trial, recipe, step FROM training_batches UNION ALL SELECT trial, recipe, step FROM training_monitors
-        UNION ALL SELECT trial, recipe, step FROM training_evals
+        SELECT trial, recipe, step FROM training_batches UNION ALL SELECT trial, recipe, step FROM training_evals
+        UNION ALL SELECT trial, recipe, step FROM training_monitors WHERE value IS NOT NULL
     ) WHERE recipe = $recipe AND step IS NOT NULL ORDER BY trial
 """
 EPOCHS = f"""

@@ -1,16 +1,20 @@
-"""One metric file, CSV or JSON lines, as columns of float64 with the line each value is from.
+"""One metric file, CSV or JSON lines, packed or not, as columns of float64 with the line each value is from.
 
-Only what any reader of such files must know: text, numbers, lines. What the keys mean is said in ``columns``.
+Only what any reader of such files must know: text, separators, numbers, lines. ``formats`` says what the keys mean.
 """
 
 import csv
+import gzip
+import io
 import json
 import math
+import re
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,6 +22,15 @@ from dd_core.errors import UserError
 from dd_core.exchange.columns import NOT_FINITE
 
 Record = tuple[int, list[tuple[str, Any]]]  # line number, keys and raw values
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+OBJECT_SUFFIXES = (".jsonl", ".ndjson")
+PACKED = ".gz"
+# Fields that say that nothing was measured, in any case.
+_MISSING = {"", "na", "n/a", "<na>", "null", "none", "-"}
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+# Column names that pandas gives, or leaves out, where it writes the numbers of rows.
+_INDEX = re.compile(r"(Unnamed: \d+)?")
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,19 @@ class MetricFile:
 
     Attributes:
         path: where it lies.
+        keys: as the file has them, before any renaming.
         lines: of each record, int64, from 1.
         series: numbers by key, in the order in which the keys first come.
         texts: keys with a value that is no number: the first such line and value.
+        left_out: sentences about what of the file is not taken, such as the numbers of rows.
     """
 
     path: Path
+    keys: tuple[str, ...]
     lines: np.ndarray
     series: dict[str, Series]
     texts: dict[str, tuple[int, str]]
+    left_out: tuple[str, ...] = ()
 
     def where(self, row: int) -> str:
         """File and line of a record."""
@@ -58,14 +75,16 @@ class MetricFile:
 class _Columns:
     """Grows value by value; 16 bytes each."""
 
+    keys: dict[str, None] = field(default_factory=dict)
     lines: array = field(default_factory=lambda: array("q"))
     rows: dict[str, array] = field(default_factory=dict)
     values: dict[str, array] = field(default_factory=dict)
     texts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, key: str, line: int, value: Any) -> None:
         if type(value) is not float:
-            shown = json.dumps(value, ensure_ascii=False)
+            shown = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
             self.texts.setdefault(key, (line, shown if len(shown) <= 40 else f"{shown[:40]}…"))
             return
         if key not in self.values:
@@ -74,11 +93,20 @@ class _Columns:
         self.values[key].append(value)
 
 
+def form_of(path: Path) -> str | None:
+    """``table`` or ``objects``, as the file's name ends, or None if such files are not read."""
+    suffix = (path.with_suffix("") if path.suffix.lower() == PACKED else path).suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return "table"
+    return "objects" if suffix in OBJECT_SUFFIXES else None
+
+
 def read_metrics(path: Path, renames: dict[str, str] | None = None, *, accept_nan: bool = False) -> MetricFile:
-    """Read a file; its name ends in .csv, .jsonl or .ndjson.
+    """Read a file; its name says whether it is a table or JSON lines (``form_of``).
 
     An empty field, an absent key and null mean that nothing was measured. In JSON, "NaN", "Infinity" and "-Infinity"
-    are numbers, as exported files have them.
+    are numbers, as exported files have them. Fields are separated by what the first line has most of, of comma,
+    semicolon and tab; a header that comes again, as resumed runs write it, is left out.
 
     Args:
         path: the file, UTF-8.
@@ -90,12 +118,14 @@ def read_metrics(path: Path, renames: dict[str, str] | None = None, *, accept_na
     """
     renames = renames or {}
     columns = _Columns()
-    records = _csv_records(path) if path.suffix.lower() == ".csv" else _json_records(path, accept_nan)
+    records = _table(path, columns) if form_of(path) == "table" else _objects(path, accept_nan)
     for line, pairs in records:
         columns.lines.append(line)
         for key, value in pairs:
+            if key not in columns.keys:
+                columns.keys[_sound(key, path, line)] = None
             name = renames.get(key, key)
-            if name:
+            if name or not key:
                 columns.add(name, line, value)
     if not columns.lines:
         raise UserError(f"{path}: is empty: it has no row of values")
@@ -107,7 +137,33 @@ def read_metrics(path: Path, renames: dict[str, str] | None = None, *, accept_na
     for key, values in columns.values.items():
         rows = everywhere if len(values) == len(everywhere) else _numpy(columns.rows[key])
         series[key] = Series(rows, _numpy(values))
-    return MetricFile(path, _numpy(columns.lines), series, columns.texts)
+    file = MetricFile(path, tuple(columns.keys), _numpy(columns.lines), series, columns.texts, tuple(columns.left_out))
+    return _without_row_numbers(file)
+
+
+def _sound(key: str, path: Path, line: int) -> str:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        shown = key.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"{path}:{line}: the key {shown[:40]} is not text (half a surrogate pair)") from None
+    return key
+
+
+def _without_row_numbers(file: MetricFile) -> MetricFile:
+    """Without columns that have no name: the numbers of rows, as pandas writes them, or nothing at all."""
+    left_out, series = [*file.left_out], dict(file.series)
+    for position, key in enumerate(file.keys):
+        if not _INDEX.fullmatch(key) or (key and key not in series):
+            continue
+        if key not in series and key not in file.texts:
+            continue  # each line ends with a separator
+        told = series.pop(key, None)
+        counts = told is not None and (told.values % 1 == 0).all() and (told.values >= 0).all()
+        if key in file.texts or not counts or position:
+            raise UserError(f"{file.path}:1: column {position + 1} has no name, and does not count rows")
+        left_out.append(f"the first column, which has no name and counts rows: {file.path}")
+    return MetricFile(file.path, file.keys, file.lines, series, file.texts, tuple(left_out))
 
 
 def _numpy(values: array) -> np.ndarray:
@@ -117,7 +173,7 @@ def _numpy(values: array) -> np.ndarray:
 def _text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends."""
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             for number, line in enumerate(file, start=1):
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -126,46 +182,81 @@ def _text_lines(path: Path) -> Iterator[str]:
                         f"{path}:{number}: not UTF-8 text ({error.reason} at byte {error.start} of the line); save the "
                         "whole file as UTF-8"
                     ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: is no whole gzip file ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _csv_records(path: Path) -> Iterator[Record]:
-    reader = csv.reader(_text_lines(path), strict=True)
+def _opened(path: Path) -> IO[bytes]:
+    return io.BufferedReader(gzip.open(path)) if path.suffix.lower() == PACKED else path.open("rb")
+
+
+def _table(path: Path, columns: _Columns) -> Iterator[Record]:
+    """The rows of a CSV file; what is left out of it is noted in ``columns``."""
+    lines = _text_lines(path)
+    first = next(lines, "")
+    separator = max(",;\t", key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
+    number = _Numbers(path, may_have_commas=separator != ",")
+    reader = csv.reader((line for part in ([first], lines) for line in part), delimiter=separator, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         for position, name in enumerate(header):
-            if not name:
-                raise UserError(f"{path}:1: column {position + 1} has no name")
-            if name in header[:position]:
+            if name and name in header[:position]:
                 raise UserError(f"{path}:1: two columns are called {name}")
+        columns.keys |= dict.fromkeys(header)
         for fields in reader:
             line = reader.line_num
             if len(fields) != len(header) and fields:  # no fields: an empty line
                 raise UserError(f"{path}:{line}: has {len(fields)} fields, but the first line names {len(header)}")
-            told = [(name, _csv_number(text, path, line)) for name, text in zip(header, fields, strict=False) if text]
+            if fields and [name.strip() for name in fields] == header:
+                columns.left_out.append(f"the header again, as a resumed run writes it: {path}:{line}")
+                continue
+            told = [
+                (name, number.of(text, line))
+                for name, text in zip(header, fields, strict=False)
+                if text.strip().lower() not in _MISSING
+            ]
             if told:
                 yield line, told
+            elif any(fields):
+                columns.left_out.append(f"a row without any value: {path}:{line}")
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from error
 
 
-def _csv_number(text: str, path: Path, line: int) -> float | str:
-    """The number, or the text if it is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    if math.isinf(value) and "n" not in text.lower():
-        raise UserError(f"{path}:{line}: {text.strip()} is too large for a float64")
-    return text if "_" in text else value  # Python's own way to write 1_000
+class _Numbers:
+    """Reads the numbers of a table. Where commas do not separate fields, they may be the decimal sign, or points."""
+
+    def __init__(self, path: Path, *, may_have_commas: bool):
+        self._path, self._may_have_commas = path, may_have_commas
+        self._first: dict[str, tuple[str, int]] = {}  # by decimal sign, the first number with it and its line
+
+    def of(self, text: str, line: int) -> float | str:
+        """The number, or the text if it is none."""
+        has_comma = self._may_have_commas and _DECIMAL_COMMA.fullmatch(text.strip()) is not None
+        try:
+            value = float(text.replace(",", ".") if has_comma else text)
+        except ValueError:
+            return text
+        if math.isinf(value) and "n" not in text.lower():
+            raise UserError(f"{self._path}:{line}: {text.strip()} is too large for a float64")
+        if self._may_have_commas and (has_comma or "." in text):
+            self._first.setdefault("," if has_comma else ".", (text.strip(), line))
+            if len(self._first) == 2:
+                (one, first), (other, second) = sorted(self._first.values(), key=lambda told: told[1])
+                raise UserError(
+                    f"{self._path}:{second}: {other} has another decimal sign than {one} in line {first}; write both "
+                    "with a point"
+                )
+        return text if "_" in text else value  # Python's own way to write 1_000
 
 
 class _Refused(Exception):
     """What is wrong with a line, raised from within the JSON decoder."""
 
 
-def _json_records(path: Path, accept_nan: bool) -> Iterator[Record]:
+def _objects(path: Path, accept_nan: bool) -> Iterator[Record]:
     def number(text: str) -> float:
         value = float(text)
         if math.isinf(value):

@@ -89,10 +89,13 @@ def _joined(name: str, values: list[Values], table: str) -> dict[str, np.ndarray
         is_again &= np.diff(joined["step"]) == 0
     if is_again.any():
         at = int(np.argmax(is_again))
-        first, second = (values[joined["file"][i]].file.where(joined["rows"][i]) for i in (at, at + 1))
+        first_file, second_file = (values[joined["file"][i]].file for i in (at, at + 1))
+        first, second = first_file.where(joined["rows"][at]), second_file.where(joined["rows"][at + 1])
         steps = joined["step"][at : at + 2]
         what = f"step {steps[0]}" if steps[0] == steps[1] != NO_STEP else f"epoch {joined['epoch'][at]}"
         of_batches = steps[0] != steps[1]
-        hint = "; --rename it to loss_train_nats or acc_train if these are values of batches" if of_batches else ""
+        hint = "; --keep last takes the later one, if the run was resumed" if first_file == second_file else ""
+        if of_batches:
+            hint = "; an epoch has one evaluation: --rename it to a name of its own, and it is a metric of steps"
         raise UserError(f"{second}: {name} is told twice for {what}, first in {first}{hint}")
     return joined

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
 from dd_core.errors import UserError
@@ -99,8 +100,13 @@ def _measured(runs: list[Run]) -> dict[str, float]:
     """The largest learning rate, and the weight decay if it never changes, as the files say."""
     found = {}
     for key, column in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
-        parts = [v.value for run in runs for v in run.content.get("training_batches", {}).get(column, [])]
-        values = {float(value) for part in parts for value in (part.min(), part.max())}
+        parts = [
+            v.value[np.isfinite(v.value)]
+            for run in runs
+            for table in ("training_batches", "training_monitors")  # of batches, or of epochs
+            for v in run.content.get(table, {}).get(column, [])
+        ]
+        values = {float(value) for part in parts if len(part) for value in (part.min(), part.max())}
         if values and (key == "learning_rate" or len(values) == 1):
             found[key] = max(values)
     return found

@@ -6,20 +6,20 @@ Exported files lie at ``<arm>/trial-000/metrics.*`` and ``<variant>/metrics_k{k}
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dd_core.errors import UserError
 from dd_core.exchange.exporter import MANIFEST
+from dd_core.exchange.reading import OBJECT_SUFFIXES, PACKED, TABLE_SUFFIXES, form_of
 from dd_core.studies import Arm
 
-_SUFFIXES = (".csv", ".jsonl", ".ndjson")
-_ARM = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)\.k(\d{3})")
-_K = re.compile(r"k(\d{1,3})")
-_TRIAL = re.compile(r"trial[-_]?(\d{1,3})")
-_FILE_OF_K = re.compile(r"metrics_k(\d{1,3})")
+_ARM = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)\.k(\d{3,5})")
+_K = re.compile(r"k(\d{1,5}(?:\.\d+)?)")
+_TRIAL = re.compile(r"(?:trial|seed)[-_]?(\d{1,10})")
+_FILE_OF_K = re.compile(r"metrics_k(\d{1,5}(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -28,64 +28,89 @@ class Source:
 
     Attributes:
         path: the file.
-        variant, k, trial: as its path says; None where it does not.
+        variant, k, trial: as its path, or its name in a file of several, says; None where it does not. ``k`` may be
+            a fraction.
         settings: the recipe of an exported arm (``Study.recipe``), which lies beside its files.
     """
 
     path: Path
     variant: str | None
-    k: int | None
+    k: float | None
     trial: int | None
     settings: dict[str, Any] | None
 
 
-def find_sources(paths: Iterable[Path]) -> tuple[list[Source], list[Path]]:
+def find_sources(paths: Iterable[Path]) -> tuple[list[Source], dict[str, list[Path]]]:
     """The metric files among some paths; in folders those called ``metrics.*`` and ``metrics_k*.*``.
 
     Where ``metrics.jsonl`` and ``metrics.csv`` lie side by side they are one run told twice, and the first is taken.
 
     Returns:
-        The files, and those left alone.
+        The files, and those left alone by reason.
 
     Raises:
         UserError: a path is not there, or there is no such file in a folder.
     """
     found: list[Path] = []
+    others: list[Path] = []
+    suffixes = [suffix + packed for packed in ("", PACKED) for suffix in (*TABLE_SUFFIXES, *OBJECT_SUFFIXES)]
     for path in paths:
-        if path.is_dir():
-            inside = sorted(_metric_files(path))
+        try:
+            is_folder, is_there = path.is_dir(), path.exists()
+        except (OSError, ValueError) as error:  # a name too long for any file
+            raise UserError(f"{str(path)[:60]}…: cannot be read ({getattr(error, 'strerror', error)})") from error
+        if is_folder:
+            inside, beside = _metric_files(path)
             if not inside:
-                raise UserError(f"{path}: there is no metrics.csv, metrics.jsonl or metrics_k*.jsonl in this folder")
+                hint = f"; name {beside[0].name} itself if it is one" if beside else ""
+                raise UserError(
+                    f"{path}: there is no metrics.csv, metrics.jsonl or metrics_k*.jsonl in this folder{hint}"
+                )
             found += inside
-        elif not path.exists():
+            others += beside
+        elif not is_there:
             raise UserError(f"{path}: does not exist")
-        elif path.suffix.lower() not in _SUFFIXES:
-            raise UserError(f"{path}: metrics are read from {', '.join(_SUFFIXES)} files, not from this kind")
+        elif form_of(path) is None:
+            raise UserError(f"{path}: metrics are read from {', '.join(suffixes)} files, not from this kind")
         else:
             found.append(path)
     unique = list({path.resolve(): path for path in found}.values())
     told_twice = [p for p in unique if p.suffix == ".csv" and p.with_suffix(".jsonl") in unique]
-    return [_source(path) for path in unique if path not in told_twice], told_twice
+    left_alone = {
+        "metrics.csv, as metrics.jsonl beside it says the same": told_twice,
+        "files of another name in these folders, which can be named one by one": others,
+    }
+    return [_source(path) for path in unique if path not in told_twice], left_alone
 
 
-def _metric_files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("metrics*"):
+def _metric_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of metrics in a folder, and others that could be, sorted."""
+    metrics: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        is_metrics = path.stem == "metrics" or _FILE_OF_K.fullmatch(path.stem)
-        if path.suffix in _SUFFIXES and is_metrics and not hidden and path.is_file():
-            yield path
+        if not hidden and form_of(path) is not None and path.is_file():
+            is_metrics = _name(path) == "metrics" or _FILE_OF_K.fullmatch(_name(path))
+            (metrics if is_metrics else others).append(path)
+    return metrics, others
+
+
+def _name(path: Path) -> str:
+    """The name of a file without what says how it is written."""
+    return (path.with_suffix("") if path.suffix.lower() == PACKED else path).stem
 
 
 def _source(path: Path) -> Source:
     """What the path says; the innermost folder that says something counts."""
     parents = list(path.absolute().parents)
     arm = next(((m, p) for p in parents if (m := _ARM.fullmatch(p.name))), None)
-    variant, k, settings = (arm[0][1], int(arm[0][2]), _settings(arm[1])) if arm else (None, None, None)
-    k = k or next((int(m[1]) for p in parents if (m := _K.fullmatch(p.name))), None)
+    variant, k, settings = (arm[0][1], float(arm[0][2]), _settings(arm[1])) if arm else (None, None, None)
+    k = k or next((float(m[1]) for p in parents if (m := _K.fullmatch(p.name))), None)
     trial = next((int(m[1]) for p in parents if (m := _TRIAL.fullmatch(p.name))), None)
-    if of_k := _FILE_OF_K.fullmatch(path.stem):
-        k, beside = int(of_k[1]), parents[1] / Arm(parents[0].name, int(of_k[1])).key
-        if arm is None and (beside / MANIFEST).is_file():  # the layout of exported files
+    if of_k := _FILE_OF_K.fullmatch(_name(path)):
+        k = float(of_k[1])
+        beside = parents[1] / Arm(parents[0].name, int(k)).key
+        if arm is None and k % 1 == 0 and (beside / MANIFEST).is_file():  # the layout of exported files
             variant, settings = parents[0].name, _settings(beside)
     return Source(path, variant, k, trial, settings)
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dd_core.storage.files import is_object, sha256_of, size_and_sha256
+from dd_core.storage.files import is_object, make_folder, put_in_place, sha256_of, size_and_sha256
 from dd_core.storage.objects import put
 from dd_core.store import Store
 
@@ -50,6 +50,6 @@ def replace_if_changed(staged: Path, final: Path) -> bool:
     if is_object(final):
         put(staged, final)
         return True
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staged.replace(final)
+    make_folder(final.parent)
+    put_in_place(staged, final)
     return True

@@ -62,6 +62,7 @@ def extended(
     variants: dict[str, Variant],
     epochs: dict[Arm, list[int]],
     num_trials: int,
+    width_unit: float = 1.0,
 ) -> StudyFile:
     """The study file that covers some runs as well as what it covers now.
 
@@ -73,7 +74,8 @@ def extended(
         data: the data set.
         variants: those of the runs.
         epochs: by arm, at which it was evaluated.
-        num_trials: the largest trial number plus one.
+        num_trials: how many there are, those of earlier imports included.
+        width_unit: the width that k = 1 stands for.
 
     Raises:
         UserError: something of it is impossible.
@@ -91,6 +93,7 @@ def extended(
             **{key: variant.model_dump(mode="json", exclude_defaults=True) for key, variant in variants.items()},
         },
         "widths": sorted({*content.get("widths", ()), *(arm.k for arm in epochs)}),
+        **({} if width_unit == 1 else {"width_unit": width_unit}),
         "trials": max(content.get("trials", 1), num_trials),
         "epochs": max(content.get("epochs", 1), *shown),
         "checkpoints": sorted({*content.get("checkpoints", ()), *shown}),

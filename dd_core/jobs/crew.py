@@ -23,6 +23,8 @@ Event = dict[str, Any]
 
 # A task whose worker was killed for want of memory this often, with fewer images at a time each time, is given up.
 _MOST_HALVINGS = 3
+# What to read about a worker that crashes again and again.
+_CRASH_PAGE = "docs/troubleshooting.md#a-worker-crashes-twice"
 
 
 @dataclass
@@ -54,6 +56,9 @@ class _Crew:
         self.news: News = queue.Queue()
         self.workers: dict[int, _Worker] = {}
         self._oom_kills = num_oom_kills()
+        # Of the tasks whose worker has crashed, how and how far they were.
+        self._crashes: dict[int, str] = {}
+        self._epochs: dict[int, int] = {}
         self._counter = itertools.count()
 
     def hand_out(self) -> None:
@@ -80,8 +85,16 @@ class _Crew:
             self.placement.finish(self.numbers.index(worker.task))
             worker.task = None
 
+    def note_progress(self, worker: _Worker, event: Event) -> None:
+        """Remember how far a task is."""
+        if worker.task is not None and "epoch" in event:
+            self._epochs[worker.task] = event["epoch"]
+
     def bury(self, worker: _Worker) -> Event | None:
-        """A worker has ended: what to say of the task it was at, which is tried again where memory was lacking."""
+        """A worker has ended: what to say of the task it was at.
+
+        The task is tried again where memory was lacking and, once, after a crash, which may have been a passing fault.
+        """
         worker.dismiss()
         del self.workers[worker.process.number]
         if worker.task is None:
@@ -94,6 +107,16 @@ class _Crew:
             self.placement.again(task)
             worker.task = None
             return {**about, "event": "note", "text": _less_memory(about["task"], self.halvings[task])}
+        if worker.process.has_crashed:
+            how = f"{worker.process.describe_end()} {self._place_of(worker.task)}"
+            before = self._crashes.get(worker.task)
+            if before is None:
+                self._crashes[worker.task] = how
+                self.placement.again(task)
+                worker.task = None
+                return {**about, "event": "note", "text": f"{about['task']}: its worker {how}; a new one goes on"}
+            self.task_done(worker)
+            return {**about, "event": "failed", "error": _crashed_again(before, how), "is_user_error": True}
         self.task_done(worker)
         hint = " (out of memory, perhaps)" if worker.process.was_killed else ""
         return {
@@ -103,6 +126,17 @@ class _Crew:
             "command again to go on",
             "is_user_error": True,
         }
+
+    def _place_of(self, number: int) -> str:
+        return f"after epoch {self._epochs[number]}" if number in self._epochs else "before it reported any progress"
+
+
+def _crashed_again(before: str, now: str) -> str:
+    times = f"{now}, twice at the same place" if before == now else f"{now}, and {before} the time before"
+    return (
+        f"its worker {times}: this machine or its PyTorch is at fault, so that trying again will hardly help; "
+        f"{_CRASH_PAGE} says what to do, and what it had finished is kept"
+    )
 
 
 def _less_memory(name: Any, halvings: int) -> str:
@@ -140,6 +174,7 @@ def run_crew(
                     yield said
                 crew.hand_out()
                 continue
+            crew.note_progress(worker, event)
             yield {**event, "number": worker.task}
             if event["event"] in ("finished", "failed"):
                 crew.task_done(worker)

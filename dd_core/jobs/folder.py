@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dd_core.jobs.job import Job
-from dd_core.storage.files import is_object, read_all
+from dd_core.storage.files import is_object, read_all, remove_leftovers
 from dd_core.store import Store, write_text
 
 _JOB_FILE = "job.json"
@@ -115,6 +115,7 @@ class JobFolder:
         if is_object(self.path):
             return  # folders there are but the beginnings of names
         for folder in (*folders, self.path.parent):
+            remove_leftovers(folder)
             with contextlib.suppress(OSError):  # not there, or another job of the same request has its folder in it
                 folder.rmdir()
 

@@ -145,6 +145,7 @@ def reset_peak_memory(device: "torch.device") -> None:
     if device.type == "cuda":
         import torch
 
+        torch.cuda.init()  # a process that has done nothing yet has no statistics to reset, and is refused
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError, AttributeError):

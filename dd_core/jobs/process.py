@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 # The number of a process and what it says; None: it has ended.
 News: TypeAlias = "queue.Queue[tuple[int, dict[str, Any] | None]]"
 
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP, signal.SIGSYS)
+
 
 class Process:
     """``python -m ...`` with its stdin in our hands; a thread passes on what it prints.
@@ -76,6 +78,11 @@ class Process:
     def was_killed(self) -> bool:
         """Whether it has ended by SIGKILL, as the kernel does where memory runs out."""
         return self._process.returncode == -signal.SIGKILL
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether it has ended by a signal that a process gets for what it does itself: memory or code is broken."""
+        return -self._process.returncode in _CRASHES
 
     @property
     def has_succeeded(self) -> bool:

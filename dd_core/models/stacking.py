@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import StaleError
+from dd_core.models.strided_pointwise import without_stride
 
 
 class Convolution(nn.Conv2d):
@@ -22,6 +23,23 @@ class Convolution(nn.Conv2d):
         super().__init__(
             trials * inputs, trials * outputs, kernel, stride=stride, padding=kernel // 2, groups=trials, bias=bias
         )
+        # cuDNN takes four groups of four channels at a time, and of a last few reads weights that are not there.
+        self._is_misread = trials % 4 != 0 and trials > 1 and inputs == outputs == 4
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What nn.Conv2d calls; ``forward`` stays its own, by which libraries and tracers know a stock layer.
+
+        In 16 bits and channels-last memory, cuDNN's kernel for groups of four channels (9.19, on an H200:
+        ``implicit_gemm_..._g16``) reads beyond the weights unless their number is a multiple of 16: its output varies
+        from call to call, and where nothing is mapped there the process dies. PyTorch's own layout has other kernels,
+        which are right and for this shape faster (docs/gpu.md).
+        """
+        if self._is_misread and input.is_cuda and (input.element_size() == 2 or torch.is_autocast_enabled("cuda")):
+            return super()._conv_forward(input.contiguous(), weight.contiguous(), bias)
+        pixels = without_stride(input, weight, self.stride, self.padding, self.groups)
+        if pixels is None:
+            return super()._conv_forward(input, weight, bias)
+        return nn.functional.conv2d(pixels, weight, bias, (1, 1), (0, 0), (1, 1), 1)
 
 
 class BatchNorm(nn.BatchNorm2d):

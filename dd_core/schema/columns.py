@@ -56,13 +56,13 @@ class Table:
 
 STUDY = Column("study", "string", "name of the study")
 VARIANT = Column("variant", "string", "training recipe, a key of the study's variants")
-TRIAL = Column("trial", "int16", "random seed number, 0 to trials - 1")
+TRIAL = Column("trial", "int32", "random seed number, 0 to trials - 1; of imported studies as the files count")
 RECIPE = Column("recipe", "string", "hash of everything that determines the weights")
 ARM = (
     STUDY,
     Column("arm", "string", "variant and width, for example s-core.k008"),
     VARIANT,
-    Column("k", "int16", "width multiplier of the model"),
+    Column("k", "int32", "width multiplier of the model; of imported studies in units of the study's width_unit"),
     TRIAL,
     RECIPE,
 )

@@ -53,7 +53,11 @@ CURVATURE_TABLES = (
             Column("mean_gradient_curvature", "float64", "of g'Hg/|g|^2, nats per squared standardised pixel unit"),
             Column("mean_trace_standard_error", "float64", "of single images, 0 where the method is exact, same unit"),
             Column("mean_loss", "float64", "nats"),
-            Column("auroc_trace", "float64", "probability that a noisy image has a larger trace than a clean one"),
+            Column(
+                "auroc_trace",
+                "float64",
+                "probability that a noisy image has a larger trace than a clean one; null if all or none are noisy",
+            ),
             *(
                 Column(f"auroc_{name}", "float64", f"the same for {words}")
                 for name, words in (
@@ -72,6 +76,7 @@ CURVATURE_TABLES = (
                 "float64",
                 "probability that a noisy image has a larger finite difference at that step than a clean one",
             ),
+            OptionalColumns(f"mean_fd_(norm|directional)_{STEP_PATTERN}", "float64", "mean finite difference"),
         ),
     ),
     Table(

@@ -17,6 +17,9 @@ _LAST_AND_BEST = (
     *(Column(f"best_{name}", "float64", f"at best_epoch, {unit}") for name, unit in _OUTCOMES),
 )
 
+# What a checkpoint vouches for besides the weights.
+METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress")
+
 TRAINING_TABLES = (
     Table(
         "images",
@@ -81,7 +84,12 @@ TRAINING_TABLES = (
             *ARM,
             Column("epoch", "int16", "epoch the batch belongs to, 1-based"),
             STEP,
-            Column("loss_train_nats", "float64", "mean cross-entropy of the batch before the step, nats"),
+            Column(
+                "loss_train_nats",
+                "float64",
+                "mean cross-entropy of the batch before the step, nats; the step at which it is no number any more has "
+                "no row, and runs.end_step says which",
+            ),
             Column("loss_train_bits", "float64", "the same in bits"),
             Column("acc_train", "float64", "accuracy on the batch (augmented, given labels), fraction"),
             Column("lr", "float64", "learning rate of the step"),
@@ -97,13 +105,18 @@ TRAINING_TABLES = (
             EPOCH,
             STEP,
             Column("train_error", "float64", "all training images, given labels, fraction"),
-            Column("train_loss", "float64", "all training images, given labels, nats"),
+            Column(
+                "train_loss",
+                "float64",
+                "all training images, given labels, nats; null, as everywhere here: not measured, or NaN in an "
+                "imported file",
+            ),
             Column("train_error_clean", "float64", "training images with a right label, fraction"),
             Column("train_loss_clean", "float64", "training images with a right label, nats"),
             Column("train_error_noisy", "float64", "mislabelled training images against the GIVEN label, fraction"),
             Column("train_loss_noisy", "float64", "mislabelled training images against the GIVEN label, nats"),
-            Column("loss_val_nats", "float64", "validation images, true labels, nats; NaN without such images"),
-            Column("acc_val", "float64", "validation images, true labels, fraction; NaN without such images"),
+            Column("loss_val_nats", "float64", "validation images, true labels, nats; null without such images"),
+            Column("acc_val", "float64", "validation images, true labels, fraction; null without such images"),
             Column("test_error", "float64", "test images, true labels, fraction"),
             Column("test_loss", "float64", "test images, true labels, nats"),
         ),
@@ -116,8 +129,13 @@ TRAINING_TABLES = (
             Column("epoch", "int16", "epoch the step belongs to, 1-based"),
             STEP,
             Column("metric", "string", "loss_val_nats, acc_val, grad_norm, weight_norm, lambda_max, hutch_trace, ..."),
-            Column("value", "float64", "in nats, fractions and their weight-space derivatives"),
-            Column("standard_error", "float64", "of estimates by sampling; NaN for what is not sampled"),
+            Column(
+                "value",
+                "float64",
+                "in nats, fractions and their weight-space derivatives; one that is NaN has no row, of an imported "
+                "file null",
+            ),
+            Column("standard_error", "float64", "of estimates by sampling; null for what is not sampled"),
         ),
     ),
     Table(

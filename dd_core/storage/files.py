@@ -1,7 +1,9 @@
 """Whole files, read and written so that nobody ever meets a part of one, in a folder or on an object store.
 
-In a folder a file is written under a temporary name, flushed to disk, then renamed. On an object store it is written to
-this machine's temporary folder, then put in one request, or in parts that the last request makes one object.
+In a folder a file is written in a hidden folder beside its place, flushed to disk, renamed, and the folder of its name
+flushed too: what comes after it, a manifest for instance, is never on disk without it, even after a power cut. On an
+object store it is written to this machine's temporary folder, then put in one request, or in parts that the last
+request makes one object. Nothing below the data root is written past ``write_atomically`` and ``put_in_place``.
 """
 
 import contextlib
@@ -9,7 +11,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import socket
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +25,10 @@ from dd_core.errors import StoreError
 
 # As safetensors itself allows.
 _LARGEST_HEADER = 100_000_000
+# No write takes so long: older temporaries of a file that is written without a lock are left by a killed process.
+_LONGEST_WRITE_SECONDS = 3600.0
+# How much of a file's name its temporary bears; names may be as long as the operating system allows.
+_NAME_LENGTH = 60
 
 
 def is_object(path: Path) -> bool:
@@ -130,11 +140,12 @@ def readable_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot write {path}: {error.strerror}; check the data root (DD_ROOT)") from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file of this machine, and make it ``path`` when it is whole.
 
-    Readers see the old file or the new one, never a part. A process killed in between leaves only a hidden temporary
-    beside ``path``, or, where that is an object, a file in this machine's temporary folder.
+    Readers see the old file or the new one, never a part, and after a power cut too. The file may be read and written
+    by whom the umask allows. A process killed in between leaves only a hidden folder beside ``path``, with whatever the
+    writer had put beside its file, or, where ``path`` is an object, a file in this machine's temporary folder.
 
     Raises:
         StoreError: the disk is full, the folder cannot be written, or the object store fails.
@@ -143,22 +154,106 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         _write_object(path, write)
         return
     with readable_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        try:
-            os.fchmod(handle, 0o644)
+        make_folder(path.parent)
+        with _aside(path) as temporary:
+            mode = temporary.stat().st_mode
             write(temporary)
-            # Some writers replace the file instead of filling the open one: flush what is there under the name now.
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            os.close(handle)
-            temporary.unlink(missing_ok=True)
+            # Some writers replace the file instead of filling the open one, by one for its owner's eyes alone.
+            temporary.chmod(mode)
+            flush(temporary)
+            put_in_place(temporary, path)
 
 
-def _write_object(path: Path, write: Callable[[Path], None]) -> None:
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """An empty file on the same file system as ``path``, in a folder that is removed afterwards."""
+    remove_leftovers(path.parent, path.name, _LONGEST_WRITE_SECONDS)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:_NAME_LENGTH]}.", suffix=".tmp", dir=path.parent))
+    try:
+        temporary = folder / "content"
+        temporary.touch()
+        yield temporary
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Give a flushed file of the same file system its final name; once this returns, it stays there."""
+    written.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that stay there as what is written in them."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush(folder.parent)
+
+
+def remove(*paths: Path) -> None:
+    """Remove files that may be there; once this returns they stay away.
+
+    Manifests go like that, before the files they vouch for are removed or written anew.
+    """
+    folders = set()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            folders.add(path.parent)
+    for folder in folders:
+        if not is_object(folder):
+            flush(folder)
+
+
+def remove_leftovers(folder: Path, name: str = "", older_than: float = 0.0) -> None:
+    """Remove what killed writers have left in a folder of this machine, of any file or of those whose name begins so.
+
+    Call it while holding the lock of what lies there, or for what is ``older_than`` any write takes, in seconds.
+    Earlier versions left files, and safetensors and DuckDB beside them ``.tmp0a1b2c`` and ``.name.0a1b.tmp.wal``.
+    """
+    beginning = f".{name[:_NAME_LENGTH]}"
+    try:
+        found = [path for path in folder.iterdir() if path.name.startswith(beginning) and ".tmp" in path.name]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path in found:
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
+            if time.time() - path.lstat().st_mtime >= older_than:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Write a small file, and leave nothing of it.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+    """
+    if is_object(folder):
+        # Pods that are alike have equal process ids, and their hosts may have equal names.
+        probe = folder / f".writable-{socket.gethostname()}-{uuid.uuid4().hex}"
+        write_text(probe, "")
+        probe.unlink(missing_ok=True)
+        return
+    with readable_errors(folder):
+        make_folder(folder)
+        with _aside(folder / ".writable") as probe:
+            probe.write_bytes(b"written")
+
+
+def _write_object(path: Path, write: Callable[[Path], object]) -> None:
     from dd_core.storage import objects
 
     with readable_errors(path), tempfile.TemporaryDirectory(prefix="dd-") as folder:
@@ -169,23 +264,10 @@ def _write_object(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small JSON file atomically and flush its folder, so that the renames before it are on disk as well."""
-    text = json.dumps(content, indent=1, sort_keys=True)
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-    if is_object(path):
-        return
-    with readable_errors(path):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    """Write a small JSON file atomically; equal contents give equal bytes."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

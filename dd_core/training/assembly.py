@@ -11,12 +11,14 @@ import numpy as np
 from dd_core.errors import StaleError
 from dd_core.estimate import resume_metadata
 from dd_core.parts import Part
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.tables import read_parquet, write_parquet
 from dd_core.training.best import best_manifests, save_best
 from dd_core.training.checkpoints import read_tensors, save_checkpoint
 from dd_core.training.recorder import EVAL_METRICS, METRIC_TABLES
+from dd_core.training.settling import progress_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +55,7 @@ def assemble(
     Raises:
         StaleError, FileNotFoundError: a file of a part has gone since it was checked.
     """
+    remove(store.checkpoint_manifest_path(study.name, checkpoint))  # it must not vouch for files written in their place
     written: dict[str, tuple[Path, int]] = {}
     headline = dict.fromkeys(EVAL_METRICS, math.nan)
     for name in METRIC_TABLES:
@@ -98,7 +101,8 @@ def _rows(name: str, study: Study, checkpoint: Checkpoint, parts: list[Part], af
                 table = table.filter(pc.greater(table["epoch"], after))
             trials = pc.add(table["trial"], pa.scalar(part.study.first_trial, table["trial"].type))
             tables.append(_with_column(table, "trial", trials))
-    whole = pa.concat_tables(tables).unify_dictionaries() if tables else None
+    # Files of an earlier version have narrower integers.
+    whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries() if tables else None
     if whole is None or not whole.num_rows:
         return None
     recipes = pa.DictionaryArray.from_arrays(
@@ -134,22 +138,41 @@ def _headline(evals: "pa.Table", epoch: int) -> dict[str, float]:
     return headline
 
 
-def copy_best(part: Part, store: Store, study: Study, arm: Arm) -> list[list[int]]:
+def copy_best(part: Part, store: Store, study: Study, arm: Arm, newest: int) -> list[list[int]]:
     """Copy the best checkpoints that a part keeps to those of the arm. Hold the arm's lock.
+
+    Args:
+        part: of the arm.
+        store: of the whole.
+        study: the whole.
+        arm: which arm of it.
+        newest: epoch of the last checkpoint that has been put together.
 
     Returns:
         For each of the part's trials the epochs whose weights the arm should keep.
     """
     there = {(m["trial"], m["epoch"]): m for m in best_manifests(store, study, arm)}
-    progress = json.loads(resume_metadata(part.store, part.study, arm).get("progress", "[]"))
-    kept = [{epoch for _, epoch in trial.get("kept", [])} for trial in progress] or [
-        set() for _ in part.study.trial_numbers
-    ]
+    decided, kept = _kept(part, store, study, Checkpoint(arm, newest))
     for manifest in best_manifests(part.store, part.study, arm):
         trial, epoch, loss = part.study.first_trial + manifest["trial"], manifest["epoch"], manifest["loss_val_nats"]
-        kept[manifest["trial"]].add(epoch)
+        if epoch > decided:
+            kept[manifest["trial"]].add(epoch)
+        elif epoch not in kept[manifest["trial"]]:
+            continue  # it had given way, and a process was killed before it removed it
         with contextlib.suppress(StaleError):  # it has given way to a better one meanwhile
             if (trial, epoch) not in there or there[trial, epoch]["loss_val_nats"] != loss:
                 weights, _ = read_tensors(part.store.verify(manifest, "weights"))
                 save_best(store, study, arm, trial, epoch, loss, weights)
     return [sorted(epochs) for epochs in kept]
+
+
+def _kept(part: Part, store: Store, study: Study, newest: Checkpoint) -> tuple[int, list[set[int]]]:
+    """Up to which epoch it is known which best checkpoints a part keeps, and these, by trial."""
+    resume = resume_metadata(part.store, part.study, newest.arm)
+    if int(resume.get("epoch", -1)) >= newest.epoch:
+        progress = json.loads(resume["progress"])
+        return int(resume["epoch"]), [{epoch for _, epoch in trial["kept"]} for trial in progress]
+    # Its process was killed after the manifest and before the resume point.
+    first = part.study.first_trial - study.first_trial
+    stood = progress_at(store, study, newest)[first : first + part.study.trials]
+    return newest.epoch, [{epoch for _, epoch in trial.kept} for trial in stood]

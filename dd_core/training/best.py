@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import StaleError
+from dd_core.provenance import harmed_best
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
 from dd_core.training.checkpoints import identity, read_tensors, save_tensors
@@ -37,6 +39,9 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
     Raises:
         StaleError: none was kept (no validation images, or ``keep_best: 0``), or it is damaged or of another recipe.
     """
+    for harm in harmed_best(store, study, arm):
+        if f"trial-{trial:03d}.epoch-" in harm:
+            raise StaleError(f"{harm}; train {arm.key} of {study.name} again")
     found = [
         (manifest["loss_val_nats"], manifest["epoch"], manifest)
         for manifest in best_manifests(store, study, arm, f"trial-{trial:03d}.*.json")
@@ -59,12 +64,11 @@ def best_manifests(store: Store, study: Study, arm: Arm, pattern: str = "trial-*
 
 
 def prune_best(store: Store, study: Study, arm: Arm, kept: list[list[int]]) -> None:
-    """Remove all but the epochs named, trial by trial; the manifest goes first."""
+    """Remove all but the epochs named, trial by trial; the manifests go first."""
     wanted = {_path(store, study, arm, trial, epoch).stem for trial, epochs in enumerate(kept) for epoch in epochs}
     for suffix in ("json", "safetensors"):
-        for path in store.best_folder(study.name, arm.key).glob(f"*.{suffix}"):
-            if path.stem not in wanted:
-                path.unlink()
+        found = store.best_folder(study.name, arm.key).glob(f"*.{suffix}")
+        remove(*(path for path in sorted(found) if path.stem not in wanted))
 
 
 def _path(store: Store, study: Study, arm: Arm, trial: int, epoch: int) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dd_core.data.datasets import load
 from dd_core.errors import StaleError
+from dd_core.measured import measured
 from dd_core.provenance import checkpoint_manifest
 from dd_core.storage.files import local_copy, write_atomically
 from dd_core.store import Store
@@ -93,6 +94,7 @@ def save_checkpoint(
         **identity(study, checkpoint.arm),
         "epoch": checkpoint.epoch,
         "recipe_content": study.recipe(checkpoint.arm),
+        "measured": measured(study),
         "headline": headline,
         "rows": {name: rows for name, (_, rows) in tables.items()},
         "device": device,

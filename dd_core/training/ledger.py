@@ -7,17 +7,18 @@ import contextlib
 import datetime
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from dd_core.attempts import attempt_numbers, attempt_path
 from dd_core.cost import price_per_gpu_hour
+from dd_core.errors import StaleError
 from dd_core.jobs.machine import peak_memory, reset_peak_memory
 from dd_core.parts import PartStore
 from dd_core.store import Store
 from dd_core.studies import Arm, Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.tables import TABLES, read_parquet, to_arrow, write_result
 from dd_core.training.session import Session, device_name
 from dd_core.training.trial_progress import best_by
 
@@ -80,7 +81,7 @@ class RunRecord:
         }
         reset_peak_memory(self._device)
         with _writing(self._store, self._study, self._arm):
-            self._columns["attempt"] = max(_attempts(self._store, self._study, self._arm), default=0) + 1
+            self._columns["attempt"] = max(attempt_numbers(self._store, self._study, self._arm), default=0) + 1
             self._write(session, "start", "running", None, {"ended_at": None, **dict.fromkeys(_MEASURED)})
 
     def close(self, session: Session, status: str, reason: str | None) -> None:
@@ -116,7 +117,8 @@ class RunRecord:
             **_outcomes(session),
         }
         table = to_arrow("runs", columns, self._study.trials)
-        write_parquet(_path(self._store, self._study, self._arm, self._columns["attempt"], moment), table)
+        path = attempt_path(self._store, self._study, self._arm, self._columns["attempt"], moment)
+        write_result(self._store, path, table)
 
 
 _MEASURED = ("seconds", "gpu_seconds", "cost", "samples_per_second", "peak_memory_bytes")
@@ -135,10 +137,13 @@ def _outcomes(session: Session) -> dict[str, list[Any]]:
 
 def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
     """End attempts that were killed: those without an end. Hold the lock of the arm, or of the part, while doing so."""
-    for number in _attempts(store, study, arm):
-        start, end = (_path(store, study, arm, number, moment) for moment in ("start", "end"))
+    for number in attempt_numbers(store, study, arm):
+        start, end = (attempt_path(store, study, arm, number, moment) for moment in ("start", "end"))
         if start.exists() and not end.exists():
-            table = read_parquet(start)
+            try:
+                table = read_parquet(start)
+            except StaleError:  # the checks name it; nobody can say any more what it told
+                continue
             # An earlier version knew fewer columns.
             columns = {
                 c.name: table[c.name].to_pylist() if c.name in table.column_names else None
@@ -147,17 +152,17 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
             columns |= {"status": "interrupted", "reason": "killed, or the machine stopped"}
             columns |= _until_last_sign_of_life(store, study, arm, columns)
             with _writing(store, study, arm):
-                write_parquet(end, to_arrow("runs", columns, table.num_rows))
+                write_result(store, end, to_arrow("runs", columns, table.num_rows))
 
 
 def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict[str, Any]) -> dict[str, Any]:
-    """What a killed attempt has cost at least: the time from its start to its last resume point, if it wrote one."""
-    path = store.resume_path(study.name, arm.key)
+    """What a killed attempt has cost at least: the time from its start to its last checkpoint or resume point."""
     started = columns["started_at"][0]
-    try:
-        written = path.stat().st_mtime
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    written = 0.0
+    checkpoints = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
+    for path in (*checkpoints[-1:], store.resume_path(study.name, arm.key)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            written = max(written, path.stat().st_mtime)
     seconds = written - started.timestamp()
     if seconds <= 0:
         return {}
@@ -171,20 +176,6 @@ def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict
     }
 
 
-def _path(store: Store, study: Study, arm: Arm, attempt: int, moment: str) -> Path:
-    part = f"{store.name}." if isinstance(store, PartStore) else ""
-    return store.table_folder("runs", study.name, arm.key) / f"attempt-{attempt:04d}.{part}{moment}.parquet"
-
-
 def _writing(store: Store, study: Study, arm: Arm) -> contextlib.AbstractContextManager[None]:
     """Hold the arm while a part, which does not hold it, writes where others may write too."""
     return store.whole.lock(study.name, arm.key) if isinstance(store, PartStore) else contextlib.nullcontext()
-
-
-def _attempts(store: Store, study: Study, arm: Arm) -> list[int]:
-    """Numbers of the attempts so far, ascending, those of all parts too.
-
-    Earlier versions wrote one file each, ``attempt-0001.parquet``.
-    """
-    folder = store.table_folder("runs", study.name, arm.key)
-    return sorted({int(path.name.split(".")[0].removeprefix("attempt-")) for path in folder.glob("attempt-*.parquet")})

@@ -29,7 +29,8 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
     if settings.name == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)  # type: ignore[arg-type]
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(groups, betas=settings.betas, **common)  # type: ignore[arg-type]
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return kind(groups, betas=settings.betas, capturable=on_gpu, **common)  # type: ignore[arg-type]
 
 
 def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:

@@ -7,21 +7,26 @@ writes: weights, and rows in the same order. Only the time of a step is each par
 import contextlib
 from typing import Any
 
+import torch
+
 from dd_core.errors import StaleError
 from dd_core.parts import Part, PartStore, all_parts, parts_folder
 from dd_core.provenance import checkpoint_manifest, trained_checkpoints
-from dd_core.store import LockedError, Store, sha256_of, write_json
+from dd_core.retirement import retire
+from dd_core.storage.files import remove
+from dd_core.store import LockedError, Store, sha256_of
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.assembly import assemble, copy_best, newest_epoch_before
 from dd_core.training.best import prune_best
 from dd_core.training.checkpoints import check_checkpoint
 from dd_core.training.ledger import mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
+from dd_core.training.settling import settle
 from dd_core.training.train import (
     Report,
     arm_lock,
-    foreign_files,
-    retire_other_recipes,
+    remove_foreign_files,
+    set_recipe_right,
     sound_checkpoints,
     train_arm,
 )
@@ -59,7 +64,7 @@ def train_part(
     """
     part = Part.of(store, study, arm, trials)
     with arm_lock(store, study, arm, wait=True):
-        retire_other_recipes(store, study, arm, report)
+        set_recipe_right(store, study, arm, report)
         _retire_other_divisions(store, study, arm)
         folders = [store.table_folder(table, study.name, arm.key) for table in ("runs", *METRIC_TABLES)]
         for folder in (*folders, store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):
@@ -68,6 +73,7 @@ def train_part(
     if is_complete:
         with contextlib.suppress(LockedError), part.store.lock(study.name, arm.key, timeout=0):
             mark_interrupted(part.store, part.study, arm)
+            settle(part.store, part.study, arm, options.get("device") or torch.device("cpu"))
         put_together(store, study, arm)
         return
 
@@ -145,13 +151,9 @@ def _put_together(store: Store, study: Study, checkpoint: Checkpoint, parts: lis
     if any(map(_is_handed_over, manifests)):
         raise StaleError(f"a part of {checkpoint.key} has to be trained again")
     # Whatever another process with an older study file has put together in the meantime.
-    retire_other_recipes(store, study, arm, lambda event: None)
+    set_recipe_right(store, study, arm, lambda event: None)
     after = newest_epoch_before(store, study, checkpoint)
-    foreign = foreign_files(store, study, arm, "" if after is None else f"{after:04d}")
-    for stem in sorted({path.stem for path in foreign}, reverse=True):
-        (store.arm_folder(study.name, arm.key) / f"{stem}.json").unlink(missing_ok=True)
-    for path in foreign:
-        path.unlink()
+    remove_foreign_files(store, study, arm, "" if after is None else f"{after:04d}")
     assemble(store, study, checkpoint, parts, manifests, after)
 
 
@@ -161,19 +163,19 @@ def _is_handed_over(manifest: dict[str, Any]) -> bool:
 
 def _tidy(store: Store, study: Study, arm: Arm, parts: list[Part], newest: int, held: Part | None) -> None:
     """Keep the best checkpoints of all parts with the arm's, and hand over what is there up to an epoch."""
-    kept = []
-    for part in parts:
-        with contextlib.ExitStack() as stack:
-            is_held = part == held
-            if not is_held:
-                with contextlib.suppress(LockedError):  # it will hand over by itself
+    with contextlib.ExitStack() as stack:
+        ready = []
+        for part in parts:
+            with contextlib.suppress(LockedError):  # it will hand over by itself
+                if part != held:
                     stack.enter_context(part.store.lock(study.name, arm.key, timeout=0))
-                    is_held = True
-            kept += copy_best(part, store, study, arm)
-            if is_held:
-                prune_best(part.store, part.study, arm, [])
-                _hand_over(part, store, study, arm, newest)
-    prune_best(store, study, arm, kept)
+                ready.append(part)
+        kept = [epochs for part in parts for epochs in copy_best(part, store, study, arm, newest)]
+        prune_best(store, study, arm, kept)
+        # Last, because as long as a part has not handed over, all of this is done again after a kill.
+        for part in ready:
+            prune_best(part.store, part.study, arm, [])
+            _hand_over(part, store, study, arm, newest)
 
 
 def _hand_over(part: Part, store: Store, study: Study, arm: Arm, newest: int) -> None:
@@ -197,12 +199,11 @@ def _hand_over(part: Part, store: Store, study: Study, arm: Arm, newest: int) ->
                 "sha256": sha256_of(whole_path),
                 "bytes": whole_path.stat().st_size,
             }
-            write_json(path, {**manifest, "files": {**files, "whole": entry}})
+            part.store.seal(path, {**manifest, "files": {**files, "whole": entry}})
     if done is None:
         return
-    for path in part.store.arm_folder(study.name, arm.key).glob("[0-9]*.json"):
-        if int(path.stem) < done and path.stem not in study.epoch_keys:
-            path.unlink()
+    manifests = part.store.arm_folder(study.name, arm.key).glob("[0-9]*.json")
+    remove(*(path for path in manifests if int(path.stem) < done and path.stem not in study.epoch_keys))
     tables = [path for table in METRIC_TABLES for path in part.store.table_folder(table).glob("[0-9]*.parquet")]
     weights = sorted(part.store.arm_folder(study.name, arm.key).glob("[0-9]*.safetensors"), key=lambda path: path.stem)
     # The newest weights last: by them _has_news sees that there is something left to remove.
@@ -221,4 +222,4 @@ def _retire_other_divisions(store: Store, study: Study, arm: Arm) -> None:
             with contextlib.suppress(LockedError), other.lock(study.name, arm.key, timeout=0):
                 manifests = (store.read_manifest(found) for found in sorted(path.glob("[0-9]*.json")))
                 recipe = next((str(found["recipe"]) for found in manifests if found is not None), "unknown")
-                other.retire_arm(study.name, arm.key, recipe)
+                retire(other, study.name, arm.key, recipe)

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from dd_core.data.trials import TrialData
+from dd_core.schema.training import METRIC_TABLES
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.tables import to_arrow, write_parquet
 from dd_core.training.monitors.timetable import Readings
 from dd_core.training.stack import BatchMetrics, Evaluation
 
-METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress")
+__all__ = ["EVAL_METRICS", "METRIC_TABLES", "Recorder"]
+
 EVAL_METRICS = (
     "train_error",
     "train_loss",

@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from dd_core.errors import StaleError
+from dd_core.provenance import harmed_best
+from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.best import prune_best, save_best
@@ -37,6 +39,7 @@ class Session:
     Attributes:
         micro_batch: images at a time; None: the whole batch.
         progress: of every trial.
+        differs: what bits depend on and is not as it was where the resume point was written, for people.
     """
 
     study: Study
@@ -49,6 +52,7 @@ class Session:
     stacks: list[TrialStack] = field(init=False)
     recorder: Recorder = field(init=False)
     progress: list[TrialProgress] = field(init=False)
+    differs: str = ""
 
     def __post_init__(self) -> None:
         """Build every stack in its initial state."""
@@ -152,6 +156,8 @@ class Session:
     def save_checkpoint(self, headline: dict[str, float]) -> None:
         """Write the metrics since the last checkpoint, the weights, and their manifest."""
         checkpoint = Checkpoint(self.arm, self.epoch)
+        # Of one that was written before a kill, and is now written again: it must not vouch for the new files.
+        remove(self.store.checkpoint_manifest_path(self.study.name, checkpoint))
         tables = self.recorder.flush(self.store, checkpoint)
         states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
         ended = {trial: p.ending.model_dump() for trial, p in enumerate(self.progress) if p.ending is not None}
@@ -169,6 +175,7 @@ class Session:
             "progress": _PROGRESS.dump_json(self.progress).decode(),
             "micro_batch": str(self.micro_batch),
             "threads": str(torch.get_num_threads()),
+            **_conditions(self.device),
         }
         metadata = {**content, "digest": digest(tensors) + json.dumps(content, sort_keys=True)}
         save_tensors(self.store.resume_path(self.study.name, self.arm.key), tensors, metadata)
@@ -200,6 +207,9 @@ class Session:
                     check_checkpoint(self.store, self.study, Checkpoint(self.arm, kept))
         except StaleError as error:
             return str(error)
+        if (harm := next(harmed_best(self.store, self.study, self.arm), None)) is not None:
+            return harm
+        self.differs = _differences(metadata, _conditions(self.device))
         self.epoch = epoch
         self.progress = _PROGRESS.validate_json(metadata["progress"])
         self.micro_batch = min(self.micro_batch or self.variant.batch_size, int(metadata["micro_batch"]))
@@ -218,6 +228,22 @@ class Session:
             stack.stepper.micro_batch = self.micro_batch
             if self.variant.schedule.name == "plateau":
                 stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
+
+
+def _conditions(device: torch.device) -> dict[str, str]:
+    """What the last bits depend on besides the resume point: the kind of device and the version of PyTorch."""
+    kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device_name(device)
+    return {"device": kind, "torch_version": str(torch.__version__)}
+
+
+def _differences(metadata: dict[str, str], now: dict[str, str]) -> str:
+    """In words; earlier versions did not write what there was."""
+    words = {"device": "on", "torch_version": "PyTorch"}
+    return ", ".join(
+        f"{words[name]} {now[name]} instead of {metadata[name]}"
+        for name in now
+        if metadata.get(name, now[name]) != now[name]
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dd_core.recipes import Variant
+from dd_core.training import cuda_graph
 from dd_core.training.optimization import clip_gradients, gradient_norms, make_optimizer
 from dd_core.training.precision import Arithmetic
 
@@ -22,6 +23,7 @@ class Stepper:
         optimizer: over all parameters of the stacked network.
         arithmetic: precision and gradient scale.
         micro_batch: images at a time.
+        graph: does whole batches on a GPU; None computes the same kernel by kernel.
     """
 
     def __init__(self, model: nn.Module, variant: Variant, num_trials: int, device: torch.device, micro_batch: int):
@@ -37,6 +39,11 @@ class Stepper:
         self.arithmetic = Arithmetic(variant.precision, device)
         self._parameters = list(model.parameters())
         self._norms_before_clipping: Tensor | None = None
+        # A graph would repeat a number; it reads a tensor.
+        self._rate = torch.zeros((), device=device) if device.type == "cuda" else None
+        # torch.compile has graphs of its own, and the gradient scale of float16 is decided upon in Python.
+        has_graph = device.type == "cuda" and variant.compile is None and self.arithmetic.scaler is None
+        self.graph = cuda_graph.GraphedStep(self._parameters) if has_graph and cuda_graph.wanted() else None
 
     def __call__(self, batch: Batch, start: int, stop: int, rate: float) -> tuple[Tensor, Tensor]:
         """Train on images ``start:stop`` of the epoch at a learning rate.
@@ -44,21 +51,44 @@ class Stepper:
         Returns:
             Mean loss and accuracy of each trial before the step, (T,), on the device.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self._set_rate(rate)
         size = stop - start
         pieces = -(-size // self.micro_batch)
+        if pieces == 1:
+            loss, accuracy, *norms = self._train(*batch(start, stop))
+            self._norms_before_clipping = norms[0] if norms else None
+            return loss, accuracy
+        self.optimizer.zero_grad(set_to_none=True)
         edges = [start + size * i // pieces for i in range(pieces + 1)]
         parts = [self._forward_backward(*batch(a, b), (b - a) / size) for a, b in itertools.pairwise(edges)]
-        self.arithmetic.unscale(self.optimizer)
-        if self._largest_norm is not None:
-            self._norms_before_clipping = clip_gradients(self._parameters, self._num_trials, self._largest_norm)
-        self.arithmetic.step(self.optimizer)
-        if pieces == 1:
-            return parts[0]
+        norms = self._apply_gradients()
+        self._norms_before_clipping = norms[0] if norms else None
         losses, accuracies = zip(*parts, strict=True)
         return torch.stack(losses).sum(0), torch.stack(accuracies).sum(0)
+
+    def _set_rate(self, rate: float) -> None:
+        if self._rate is not None:
+            self._rate.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if self._rate is None else self._rate
+
+    def _train(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return self.graph(self._train_on, images, labels) if self.graph else self._train_on(images, labels)
+
+    def _train_on(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """A step on a batch in one piece: loss, accuracy and, where gradients are clipped, their norms before."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, accuracy = self._forward_backward(images, labels, 1.0)
+        return loss, accuracy, *self._apply_gradients()
+
+    def _apply_gradients(self) -> list[Tensor]:
+        """The optimiser's step; the norms before clipping, if there is any."""
+        self.arithmetic.unscale(self.optimizer)
+        norms = []
+        if self._largest_norm is not None:
+            norms = [clip_gradients(self._parameters, self._num_trials, self._largest_norm)]
+        self.arithmetic.step(self.optimizer)
+        return norms
 
     def _forward_backward(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Add the gradient of a part of the batch; its loss and accuracy, weighted with its share."""
@@ -100,6 +130,8 @@ class Stepper:
                     tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
                 entries.setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        if self.graph:
+            self.graph = cuda_graph.GraphedStep(self._parameters)  # the optimiser's tensors are others than before
         prefix = "arithmetic."
         self.arithmetic.load_state({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 

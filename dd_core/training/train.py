@@ -11,12 +11,16 @@ import torch
 
 from dd_core.errors import StaleError, UserError
 from dd_core.memory import begin_with, is_out_of_memory
+from dd_core.provenance import harmed_best
+from dd_core.retirement import restore, retire
+from dd_core.storage.files import remove
 from dd_core.store import LockedError, Store
 from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training.checkpoints import check_checkpoint
+from dd_core.training.checkpoints import check_checkpoint, identity
 from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.session import Session
+from dd_core.training.settling import settle
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,7 +64,8 @@ def train_arm(
 ) -> None:
     """Train all trials of an arm up to an epoch, going on from wherever an earlier attempt stopped.
 
-    Does nothing if every checkpoint up to ``until`` is there and sound. Results of an earlier recipe are retired first.
+    Trains nothing if every checkpoint up to ``until`` is there and sound, but does what an attempt has left undone that
+    was killed after the last of them. Results of an earlier recipe are retired first.
     Killing the process at any moment and calling again gives the same bits as an undisturbed call on the same kind of
     device. Where memory runs out, training goes on from the last resume point with half as many images at a time.
 
@@ -87,7 +92,7 @@ def train_arm(
     threads = torch.get_num_threads()
     with arm_lock(store, study, arm, wait):
         mark_interrupted(store, study, arm)
-        retire_other_recipes(store, study, arm, report)
+        set_recipe_right(store, study, arm, report)
         for table in ("runs", *METRIC_TABLES):
             store.clean_temporaries(store.table_folder(table, study.name, arm.key))
         for folder in (store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):
@@ -104,6 +109,7 @@ def train_arm(
                 micro_batch = session.micro_batch or micro_batch
                 del session, record
                 micro_batch = _less(micro_batch, shortage, arm, device, report)
+            settle(store, study, arm, device)
         finally:
             torch.set_num_threads(threads)
 
@@ -113,6 +119,9 @@ def _attempt(session: Session, record: RunRecord, until: int, resume_seconds: fl
     obstacle = session.resume()
     if obstacle:
         report({"event": "note", "text": f"{session.arm.key}: training from the beginning, because {obstacle}"})
+    if session.differs:
+        text = f"{session.arm.key}: going on at epoch {session.epoch} {session.differs}; the last bits may differ"
+        report({"event": "note", "text": text})
     remove_foreign_parts(session.store, session.study, session.arm, session.epoch)
     record.open(session)
     try:
@@ -187,7 +196,12 @@ def _run(session: Session, until: int, resume_seconds: float, report: Report) ->
 
 
 def sound_checkpoints(store: Store, study: Study, arm: Arm, until: int) -> bool:
-    """Whether every checkpoint up to ``until`` is there with its metrics, of this recipe and data, and unharmed."""
+    """Whether every checkpoint up to ``until`` is there with its metrics, of this recipe and data, and unharmed.
+
+    And every best checkpoint that is known of.
+    """
+    if next(harmed_best(store, study, arm), None) is not None:
+        return False
     try:
         for epoch in study.checkpoints:
             if epoch <= until:
@@ -204,29 +218,45 @@ def remove_foreign_parts(store: Store, study: Study, arm: Arm, epoch: int) -> No
     would hold epochs twice or not at all, and an interruption could leave them so. A checkpoint without its files is
     trained again.
     """
-    for path in foreign_files(store, study, arm, f"{epoch:04d}" if epoch else ""):  # epoch 0 is evaluated again
-        path.unlink()
+    remove_foreign_files(store, study, arm, f"{epoch:04d}" if epoch else "")  # epoch 0 is evaluated again
 
 
-def foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Path]:
-    """The metric files after an epoch, of four digits, if they are cut otherwise; ``""``: those from the beginning.
+def remove_foreign_files(store: Store, study: Study, arm: Arm, start: str) -> None:
+    """Remove the metric files after an epoch, of four digits, if they are cut otherwise; ``""``: from the beginning.
 
-    From the end: what a process leaves that is killed while it removes them in this order is still recognised.
+    The manifests that vouch for them go first. From the end: what a process leaves that is killed while it removes them
+    in this order is still recognised.
     """
+    foreign = _foreign_files(store, study, arm, start)
+    stems = sorted({path.stem for path in foreign}, reverse=True)
+    remove(*(store.arm_folder(study.name, arm.key) / f"{stem}.json" for stem in stems))
+    for stem in stems:
+        remove(*(path for path in foreign if path.stem == stem))
+
+
+def _foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Path]:
     folders = [store.table_folder(table, study.name, arm.key) for table in METRIC_TABLES]
     later = [path for folder in folders for path in folder.glob("*.parquet") if path.stem > start]
     cuts = sorted({path.stem for path in later})
     if not cuts or cuts == [key for key in study.epoch_keys if start < key <= cuts[-1]]:
         return []
-    return sorted(later, key=lambda path: path.stem, reverse=True)
+    return later
 
 
-def retire_other_recipes(store: Store, study: Study, arm: Arm, report: Report) -> None:
-    """Move results of another recipe of this arm aside, so that tables never mix two recipes of one arm."""
-    present = study.recipe_hash(arm)
-    for path in sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json")):
-        manifest = store.read_manifest(path)
-        if manifest is not None and manifest.get("recipe") != present:
-            target = store.retire_arm(study.name, arm.key, str(manifest.get("recipe")))
-            report({"event": "note", "text": f"{arm.key}: its recipe has changed; the old results lie in {target}"})
-            return
+def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> None:
+    """Move aside results of another recipe, or of other data, and put back what there was of the present one.
+
+    So tables never mix two recipes of an arm, and who goes back to a recipe need not train it again.
+    """
+    own = identity(study, arm)
+    paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
+    found = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
+    others = [m for m in found if any(m.get(name) != own[name] for name in ("recipe", "data_sha256"))]
+    # One among others that are right is damaged, not of another recipe; its checkpoint is trained again.
+    if others and len(others) == len(found):
+        target = retire(store, study.name, arm.key, str(others[0].get("recipe")))
+        what = "recipe" if others[0].get("recipe") != own["recipe"] else "data set"
+        report({"event": "note", "text": f"{arm.key}: its {what} has changed; the old results lie in {target}"})
+    if (folder := restore(store, study.name, arm.key, own)) is not None:
+        mark_interrupted(store, study, arm)
+        report({"event": "note", "text": f"{arm.key}: its results are put back from {folder}"})

@@ -1,6 +1,7 @@
 """Arms over the GPUs of a machine: as many at a time as their shares allow, each once, whatever becomes of a worker."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,9 +19,11 @@ from dd_core.jobs.process import News, Process
 from dd_core.studies import Study
 
 # A worker that imports nothing and tells its process, its GPU and how often it shall halve what it takes at a time. A
-# task takes it 50 ms; one of width 13 kills it, one of width 77 unless it takes a quarter at a time.
+# task takes it 50 ms; one of width 13 kills it, one of width 77 unless it takes a quarter at a time; one of width 66
+# makes it crash after epoch 2, one of width 67 the first time.
 FAKE = """
 import json, os, signal, sys, time
+from pathlib import Path
 tasks = json.load(open(sys.argv[1]))["tasks"]
 for line in sys.stdin:
     number, halvings = [*map(int, line.split()), 0][:2]
@@ -32,6 +35,12 @@ for line in sys.stdin:
         print(json.dumps(told), flush=True)
         if event == "started":
             time.sleep(0.05)
+            first = Path(sys.argv[1] + ".67")
+            if task["k"] == 66 or task["k"] == 67 and not first.exists():
+                if task["k"] == 67: first.touch()
+                print(json.dumps({"task": name, "event": "checkpoint", "epoch": 2}), flush=True)
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if first.exists() and task["k"] == 67: first.unlink()
             if task["k"] == 13 or task["k"] == 77 and halvings < 2: os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -129,6 +138,22 @@ def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignor
     assert failed["task"] == "tiny/plain.k013"
     assert failed["error"].startswith("its worker was killed by SIGKILL (out of memory, perhaps)")
     assert sum(event["event"] == "finished" for event in events) == 5
+
+
+def test_a_worker_that_crashes_twice_at_one_place_is_not_to_be_tried_for_ever(run_on) -> None:  # type: ignore[no-untyped-def]
+    (failed,) = (e for e in run_on(0, [train(66, 1), train(1, 1)], num_workers=1) if e["event"] == "failed")
+    assert failed["task"] == "tiny/plain.k066"
+    assert failed["error"].startswith("its worker was killed by SIGSEGV after epoch 2, twice at the same place")
+    assert "run the same command again" not in failed["error"]
+    page, _, section = failed["error"].partition("docs/")[2].split(" ")[0].partition("#")
+    headings = re.findall("^## (.*)$", (Path("docs") / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert section in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+def test_a_crash_that_does_not_come_again_costs_no_task(run_on) -> None:  # type: ignore[no-untyped-def]
+    events = run_on(0, [train(67, 1)], num_workers=1)
+    assert [e["event"] for e in events] == ["started", "checkpoint", "note", "started", "finished"]
+    assert "killed by SIGSEGV after epoch 2; a new one goes on" in events[2]["text"]
 
 
 def test_a_task_whose_worker_lacked_memory_is_tried_with_less(run_on, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

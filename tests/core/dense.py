@@ -57,6 +57,14 @@ def mlp(classes: int = 10) -> nn.Module:
     return used(nn.Sequential(nn.Flatten(), *layers, nn.Dropout(), nn.Linear(12, classes)), pictures(1, 20))
 
 
+class Noted(list[int]):
+    """What a network writes down: its copies write into the same list."""
+
+    def __deepcopy__(self, memo: object) -> "Noted":
+        """Itself."""
+        return self
+
+
 class TorchvisionNetwork(nn.Module):
     """As a user writes them: torchvision's blocks, a strided stem, an overlapping max-pool, functions."""
 

@@ -149,7 +149,7 @@ def test_current_curvature_is_not_computed_again_and_equal_weights_give_equal_by
     content, written = path.read_bytes(), path.stat().st_mtime_ns
     assert not curve_checkpoint(tiny_study, LAST, trained)
     assert path.stat().st_mtime_ns == written
-    path.with_suffix(".json").unlink()
+    trained.manifest_path(path).unlink()
     assert curve_checkpoint(tiny_study, LAST, trained)
     assert path.read_bytes() == content
 
@@ -160,7 +160,7 @@ def test_harmed_curvature_is_computed_again(harm: str, trained: Store, tiny_stud
     path = trained.curvature_path("tiny", LAST)
     content = path.read_bytes()
     if harm == "manifest":
-        path.with_suffix(".json").write_text('{"files"')
+        trained.manifest_path(path).write_text('{"files"')
     elif harm == "deleted":
         path.unlink()
     else:
@@ -431,12 +431,12 @@ def test_who_comes_too_late_leaves_the_file_as_it_is_and_no_shard(
         result = usual(*arguments)
         monkeypatch.setattr(checkpoint_module, "compute_rows", usual)
         curve_checkpoint(tiny_study, LAST, trained)  # another worker does everything meanwhile
-        finished.append(stamps([path, path.with_suffix(".json")]))
+        finished.append(stamps([path, trained.manifest_path(path)]))
         return result
 
     monkeypatch.setattr(checkpoint_module, "compute_rows", overtaken)
     curve_shard(tiny_study, LAST, trained, in_shards[1])
-    assert stamps([path, path.with_suffix(".json")]) == finished[0]
+    assert stamps([path, trained.manifest_path(path)]) == finished[0]
     assert shard_files(trained) == []
 
 

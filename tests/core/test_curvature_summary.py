@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 from dd_core.analysis import curvature_summary
 from dd_core.analysis.curvature_summary import rebuild, summarise
 from dd_core.curvature import curve_checkpoint
-from dd_core.errors import StaleError
+from dd_core.soundness import sentences
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet, write_parquet
+from dd_core.tables import TABLES, read_parquet, write_parquet, write_result
 from dd_core.training import train_arm
 
 SCORES = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_curvature", "gradient_norm", "loss")
@@ -146,7 +146,7 @@ def test_rows_of_an_older_schema_are_taken_over_with_nulls(trained: Store, tiny_
     curve_checkpoint(tiny_study, ONE, trained)
     rebuild(trained, tiny_study)
     table = read_parquet(summary(trained))
-    write_parquet(summary(trained), table.drop_columns(["auroc_gradient_curvature", "mean_gradient_curvature"]))
+    write_result(trained, summary(trained), table.drop_columns(["auroc_gradient_curvature", "mean_gradient_curvature"]))
     curve_checkpoint(tiny_study, TWO, trained)
     assert rebuild(trained, tiny_study) == 12
     rows = read_parquet(summary(trained)).to_pandas()
@@ -199,9 +199,33 @@ def test_rows_of_changed_files_and_recipes_are_dropped(trained: Store, tiny_stud
     assert not summary(trained, Arm("plain", 2)).exists()
 
 
-def test_a_damaged_file_is_not_summarised(trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, ONE, trained)
+def test_a_damaged_file_is_not_summarised_and_named(trained: Store, tiny_study: Study) -> None:
+    for checkpoint in (ONE, TWO):
+        curve_checkpoint(tiny_study, checkpoint, trained)
     path = trained.curvature_path("tiny", ONE)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(StaleError, match="damaged"):
-        rebuild(trained, tiny_study)
+    assert rebuild(trained, tiny_study) == 6
+    assert set(read_parquet(summary(trained))["epoch"].to_pylist()) == {TWO.epoch}
+    (sentence,) = sentences(trained, [tiny_study])
+    assert sentence.startswith(f"{path} is damaged")
+    assert sentence.endswith(f"--select 'tiny/per_image_curvature' --partition '{ONE.key}'")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "altered", "not parquet", "deleted", "unvouched"])
+def test_a_harmed_summary_is_made_again(harm: str, trained: Store, tiny_study: Study) -> None:
+    curve_checkpoint(tiny_study, ONE, trained)
+    rebuild(trained, tiny_study)
+    path = summary(trained)
+    right = read_parquet(path)
+    if harm == "deleted":
+        path.unlink()
+    elif harm == "unvouched":
+        trained.manifest_path(path).write_text("{")
+        write_parquet(path, right.slice(1))
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 4
+        path.write_bytes({"truncated": content[:-9], "altered": content, "not parquet": b"x"}[harm])
+    rebuild(trained, tiny_study)
+    assert read_parquet(path).equals(right)
+    assert sentences(trained, [tiny_study]) == []

@@ -1,6 +1,5 @@
 """Metric files: every bit survives the way out and in; files of others are understood, or refused with a sentence."""
 
-import contextlib
 import csv
 import json
 import math
@@ -22,32 +21,23 @@ from dd_core.errors import StaleError, StoreError, UserError
 from dd_core.exchange import exporter
 from dd_core.exchange.columns import EPOCH_FILE_KEYS, STEP_FILE_KEYS
 from dd_core.exchange.exporter import export_arm
-from dd_core.exchange.importer import Imported, Request, import_metrics
 from dd_core.exchange.runs import Reading
 from dd_core.exchange.staging import replace_if_changed
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.study_files import read_study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
-from dd_core.warehouse import connect
+
+from .bench import TRAINED, Bench
 
 SEED_KEYS = [
     *["step", "epoch", "time", "lr", "wd", "loss_train_nats", "loss_train_bits", "acc_train"],
     *["loss_val_nats", "acc_val", "grad_norm", "weight_norm", "lambda_max", "hutch_trace"],
     *["psd_tail", "grad_var", "resid_power", "checkpoint_size_mb"],
 ]
-TRAINED: dict[str, Any] = {
-    "settings": {
-        "architecture": "preact_resnet18",
-        "label_noise": 0.15,
-        "batch_size": 128,
-        "optimizer": {"name": "adam", "learning_rate": 1e-4},
-    },
-    "data": {"dataset": "cifar10"},
-}
 # Numbers at which writing or reading floats has gone wrong somewhere before.
 HARD = [0.1, 1e-300, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, -0.0, 0.0, 1e22, 1e23, 9007199254740993.0]
-HARD += [1 / 3, -1e-5, 123456.0, 1e16, math.nan, math.inf, -math.inf]
+HARD += [1 / 3, -1e-5, 123456.0, 1e16, math.inf, -math.inf]
 
 
 def bits(value: Any) -> bytes:
@@ -68,10 +58,10 @@ def write_rows(
 
 
 def batch(trial: int, step: int, value: float, accuracy: float = 0.5, epoch: int | None = None) -> dict[str, Any]:
-    """A row of training_batches in an epoch of four steps."""
+    """A row of training_batches in an epoch of four steps; a loss is never negative."""
     return {
         "trial": trial, "step": step, "epoch": epoch or 1 + (step - 1) // 4, "time": 1.7e9 + step / 7, "lr": value,
-        "weight_decay": 1e-4, "loss_train_nats": value, "loss_train_bits": value / 3, "acc_train": accuracy,
+        "weight_decay": 1e-4, "loss_train_nats": abs(value), "loss_train_bits": abs(value) / 3, "acc_train": accuracy,
     }  # fmt: skip
 
 
@@ -83,7 +73,7 @@ def monitor(trial: int, step: int, metric: str, value: float, error: float = mat
 
 def evaluation(trial: int, epoch: int, value: float, step: int | None = None, **more: Any) -> dict[str, Any]:
     """A row of training_evals."""
-    metrics = {"train_error": 0.5, "train_loss": value, "test_error": 0.25, "test_loss": value / 3}
+    metrics = {"train_error": 0.5, "train_loss": abs(value), "test_error": 0.25, "test_loss": abs(value) / 3}
     return {"trial": trial, "epoch": epoch, "step": 4 * epoch if step is None else step, **metrics, **more}
 
 
@@ -93,7 +83,7 @@ def write_some(store: Store, study: Study) -> None:
         values = [arm.k + 1 / n for n in range(1, 9)]
         batches = [batch(trial, step, value) for trial in (0, 1) for step, value in enumerate(values, start=1)]
         readings = [monitor(t, s, "hutch_trace", v, abs(v) / 10) for t in (0, 1) for s, v in ((4, HARD[1]), (8, 3.0))]
-        readings += [monitor(t, 8, "sharpness", number) for t, number in ((0, math.nan), (1, math.inf))]
+        readings += [monitor(t, 8, "sharpness", number) for t, number in ((0, -math.inf), (1, math.inf))]
         write_rows(store, study, arm, "training_batches", batches)
         write_rows(store, study, arm, "training_monitors", readings)
         write_rows(store, study, arm, "training_evals", [evaluation(t, e, 1.5) for t in (0, 1) for e in (0, 1, 2)])
@@ -119,39 +109,6 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int, bytes]]:
     """Every file but locks: inode, time of change and bytes."""
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-class Bench:
-    """A store, a folder of study files, and a folder for files of other systems."""
-
-    def __init__(self, folder: Path):
-        """All of them below one folder."""
-        self.store, self.studies, self.files = Store(folder / "root"), folder / "studies", folder / "files"
-        self.studies.mkdir()
-        self.files.mkdir()
-
-    def write(self, name: str, text: str | bytes) -> Path:
-        """A file of another system."""
-        path = self.files / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    def load(self, *paths: Path, study: str = "other", dry_run: bool = False, **request: Any) -> Imported:
-        """Import; options that say how it was trained are only needed for new studies, and never hurt."""
-        wanted = Request(study, tuple(paths) or (self.files,), **request)
-        return import_metrics(self.store, [self.studies], wanted, dry_run=dry_run)
-
-    def rows(self, table: str, sql: str = "SELECT * FROM rows", study: str = "other") -> list[tuple[Any, ...]]:
-        """Rows of the present recipe of the imported study, through the warehouse's view, sorted."""
-        read = read_study(self.studies / f"{study}.yaml")
-        recipes = [read.recipe_hash(arm) for arm in read.arms.values()]
-        current = f"SELECT * FROM {table} WHERE study = $study AND list_contains($recipes, recipe)"
-        with contextlib.closing(connect(self.store)) as connection:
-            found = connection.execute(
-                f"WITH rows AS ({current}) {sql} ORDER BY ALL", {"study": study, "recipes": recipes}
-            )
-            return found.fetchall()
 
 
 @pytest.fixture
@@ -196,7 +153,7 @@ def test_a_line_has_what_was_measured_at_its_step_and_nothing_else(bench: Bench,
             *[set()] * 3, {"hutch_trace", "hutch_trace_se"},
             *[set()] * 3, {"hutch_trace", "hutch_trace_se", "sharpness"},
         ]  # fmt: skip
-        assert rows[7]["sharpness"] == "NaN"
+        assert rows[7]["sharpness"] == "-Infinity"
     assert json_rows(exported(bench.store, study, arm, "metrics.jsonl", 1))[7]["sharpness"] == "Infinity"
 
 
@@ -266,8 +223,8 @@ def test_validation_comes_from_the_monitor_and_else_from_evaluations(
     export_arm(bench.store, study, arm)
     rows = csv_rows(exported(bench.store, study, arm))
     told = {int(row["step"]): row["loss_val_nats"] for row in rows if "loss_val_nats" in row}
-    # Without validation images, evaluations have NaN, which is nothing that was measured.
-    assert told == ({0: "3", 4: "2", 8: "NaN"} if num_validation else {4: "2"})
+    # NaN is nothing that was measured; without validation images no evaluation tells any.
+    assert told == ({0: "3", 4: "2"} if num_validation else {4: "2"})
 
 
 def test_evaluations_after_a_trial_stopped_early_add_no_lines(bench: Bench, make_study: Callable[..., Study]) -> None:
@@ -367,7 +324,7 @@ def test_a_damaged_table_is_named(bench: Bench, study: Study) -> None:
     arm = study.arms["plain.k001"]
     path = next(bench.store.table_folder("training_batches", "tiny", arm.key).glob("*"))
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(StaleError, match=r"tiny/plain\.k001 in the tables is damaged"):
+    with pytest.raises(StaleError, match=r"arm=plain\.k001/0004\.parquet is damaged .*tiny/checkpoints"):
         export_arm(bench.store, study, arm)
     assert not exported(bench.store, study, arm).exists()
 
@@ -394,6 +351,7 @@ def any_rows(draw: st.DrawFn) -> dict[str, list[dict[str, Any]]]:
         for metric in draw(st.sets(metrics, max_size=4)):
             for step in draw(st.sets(st.integers(0, 40), min_size=1, max_size=4)):
                 value = draw(any_fraction() if metric == "acc_val" else any_float())
+                value = abs(value) if metric == "loss_val_nats" else value
                 rows["training_monitors"].append(monitor(trial, step, metric, value, draw(any_float())))
         for epoch in draw(st.sets(st.integers(0, 9), min_size=1, max_size=3)):
             errors: dict[str, Any] = {"train_error": draw(any_fraction()), "test_error": draw(any_fraction())}
@@ -558,7 +516,7 @@ def test_nan_of_python_is_taken_where_the_user_says_so(bench: Bench) -> None:
         bench.load(**TRAINED)
     bench.load(accept_nan=True, **TRAINED)
     assert bench.rows("training_monitors", "SELECT value FROM rows") == [(-math.inf,)]
-    assert math.isnan(bench.rows("training_batches", "SELECT loss_train_nats FROM rows")[0][0])
+    assert bench.rows("training_batches", "SELECT loss_train_nats FROM rows") == [(None,)]
 
 
 STEP = '{"step": 1, "epoch": 1, "lr": 0.1}\n'
@@ -592,7 +550,19 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
         ),
         ("step,epoch\n1,1\n", "has no metric, only step, epoch"),
         ('step,epoch,lr\n1,1,"0.1\n', ":2: not CSV"),
-        ("step;epoch;lr\n1;1;0.1\n", "has no epoch, only step;epoch;lr"),
+        ("step epoch lr\n1 1 0.1\n", "has no epoch, only step epoch lr"),
+        ("step;epoch;lr\n1;1;0.1\n2;1;0,2\n", ":3: 0,2 has another decimal sign than 0.1 in line 2"),
+        ("step,epoch,train_loss\n1,1,-0.1\n", ":2: train_loss is -0.1, but a cross-entropy is never negative"),
+        (
+            "epoch,lr,loss,train_acc\n1,0.1,2,0.5\n",
+            "loss does not say of which images it is; pass --rename loss=train_l",
+        ),
+        ("epoch,lr,train_loss\n0,0.1,2\n", ":2: lr in epoch 0, which here is before training; pass --first-epoch 0"),
+        ("epoch,eval_acc\n1,0.5\n", "eval_acc does not say of which images .* eval_acc=train_acc, val_acc or test_acc"),
+        (
+            "epoch,loss,acc,val_loss,val_acc\n1,2,0.5,2,0.5\n",
+            "begins with epoch 1, but keras counts from 0; pass --first",
+        ),
         ("step,epoch,acc_train\n1,1,0.5\n2,1,55\n", ":3: acc_train is 55, not a fraction; pass --percent"),
         ("step,epoch,hutch_trace,hutch_trace_se\n1,1,5,1\n2,1,,1\n", ":3: has hutch_trace_se, .* without hutch_trace"),
         ("step,epoch,test_error\n1,1,0.5\n2,1,0.5\n", ":3: test_error is told twice for epoch 1"),
@@ -613,7 +583,11 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
         (STEP + '{"step": "2", "epoch": 1, "lr": 0.1}', ':2: step is "2", not a whole number'),
         (STEP + '{"step": 2, "epoch": 1, "k": 7, "lr": 0.1}', ":1: has no k"),
         ('{"step": 2, "epoch": 1, "k": 7, "lr": 0.1}', ":1: k is 7, but its path says 1"),
-        ('{"step": 2, "epoch": 1, "trial": 100, "lr": 0.1}', ":1: trial is 100, not a whole number from 0 to 99"),
+        (
+            '{"step": 2, "epoch": 1, "trial": 2147483648, "lr": 0.1}',
+            ":1: trial is 2147483648, not a whole number from 0 to",
+        ),
+        ('{"step": 2, "epoch": 1, "\\ud800": 0.1}', r":1: the key \\ud800 is not text"),
     ],
     "metrics_k1.jsonl": [
         ('{"epoch": 1, "k": 2, "test_error": 0.5}', ":1: k is 2, but its path says 1"),
@@ -623,7 +597,11 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
         ),
         ('{"epoch": 2, "test_error": 0.5}\n{"epoch": 1, "test_error": 0.5}', ":2: epoch goes back from 2 to 1"),
         ('{"epoch": 1, "test_error": 50}', ":1: test_error is 50, not a fraction"),
-        ('{"epoch": 1, "accuracy": 0.5, "val_acc": 0.5}', "has two keys for acc_val"),
+        ('{"epoch": 1, "val_accuracy": 0.5, "val_acc": 0.5}', "has two keys for acc_val"),
+        (
+            '{"epoch": 1, "accuracy": 0.5}',
+            "accuracy does not say of which images it is; pass --rename accuracy=train_acc",
+        ),
     ],
     "metrics.jsonl": [(STEP, "neither the file nor its path says which k")],
     "notes.txt": [("step", "there is no metrics.csv")],
@@ -663,8 +641,12 @@ def test_a_bad_file_is_refused_with_its_line_and_nothing_is_written(
             {"settings": {**TRAINED["settings"], "batch_size": 0}},
             "variant imported: batch_size: .*greater than or equal to 1",
         ),
-        ({"reading": Reading(k=1000)}, "k cannot be 1000; it is a number from 1 to 999"),
-        ({"reading": Reading(trial=-1)}, "trial cannot be -1; it is a number from 0 to 99"),
+        ({"reading": Reading(k=65537)}, "k cannot be 65537; it is a width up to 65536"),
+        ({"reading": Reading(k=0)}, "k cannot be 0; it is a width up to 65536"),
+        ({"study": "a" * 300}, "aaa… is too long for a name; at most 100 characters"),
+        ({"variant": "a" * 300}, "aaa… is too long for a name; at most 100 characters"),
+        ({"paths": (Path("a" * 300),)}, r"aaa…: cannot be read \(File name too long\)"),
+        ({"reading": Reading(trial=-1)}, "trial cannot be -1; it is a number from 0 to 2147483647"),
     ],
 )
 def test_an_impossible_request_is_refused_and_nothing_is_written(
@@ -672,7 +654,7 @@ def test_an_impossible_request_is_refused_and_nothing_is_written(
 ) -> None:
     bench.write("k002/metrics.jsonl", STEP)
     with pytest.raises(UserError, match=sentence):
-        bench.load(**{**TRAINED, **request_})
+        bench.load(*request_.get("paths", ()), **{**TRAINED, **{k: v for k, v in request_.items() if k != "paths"}})
     assert snapshot(bench.store.root, bench.studies) == {}
 
 
@@ -726,7 +708,7 @@ def test_runs_imported_later_join_the_study_and_leave_the_earlier_rows_current(b
         ("wide.k008", 0, 9, 0.125),
     ]
     study = read_study(path)
-    assert (study.widths, study.trials, study.epochs, study.checkpoints) == ((2, 8), 3, 9, (4, 6, 9))
+    assert (study.widths, study.trials, study.epochs, study.checkpoints) == ((2, 8), 2, 9, (4, 6, 9))
     assert list(study.variants) == ["imported", "wide"]
     assert path.read_text().startswith("# by hand\n")
     with pytest.raises(UserError, match="other has several; pass --variant with one of imported, wide, or a new one"):

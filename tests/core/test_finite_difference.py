@@ -18,6 +18,7 @@ from dd_core.curvature_names import columns_of_step
 from dd_core.errors import UserError
 from dd_core.memory import in_blocks, is_out_of_memory
 from dd_core.models import build
+from tests.core.dense import Noted
 
 Values = dict[str, Tensor]
 
@@ -234,7 +235,8 @@ def test_parameters_get_no_gradients_and_everything_is_put_back() -> None:
     seen = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(any(p.requires_grad for p in model.parameters()) or torch.backends.cudnn.allow_tf32)
+        assert module is not model
+        seen.append(any(p.requires_grad for p in module.parameters()) or torch.backends.cudnn.allow_tf32)
 
     handle = model.register_forward_pre_hook(look)
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -328,7 +330,7 @@ class Small(nn.Module):
         """Counts the passes that fitted by their size."""
         super().__init__()
         self.model, self.room, self.error = model, room, error
-        self.sizes: list[int] = []
+        self.sizes = Noted()
 
     def forward(self, images: Tensor) -> Tensor:
         """As the network inside."""
@@ -358,7 +360,7 @@ def test_a_single_image_that_does_not_fit_is_refused_with_the_numbers() -> None:
 
 def test_another_error_of_the_model_is_not_taken_for_a_shortage() -> None:
     model, images, labels, ids = single(3)
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(UserError, match=r"images of shape \(1, 8, 8\) do not fit the model: mat1 and mat2"):
         finite_difference_curvature(Small(model, 0, RuntimeError("mat1 and mat2")).eval(), images, labels, ids)
 
 

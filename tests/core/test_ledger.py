@@ -49,7 +49,11 @@ def test_an_attempt_killed_before_its_end_was_written_is_ended_although_nothing_
     (store.table_folder("runs", tiny_study.name, ARM.key) / "attempt-0001.end.parquet").unlink()
     assert set(runs_of(store).status) == {"running"}
     train_arm(tiny_study, ARM, store, 4)
-    assert runs_of(store).status.tolist() == ["interrupted", "interrupted"]
+    runs = runs_of(store)
+    assert runs.status.tolist() == ["interrupted", "interrupted", "finished", "finished"]
+    evals = table(store, tiny_study, ARM, "training_evals").query("epoch == 4").sort_values("trial")
+    assert runs.last_test_loss.tolist()[2:] == evals.test_loss.tolist()
+    assert runs.first_epoch.tolist()[2:] == runs.last_epoch.tolist()[2:] == [4, 4]
 
 
 def test_every_attempt_is_a_row_per_trial_that_says_how_it_ended(tiny_study: Study, store: Store) -> None:

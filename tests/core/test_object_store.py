@@ -31,6 +31,7 @@ from dd_core.exchange import importer
 from dd_core.exchange.exporter import export_arm
 from dd_core.jobs.job import curvature_job, training_job
 from dd_core.provenance import missing_curvature, trained_checkpoints
+from dd_core.retirement import retire
 from dd_core.storage import leases, objects, s3
 from dd_core.storage.files import tensors_metadata
 from dd_core.storage.sql import give_access, httpfs, quoted
@@ -327,7 +328,7 @@ def test_retiring_an_arm_moves_all_of_it_even_if_it_is_interrupted(
     for pattern in ("retired/.*evals", "retired/.*checkpoints"):
         copying = server.failing(lambda request, pattern=pattern: 500 if request.puts(pattern) else None)
         with copying, pytest.raises(StoreError, match="copy"):
-            remote.retire_arm(study.name, ARM.key, recipe)
+            retire(remote, study.name, ARM.key, recipe)
         checkpoints = {path: digest for path, digest in before.items() if path.startswith("checkpoints")}
         assert results(remote.root).items() >= checkpoints.items()
     notes: list[str] = []

@@ -764,7 +764,7 @@ Change = Callable[[nn.Module], object]
     ("change", "reason"),
     [
         (lambda m: m.train(), r"model is in training mode.*model\.eval\(\)"),
-        (lambda m: m.blocks[1].bn2.train(), "layer 'blocks.1.bn2' of the model is in training mode"),
+        (lambda m: m.blocks[1].bn2.train(), r"layer 'blocks.1.bn2' \(BatchNorm\) is in training mode"),
         (lambda m: m.conv1.weight.data.fill_(torch.nan), "conv1.weight has NaN"),
         (lambda m: m.blocks[0].bn1.running_var.fill_(torch.inf), "blocks.0.bn1.running_var has NaN or infinite"),
     ],
@@ -785,7 +785,7 @@ def test_a_model_that_cannot_be_analysed_is_refused(change: Change, reason: str)
         (pictures(2), torch.tensor([0, 1, 2]), r"shape \(3,\); 2 images need int64 labels"),
         (pictures(2), torch.tensor([0.0, 1.0]), "labels are torch.float32"),
         (pictures(2) * torch.nan, torch.tensor([0, 1]), "images have NaN"),
-        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), r"images of shape \(3, 8, 8\) do not go through the network"),
+        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), r"images of shape \(3, 8, 8\) do not fit the model"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(images: Tensor, labels: Tensor, reason: str) -> None:
@@ -796,5 +796,5 @@ def test_data_that_do_not_fit_are_refused(images: Tensor, labels: Tensor, reason
 
 def test_a_stack_of_networks_is_refused() -> None:
     model = build("cnn5", 1, 1, 10, trials=2).eval()
-    with pytest.raises(UserError, match="output has shape"):
+    with pytest.raises(UserError, match="must give logits of shape"):
         analyse_hessian(model, torch.zeros(2, 2, 8, 8), torch.tensor([0, 1]), HessianSettings())

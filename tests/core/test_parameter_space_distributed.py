@@ -121,7 +121,7 @@ def _gathered(rank: int, num_ranks: int, group: Any) -> list[float]:
 
 def test_bad_data_of_one_process_are_refused_by_all_at_once(tmp_path: Path) -> None:
     first, second = run(2, tmp_path, _bad_labels_on_the_last_rank)
-    assert first == "the images or labels of 1 other processes cannot be used; see their messages"
+    assert first == "1 of the other ranks could not go on; see what they said"
     assert second.startswith("labels reach from")
 
 

@@ -192,7 +192,7 @@ def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
     with socket.create_server(("127.0.0.1", 0)) as server:
         meet = {"DD_RENDEZVOUS": f"127.0.0.1:{server.getsockname()[1]}"}
     pods = [start(folder.job_file, "--place", str(place), **meet) for place in range(2)]
-    wait_until(lambda: list(lab.root.glob("tables/hessian_spectra/**/*.json")), "the first result")
+    wait_until(lambda: list(lab.root.glob("manifests/hessian_spectra/**/*.json")), "the first result")
     os.kill(rank_processes(lab.root)[-1], signal.SIGKILL)
     ended = [ends(pod) for pod in pods]
     assert [code for code, _, _ in ended] == [0, 0], ended

@@ -12,6 +12,7 @@ import torch
 
 from dd_core.data.datasets import load
 from dd_core.errors import StaleError
+from dd_core.memory import set_halvings
 from dd_core.store import Store, sha256_of
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training import train_arm
@@ -210,6 +211,51 @@ def test_a_harmed_resume_point_costs_nothing_but_time(harm: str, tiny_study: Stu
     train_arm(tiny_study, ARM, other, 4, report=seen.append)
     assert any(news["event"] == "note" for news in seen) == (harm != "absent")
     assert_same_results(other, trained, tiny_study)
+
+
+# What decides about the last bits
+
+
+def test_a_resumed_training_has_as_many_threads_as_it_began_with(tiny_study: Study, store: Store) -> None:
+    """Sums are divided among threads; afterwards the process has again as many as it had."""
+    seen: list[int] = []
+    try:
+        for threads, stop in ((1, 2), (2, 3), (3, 5)):
+            end = killer("progress", stop)
+            torch.set_num_threads(threads)
+            with contextlib.suppress(Killed):
+                report = lambda news, end=end: (seen.append(torch.get_num_threads()), end(news))  # noqa: E731
+                train_arm(tiny_study, ARM, store, 4, resume_seconds=0, report=report)
+            assert torch.get_num_threads() == threads
+            assert set(seen) == {1}
+        assert set(table(store, tiny_study, ARM, "runs").threads) == {1}
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_resumed_training_takes_as_many_images_at_a_time_as_before(
+    tiny_study: Study, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorm sees the smaller batches, so a resumed training that took more would have other bits."""
+    usual, sizes = Stepper._forward_backward, set()
+
+    def forward_backward(stepper: Stepper, images: torch.Tensor, *arguments: Any) -> Any:
+        sizes.add(len(images))
+        return usual(stepper, images, *arguments)
+
+    monkeypatch.setattr(Stepper, "_forward_backward", forward_backward)
+    undisturbed = Store(store.root / "undisturbed")
+    set_halvings(1)
+    try:
+        train_arm(tiny_study, ARM, undisturbed, 4)
+        with pytest.raises(Killed):
+            train_arm(tiny_study, ARM, store, 4, resume_seconds=0, report=killer("progress", 3))
+    finally:
+        set_halvings(0)
+    assert sizes == {16, 4}
+    train_arm(tiny_study, ARM, store, 4)
+    assert sizes == {16, 4}
+    assert_same_results(store, undisturbed, tiny_study)
 
 
 # Studies that change

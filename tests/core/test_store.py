@@ -1,13 +1,25 @@
 """Files: atomic writes, manifests that notice every harm, and results of old recipes moved out of the way."""
 
+import multiprocessing
 import os
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
+import hypothesis
+import pyarrow as pa
 import pytest
+import torch
 
+from dd_core.data.images_table import write_images
 from dd_core.errors import StaleError, StoreError
+from dd_core.retirement import restore, retire
 from dd_core.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
 from dd_core.studies import Study
+from dd_core.tables import write_parquet
+from dd_core.training.checkpoints import save_tensors
+from dd_core.warehouse import refresh
 
 
 def names(folder: Path) -> list[str]:
@@ -36,16 +48,33 @@ def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) 
     def write(temporary: Path) -> None:
         temporary.write_text("new")
         seen.append(path.read_text())
-        assert temporary.parent == tmp_path  # rename is atomic on one file system alone
-        assert temporary.name.startswith(".")
+        assert temporary.parent.parent == tmp_path  # rename is atomic on one file system alone
+        assert temporary.parent.name.startswith(".")
 
     write_atomically(path, write)
     assert (seen, path.read_text()) == (["old"], "new")
 
 
-def test_written_files_may_be_read_by_other_users(tmp_path: Path) -> None:
-    write_text(tmp_path / "result", "text")
-    assert (tmp_path / "result").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+@pytest.mark.parametrize("kind", ["text", "json", "parquet", "safetensors", "warehouse"])
+def test_written_files_may_be_used_by_whom_the_umask_allows(
+    kind: str, umask: int, mode: int, store: Store, tiny_study: Study
+) -> None:
+    """Also where a writer makes a file of its own for its owner's eyes alone, as safetensors does."""
+    path = store.root / "result"
+    write = {
+        "text": lambda: write_text(path, "text"),
+        "json": lambda: write_json(path, {}),
+        "parquet": lambda: write_parquet(path, pa.table({"a": [1]})),
+        "safetensors": lambda: save_tensors(path, {"a": torch.ones(1)}, {}),
+        "warehouse": lambda: (write_images(store, tiny_study), refresh(store), store.warehouse_path.rename(path)),
+    }[kind]
+    before = os.umask(umask)
+    try:
+        write()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 def test_a_writer_may_replace_the_temporary_file(tmp_path: Path) -> None:
@@ -58,11 +87,49 @@ def test_a_writer_may_replace_the_temporary_file(tmp_path: Path) -> None:
 
 
 def test_temporaries_of_killed_writers_are_removed_and_nothing_else(store: Store) -> None:
+    """Folders, with what safetensors and DuckDB had put into them; what earlier versions left were files."""
     folder = store.arm_folder("tiny", "plain.k001")
-    for name in (".0002.safetensors.abc.tmp", "0002.safetensors", ".hidden", "a.tmp"):
+    left = [".0002.json.abc.tmp/content", ".0002.json.abc.tmp/.tmpXy12Za", ".0004.json.abc.tmp/content"]
+    left += [".0002.safetensors.abc.tmp", ".0002.parquet.abc.tmp.wal", ".tmpAb12Cd"]
+    kept = ["0002.safetensors", ".hidden", "a.tmp"]
+    for name in (*left, *kept):
         write_text(folder / name, "")
+    store.clean_temporaries(folder, "0002.")
+    assert names(folder) == sorted([*kept, ".0004.json.abc.tmp", ".tmpAb12Cd"])
     store.clean_temporaries(folder)
-    assert names(folder) == [".hidden", "0002.safetensors", "a.tmp"]
+    assert names(folder) == sorted(kept)
+    store.clean_temporaries(folder / "absent")
+
+
+def test_what_a_writer_without_a_lock_left_long_ago_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name, age in (("old", 4000), ("new", 0)):
+        write_text(tmp_path / f".result.{name}.tmp" / "content", "half")
+        os.utime(tmp_path / f".result.{name}.tmp", (time.time() - age,) * 2)
+    write_text(tmp_path / "result", "whole")
+    assert names(tmp_path) == [".result.new.tmp", "result"]
+
+
+def _check_again_and_again(root: Path, go: Any, failed: Any) -> None:
+    """A pod like all others: their hosts and process ids have equal names."""
+    socket.gethostname, os.getpid = lambda: "pod", lambda: 7
+    go.wait()
+    for _ in range(200):
+        try:
+            Store(root).check_writable()
+        except BaseException as error:
+            failed.put(repr(error))
+
+
+def test_pods_that_are_alike_check_one_volume_at_the_same_time(store: Store) -> None:
+    context = multiprocessing.get_context("fork")
+    go, failed = context.Barrier(3), context.SimpleQueue()
+    pods = [context.Process(target=_check_again_and_again, args=(store.root, go, failed)) for _ in range(3)]
+    for pod in pods:
+        pod.start()
+    for pod in pods:
+        pod.join()
+    assert failed.empty(), failed.get()
+    assert names(store.root) == []
 
 
 def test_a_sound_file_passes_its_manifest(store: Store) -> None:
@@ -102,6 +169,28 @@ def test_a_manifest_still_fits_after_the_root_has_moved(store: Store, tmp_path: 
     assert moved.verify(moved.read_manifest(moved.root / "data.json") or {}, "data") == moved.root / "data"
 
 
+@pytest.mark.parametrize("place", ["other.json", "folder/m.json"])
+def test_a_manifest_in_the_place_of_another_is_none(place: str, store: Store) -> None:
+    write_text(store.root / "data", "abc")
+    store.write_manifest(store.root / "m.json", {"epoch": 2}, {"data": store.root / "data"})
+    write_text(store.root / place, (store.root / "m.json").read_text())
+    assert store.read_manifest(store.root / place) is None
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(at=hypothesis.strategies.integers(0, 10**6), change=hypothesis.strategies.integers(1, 255))
+def test_a_manifest_of_which_a_byte_differs_is_none_or_says_the_same(at: int, change: int, store: Store) -> None:
+    path = store.root / "m.json"
+    write_text(store.root / "data", "abc")
+    store.write_manifest(path, {"recipe": "0a1b", "loss": 0.1, "none": None}, {"data": store.root / "data"})
+    right = store.read_manifest(path)
+    content = bytearray(path.read_bytes())
+    content[at % len(content)] ^= change
+    path.write_bytes(content)
+    found = store.read_manifest(path)
+    assert found is None or {name: found.get(name) for name in right or {}} == right
+
+
 @pytest.mark.parametrize("text", ["", '{"files": {"a', "[]", "{}", '{"files": []}', "\x00"])
 def test_half_a_manifest_is_none(text: str, store: Store) -> None:
     write_text(store.root / "m.json", text)
@@ -139,23 +228,86 @@ def test_retiring_an_arm_moves_all_of_it_and_nothing_of_others(store: Store) -> 
     ]
     for other in others:
         write_text(other, "")
-    target = store.retire_arm("tiny", "plain.k001", "abc")
+    target = retire(store, "tiny", "plain.k001", "abc")
     assert target is not None
     assert sorted(path.relative_to(target) for path in target.rglob("0002")) == files
     assert all(other.exists() for other in others)
     assert not any(str(target) not in str(path) for path in store.root.rglob("0002"))
 
 
-def test_retiring_the_same_recipe_again_keeps_the_later_results(store: Store) -> None:
-    for text in ("first", "second"):
+def test_retiring_the_same_recipe_again_keeps_both_results(store: Store) -> None:
+    targets = []
+    for text in ("first", "second", "third"):
         fill(store, text)
-        target = store.retire_arm("tiny", "plain.k001", "abc")
-        assert target is not None
-    assert {path.read_text() for path in target.rglob("0002")} == {"second"}
+        targets.append(retire(store, "tiny", "plain.k001", "abc"))
+    assert [target.name for target in targets if target] == ["abc", "abc.2", "abc.3"]
+    contents = [{path.read_text() for path in target.rglob("0002")} for target in targets if target]
+    assert contents == [{"first"}, {"second"}, {"third"}]
+
+
+def retire_one(store: Store, identity: dict[str, str], text: str) -> dict[str, str]:
+    """Write and retire a checkpoint and a table of an arm; returns all files by path."""
+    weights = store.arm_folder("tiny", "plain.k001") / "0002.safetensors"
+    for path in (weights, store.table_folder("runs", "tiny", "plain.k001") / "a.parquet"):
+        write_text(path, text)
+    store.write_manifest(weights.with_suffix(".json"), identity, {"weights": weights})
+    files = contents(store.root, "checkpoints", "tables")
+    retire(store, "tiny", "plain.k001", identity["recipe"])
+    return files
+
+
+def contents(root: Path, *folders: str) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): path.read_text()
+        for folder in folders
+        for path in (root / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_was_retired_is_put_back_where_its_recipe_and_data_are_right(store: Store) -> None:
+    first = retire_one(store, {"recipe": "abc", "data_sha256": "1"}, "first")
+    other = retire_one(store, {"recipe": "abc", "data_sha256": "2"}, "other data")
+    retire_one(store, {"recipe": "def", "data_sha256": "1"}, "other recipe")
+    assert restore(store, "tiny", "plain.k001", {"recipe": "xyz", "data_sha256": "1"}) is None
+    for identity, files in (({"data_sha256": "1"}, first), ({"data_sha256": "2"}, other)):
+        assert restore(store, "tiny", "plain.k001", {"recipe": "abc", **identity}) is not None
+        assert contents(store.root, "checkpoints", "tables") == files
+        retire(store, "tiny", "plain.k001", "abc")
+
+
+def test_what_was_retired_takes_the_place_of_no_checkpoint(store: Store) -> None:
+    identity = {"recipe": "abc"}
+    retire_one(store, identity, "first")
+    weights = store.arm_folder("tiny", "plain.k001") / "0002.safetensors"
+    write_text(weights, "second")
+    store.write_manifest(weights.with_suffix(".json"), identity, {"weights": weights})
+    assert restore(store, "tiny", "plain.k001", identity) is None
+    weights.with_suffix(".json").unlink()
+    assert restore(store, "tiny", "plain.k001", identity) is not None
+    assert weights.read_text() == "first"
+    assert "second" in {path.read_text() for path in store.root.glob("retired/**/*.safetensors")}, "nothing is deleted"
+
+
+def test_a_restoration_that_was_interrupted_is_completed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = retire_one(store, {"recipe": "abc"}, "text")
+    rename, calls = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", interrupted)
+        restore(store, "tiny", "plain.k001", {"recipe": "abc"})
+    assert restore(store, "tiny", "plain.k001", {"recipe": "abc"}) is not None
+    assert contents(store.root, "checkpoints", "tables") == files
 
 
 def test_nothing_to_retire_is_said(store: Store) -> None:
-    assert store.retire_arm("tiny", "plain.k001", "abc") is None
+    assert retire(store, "tiny", "plain.k001", "abc") is None
 
 
 def test_checkpoints_are_moved_last_so_that_an_interrupted_retirement_is_noticed_and_repeated(
@@ -172,9 +324,9 @@ def test_checkpoints_are_moved_last_so_that_an_interrupted_retirement_is_noticed
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", interrupted)
-        store.retire_arm("tiny", "plain.k001", "abc")
+        retire(store, "tiny", "plain.k001", "abc")
     assert (store.arm_folder("tiny", "plain.k001") / "0002").exists()
-    target = store.retire_arm("tiny", "plain.k001", "abc")
+    target = retire(store, "tiny", "plain.k001", "abc")
     assert target is not None
     assert sorted(path.relative_to(target) for path in target.rglob("0002")) == files
 

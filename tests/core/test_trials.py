@@ -32,6 +32,16 @@ def test_exactly_the_given_share_of_labels_is_wrong(noise: float, classes: int) 
     np.testing.assert_array_equal(labels, before)
 
 
+@pytest.mark.parametrize(
+    ("noise", "images", "wrong"),
+    [(0.25, 7, 2), (0.2, 9, 2), (0.1, 14, 1), (0.29, 100, 29), (0.07, 100, 7), (0.15, 4_999, 750), (0.01, 20, 0)],
+)
+def test_the_number_of_wrong_labels_is_rounded(noise: float, images: int, wrong: int) -> None:
+    """Neither cut off nor rounded up; 0.29 * 100 is 28.999999999999996."""
+    labels = np.zeros(images, np.int64)
+    assert (corrupt_labels(labels, noise, 10, np.random.default_rng(0)) != labels).sum() == wrong
+
+
 def test_a_wrong_label_is_uniform_over_the_other_classes() -> None:
     labels = np.repeat(np.arange(10), 20_000)
     noisy = corrupt_labels(labels, 0.5, 10, np.random.default_rng(0))

@@ -10,6 +10,7 @@ import pytest
 from support import TINY, Lab, Worker, results, stamps, work
 
 from dd_core.jobs.job import Job
+from dd_core.retirement import retire
 from dd_core.store import Store
 from dd_core.tables import read_parquet
 
@@ -142,7 +143,7 @@ def retire_and_die(root: Path, study: str, recipe: str, folders: int) -> None:
         return usual(self, target)
 
     Path.rename = rename  # type: ignore[method-assign,assignment]
-    Store(root).retire_arm(study, ARM, recipe)
+    retire(Store(root), study, ARM, recipe)
 
 
 @pytest.mark.parametrize("folders", [1, 5])

@@ -1,26 +1,31 @@
 """kill -9 of a worker at any moment, or two of them at the same work: the results are those of one undisturbed run."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from support import Death, Lab, Worker, attempts, results, stamps, work, work_and_die
+from support import ONE_CORE, TINY, Death, Lab, Worker, attempts, results, stamps, work, work_and_die
 
 ARM = "plain.k002"
 
-# One arm's training gives 28 files their names: a probe and its row in `runs`; then, at each of the four checkpoints,
-# the batches (not at epoch 0), evaluations, monitors (not at epoch 0), images, weights, manifest and resume point (not
-# at epoch 0); the row again.
+# One arm's training gives 27 files their names: its row in `runs`; then, at each of the four checkpoints, the batches
+# (not at epoch 0), evaluations, monitors (not at epoch 0), images, weights, manifest and resume point (not at epoch 0);
+# the row again.
 MOMENTS = {
     "before_anything_is_written": Death({"event": "started"}),
-    "before_the_first_weights": Death(file=5),
-    "before_the_first_manifest": Death(file=6),
+    "before_the_first_weights": Death(file=4),
+    "before_the_first_manifest": Death(file=5),
     "right_after_the_first_checkpoint": Death({"event": "checkpoint", "epoch": 0}),
     "between_checkpoints": Death({"event": "progress", "epoch": 1}),
-    "between_weights_and_manifest": Death(file=12),
-    "between_manifest_and_resume_point": Death(file=13),
+    "between_weights_and_manifest": Death(file=11),
+    "between_manifest_and_resume_point": Death(file=12),
     "right_after_a_checkpoint": Death({"event": "checkpoint", "epoch": 8}),
-    "in_the_middle_of_writing_metrics": Death(file=16),
-    "at_the_last_resume_point": Death(file=27),
+    "in_the_middle_of_writing_metrics": Death(file=15),
+    "at_the_last_resume_point": Death(file=26),
+    "before_the_end_is_told": Death(file=27),
     "right_after_the_last_checkpoint": Death({"event": "checkpoint", "epoch": 24}),
 }
 
@@ -39,9 +44,8 @@ def test_training_killed_and_run_again_gives_the_same_bits(
     work(lab, job)
     assert results(lab.root) == of_arm(expected_training)
     assert interrupted == (["running"] if death.event != {"event": "started"} else [])
-    was_complete = death.file == 27 or death.event == {"event": "checkpoint", "epoch": 24}
-    assert attempts(lab.store, ARM) == ["interrupted"] * len(interrupted) + ["finished"] * (not was_complete)
-    assert list(lab.root.glob("**/.*.tmp")) == [], "left by the killed worker"
+    assert attempts(lab.store, ARM) == [*["interrupted"] * len(interrupted), "finished"]
+    assert [path for path in lab.root.rglob(".*") if ".tmp" in path.name] == [], "left by the killed worker"
 
 
 def test_an_arm_killed_again_and_again_goes_on_each_time(lab: Lab, expected_training: dict[str, str]) -> None:
@@ -69,6 +73,28 @@ def test_curvature_killed_and_run_again_repeats_nothing_that_was_finished(
     assert len(after) == 8
     assert {path: after[path] for path in before} == before
     assert results(trained.root) == expected
+
+
+def test_a_worker_leaves_at_once_when_its_orchestrator_dies(tmp_path: Path) -> None:
+    """Its stdin is closed then. It must neither finish its task nor wait until nobody takes what it says."""
+    lab = Lab(tmp_path / "lab", TINY.replace("epochs: 24", "epochs: 240").replace("[0, 8, 16, 24]", "[0, 240]"))
+    path = lab.folder / "job.json"
+    path.write_text(lab.training_job(ARM).model_dump_json(), encoding="utf-8")
+    command = [*ONE_CORE, sys.executable, "-m", "dd_core.jobs.worker", str(path)]
+    with subprocess.Popen(
+        command, env=lab.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdin.write("0\n")
+        worker.stdin.flush()
+        for line in worker.stdout:
+            if json.loads(line)["event"] == "checkpoint":
+                break
+        worker.stdin.close()
+        said = [json.loads(line)["event"] for line in worker.stdout]
+    assert worker.returncode == 1
+    assert set(said) <= {"progress"}
+    assert attempts(lab.store, ARM) == ["running"], "it was not even told that it ends"
 
 
 def test_two_workers_on_one_arm_train_it_once(lab: Lab, expected_training: dict[str, str]) -> None:

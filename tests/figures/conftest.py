@@ -142,6 +142,7 @@ def write_curvature(store: Store) -> Writer:
                 "num_images": 10, "mean_trace": level, "source_sha256": "0", "mean_trace_standard_error": 0.0,
                 **{f"trace_{name}": factor * level for name, factor in quantiles},
                 **{f"mean_{name}": 1.0 for name in means},
+                **{f"mean_{name}": 1.0 for name in scores if name.startswith("fd_")},
                 **{f"auroc_{name}": np.array([auroc(images[t][name], is_noisy) for t, *_ in rows]) for name in scores},
             }  # fmt: skip
             folder = store.table_folder("curvature", study.name, key)

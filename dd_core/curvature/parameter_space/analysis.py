@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dd_core.curvature.copies import Output
 from dd_core.curvature.parameter_space.distributed import Group, gather_over, sum_over
 from dd_core.curvature.parameter_space.gauss_newton import exact_trace
 from dd_core.curvature.parameter_space.gradient_statistics import gradient_sums
@@ -82,6 +83,7 @@ def analyse_hessian(
     *,
     seed: int = 0,
     group: Group | None = None,
+    output: Output = None,
 ) -> HessianResult:
     """Compute what the settings ask for.
 
@@ -93,10 +95,10 @@ def analyse_hessian(
         settings: what and how carefully; ``epochs`` and ``num_images`` are the caller's to obey.
         seed: of the random vectors.
         group: processes that share the images, see ``distributed.process_group``; each gets the same result.
+        output: which of the model's outputs are the logits, where it gives several.
 
     Raises:
-        UserError: the model is in training mode or has NaN weights, images or labels do not fit, a layer pattern
-            matches nothing, or the model does not have a quantity that is asked for.
+        UserError: as of ``HessianOperator``, or the model does not have a quantity that is asked for.
     """
     dtype = {"float32": torch.float32, "float64": torch.float64}[settings.precision]
     operator = HessianOperator(
@@ -108,7 +110,9 @@ def analyse_hessian(
         block_size=settings.block_size,
         dtype=dtype,
         group=group,
+        output=output,
     )
+    images, labels = operator.batches.images, operator.batches.labels
     # The cheap parts first: they refuse what cannot be had before hours go into the rest.
     exact = _exact(operator, images, settings) if "exact_trace" in settings.quantities else {}
     loss, gradient = operator.loss_and_gradient()

@@ -18,10 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dd_core.curvature.autograd_backward import differs
+from dd_core.curvature.copies import Output
+from dd_core.curvature.evaluation import logits_of
 from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
+from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.layer_gradients import GramMatrix, LayerVisitor, SquaredNorms
 from dd_core.curvature.parameter_space.layers import choose_layers
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.curvature.softmax import softmax_hessian
 from dd_core.errors import UserError
 
@@ -42,6 +47,7 @@ class ExactTrace:
     per_layer: dict[str, float]
 
 
+@second_derivatives()
 def exact_trace(
     model: nn.Module,
     images: Tensor,
@@ -49,6 +55,7 @@ def exact_trace(
     layers: tuple[str, ...] = (),
     batch_size: int = 250,
     dtype: torch.dtype = torch.float32,
+    output: Output = None,
 ) -> ExactTrace:
     """The exact trace; labels play no part in it.
 
@@ -58,16 +65,19 @@ def exact_trace(
         layers: names or regular expressions, see ``choose_layers``; none for all.
         batch_size: at most so many images at a time; it changes the memory, not the result.
         dtype: of the passes; norms are added up in float64.
+        output: which of the model's outputs are the logits, where it gives several.
 
     Raises:
         UserError: the model is not of that kind, or a pattern matches no layer.
     """
+    images, _ = as_tensors(images, (), model)
     if len(images) == 0:
         raise UserError("there are no images, so there is no loss; pass at least one")
-    wanted = choose_layers(model, layers).names
-    network, (device, weights_dtype) = _linearized(model, dtype), _place(model)
+    model = prepared(model, images, output=output)
+    wanted, (device, weights_dtype) = choose_layers(model, layers).names, _place(model)
+    network = _linearized(model, dtype, images)
     with torch.no_grad():
-        num_cotangents = model(images[:1].to(device, weights_dtype)).shape[-1] - 1
+        num_cotangents = logits_of(model, images[:1].to(device, weights_dtype)).shape[1] - 1
     most = _PIXELS.get(device.type, 1 << 19) // max(1, images[0, 0].numel() * num_cotangents)
     batches = Batches(images, torch.empty(len(images), 0), min(batch_size, most), device, weights_dtype)
 
@@ -80,6 +90,7 @@ def exact_trace(
     return ExactTrace(traces.sum(0).numpy(), dict(zip(wanted, traces.mean(1).tolist(), strict=True)))
 
 
+@second_derivatives()
 def ggn_eigenvalues(
     model: nn.Module, images: Tensor, *, layers: tuple[str, ...] = (), dtype: torch.dtype = torch.float32
 ) -> np.ndarray:
@@ -101,7 +112,9 @@ def ggn_eigenvalues(
     Raises:
         UserError: as for ``exact_trace``.
     """
-    network, (device, weights_dtype) = _linearized(model, dtype), _place(model)
+    images, _ = as_tensors(images, (), model)
+    model = prepared(model, images)
+    network, (device, weights_dtype) = _linearized(model, dtype, images), _place(model)
     gram = GramMatrix(choose_layers(model, layers).names)
     scale = _pull_back(network, images.to(device, weights_dtype), gram)
     rows = scale.repeat_interleave(len(gram.matrix) // len(images))
@@ -128,16 +141,19 @@ def _pull_back(network: LinearizedNetwork, images: Tensor, visitor: LayerVisitor
     return scale
 
 
-def _linearized(model: nn.Module, dtype: torch.dtype) -> LinearizedNetwork:
-    if any(module.training for module in model.modules()):
-        raise UserError("the model is in training mode, where images influence each other; call model.eval() first")
+def _linearized(model: nn.Module, dtype: torch.dtype, images: Tensor) -> LinearizedNetwork:
     if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
         raise UserError(
             "layers of the model share weights, so the logits are not linear in each of them and the exact trace does "
-            "not exist; leave exact_trace out of the quantities"
+            "not exist; estimate it by hutchinson or hutch_plus_plus and leave exact_trace out of the quantities"
         )
+    device, weights_dtype = _place(model)
     try:
-        return LinearizedNetwork(model, dtype)
+        network = LinearizedNetwork(model, dtype)
+        tried = images[:2].to(device, weights_dtype)
+        if differs(network.forward(tried), model, tried):
+            raise NotLinearizableError("its forward pass does more than its graph shows, such as a hook")
+        return network
     except NotLinearizableError as error:
         raise UserError(_refusal(error)) from error
 

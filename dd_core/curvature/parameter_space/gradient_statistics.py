@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from backpack import backpack, extend
@@ -20,10 +21,15 @@ from backpack.extensions import BatchL2Grad, DiagGGNExact, SumGradSquared
 from backpack.extensions.backprop_extension import BackpropExtension
 from torch import Tensor, nn
 
+from dd_core.curvature.copies import Output
+from dd_core.curvature.evaluation import first_line
+from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.layers import choose_layers
 from dd_core.curvature.parameter_space.stock_layers import stock_network
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
+from dd_core.models.strided_pointwise import SoundConvolutions
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class GradientSums:
     total_squared: dict[str, Tensor]
 
 
+@second_derivatives()
 def gradient_sums(
     model: nn.Module,
     images: Tensor,
@@ -48,6 +55,7 @@ def gradient_sums(
     *,
     layers: tuple[str, ...] = (),
     batch_size: int = 250,
+    output: Output = None,
 ) -> GradientSums:
     """What the gradients' norms and variances are made of: (sum g^2)/N - (sum g / N)^2 is the variance of each entry.
 
@@ -57,10 +65,14 @@ def gradient_sums(
         labels: int64 (N,).
         layers: names or regular expressions, see ``choose_layers``; none for all.
         batch_size: images per pass; it changes the memory, not the result.
+        output: which of the model's outputs are the logits, where it gives several.
 
     Raises:
-        UserError: the model cannot be rewritten, has layers that BackPACK does not know, or a pattern matches none.
+        UserError: the model cannot be rewritten, has layers that BackPACK does not know or weights that are used more
+            than once, or a pattern matches none.
     """
+    images, labels = as_tensors(images, labels, model)
+    model = prepared(model, images, output=output)
     names = list(choose_layers(model, layers).parameters)
     norms: list[Tensor] = []
     total: dict[str, Tensor] = {}
@@ -73,6 +85,7 @@ def gradient_sums(
     return GradientSums(torch.cat(norms), total, total_squared)
 
 
+@second_derivatives()
 def diagonal_ggn(
     model: nn.Module, images: Tensor, labels: Tensor, *, layers: tuple[str, ...] = (), batch_size: int = 250
 ) -> dict[str, Tensor]:
@@ -80,6 +93,8 @@ def diagonal_ggn(
 
     For a piecewise linear network it is the diagonal of the Hessian. Arguments and errors as for ``gradient_sums``.
     """
+    images, labels = as_tensors(images, labels, model)
+    model = prepared(model, images)
     names = list(choose_layers(model, layers).parameters)
     total: dict[str, Tensor] = {}
     for part in _quantities(model, images, labels, batch_size, names, (DiagGGNExact(),)):
@@ -99,17 +114,24 @@ def _quantities(
     """For each batch and parameter the gradient ("grad") and what the extensions give, of the batch's summed loss."""
     first = next(model.parameters())
     stock = stock_network(model, images[:1].to(first.device, first.dtype), own_parameters=True)
-    with _without_warnings():
-        network = extend(stock.requires_grad_(False), use_converter=True).eval()
+    try:
+        with _without_warnings():
+            network = extend(stock.requires_grad_(False), use_converter=True).eval()
+    except Exception as error:  # its converter runs into any kind of error at an operation it does not know
+        raise UserError(
+            f"BackPACK does not know an operation of the network ({first_line(error)}); leave gradient_variance out of "
+            "the quantities"
+        ) from error
     loss = extend(nn.CrossEntropyLoss(reduction="sum"))
-    parameters = {name: network.get_parameter(name).requires_grad_(True) for name in names}
+    own = dict(network.named_parameters())
+    parameters = {name: own[name].requires_grad_(True) if name in own else _unknown(name) for name in names}
     fields = ("grad", *(extension.savefield for extension in extensions))
 
     def work(batch: Tensor, own_labels: Tensor) -> dict[str, dict[str, Tensor]]:
         network.zero_grad()
         # The gradient in the images is not wanted, but without it PyTorch warns about the first layer's hook.
         source = batch.detach().requires_grad_(True)
-        with backpack(*extensions), _default_dtype(first.dtype), _without_warnings():
+        with backpack(*extensions), _default_dtype(first.dtype), _without_warnings(), SoundConvolutions():
             value = loss(network(source), own_labels)
             try:
                 value.backward()
@@ -127,13 +149,17 @@ def _take(parameter: Tensor, field: str, name: str) -> Tensor:
     """Take a result off a parameter."""
     found = getattr(parameter, field, None)
     if found is None:
-        raise UserError(
-            f"BackPACK does not know the layer of {name!r} (or the logits do not depend on it); leave "
-            "gradient_variance out of the quantities, or the layer"
-        )
+        _unknown(name)
     setattr(parameter, field, None)
     assert isinstance(found, Tensor)
     return found.detach()
+
+
+def _unknown(name: str) -> NoReturn:
+    raise UserError(
+        f"BackPACK does not know the layer of {name!r} (or the logits do not depend on it); leave gradient_variance "
+        "out of the quantities, or the layer"
+    )
 
 
 @contextmanager

@@ -19,9 +19,9 @@ class Factors:
     """Of the gradients of one layer.
 
     Attributes:
-        inputs: X, (B, groups, fan in, positions); None if the layer has no weight.
+        inputs: X, (B, groups, fan in, positions); None if the layer has no weight, or a frozen one.
         cotangents: D, (B, m, groups * channels, positions).
-        has_bias: whether the layer has a bias.
+        has_bias: whether the layer has a bias that is not frozen.
     """
 
     inputs: Tensor | None
@@ -50,19 +50,27 @@ class Factors:
 
 def factors(layer: nn.Module, x: Tensor, cotangents: Tensor) -> Factors:
     """The factors from a layer's input (B, ...) and the cotangents of its output (B, m, ...)."""
-    has_bias = getattr(layer, "bias", None) is not None
+    has_bias, has_weight = _is_learned(layer, "bias"), _is_learned(layer, "weight")
     x = x.to(cotangents.dtype)
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        normalised = _normalised(layer, x) if layer.affine else None
+        normalised = _normalised(layer, x) if has_weight else None
         return Factors(normalised, _positions_last(cotangents, 3), has_bias)
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
+        if not has_weight:
+            return Factors(None, cotangents.flatten(3), has_bias)
         patches = unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         return Factors(patches.unflatten(1, (layer.groups, -1)), cotangents.flatten(3), has_bias)
     # A linear layer works on the last dimension; any between batch and it are positions.
     rows = x.reshape(len(x), -1, x.shape[-1]).mT
     arrived = cotangents.reshape(*cotangents.shape[:2], -1, cotangents.shape[-1]).mT
-    return Factors(rows.unsqueeze(1), arrived, has_bias)
+    return Factors(rows.unsqueeze(1) if has_weight else None, arrived, has_bias)
+
+
+def _is_learned(layer: nn.Module, name: str) -> bool:
+    """Whether a layer has that parameter, and it is not frozen."""
+    parameter = getattr(layer, name, None)
+    return parameter is not None and parameter.requires_grad
 
 
 def _normalised(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -99,6 +107,12 @@ class LayerVisitor:
                 "trace does not exist; leave exact_trace out of the quantities"
             )
         if name in self._waited_for:
+            own = {own for own, parameter in layer.named_parameters(recurse=False)}
+            if not own <= {"weight", "bias"}:  # a pruned layer, weight norm
+                raise UserError(
+                    f"layer {name!r} computes its weight from {min(own - {'bias'})!r}, in which the exact trace is not "
+                    "known; leave exact_trace out of the quantities, or the layer"
+                )
             self._waited_for.remove(name)
             self._done.add(name)
             self.take(name, factors(layer, x, cotangents))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from dd_core.errors import UserError
 
@@ -15,11 +15,14 @@ class ChosenLayers:
 
     Attributes:
         names: of the layers, in the order of the model.
-        parameters: of these layers by full name, in the order of the model.
+        parameters: of these layers by full name, in the order of the model; one that several layers share is there
+            once, by its first name.
+        frozen: names of those of these layers that do not require gradients, and are left out.
     """
 
     names: tuple[str, ...]
-    parameters: dict[str, Tensor]
+    parameters: dict[str, nn.Parameter]
+    frozen: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -30,12 +33,14 @@ class ChosenLayers:
 def choose_layers(model: nn.Module, patterns: Iterable[str] = ()) -> ChosenLayers:
     """The layers of which at least one pattern matches the whole name, or the whole name of a module around them.
 
+    Parameters that do not require gradients are left out, and layers that have no others.
+
     Args:
         model: any module.
         patterns: names ("blocks.0.conv1"; "blocks.0" for all layers in it) or regular expressions; none for all.
 
     Raises:
-        UserError: a pattern matches nothing or is no regular expression, or the model has no parameters.
+        UserError: a pattern matches nothing or is no regular expression, or there are no parameters, or all are frozen.
     """
     owned = {
         name: {f"{name}.{own}".lstrip("."): p for own, p in module.named_parameters(recurse=False)}
@@ -46,8 +51,17 @@ def choose_layers(model: nn.Module, patterns: Iterable[str] = ()) -> ChosenLayer
         raise UserError("the model has no parameters, so its loss has no Hessian; pass a network with weights")
     patterns = tuple(patterns)
     chosen = {name for pattern in patterns for name in _matches(pattern, list(owned))} if patterns else set(owned)
-    parameters = {full: p for name in owned if name in chosen for full, p in owned[name].items()}
-    return ChosenLayers(tuple(name for name in owned if name in chosen), parameters)
+    everything = {full: (name, p) for name in owned if name in chosen for full, p in owned[name].items()}
+    distinct = {id(p): full for full, (_, p) in reversed(everything.items())}  # the first name stays
+    learned = {full: p for full, (_, p) in everything.items() if p.requires_grad and distinct[id(p)] == full}
+    frozen = tuple(full for full, (_, p) in everything.items() if not p.requires_grad)
+    if not learned:
+        raise UserError(
+            f"all parameters of the chosen layers are frozen (requires_grad=False), such as {frozen[0]!r}, so the "
+            "Hessian has no rows; call requires_grad_(True) on those that shall count"
+        )
+    layers = {everything[full][0]: None for full in learned}
+    return ChosenLayers(tuple(layers), learned, frozen)
 
 
 def _matches(pattern: str, names: list[str]) -> list[str]:

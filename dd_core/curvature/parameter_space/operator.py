@@ -7,7 +7,7 @@ divided once by their number, and one graph serves all vectors of a pass (Pearlm
 by the Hessian": Hv is the derivative of g(theta) along v; here the gradient of g . v with the graph of g kept).
 """
 
-import copy
+import logging
 from typing import Any
 
 import torch
@@ -15,10 +15,18 @@ from hessian_eigenthings.operators.base import CurvatureOperator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dd_core.curvature.copies import Output
+from dd_core.curvature.evaluation import logits_of
+from dd_core.curvature.guard import require_second_derivative
+from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
-from dd_core.curvature.parameter_space.distributed import Group, sum_over
+from dd_core.curvature.parameter_space.distributed import Group, agreeing, sum_over
 from dd_core.curvature.parameter_space.layers import ChosenLayers, choose_layers
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
+from dd_core.models.strided_pointwise import SoundConvolutions
+
+_LOG = logging.getLogger(__name__)
 
 
 class HessianOperator(CurvatureOperator):
@@ -43,44 +51,45 @@ class HessianOperator(CurvatureOperator):
         block_size: int = 8,
         dtype: torch.dtype = torch.float32,
         group: Group | None = None,
+        output: Output = None,
     ):
         """Copy the model.
 
         Args:
             model: in eval mode, (B, ...) to logits (B, classes).
             images: (N, ...), of any device; with a group, this rank's share.
-            labels: int64 (N,).
+            labels: int64 (N,). NumPy arrays will do for both.
             layers: names or regular expressions, see ``choose_layers``.
             batch_size: images per pass; it changes the memory, not the result.
             block_size: vectors multiplied in one pass over the images.
             dtype: of weights, images and vectors.
             group: of the processes that share the images; None: this process has them all.
+            output: which of the model's outputs are the logits, where it gives several.
 
         Raises:
-            UserError: the model is in training mode, weights are not finite, images or labels do not fit (on every
-                rank if it is so on one), or a pattern matches no layer.
+            UserError: the model is in training mode, is no fixed function of one image or has no right second
+                derivative, weights are not finite, images or labels do not fit (on every rank if it is so on one), or a
+                pattern matches no layer. See docs/networks.md.
         """
-        _require_eval(model)
-        self.network = copy.deepcopy(model).to(dtype).requires_grad_(False)
-        _require_finite(self.network)
-        self.layers: ChosenLayers = choose_layers(self.network, layers)
-        self._parameters = list(self.layers.parameters.values())
-        for parameter in self._parameters:
-            parameter.requires_grad_(True)
-        self._dtype, self._device = dtype, self._parameters[0].device
-        self.block_size = block_size
-        self.group = group
-        self.batches = Batches(images, labels, batch_size, self._device, dtype)
+        self.block_size, self.group, self._dtype = block_size, group, dtype
+        images, labels = as_tensors(images, labels, model)
+        self._device = next((p.device for p in model.parameters()), images.device)
+        with agreeing(group, self._device):
+            _check_data(images, labels)
+            _require_finite(model)
+            self.network = prepared(model, images, output=output, dtype=dtype, in_parameters=True)
+            self.layers: ChosenLayers = choose_layers(self.network, layers)
+            _say_what_is_left_out(self.layers)
+            self._parameters = list(self.layers.parameters.values())
+            self.network.requires_grad_(False)
+            for parameter in self._parameters:
+                parameter.requires_grad_(True)
+            self.batches = Batches(images, labels, batch_size, self._device, dtype)
+            _check_classes(self.network, self.batches)
+            tried = images[[0, -1]].to(self._device, dtype)
+            require_second_derivative(self.network, tried, self.layers.parameters)
+        self.num_images = int(sum_over(group, torch.tensor([len(images)], device=self._device)))
         self._kept: tuple[Tensor, ...] | None = None  # the graph, where one batch holds all images
-        problem = _problem_of(self.network, self.batches)
-        counts = torch.tensor([len(images), int(problem is not None)], dtype=torch.int64, device=self._device)
-        self.num_images, num_problems = (int(count) for count in sum_over(group, counts))
-        if problem is not None:
-            raise UserError(problem)
-        if num_problems:
-            raise UserError(
-                f"the images or labels of {num_problems} other processes cannot be used; see their messages"
-            )
 
     @property
     def size(self) -> int:
@@ -106,18 +115,20 @@ class HessianOperator(CurvatureOperator):
         return torch.cat([self._one_pass(block) for block in vectors.split(self.block_size)])
 
     def _one_pass(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
-        for products in self.batches.map(lambda images, labels: self._products(images, labels, vectors)):
-            total += products
-        return sum_over(self.group, total).div_(self.num_images)
+        with second_derivatives():
+            total = torch.zeros_like(vectors)
+            for products in self.batches.map(lambda images, labels: self._products(images, labels, vectors)):
+                total += products
+            return sum_over(self.group, total).div_(self.num_images)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The mean cross-entropy in nats and its gradient (P,)."""
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         gradient = torch.zeros(self.size, dtype=self._dtype, device=self._device)
-        for own_loss, own_gradient in self.batches.map(self._loss_and_gradient):
-            loss += own_loss
-            gradient += own_gradient
+        with second_derivatives():
+            for own_loss, own_gradient in self.batches.map(self._loss_and_gradient):
+                loss += own_loss
+                gradient += own_gradient
         sum_over(self.group, loss)
         return float(loss) / self.num_images, sum_over(self.group, gradient).div_(self.num_images)
 
@@ -127,8 +138,10 @@ class HessianOperator(CurvatureOperator):
 
     def _gradient(self, images: Tensor, labels: Tensor, create_graph: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss summed over the images, and its gradient by parameter, to be differentiated again if asked for."""
-        # The softmax in float64 keeps saturated images exact; it is small work.
-        loss = cross_entropy(self.network(images).double(), labels, reduction="sum")
+        with SoundConvolutions(), torch.enable_grad():
+            logits = logits_of(self.network, images, labels)
+            # The softmax in float64 keeps saturated images exact; it is small work.
+            loss = cross_entropy(logits.double(), labels, reduction="sum")
         if not loss.requires_grad:  # it depends on no chosen parameter
             return loss, tuple(torch.zeros_like(parameter) for parameter in self._parameters)
         return loss, torch.autograd.grad(loss, self._parameters, create_graph=create_graph, materialize_grads=True)
@@ -164,41 +177,50 @@ def _flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
-def _require_eval(model: nn.Module) -> None:
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
-        what = f"layer {training!r} of the model" if training else "the model"
-        raise UserError(f"{what} is in training mode, where images influence each other; call model.eval() first")
-
-
 def _require_finite(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise UserError(f"{name} has NaN or infinite values, so the Hessian does not exist; use another checkpoint")
 
 
-def _problem_of(network: nn.Module, batches: Batches) -> str | None:
-    """What is wrong with the images and labels, as one sentence."""
-    images, labels = batches.images, batches.labels
+def _say_what_is_left_out(layers: ChosenLayers) -> None:
+    """Frozen parameters are no rows of the Hessian."""
+    if layers.frozen:
+        _LOG.warning(
+            "the Hessian leaves out %d frozen parameters (requires_grad=False): %s",
+            len(layers.frozen),
+            ", ".join(layers.frozen),
+        )
+
+
+def _check_data(images: Tensor, labels: Tensor) -> None:
+    """Refuse images and labels that cannot belong together.
+
+    Raises:
+        UserError: they do not.
+    """
     if len(images) == 0:
-        return "there are no images, so there is no loss; pass at least one"
+        raise UserError("there are no images, so there is no loss; pass at least one")
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
-        return (
+        raise UserError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
             f"{len(images)} images need int64 labels of shape ({len(images)},)"
         )
     if not torch.isfinite(images).all():
-        return "images have NaN or infinite values; clean the data set"
-    try:
-        with torch.no_grad():
-            logits = network(images[:1].to(batches.device, batches.dtype))
-    except (RuntimeError, ValueError) as error:
-        return f"images of shape {tuple(images.shape[1:])} do not go through the network ({str(error).splitlines()[0]})"
-    if logits.ndim != 2:
-        return f"the network's output has shape {tuple(logits.shape)} for one image; logits (1, classes) are needed"
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        return (
-            f"labels reach from {int(labels.min())} to {int(labels.max())}, "
-            f"but the network has {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}"
+        raise UserError("images have NaN or infinite values; clean the data set")
+
+
+def _check_classes(network: nn.Module, batches: Batches) -> None:
+    """Refuse labels that the network has no class for.
+
+    Raises:
+        UserError: it has none.
+    """
+    images = batches.images[:1].to(batches.device, batches.dtype)
+    with torch.no_grad():
+        classes = logits_of(network, images).shape[1]
+    lowest, highest = int(batches.labels.min()), int(batches.labels.max())
+    if lowest < 0 or highest >= classes:
+        raise UserError(
+            f"labels reach from {lowest} to {highest}, but the network has {classes} classes, 0 to {classes - 1}"
         )
-    return None

@@ -6,13 +6,17 @@ nn.Linear, nn.AvgPool2d, nn.MaxPool2d and nn.Flatten, module names and parameter
 """
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
+from dd_core.curvature.copies import private_copy
+from dd_core.curvature.evaluation import first_line
 from dd_core.errors import UserError
 from dd_core.models.stacking import Classifier
 
@@ -55,14 +59,20 @@ def stock_network(model: nn.Module, images: Tensor, *, own_parameters: bool = Fa
     shell = _with_stock_modules(model, own_parameters)
     try:
         traced = fx.GraphModule(shell, _Tracer().trace(shell))
-    except (fx.proxy.TraceError, TypeError) as error:
+    except Exception as error:  # a user's forward pass runs here with stand-ins for tensors; it may fail in any way
         raise UserError(
-            f"{type(model).__name__} cannot be rewritten with stock layers for BackPACK ({error}); "
+            f"{type(model).__name__} cannot be rewritten with stock layers for BackPACK ({first_line(error)}); "
             "leave gradient_variance out of the quantities"
         ) from error
+    _refuse_repeated_weights(traced)
     shapes = _Shapes(traced)
     with torch.no_grad():
-        shapes.run(images)
+        logits, expected = shapes.run(images), model(images)
+    if not isinstance(logits, Tensor) or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-6):
+        raise UserError(
+            f"{type(model).__name__} does more than its graph shows, such as a hook or a choice among its outputs, so "
+            "it cannot be rewritten with stock layers for BackPACK; leave gradient_variance out of the quantities"
+        )
     for node in list(traced.graph.nodes):
         layers = _pooling(node, shapes.given)
         if layers is not None:
@@ -73,10 +83,32 @@ def stock_network(model: nn.Module, images: Tensor, *, own_parameters: bool = Fa
     return traced.eval()
 
 
+def _refuse_repeated_weights(traced: fx.GraphModule) -> None:
+    """Refuse networks in which a weight is used more than once: BackPACK would keep what its last use gives.
+
+    Raises:
+        UserError: it names the weight.
+    """
+    used: set[int] = set()
+    for node in traced.graph.nodes:
+        parameters: list[tuple[str, nn.Parameter]] = []
+        if node.op == "call_module":
+            parameters = list(traced.get_submodule(node.target).named_parameters(node.target))
+        elif node.op == "get_attr" and isinstance(found := operator.attrgetter(node.target)(traced), nn.Parameter):
+            parameters = [(node.target, found)]
+        for name, parameter in parameters:
+            if id(parameter) in used:
+                raise UserError(
+                    f"the weight {name!r} is used more than once, for which BackPACK gives wrong norms of gradients; "
+                    "leave gradient_variance out of the quantities"
+                )
+            used.add(id(parameter))
+
+
 def _with_stock_modules(model: nn.Module, own_parameters: bool) -> nn.Module:
     """A copy of the module tree in which subclasses of stock layers are stock layers."""
     tensors = [] if own_parameters else [*model.parameters(), *model.buffers()]
-    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}) if tensors else private_copy(model)
     for name, module in list(shell.named_modules()):
         stock = _stock(module)
         if stock is not module:
@@ -94,7 +126,8 @@ def _stock(module: nn.Module) -> nn.Module:
         linear.weight, linear.bias = module.weight, module.bias
         return linear
     for stock in _STOCK:
-        if isinstance(module, stock) and type(module) is not stock and type(module).forward is stock.forward:
+        is_own = type(module) is stock or is_parametrized(module)
+        if isinstance(module, stock) and not is_own and type(module).forward is stock.forward:
             plain: nn.Module = stock.__new__(stock)
             plain.__dict__ = dict(module.__dict__)
             return plain
