@@ -6,6 +6,7 @@ that one file keeps nobody from using the others.
 
 import json
 import math
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _MOST_BYTES = 2**20  # read in three seconds; a large study has some thousands
 _MOST_VALUES = 100_000  # with every alias unfolded
+_DEEPEST = 100  # brackets in brackets
 _LONGEST_SHOWN = 60  # characters of a value in an error
 
 
@@ -73,6 +75,9 @@ def _parsed(text: str) -> Any:
     """What ``YAML.load`` does, with a look at the size of the content before any of it is made."""
     from ruamel.yaml import YAML
 
+    # The parser itself gives up at some 300 levels, but takes seconds to get there.
+    if max(accumulate((ch in "[{") - (ch in "]}") for ch in text if ch in "[]{}"), default=0) > _DEEPEST:
+        raise RecursionError
     constructor, parser = YAML(typ="safe", pure=True).get_constructor_parser(text)
     try:
         node = constructor.composer.get_single_node()
