@@ -22,9 +22,10 @@ from dd_assets.catalogue import study_folders
 from dd_assets.resources import writable_store
 from dd_core.errors import UserError
 from dd_core.exchange.formats import FORMATS
-from dd_core.exchange.importer import Imported, Request, import_metrics
+from dd_core.exchange.gathering import Request
+from dd_core.exchange.importer import Imported, import_metrics
 from dd_core.exchange.interpretation import Told
-from dd_core.exchange.runs import Reading
+from dd_core.exchange.places import Reading
 from dd_core.recipes import ARCHITECTURES, DATASETS, Optimizer
 
 

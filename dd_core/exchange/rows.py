@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from dd_core.errors import UserError
 from dd_core.exchange.columns import BATCH_COLUMNS, EVAL_COLUMNS, VALIDATION_COLUMNS
-from dd_core.exchange.runs import NO_STEP, Run, Values
+from dd_core.exchange.reading import NO_STEP
+from dd_core.exchange.runs import Run, Values
 from dd_core.tables import to_arrow
 
 

@@ -108,8 +108,8 @@ TRAINING_TABLES = (
             Column(
                 "train_loss",
                 "float64",
-                "all training images, given labels, nats; null, as everywhere here: not measured, or NaN in an "
-                "imported file",
+                "all training images, given labels, nats; null, as everywhere here: not measured, or NaN where it was "
+                "imported from",
             ),
             Column("train_error_clean", "float64", "training images with a right label, fraction"),
             Column("train_loss_clean", "float64", "training images with a right label, nats"),
@@ -132,8 +132,7 @@ TRAINING_TABLES = (
             Column(
                 "value",
                 "float64",
-                "in nats, fractions and their weight-space derivatives; one that is NaN has no row, of an imported "
-                "file null",
+                "in nats, fractions and their weight-space derivatives; NaN has no row, or is null if it was imported",
             ),
             Column("standard_error", "float64", "of estimates by sampling; null for what is not sampled"),
         ),

@@ -4,7 +4,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from dd_core.exchange.importer import Imported, Request, import_metrics
+from dd_core.exchange.gathering import Request
+from dd_core.exchange.importer import Imported, import_metrics
 from dd_core.store import Store
 from dd_core.study_files import read_study
 from dd_core.warehouse import connect

@@ -21,7 +21,7 @@ from dd_core.errors import StaleError, StoreError, UserError
 from dd_core.exchange import exporter
 from dd_core.exchange.columns import EPOCH_FILE_KEYS, STEP_FILE_KEYS
 from dd_core.exchange.exporter import export_arm
-from dd_core.exchange.runs import Reading
+from dd_core.exchange.places import Reading
 from dd_core.exchange.staging import replace_if_changed
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study

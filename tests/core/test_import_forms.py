@@ -13,7 +13,7 @@ import pytest
 from dd_core.errors import UserError
 from dd_core.exchange.formats import FORMATS
 from dd_core.exchange.importer import Imported
-from dd_core.exchange.runs import Reading
+from dd_core.exchange.places import Reading
 from dd_core.study_files import read_study
 
 from .bench import TRAINED, Bench

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dd_core.errors import UserError
-from dd_core.exchange.runs import Reading
+from dd_core.exchange.places import Reading
 
 from .bench import TRAINED, Bench
 

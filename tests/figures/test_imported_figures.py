@@ -9,8 +9,9 @@ import pytest
 import vl_convert
 
 from dd_assets.figures import FIGURES
-from dd_core.exchange.importer import Request, import_metrics
-from dd_core.exchange.runs import Reading
+from dd_core.exchange.gathering import Request
+from dd_core.exchange.importer import import_metrics
+from dd_core.exchange.places import Reading
 from dd_core.store import Store
 from dd_core.study_files import read_study
 from dd_core.warehouse import connect
