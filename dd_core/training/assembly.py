@@ -11,7 +11,6 @@ import numpy as np
 from dd_core.errors import StaleError
 from dd_core.estimate import resume_metadata
 from dd_core.parts import Part
-from dd_core.storage.files import remove
 from dd_core.store import Store
 from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.tables import read_parquet, write_parquet
@@ -55,7 +54,6 @@ def assemble(
     Raises:
         StaleError, FileNotFoundError: a file of a part has gone since it was checked.
     """
-    remove(store.checkpoint_manifest_path(study.name, checkpoint))  # it must not vouch for files written in their place
     written: dict[str, tuple[Path, int]] = {}
     headline = dict.fromkeys(EVAL_METRICS, math.nan)
     for name in METRIC_TABLES:

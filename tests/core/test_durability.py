@@ -5,6 +5,7 @@ rules are broken one by one, which the record must notice.
 """
 
 import ast
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,22 @@ def test_exports_and_imports(trained: Store, make_study: MakeStudy, tmp_path: Pa
     exported = trained.exports_folder(study.name)
     seen = watched(trained.root, lambda: import_metrics(trained, [folder], Request("copy", (exported,))))
     assert seen.violations == [] and len(seen.states) > 5
+
+
+def test_an_import_that_takes_the_place_of_another(store: Store, tmp_path: Path) -> None:
+    folder, source = tmp_path / "studies", tmp_path / "plain.k002" / "trial-000" / "metrics.jsonl"
+    for made in (folder, source.parent):
+        made.mkdir(parents=True)
+    trained = {"data": {"dataset": "digits"}, "settings": {"architecture": "cnn5", "batch_size": 10}}
+    trained["settings"] |= {"label_noise": 0.0, "optimizer": {"name": "adam", "learning_rate": 0.001}}
+
+    def write() -> None:
+        for loss in (1.0, 2.0):
+            source.write_text(json.dumps({"step": 1, "epoch": 1, "loss_train_nats": loss}))
+            import_metrics(store, [folder], Request("mine", (source.parents[1],), replace=True, **trained))
+
+    seen = watched(store.root, write)
+    assert seen.violations == [] and sum(states[-1] is not None for states in seen.states.values()) == 2
 
 
 def test_figures(store: Store) -> None:

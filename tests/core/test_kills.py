@@ -5,6 +5,8 @@ left just that. ``tests/faults`` kills real processes at some of them.
 """
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -15,8 +17,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from dd_core.errors import StoreError
 from dd_core.parts import all_parts
-from dd_core.provenance import arm_is_complete
+from dd_core.provenance import arm_is_complete, trained_checkpoints
 from dd_core.store import Store, sha256_of
 from dd_core.studies import Study
 from dd_core.training import train_arm, train_part
@@ -123,3 +126,42 @@ def test_a_kill_at_any_moment_leaves_what_is_made_whole_again(
         left = [str(path) for path in other.root.rglob("*") if ".tmp" in path.name and "locks" not in path.parts]
         assert left == [], moment.name
     assert unsettled, "no moment lay between the last manifest and the end"
+
+
+def full_from(number: int) -> Callable[[int], None]:
+    """A disk that has no room from the so-manieth flush on."""
+    calls = itertools.count(1)
+
+    def fsync(handle: int) -> None:
+        if next(calls) >= number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return fsync
+
+
+def test_a_disk_that_is_full_from_any_write_on_costs_nothing_but_time(
+    make_study: MakeStudy, store: Store, tmp_path: Path
+) -> None:
+    """Also after the last manifest, where every checkpoint is there and the attempt has failed all the same."""
+    data = {"dataset": "digits", "num_train": 60, "num_validation": 30}
+    study = make_study(KINDS["whole"], data=data, keep_best=1)
+    flushes = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: next(flushes))
+        train(study, store)
+    total = next(flushes)
+    expected = results(store.root), best(store)
+    for number in [*range(1, total - 6, 9), *range(total - 6, total + 1)]:
+        other = Store(tmp_path / f"{number}")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(StoreError, match="the disk is full: ") as caught:
+            patch.setattr(os, "fsync", full_from(number))
+            train(study, other)
+        assert "\n" not in str(caught.value)
+        for checkpoint, manifest in trained_checkpoints(other, study, {ARM}).items():
+            for role in manifest["files"]:
+                assert other.verify(manifest, role), checkpoint
+        assert [path for path in other.root.rglob("*") if ".tmp" in path.name] == []
+        train(study, other)
+        assert (results(other.root), best(other)) == expected, number
+        pd.testing.assert_frame_equal(last_attempts(other), last_attempts(store))
+        shutil.rmtree(other.root)
