@@ -32,7 +32,7 @@ _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUM_DIGITS = 1797
 _NUM_CIFAR = 50_000  # official training images
 # DuckDB reads a folder called study=null as no value at all.
-_RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
+_RESERVED_STUDY_NAMES = {"none", "tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
 
 
 class Evaluation(Strict):
