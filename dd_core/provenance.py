@@ -97,7 +97,7 @@ def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
         path = folder / f"{stem}.safetensors"
         manifest = store.read_manifest(path.with_suffix(".json"))
         if manifest is None:
-            yield f"{path} is not vouched for, because its manifest is missing or damaged"
+            yield f"{path.with_suffix('.json')}, the manifest of a best checkpoint, is missing or damaged"
             continue
         try:
             store.verify(manifest, "weights")

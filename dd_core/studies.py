@@ -38,7 +38,7 @@ _MOST_TRAINED_K = 999
 LARGEST_K = 65_536  # of imported studies
 _MOST_TRAINED_TRIALS = 100
 # DuckDB reads a folder called study=null as no value at all.
-_RESERVED_STUDY_NAMES = {"tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
+_RESERVED_STUDY_NAMES = {"none", "tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
 
 
 class Evaluation(Strict):

@@ -11,7 +11,7 @@ from dd_core.errors import StaleError
 from dd_core.provenance import harmed_best
 from dd_core.storage.files import remove
 from dd_core.store import Store
-from dd_core.studies import Arm, Study
+from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.training.checkpoints import identity, read_tensors, save_tensors
 
 
@@ -41,7 +41,10 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
     """
     for harm in harmed_best(store, study, arm):
         if f"trial-{trial:03d}.epoch-" in harm:
-            raise StaleError(f"{harm}; train {arm.key} of {study.name} again")
+            key = Checkpoint(arm, study.checkpoints[-1]).key
+            raise StaleError(
+                f"{harm}; run: dagster asset materialize --select '{study.name}/checkpoints' --partition '{key}'"
+            )
     found = [
         (manifest["loss_val_nats"], manifest["epoch"], manifest)
         for manifest in best_manifests(store, study, arm, f"trial-{trial:03d}.*.json")

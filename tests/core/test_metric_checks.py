@@ -19,7 +19,7 @@ from dd_core.analysis.gaps import Gap, sentences, where
 from dd_core.analysis.integrity import largest_batch_loss, metric_gaps
 from dd_core.data.trials import trial_data
 from dd_core.store import Store
-from dd_core.studies import Arm, Study
+from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.tables import read_parquet, write_parquet
 from dd_core.training import train_arm
 from dd_core.warehouse import connect
@@ -40,8 +40,14 @@ def part(store: Store, table: str, epoch: int = 2) -> Path:
 
 
 def harm(store: Store, table: str, change: Harm, epoch: int = 2) -> None:
+    """As a wrong trainer would write it: with a manifest that vouches for the file."""
     path = part(store, table, epoch)
     write_parquet(path, change(read_parquet(path)))
+    manifest_path = store.checkpoint_manifest_path("tiny", Checkpoint(ARM, epoch))
+    manifest = store.read_manifest(manifest_path)
+    assert manifest is not None
+    files = {role: store.root / entry["path"] for role, entry in manifest["files"].items()}
+    store.write_manifest(manifest_path, manifest, files)
 
 
 def without(**values: Any) -> Harm:

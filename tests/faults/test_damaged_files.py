@@ -1,7 +1,10 @@
 """Files that are truncated, altered or of another recipe: recomputed or refused with the reason, never used."""
 
+import contextlib
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from dd_core.jobs.job import Job
 from dd_core.retirement import retire
 from dd_core.store import Store
 from dd_core.tables import read_parquet
+from dd_core.warehouse import connect
 
 ARM = "plain.k002"
 WEIGHTS = f"checkpoints/tiny/{ARM}/0016.safetensors"
@@ -68,7 +72,7 @@ def test_a_manifest_that_is_cut_off_makes_its_checkpoint_not_exist(trained: Lab,
     truncate(manifest)
     worker = Worker(trained, trained.curvature_job())
     assert worker.end() == 1
-    assert "has not been trained" in next(event["error"] for event in worker.log if event["event"] == "failed")
+    assert f"{manifest} is damaged, so" in next(event["error"] for event in worker.log if event["event"] == "failed")
     work(trained, trained.training_job(ARM))
     assert results(trained.root) == expected
 
@@ -175,7 +179,47 @@ def test_damaged_curvature_is_computed_again(
     assert results(trained.root) == expected
 
 
-def test_the_summary_refuses_damaged_curvature(trained: Lab) -> None:
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink], ids=["truncated", "altered", "deleted"])
+def test_the_driver_computes_harmed_curvature_again(
+    damage: Callable[[Path], None], trained: Lab, expected: dict[str, str]
+) -> None:
     file = trained.store.table_folder("per_image_curvature", "tiny", ARM) / "0016.parquet"
-    truncate(file)
-    trained.forked_dagster("asset", "materialize", "--select", "curvature").refused(f"{file} is damaged")
+    damage(file)
+    done = trained.forked_dagster("asset", "materialize", "--select", "curvature").succeeded()
+    assert "8 trained checkpoints, 1 without current curvature" in done.output
+    digests = results(trained.root)
+    assert {path: digests[path] for path in expected} == expected
+
+
+def test_tables_and_figures_name_what_is_lost_or_damaged_and_go_without_it(trained: Lab) -> None:
+    lost = trained.store.table_folder("training_evals", "tiny", ARM) / "0016.parquet"
+    lost.unlink()
+    harmed = trained.store.table_folder("training_evals", "tiny", "plain.k001") / "0008.parquet"
+    flip_a_bit(harmed)
+    for select in ("training_evals", "double_descent_curve"):
+        done = trained.forked_dagster("asset", "materialize", "--select", select).succeeded()
+        said = " ".join(done.output.split())
+        assert f"{ARM}|0016 of tiny is trained but has no rows: {lost} is gone; run: dagster asset" in said
+        assert f"{harmed} is damaged" in said
+        assert f"--select 'tiny/checkpoints' --partition '{ARM}|0016'" in said
+    with contextlib.closing(connect(trained.store)) as connection:
+        found = connection.execute("SELECT arm, list(DISTINCT epoch ORDER BY epoch) FROM training_evals GROUP BY arm")
+        assert sorted(found.fetchall()) == [
+            ("plain.k001", [0, 12, 16, 20, 24]),
+            (ARM, [0, 4, 8, 20, 24]),
+        ]
+
+
+def test_a_data_root_of_an_earlier_version_is_brought_up_to_date(trained: Lab, expected: dict[str, str]) -> None:
+    """There manifests lay beside the files of tables, and said nothing of themselves."""
+    manifests = trained.root / "manifests"
+    for path in sorted((manifests / "per_image_curvature").rglob("*.json")):
+        content = json.loads(path.read_text())
+        del content["manifest"]
+        (trained.root / "tables" / path.relative_to(manifests)).write_text(json.dumps(content))
+    shutil.rmtree(manifests)
+    before = stamps(trained.root, "tables/per_image_curvature/**/*.parquet")
+    done = trained.forked_dagster("asset", "materialize", "--select", "curvature").succeeded()
+    assert "8 trained checkpoints, 0 without current curvature" in done.output
+    assert stamps(trained.root, "tables/per_image_curvature/study=tiny/**/*.parquet") == before
+    assert not list(trained.root.glob("tables/**/*.json"))
