@@ -14,12 +14,13 @@ import signal
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dd_core.machine.soundness import Network, describe
+from dd_core.machine.soundness import Network, describe, keep
 from dd_core.models import build
 from dd_core.models.stacking import Convolution
 
@@ -188,6 +189,9 @@ def main() -> int:
         together = verdict_on(networks, question["threads"])
         one_by_one = bool(together["faults"])
         verdicts = {n.name: verdict_on([n], question["threads"]) if one_by_one else together for n in networks}
+        for network in networks if question["folder"] else ():
+            if not verdicts[network.name]["faults"]:
+                keep(Path(question["folder"]), network)
         print(json.dumps(verdicts))
         return 0
     networks = _everything()

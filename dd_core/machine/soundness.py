@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -94,12 +95,9 @@ def require_sound(wanted: Collection[Network], others: Collection[Network], thre
         unknown = _unknown(folder, {*wanted, *others})
         if not unknown & set(wanted):
             return None  # tested meanwhile
-        verdicts, problem = run_test(unknown, threads)
-        if problem:
-            return f"PyTorch was not tested on this machine: {problem}"
-        for network in unknown:
-            if not verdicts[network.name]["faults"]:
-                _keep(folder, network)
+        verdicts, problem = run_test(unknown, threads, folder)
+    if problem:
+        return f"PyTorch was not tested on this machine: {problem}"
     failed = [verdicts[network.name] for network in sorted(wanted) if verdicts.get(network.name, {}).get("faults")]
     if failed:
         raise UserError(describe(failed[0]["faults"], failed[0]["way_out"]))
@@ -116,9 +114,17 @@ def describe(faults: list[str], way_out: str | None) -> str:
     )
 
 
-def run_test(networks: Collection[Network], threads: int) -> tuple[dict[str, dict], str]:
-    """Run the self-test in a process of its own: verdicts by the networks' names, or why there are none."""
-    question = {"threads": threads, "networks": [asdict(network) for network in sorted(networks)]}
+def run_test(networks: Collection[Network], threads: int, folder: Path | None) -> tuple[dict[str, dict[str, Any]], str]:
+    """Run the self-test in a process of its own, which keeps good verdicts in the folder.
+
+    Returns:
+        Verdicts by the networks' names, or why there are none.
+    """
+    question = {
+        "threads": threads,
+        "folder": str(folder) if folder else None,
+        "networks": [asdict(network) for network in sorted(networks)],
+    }
     command = [sys.executable, "-m", "dd_core.machine.self_test", "--json"]
     done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -163,11 +169,11 @@ def _is_proven(folder: Path, network: Network) -> bool:
     return isinstance(content, dict) and content.get("sound") == asdict(network)
 
 
-def _keep(folder: Path | None, network: Network) -> None:
-    if folder is not None:
-        content = {"sound": asdict(network), "processor": processor()[0], "torch": version("torch")}
-        with contextlib.suppress(OSError, UserError):
-            write_text(folder / f"{network.name}.json", json.dumps(content))
+def keep(folder: Path, network: Network) -> None:
+    """Remember that a network is computed rightly, where that can be written."""
+    content = {"sound": asdict(network), "processor": processor()[0], "torch": version("torch")}
+    with contextlib.suppress(OSError, UserError):
+        write_text(folder / f"{network.name}.json", json.dumps(content))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dd_core.errors import UserError
 from dd_core.machine import self_test, soundness
 from dd_core.machine.self_test import in_child, kinds_of, verdict_on
-from dd_core.machine.soundness import Network, networks_of, require_sound, run_test
+from dd_core.machine.soundness import Network, keep, networks_of, require_sound, run_test
 from dd_core.models.stacking import Convolution
 from dd_core.studies import Study
 
@@ -74,7 +74,7 @@ print(json.dumps([verdict_on([network], 1, stock), verdict_on([network], 1)]))
 """
 
 
-def test_this_machine_computes_our_networks_rightly() -> None:
+def test_this_machine_computes_our_networks_rightly(cache: Path) -> None:
     networks = [
         replace(NARROW, architecture=architecture, k=k, copies=copies)
         for architecture in ("preact_resnet10", "preact_resnet18", "cnn5")
@@ -82,9 +82,12 @@ def test_this_machine_computes_our_networks_rightly() -> None:
         for copies in (1, 2)
     ]
     networks += [Network("preact_resnet18", 4, 1, 32, 3, precision) for precision in ("float32", "bfloat16", "float16")]
-    verdicts, problem = run_test(networks, threads=1)
+    folder = cache / "verdicts"
+    folder.mkdir(parents=True)
+    verdicts, problem = run_test(networks, 1, folder)
     assert problem == ""
     assert {name: verdict["faults"] for name, verdict in verdicts.items()} == {n.name: [] for n in networks}
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(verdicts)
 
 
 def test_the_networks_of_a_study_are_those_that_it_trains(make_study: Callable[..., Study]) -> None:
@@ -136,8 +139,10 @@ def test_a_failed_network_is_refused_in_a_sentence_and_tested_again(monkeypatch:
     asked: list[set[Network]] = []
     verdict = {"faults": ["a convolution ended its process by SIGSEGV"], "way_out": "ONEDNN_MAX_CPU_ISA=AVX"}
 
-    def run(networks: set[Network], threads: int) -> tuple[dict[str, Any], str]:
+    def run(networks: set[Network], threads: int, folder: Path) -> tuple[dict[str, Any], str]:
         asked.append(set(networks))
+        for network in networks - {NARROW}:
+            keep(folder, network)
         return {n.name: verdict if n == NARROW else {"faults": [], "way_out": None} for n in networks}, ""
 
     monkeypatch.setattr(soundness, "run_test", run)
@@ -154,8 +159,10 @@ def test_verdicts_are_kept_for_each_setting_and_not_believed_when_damaged(
 ) -> None:
     asked: list[str] = []
 
-    def run(networks: set[Network], threads: int) -> tuple[dict[str, Any], str]:
+    def run(networks: set[Network], threads: int, folder: Path) -> tuple[dict[str, Any], str]:
         asked.append(os.environ.get("ONEDNN_MAX_CPU_ISA", ""))
+        for network in networks:
+            keep(folder, network)
         return {n.name: {"faults": [], "way_out": None} for n in networks}, ""
 
     monkeypatch.setattr(soundness, "run_test", run)
