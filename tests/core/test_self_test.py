@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import UserError
+from dd_core.jobs import worker
+from dd_core.jobs.job import Job, TrainTask
 from dd_core.machine import self_test, soundness
 from dd_core.machine.self_test import in_child, kinds_of, verdict_on
 from dd_core.machine.soundness import Network, keep, networks_of, require_sound, run_test
 from dd_core.models.stacking import Convolution
+from dd_core.store import Store
 from dd_core.studies import Study
 
 NARROW = Network("preact_resnet10", 3, 1, 8, 1)
@@ -187,3 +191,19 @@ def test_verdicts_are_kept_for_each_setting_and_not_believed_when_damaged(
 def test_a_test_that_cannot_run_is_said_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundness.sys, "executable", "/bin/false")
     assert "not tested on this machine: the self-test ended with exit code 1" in str(require_sound({NARROW}, (), 1))
+
+
+def test_an_arm_does_not_begin_on_a_machine_that_fails(
+    store: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise UserError("PyTorch computes wrongly on this machine")
+
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker, "require_sound", refuse)
+    events = SimpleNamespace(emit=lambda task, event: said.append(event))
+    tasks = (TrainTask(study="tiny", variant="plain", k=1, until=4),)
+    job = Job(root=store.root, studies={"tiny": tiny_study}, tasks=tasks, num_workers=1, threads=1)
+    assert not worker._perform(tasks[0], job, store, torch.device("cpu"), events)  # type: ignore[arg-type]
+    assert said[-1] == {"event": "failed", "error": "PyTorch computes wrongly on this machine", "is_user_error": True}
+    assert not list(store.root.rglob("*.safetensors"))
