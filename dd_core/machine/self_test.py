@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -117,15 +118,21 @@ def _derivatives(layer: nn.Conv2d, images: Tensor, dtype: torch.dtype) -> dict[s
 def in_child(work: Callable[[], list[Any]], **variables: str) -> list[Any]:
     """What a forked child returns, or how it ended, as one sentence; ``variables`` are set in its environment."""
     reader, writer = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads (of numpy's BLAS), which a child lacks; it uses none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
-        os.close(reader)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the C library says of a corrupted heap
-        os.environ.update(variables)
-        faulthandler.disable()
-        signal.alarm(_SECONDS)
-        os.write(writer, json.dumps(work()).encode())
-        os._exit(0)
+        try:
+            os.close(reader)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the C library says of a corrupted heap
+            os.environ.update(variables)
+            faulthandler.disable()
+            signal.alarm(_SECONDS)
+            os.write(writer, json.dumps(work()).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)  # whatever was raised: a child never goes on with what its parent does
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         said = pipe.read()

@@ -126,6 +126,10 @@ def test_a_hanging_test_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_child(lambda: [ctypes.CDLL(None).pause()]) == ["did not end within 1 s"]
 
 
+def test_an_exception_in_a_child_stays_there() -> None:
+    assert in_child(lambda: [1 // 0]) == ["failed with exit code 1"]
+
+
 def test_the_real_fault_is_found_and_a_way_out_measured() -> None:
     """Version 2.14.1 of torch with AVX2; where a version computes rightly there is nothing to find."""
     if torch.__version__.split("+")[0] not in ("2.13.0", "2.14.0", "2.14.1") or "avx2" not in soundness.processor()[1]:
