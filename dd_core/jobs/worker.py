@@ -21,6 +21,7 @@ from typing import Any
 from dd_core.errors import UserError
 from dd_core.jobs.job import CurvatureTask, HessianTask, Job, Task, TrainTask
 from dd_core.jobs.machine import keep_freed_memory
+from dd_core.machine.soundness import networks_of, require_sound
 from dd_core.store import Store
 from dd_core.studies import Study
 
@@ -101,6 +102,8 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
     events.emit(task.name, {"event": "started"})
     try:
         if isinstance(task, TrainTask):
+            if device.type == "cpu":
+                _see_that_pytorch_is_sound(task, job, events)
             _train(task, study, store, device, lambda event: events.emit(task.name, event))
         elif isinstance(task, HessianTask):
             from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
@@ -124,6 +127,15 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
         return False
     events.emit(task.name, {"event": "finished", "seconds": time.monotonic() - started})
     return True
+
+
+def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> None:
+    """Before an arm trains; all arms of the job are tested at once, and a test that was passed is not made again."""
+    trained = [t for t in job.tasks if isinstance(t, TrainTask)]
+    others = set().union(*(networks_of(job.studies[t.study], t.arm) for t in trained))
+    problem = require_sound(networks_of(job.studies[task.study], task.arm), others, task.threads or job.threads)
+    if problem:
+        events.emit(task.name, {"event": "note", "text": f"{task.name}: {problem}"})
 
 
 def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Callable[[dict[str, Any]], None]) -> None:
