@@ -139,7 +139,7 @@ class HessianOperator(CurvatureOperator):
         """The loss summed over the images, and its gradient by parameter, to be differentiated again if asked for."""
         # The softmax in float64 keeps saturated images exact; it is small work.
         with torch.enable_grad():
-            loss = cross_entropy(logits_of(self.network, images, labels).double(), labels, reduction="sum")
+            loss = cross_entropy(logits_of(self.network, images).double(), labels, reduction="sum")
         if not loss.requires_grad:  # it depends on no chosen parameter
             return loss, tuple(torch.zeros_like(parameter) for parameter in self._parameters)
         return loss, torch.autograd.grad(loss, self._parameters, create_graph=create_graph, materialize_grads=True)
