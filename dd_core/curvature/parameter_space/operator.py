@@ -139,7 +139,7 @@ class HessianOperator(CurvatureOperator):
     def _gradient(self, images: Tensor, labels: Tensor, create_graph: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss summed over the images, and its gradient by parameter, to be differentiated again if asked for."""
         with SoundConvolutions(), torch.enable_grad():
-            logits = logits_of(self.network, images, labels)
+            logits = logits_of(self.network, images)
             # The softmax in float64 keeps saturated images exact; it is small work.
             loss = cross_entropy(logits.double(), labels, reduction="sum")
         if not loss.requires_grad:  # it depends on no chosen parameter
