@@ -133,9 +133,11 @@ class Stock:
 
     def record(self, context: dg.AssetExecutionContext, store: Store, studies: Iterable[Study]) -> str:
         """Tell Dagster what there is now, if that has changed; returns the version."""
-        paths = [
-            self.manifest(store, study, checkpoint) for study in studies for checkpoint in study.iter_checkpoints()
-        ]
+        paths: list[Path] = []
+        for study in studies:
+            own = [self.manifest(store, study, checkpoint) for checkpoint in study.iter_checkpoints()]
+            if own[0].parent.parent.is_dir():  # the study's folder; most studies have nothing, and many checkpoints
+                paths += own
         lines = [
             f"{entry['path']} {entry['sha256']}"
             for manifest in store.read_manifests(paths)
