@@ -18,7 +18,6 @@ from dd_assets.resources import Laboratory
 from dd_assets.training import log_partition, record_checkpoint
 from dd_assets.versions import (
     Declared,
-    Stock,
     declared_inputs,
     event_tags,
     is_up_to_date,
@@ -47,7 +46,6 @@ class CheckpointResult:
         path: of the manifest of a checkpoint's result.
         is_current: whether that is of these weights and has what the study wants.
         settings: what the study wants at an epoch, as plain JSON values, as far as values depend on it.
-        stock: the node for all such results of all studies.
         job: the job that computes the results named; of root, studies, checkpoints, workers, threads.
         code_version: of the code that computes it.
     """
@@ -57,7 +55,6 @@ class CheckpointResult:
     path: Callable[[Store, Study, Checkpoint], Path]
     is_current: Callable[[dict[str, Any] | None, dict[str, Any], Study], bool]
     settings: Callable[[Study, int], dict[str, Any]]
-    stock: Stock
     job: Callable[..., Job]
     code_version: str
 

@@ -16,7 +16,7 @@ from dd_assets.progress import reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
-from dd_assets.versions import CURVED, input_tags, table_version
+from dd_assets.versions import CURVED, input_tags, record_stocks, table_version
 from dd_core.curvature_settings import CurvatureSettings
 from dd_core.errors import UserError
 from dd_core.jobs.job import curvature_job
@@ -31,7 +31,6 @@ PER_IMAGE_CURVATURE = CheckpointResult(
     path=lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
     is_current=curvature_is_current,
     settings=lambda study, epoch: study.curvature.families(epoch),
-    stock=CURVED,
     job=curvature_job,
     code_version=CURVATURE_VERSION,
 )
@@ -116,7 +115,7 @@ def per_image_curvature_asset(study: Study, studies: Mapping[str, Study]) -> dg.
             )
             with outcome.raised_after("checkpoints", num_wanted, f"{recorded} of {num_wanted} are recorded"):
                 refresh_views(store)
-                PER_IMAGE_CURVATURE.stock.record(context, store, studies.values())
+                record_stocks(context, store, studies)
                 yield from selected_checks(context, check_curvature(store, study, key))
         yield already_logged(key)
 
@@ -125,7 +124,7 @@ def per_image_curvature_asset(study: Study, studies: Mapping[str, Study]) -> dg.
 
 def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """The driver: computes what is missing, reports each partition, then rebuilds the summary table."""
-    spec = table_spec("curvature", [PER_IMAGE_CURVATURE.stock.key])
+    spec = table_spec("curvature", [CURVED.key])
 
     @dg.multi_asset(name="curvature", specs=[spec], retry_policy=RETRY, pool=COMPUTE_POOL)
     def curvature(
@@ -141,7 +140,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             names = {study.name for study, _ in chosen}
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 PER_IMAGE_CURVATURE.record_what_is_there(context, store, [(studies[s.name], c) for s, c in chosen])
-                version = PER_IMAGE_CURVATURE.stock.record(context, store, studies.values())
+                version = record_stocks(context, store, studies)[CURVED.key]
                 rows, is_whole = _summarise(context, store, studies, names)
                 refresh_views(store)
                 facts = warn_of_harms(context, store, studies.values(), ("curvature", "per_image_curvature"))
@@ -159,7 +158,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             },
             data_version=dg.DataVersion(table_version(store, "curvature")),
             # Of what this very step has computed, which Dagster could not know when the step began.
-            tags=input_tags({PER_IMAGE_CURVATURE.stock.key: (version if is_whole else "partial", None)}),
+            tags=input_tags({CURVED.key: (version if is_whole else "partial", None)}),
         )
 
     return curvature

@@ -14,12 +14,11 @@ from dd_assets.executor import in_this_process
 from dd_assets.figures.assets import figure_assets
 from dd_assets.hessian import HESSIAN, hessian_asset, hessian_spectra_asset
 from dd_assets.metric_exports import metric_exports_asset
-from dd_assets.partitions import checkpoints_key
 from dd_assets.resource_probe import resource_probe_asset
 from dd_assets.resources import Laboratory
 from dd_assets.tables import tables_asset
 from dd_assets.training import checkpoints_asset
-from dd_assets.versions import TRAINED, recipes
+from dd_assets.versions import STOCKS, recipes
 from dd_core.errors import StudyError
 from dd_core.study_files import Catalogue
 
@@ -37,16 +36,11 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     found = studies or catalogue()
     assets: list[dg.AssetsDefinition] = []
     trained = {name: study for name, study in found.studies.items() if not study.imported}
-    results = (PER_IMAGE_CURVATURE, HESSIAN)
-    versions = [
-        TRAINED.spec(map(checkpoints_key, trained)),
-        *(kind.stock.spec(map(kind.key, trained)) for kind in results),
-    ]
     for study in trained.values():
         assets += [make(study, trained) for make in (checkpoints_asset, per_image_curvature_asset, hessian_asset)]
-        declared = [*recipes(study), *(part for kind in results for part in kind.declared_settings(study))]
-        versions += [part.spec for part in declared]
-    assets += [dg.AssetsDefinition(specs=[spec]) for spec in versions]
+        settings = (part for kind in (PER_IMAGE_CURVATURE, HESSIAN) for part in kind.declared_settings(study))
+        assets += [dg.AssetsDefinition(specs=[part.spec]) for part in (*recipes(study), *settings)]
+    assets += [stock.asset(trained) for stock in STOCKS]
     assets += [curvature_asset(trained), hessian_spectra_asset(trained), tables_asset(found.studies)]
     assets += [resource_probe_asset(trained), metric_exports_asset(found.studies)]
     assets += figure_assets(found.studies)

@@ -13,7 +13,7 @@ from dd_assets.progress import reason_at_partitions
 from dd_assets.resources import Laboratory
 from dd_assets.tables import table_spec
 from dd_assets.training import COMPUTE_POOL, RETRY, already_logged
-from dd_assets.versions import HESSIANS, input_tags
+from dd_assets.versions import HESSIANS, input_tags, record_stocks
 from dd_core.errors import UserError
 from dd_core.jobs.job import hessian_job
 from dd_core.provenance import HESSIAN_VERSION, hessian_is_current, hessian_settings
@@ -25,7 +25,6 @@ HESSIAN = CheckpointResult(
     path=lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
     is_current=hessian_is_current,
     settings=lambda study, epoch: hessian_settings(study),
-    stock=HESSIANS,
     job=hessian_job,
     code_version=HESSIAN_VERSION,
 )
@@ -63,7 +62,7 @@ def hessian_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefini
             outcome, num_wanted, recorded = HESSIAN.compute_partitions(context, laboratory, store, study, study)
             with outcome.raised_after("checkpoints", num_wanted, f"{recorded} of {num_wanted} are recorded"):
                 refresh_views(store)
-                HESSIAN.stock.record(context, store, studies.values())
+                record_stocks(context, store, studies)
         yield already_logged(key)
 
     return hessian
@@ -71,7 +70,7 @@ def hessian_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefini
 
 def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
     """The driver: analyses the checkpoints that lack it, at the epochs that the studies name."""
-    spec = table_spec("hessian_spectra", [HESSIAN.stock.key])
+    spec = table_spec("hessian_spectra", [HESSIANS.key])
 
     @dg.multi_asset(name="hessian_spectra", specs=[spec], retry_policy=RETRY, pool=COMPUTE_POOL)
     def hessian_spectra(
@@ -91,7 +90,7 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             outcome, recorded = HESSIAN.compute(context, laboratory, store, chosen, todo, studies)
             with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
                 HESSIAN.record_what_is_there(context, store, chosen)
-                version = HESSIAN.stock.record(context, store, studies.values())
+                version = record_stocks(context, store, studies)[HESSIANS.key]
                 refresh_views(store)
                 facts = warn_of_harms(context, store, studies.values(), ("hessian_spectra",))
         yield dg.MaterializeResult(
@@ -105,7 +104,7 @@ def hessian_spectra_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             },
             data_version=dg.DataVersion(version),
             # Of what this very step has computed, which Dagster could not know when the step began.
-            tags=input_tags({HESSIAN.stock.key: (version, None)}),
+            tags=input_tags({HESSIANS.key: (version, None)}),
         )
 
     return hessian_spectra

@@ -12,7 +12,7 @@ from dd_assets.estimates import Forecast, forecast
 from dd_assets.partitions import checkpoint_partitions, checkpoints_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.progress import Outcome, follow, reason_at_partitions
 from dd_assets.resources import Laboratory
-from dd_assets.versions import CURVED, HESSIANS, TRAINED, declared_inputs, event_tags, recipes
+from dd_assets.versions import declared_inputs, event_tags, recipes, record_stocks
 from dd_core.data.datasets import require
 from dd_core.errors import StaleError
 from dd_core.jobs.job import TrainTask, digest_of, training_job
@@ -109,8 +109,7 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
                 outcome.keep_only({f"{study.name}/{c.arm.key}" for c in own})
             with outcome.raised_after(what, total, kept):
                 refresh(store)
-                for stock in (TRAINED, CURVED, HESSIANS):
-                    stock.record(context, store, studies.values())
+                record_stocks(context, store, studies)
                 yield from selected_checks(context, check_checkpoints(store, study, key))
         yield already_logged(key)
 

@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import dagster as dg
 
-from dd_assets.partitions import box
+from dd_assets.errors import shown_as_sentence
+from dd_assets.partitions import box, checkpoints_key, hessian_key, per_image_curvature_key
+from dd_assets.resources import Laboratory
 from dd_core.jobs.job import digest_of
 from dd_core.storage.files import size_and_sha256
 from dd_core.store import Store
@@ -113,11 +115,13 @@ class Stock:
 
     Attributes:
         name: of the node.
+        partitioned: the key of the asset of a study.
         manifest: where a checkpoint's manifest lies.
     """
 
     name: str
     description: str
+    partitioned: Callable[[str], dg.AssetKey]
     manifest: Callable[[Store, Study, Checkpoint], Path]
 
     @property
@@ -125,27 +129,47 @@ class Stock:
         """Of the node."""
         return dg.AssetKey([self.name])
 
-    def spec(self, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
-        """The node, between the partitioned assets and what is made of all of them."""
-        return dg.AssetSpec(
-            self.key, deps=list(deps), description=self.description, group_name="tables", kinds={"json"}
+    def asset(self, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
+        """The asset, between the partitioned assets and what is made of all of them; seldom materialised by hand."""
+        spec = dg.AssetSpec(
+            self.key,
+            deps=list(map(self.partitioned, studies)),
+            description=self.description,
+            group_name="tables",
+            kinds={"json"},
         )
 
-    def record(self, context: dg.AssetExecutionContext, store: Store, studies: Iterable[Study]) -> str:
-        """Tell Dagster what there is now, if that has changed; returns the version."""
-        paths = [
-            self.manifest(store, study, checkpoint) for study in studies for checkpoint in study.iter_checkpoints()
-        ]
+        @dg.multi_asset(name=self.name, specs=[spec], backfill_policy=dg.BackfillPolicy.single_run())
+        def stock(context: dg.AssetExecutionContext, laboratory: Laboratory) -> dg.MaterializeResult[None]:
+            with shown_as_sentence():
+                version = self.version(laboratory.store(), studies.values())
+            return dg.MaterializeResult(asset_key=self.key, data_version=dg.DataVersion(version))
+
+        return stock
+
+    def version(self, store: Store, studies: Iterable[Study]) -> str:
+        """Digest of what there is now."""
+        paths: list[Path] = []
+        for study in studies:
+            own = [self.manifest(store, study, checkpoint) for checkpoint in study.iter_checkpoints()]
+            if own[0].parent.parent.is_dir():  # the study's folder; most studies have nothing, and many checkpoints
+                paths += own
         lines = [
             f"{entry['path']} {entry['sha256']}"
             for manifest in store.read_manifests(paths)
             for entry in (manifest or {"files": {}})["files"].values()
         ]
-        version = digest_of(sorted(lines))
-        latest = context.instance.get_latest_materialization_event(self.key)
-        if latest is None or latest.tags.get("dagster/data_version") != version:
-            tags = {"dagster/data_version": version}
-            context.log_event(dg.AssetMaterialization(self.key, metadata={"files": len(lines)}, tags=tags))
+        return digest_of(sorted(lines))
+
+    def record(self, context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study]) -> str:
+        """Tell Dagster what there is now, after the partitions that a step has recorded; returns the version."""
+        version = self.version(store, studies.values())
+        keys = [self.partitioned(name) for name in studies]
+        records = context.instance.get_asset_records(keys)
+        latest = {r.asset_entry.asset_key: r.asset_entry.last_materialization_storage_id for r in records}
+        # 1 is before the first event of any of them: whatever is recorded later is news.
+        inputs = {key: ("all", latest.get(key) or 1) for key in keys}
+        context.log_event(dg.AssetMaterialization(self.key, tags=event_tags(version, "1", inputs)))
         return version
 
 
@@ -153,20 +177,33 @@ TRAINED: Final = Stock(
     "trained_checkpoints",
     "All trained checkpoints with their metrics, of all studies, as one version: what tables of training are made of. "
     "It is recorded at the end of every training.",
+    checkpoints_key,
     lambda store, study, checkpoint: store.checkpoint_manifest_path(study.name, checkpoint),
 )
 CURVED: Final = Stock(
     "computed_curvature",
     "All per-image curvature of all studies as one version: what its summary and figures are made of. It is recorded "
     "whenever some was computed, or moved away because its arm was trained anew.",
+    per_image_curvature_key,
     lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
 )
 HESSIANS: Final = Stock(
     "computed_hessians",
     "All Hessians in the weights of all studies as one version: what hessian_spectra holds. It is recorded whenever "
     "some were computed, or moved away because their arm was trained anew.",
+    hessian_key,
     lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
 )
+
+
+STOCKS: Final = (TRAINED, CURVED, HESSIANS)
+
+
+def record_stocks(
+    context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study]
+) -> dict[dg.AssetKey, str]:
+    """Tell Dagster what there is of each kind, at the end of a step that may have changed it; returns the versions."""
+    return {stock.key: stock.record(context, store, studies) for stock in STOCKS}
 
 
 def table_version(store: Store, table: str) -> str:

@@ -30,7 +30,7 @@ FIGURES = {
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
-    *("resource_probe", "training_monitors"),
+    *("resource_probe", "training_monitors", "trained_checkpoints", "computed_curvature", "computed_hessians"),
 }
 EXPORTS = {"metric_exports"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20"}

@@ -32,6 +32,7 @@ ALL = (*PLAIN, *OTHER)
 TABLES = ("images", "runs", "training_batches", "training_evals", "image_progress")
 FIGURES = ("training_curves", "most_curved_images", "gpu_hours")
 PARTITIONED = ("tiny/checkpoints", "tiny/per_image_curvature")
+STOCKS = ("trained_checkpoints", "computed_curvature", "computed_hessians")
 UNPARTITIONED = ("curvature", "hessian_spectra", "metric_exports", *TABLES, *FIGURES)
 
 
@@ -69,7 +70,7 @@ def check(server: Server, stale: dict[str, tuple[str, ...]], missing: dict[str, 
     found = server.statuses()
     missing = {"tiny/hessian": (PLAIN[0], OTHER[0]), **(missing or {})}
     for key, partitions in found.items():
-        ran = key in (*PARTITIONED, *UNPARTITIONED, "tiny/hessian")
+        ran = key in (*PARTITIONED, *STOCKS, *UNPARTITIONED, "tiny/hessian")
         for partition, (status, reasons) in partitions.items():
             expected = "FRESH" if ran else "MISSING"
             expected = "STALE" if partition in stale.get(key, ()) else expected
