@@ -133,7 +133,10 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         with shown_as_sentence():
             store = laboratory.store()
             asked = {name: config.applied_to(study) for name, study in studies.items()}
-            chosen = select(store, asked, config, context.log.warning)
+            left_out: list[str] = []
+            chosen = select(store, asked, config, left_out.append)
+            for sentence in left_out:
+                context.log.warning(sentence)
             todo = PER_IMAGE_CURVATURE.missing(store, chosen)
             context.log.info(f"{len(chosen)} trained checkpoints, {len(todo)} without current curvature")
             outcome, recorded = PER_IMAGE_CURVATURE.compute(context, laboratory, store, chosen, todo, studies)
@@ -158,7 +161,7 @@ def curvature_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             },
             data_version=dg.DataVersion(table_version(store, "curvature")),
             # Of what this very step has computed, which Dagster could not know when the step began.
-            tags=input_tags({CURVED.key: (version if is_whole else "partial", None)}),
+            tags=input_tags({CURVED.key: (version if is_whole and not left_out else "partial", None)}),
         )
 
     return curvature

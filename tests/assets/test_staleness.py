@@ -144,7 +144,8 @@ def test_other_estimators_by_run_config_leave_a_partition_stale_until_the_studys
     check(server, {})
 
 
-def test_drivers_say_that_a_recipe_has_changed_and_what_to_run(lab: Lab) -> None:
+def test_drivers_say_that_a_recipe_has_changed_and_what_to_run(lab: Lab, server: Server) -> None:
+    before = (lab.studies / "tiny.yaml").read_text(encoding="utf-8")
     write(lab, "1.9e-3")
     sentence = (
         "the recipe in the study file has changed since tiny/other.k001 was trained (2 checkpoints), so these are left "
@@ -156,7 +157,11 @@ def test_drivers_say_that_a_recipe_has_changed_and_what_to_run(lab: Lab) -> None
         only = {"ops": {driver: {"config": {"arms": ["other.k001"]}}}}
         lab.forked_dagster(*command, "--config-json", json.dumps(only)).refused(sentence)
         assert sentence in lab.forked_dagster(*command).succeeded().output
-    write(lab, "1.1e-3")
+    lab.write_study("tiny", before)
+    # The summary was made without the arm that was left out.
+    check(server, dict.fromkeys(("curvature", "most_curved_images"), ("",)))
+    materialize(lab, "curvature,most_curved_images")
+    check(server, {})
 
 
 def test_lost_events_are_recorded_again(lab: Lab, server: Server) -> None:
