@@ -139,7 +139,8 @@ def mark_interrupted(store: Store, study: Study, arm: Arm) -> None:
     """End attempts that were killed: those without an end. Hold the lock of the arm, or of the part, while doing so."""
     for number in attempt_numbers(store, study, arm):
         start, end = (attempt_path(store, study, arm, number, moment) for moment in ("start", "end"))
-        if start.exists() and not end.exists():
+        # An end that is vouched for was there: it is lost, and the checks name it.
+        if start.exists() and not end.exists() and store.read_manifest(store.manifest_path(end)) is None:
             try:
                 table = read_parquet(start)
             except StaleError:  # the checks name it; nobody can say any more what it told

@@ -173,7 +173,7 @@ ENVIRONMENT = {
         ONE,
         "DD_COMPUTE is 'mars', but jobs run only in one of these places: local, kubernetes, slurm",
     ),
-    "data_root_on_a_read_only_file_system": ({"DD_ROOT": "/proc/lab"}, ONE, "cannot write /proc/lab/"),
+    "data_root_on_a_read_only_file_system": ({"DD_ROOT": "/proc/lab"}, ONE, "cannot write /proc/lab"),
     "data_root_in_a_bucket_without_keys": (
         {"DD_ROOT": "s3://bucket/lab", "AWS_EC2_METADATA_DISABLED": "true"},
         ONE,
