@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dd_core.storage.files import is_object, readable_errors, sha256_of
+from dd_core.storage.files import flush, is_object, readable_errors, sha256_of
 from dd_core.store import Store
 
 
@@ -132,3 +132,5 @@ def move(source: Path, destination: Path) -> None:
     with readable_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         source.rename(destination)  # over an empty folder, which POSIX allows
+        for folder in (destination.parent, source.parent):
+            flush(folder)

@@ -6,6 +6,7 @@ what it returns it has compared itself.
 """
 
 import os
+import shlex
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Harm:
         command, epoch = "dagster asset materialize --select", self.path.stem
         if self.table == "runs":
             manifest = str(self.path.with_suffix(".json")).replace("/tables/runs/", "/manifests/runs/")
-            forget = f"rm -f {self.path} {manifest}"
+            forget = shlex.join(["rm", "-f", str(self.path), manifest])
             return f"what it told cannot be computed again, and the table does without it; to forget it: {forget}"
         if values["study"] == "none":  # an empty file, see dd_core.warehouse
             return f"the next command that ends well writes it anew, for example: {command} images"

@@ -65,7 +65,7 @@ def test_training(small: Study, store: Store) -> None:
     seen = watched(store.root, lambda: train_arm(small, ARM, store, 4, resume_seconds=0))
     assert seen.violations == []
     written = {path.relative_to(store.root).parts[0] for path in seen.states}
-    assert written == {"checkpoints", "tables"}
+    assert written == {"checkpoints", "manifests", "tables"}
     assert sum("best" in path.parts for path, states in seen.states.items() if states[-1]) == 4, "one of each trial"
     assert len(seen.states) > 25 and seen.calls > 90
 
@@ -95,7 +95,9 @@ def test_parts_that_are_put_together(make_study: MakeStudy, store: Store) -> Non
     assert len(trials) == 2
     seen = watched(store.root, lambda: [train_part(study, ARM, store, 4, part) for part in trials])
     assert seen.violations == []
-    assert {"parts", "checkpoints", "tables"} == {path.relative_to(store.root).parts[0] for path in seen.states}
+    assert {"parts", "checkpoints", "manifests", "tables"} == {
+        path.relative_to(store.root).parts[0] for path in seen.states
+    }
 
 
 def test_curvature_with_shards_its_summary_and_another_estimator(
@@ -184,7 +186,7 @@ def test_jobs_and_probes(store: Store, tiny_study: Study) -> None:
     task = TrainTask(study="tiny", variant="plain", k=2, until=4)
     job = Job(root=store.root, studies={"tiny": tiny_study}, tasks=(task,), num_workers=1, threads=1)
     seen = watched(store.root, write)
-    assert seen.violations == [] and len(seen.states) == 4
+    assert seen.violations == [] and len(seen.states) == 5
 
 
 # What the record notices
@@ -264,11 +266,11 @@ WRITING = {"write_bytes", "write_text", "rename", "touch", "symlink_to", "hardli
 WRITING |= {"to_csv", "to_json", "to_parquet", "write_table", "savefig", "copyfile", "copytree", "copy2"}
 ALLOWED = {
     "dd_core/storage/files.py": "all of it is about this",
-    "dd_core/store.py": "retires folders",
     "dd_core/tables.py": "fills a temporary",
     "dd_core/training/checkpoints.py": "fills a temporary",
     "dd_core/exchange/exporter.py": "fills temporaries",
     "dd_core/data/datasets.py": "copies of data sets, flushed before their folder gets its name",
+    "dd_core/retirement.py": "moves folders of whole files, and flushes where they were and are",
     "dd_core/jobs/machine.py": "settings of the operating system",
     "dd_core/jobs/pod.py": "news, a line at a time",
     "dd_assets/progress.py": "the terminal",

@@ -372,5 +372,6 @@ def test_a_damaged_file_is_left_out_and_named_in_one_sentence(full: Store) -> No
             assert found == [("plain.k001", "running", 2), ("plain.k002", "finished", 2)]
             assert count(each, "training_evals") == 20
     (sentence,) = map(str, damaged_files(full))
-    assert sentence.startswith(f"{path} is damaged: ") and sentence.endswith(f"to forget it: rm '{path}'")
+    manifest = full.manifest_path(path)
+    assert sentence.startswith(f"{path} is damaged: ") and sentence.endswith(f"to forget it: rm -f {path} {manifest}")
     assert "\n" not in sentence

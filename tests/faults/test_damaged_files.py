@@ -117,7 +117,7 @@ def test_weights_of_another_recipe_are_refused(trained: Lab) -> None:
     arguments = ("asset", "materialize", "--select")
     refused = trained.dagster(*arguments, "tiny/per_image_curvature", "--partition", f"{ARM}|0016")
     refused.refused(f"checkpoint {ARM}|0016 of tiny was trained with another recipe")
-    trained.forked_dagster(*arguments, "curvature").refused("nothing asked for is trained yet")
+    trained.forked_dagster(*arguments, "curvature").refused("the recipe in the study file has changed")
     assert stamps(trained.root, "tables/**/*.*") == before
 
 
