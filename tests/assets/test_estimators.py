@@ -53,11 +53,11 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Choices:
     with_differences = read_parquet(path).to_pydict()
     done["default_again"] = lab.forked_dagster(*CURVATURE)
     done["hessian"] = lab.forked_dagster(*HESSIAN)
-    hessian_files["one"] = stamps(lab.root, "tables/hessian_spectra/**/0024.*")
+    hessian_files["one"] = stamps(lab.root, "*/hessian_spectra/**/0024.*")
     done["spectra"] = lab.forked_dagster(*SPECTRA)
-    hessian_files["all"] = stamps(lab.root, "tables/hessian_spectra/**/*.parquet")
+    hessian_files["all"] = stamps(lab.root, "tables/hessian_spectra/study=tiny/**/*.parquet")
     done["spectra_again"] = lab.forked_dagster(*SPECTRA)
-    hessian_files["again"] = stamps(lab.root, "tables/hessian_spectra/**/*.parquet")
+    hessian_files["again"] = stamps(lab.root, "tables/hessian_spectra/study=tiny/**/*.parquet")
     keys = ("curvature", "tiny/per_image_curvature", "tiny/hessian", "hessian_spectra")
     with lab.instance() as instance:
         events = {key: materializations(instance, key)[0] for key in keys}
