@@ -28,7 +28,7 @@ from dd_core.studies import Arm, Checkpoint, Study
 from dd_core.study_files import read_study
 from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
 
-from .bench import TRAINED, Bench
+from .import_bench import TRAINED, Bench
 
 SEED_KEYS = [
     *["step", "epoch", "time", "lr", "wd", "loss_train_nats", "loss_train_bits", "acc_train"],

@@ -16,7 +16,7 @@ from dd_core.exchange.importer import Imported
 from dd_core.exchange.places import Reading
 from dd_core.study_files import read_study
 
-from .bench import TRAINED, Bench
+from .import_bench import TRAINED, Bench
 
 FILES = Path(__file__).with_name("metric_files")
 K8 = Reading(k=8)

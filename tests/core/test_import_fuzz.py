@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dd_core.errors import UserError
 from dd_core.exchange.places import Reading
 
-from .bench import TRAINED, Bench
+from .import_bench import TRAINED, Bench
 
 # What a form calls the quantities of the tables: training, validation, test; loss and accuracy (or error).
 _SPELLINGS: dict[str, list[str]] = {
