@@ -1,4 +1,4 @@
-"""The README keeps its word: its queries run, its files exist, its variables are read."""
+"""The README and docs/ keep their word: their queries run, their files exist, their variables are read."""
 
 import contextlib
 import re
@@ -20,7 +20,9 @@ from dd_core.warehouse import connect
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-QUERIES = re.findall(r"```sql\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TRAINING = PAGES[ROOT / "docs/training.md"]
+QUERIES = re.findall(r"```sql\n(.*?)```", PAGES[ROOT / "docs/queries.md"], flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,13 @@ def small_quickstart(tmp_path_factory):
     return store
 
 
-def test_readme_has_six_queries():
+def test_there_are_six_queries_and_the_readme_shows_one():
     assert len(QUERIES) == 6
+    assert re.findall(r"```sql\n(.*?)```", README, flags=re.DOTALL) == QUERIES[:1]
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: re.sub(r"\W+", "_", query)[:40])
@@ -64,7 +71,9 @@ def test_learned_epoch_query_tells_noisy_from_clean(small_quickstart):
 
 def test_the_monitor_of_the_readme_measures_what_it_says(tmp_path, monkeypatch, make_study):
     """Put into a file and named in a study, as the README says; against plain counting in the checkpoint."""
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "(Monitor)" in block)
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", TRAINING, flags=re.DOTALL) if "(Monitor)" in block
+    )
     assert len(code.strip().splitlines()) <= 20
     (tmp_path / "my_monitors.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -84,20 +93,21 @@ def test_the_monitor_of_the_readme_measures_what_it_says(tmp_path, monkeypatch, 
 
 
 def test_the_study_settings_of_the_readme_are_valid(make_study):
-    block = next(b for b in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "keep_best" in b)
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", TRAINING, flags=re.DOTALL) if "keep_best" in b)
     content = YAML(typ="safe", pure=True).load(block)
     study = make_study(**content | {"epochs": 50, "checkpoints": (0, 50)})
     assert study.variants["s-core"].precision == "bfloat16"
 
 
-def test_linked_files_exist():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", PAGES[page])]
+    own = [link for link in links if link and not link.startswith("http")]
+    assert [link for link in own if not (page.parent / link).exists()] == []
 
 
 def test_environment_variables_of_the_readme_are_read_somewhere():
     code = "".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("dd_*/**/*.py"), ROOT / "Makefile"])
-    named = set(re.findall(r"`(DD_[A-Z]+)", README))
+    named = set(re.findall(r"`(DD_[A-Z_]+)", "".join(PAGES.values())))
     assert named
     assert {name for name in named if name not in code} == set()
