@@ -1,6 +1,7 @@
 """What every test may use: studies small enough to train in a second, and a data root of its own."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from dd_core.training import train_arm
 # How long an example takes says nothing on a machine that does other things as well.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+# What runs in the background of a shell, or under nohup, ignores signals, and so would every process that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
 
 MakeStudy = Callable[..., Study]
 

@@ -14,7 +14,6 @@ import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -141,8 +140,6 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Tests that run under nohup would hand down that it is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def dagster(self, *arguments: str, **changes: Any) -> Result:
