@@ -88,8 +88,12 @@ def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
 def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
     """Sentences about best checkpoints of an arm that are missing or damaged, as far as its resume point knows them."""
     folder = store.best_folder(study.name, arm.key)
-    # A part hands them over to the arm.
+    # A part hands them over to the arm. A resume point before the last checkpoint, after a kill in between, knows less
+    # than what was settled since.
     metadata = {} if isinstance(store, PartStore) else resume_metadata(store, study, arm)
+    last = max((int(path.stem) for path in store.arm_folder(study.name, arm.key).glob("[0-9]*.json")), default=0)
+    if int(metadata.get("epoch", 0)) < last:
+        metadata = {}
     progress = enumerate(json.loads(metadata.get("progress", "[]")))
     kept = {f"trial-{trial:03d}.epoch-{epoch:04d}" for trial, own in progress for _, epoch in own.get("kept", [])}
     there = {path.stem for path in folder.glob("trial-*.json")}

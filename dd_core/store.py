@@ -282,7 +282,8 @@ class Store:
     def clean_temporaries(self, folder: Path, name: str = "") -> None:
         """Remove what killed writers left of any file, or of one; call it while holding the lock of what lies there."""
         if not is_object(folder):  # it would have left it on another machine
-            remove_leftovers(folder, name)
+            for place in {folder, self.manifest_path(folder / "any").parent}:
+                remove_leftovers(place, name)
 
 
 def _folders(folder: Path) -> list[str]:

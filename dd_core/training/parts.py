@@ -72,6 +72,8 @@ def train_part(
         is_complete = sound_checkpoints(store, study, arm, until)
     if is_complete:
         with contextlib.suppress(LockedError), part.store.lock(study.name, arm.key, timeout=0):
+            for folder in (part.store.folder, part.store.best_folder(study.name, arm.key)):
+                part.store.clean_temporaries(folder)
             mark_interrupted(part.store, part.study, arm)
             settle(part.store, part.study, arm, options.get("device") or torch.device("cpu"))
         put_together(store, study, arm)

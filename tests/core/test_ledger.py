@@ -46,7 +46,9 @@ def test_an_attempt_killed_before_its_end_was_written_is_ended_although_nothing_
     tiny_study: Study, store: Store
 ) -> None:
     train_arm(tiny_study, ARM, store, 4)
-    (store.table_folder("runs", tiny_study.name, ARM.key) / "attempt-0001.end.parquet").unlink()
+    end = store.table_folder("runs", tiny_study.name, ARM.key) / "attempt-0001.end.parquet"
+    for path in (end, store.manifest_path(end)):
+        path.unlink()
     assert set(runs_of(store).status) == {"running"}
     train_arm(tiny_study, ARM, store, 4)
     runs = runs_of(store)
