@@ -1,10 +1,11 @@
 """Everything that only a GPU can tell, in one call that ends in time: the gpu tests, then measurements by their value.
 
-``python benchmarks/on_gpu.py --minutes 8 --out FOLDER`` writes ``on_gpu.json`` (every row measured) and ``on_gpu.md``
-(the table) there, row after row, so that a machine which goes away leaves what it had. Each section is a process of its
-own: one that crashes, or runs out of memory or time, costs the others nothing. Sections are modules of ``gpu`` with
-``run(clock, small)``, which yields rows (``stacks:float32``: with an argument); ``small`` asks for sizes that a CPU
-manages, to try the script there.
+``python benchmarks/on_gpu.py --minutes 8 --out FOLDER`` writes ``DEVICE.json`` (every row measured) and ``DEVICE.md``
+(the table) there, row after row, so that a machine which goes away leaves what it had. Sections that were measured on
+that device before and are not asked for now stay in the file. Each section is a process of its own: one that crashes,
+or runs out of memory or time, costs the others nothing. Sections are modules of ``gpu`` with ``run(clock, small)``,
+which yields rows (``stacks:float32``: with an argument); ``small`` asks for sizes that a CPU manages, to try the script
+there.
 
 Neither Dagster nor a data set is needed: CIFAR-10 is made up (``setups``). Everything else is as in a real training.
 """
@@ -15,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -27,16 +29,19 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 # Section and its share of the time, in order of value.
 SECTIONS = {
-    "tests": 0.28,
-    "sanitized": 0.28,
+    "tests": 0.2,
+    "sanitized": 0.2,
     "convolutions": 0.2,
-    "training": 0.24,
-    "workers": 0.12,
-    "compiled": 0.16,
+    "training": 0.2,
+    "monitors": 0.12,
+    "quickstart": 0.12,
+    "hessian": 0.1,
+    "curvature": 0.16,
+    "training:rest": 0.16,
+    "compiled": 0.12,
+    "workers": 0.1,
     "stacks:bfloat16": 0.16,
     "stacks:float32": 0.12,
-    "curvature": 0.13,
-    "monitors": 0.12,
 }
 # These ask for right or wrong, not for times, and run side by side.
 UNTIMED = ("tests", "sanitized", "convolutions")
@@ -92,9 +97,17 @@ class Results:
 
     def __init__(self, folder: Path):
         """Into that folder."""
-        self.folder, self.content = folder, {"machine": machine(), "sections": {}}
+        about = machine()
+        name = re.sub(r"[^a-z0-9]+", "-", about.get("gpu", "no gpu").lower())
+        self.file = folder / f"{name}.json"
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
+        before = json.loads(self.file.read_text(encoding="utf-8"))["sections"] if self.file.exists() else {}
+        self.content = {"machine": about, "sections": before}
+
+    def begin(self, section: str) -> None:
+        """Forget what it said before."""
+        self.content["sections"].pop(section, None)
 
     def add(self, section: str, row: dict[str, Any]) -> None:
         """Keep a row and say it."""
@@ -106,8 +119,8 @@ class Results:
 
     def write(self) -> None:
         """The JSON and the table."""
-        (self.folder / "on_gpu.json").write_text(json.dumps(self.content, indent=1), encoding="utf-8")
-        (self.folder / "on_gpu.md").write_text(self.table(), encoding="utf-8")
+        self.file.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        self.file.with_suffix(".md").write_text(self.table(), encoding="utf-8")
 
     def table(self) -> str:
         """Markdown, a section's rows, in one table where they have the same columns."""
@@ -131,6 +144,7 @@ def _short(value: Any) -> str:
 
 def follow(section: str, seconds: float, small: bool, results: Results) -> None:
     """Run a section in a process of its own and keep its rows; it is ended a little after its time."""
+    results.begin(section)
     command = [sys.executable, str(HERE / "on_gpu.py"), "--section", section, "--seconds", str(seconds)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *sys.path[1:]])}
     process = subprocess.Popen(
@@ -153,7 +167,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--out", type=Path, default=Path("on_gpu"))
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="default %(default)s")
     parser.add_argument("--only", nargs="*", choices=SECTIONS, help="these sections alone")
     parser.add_argument("--small", action="store_true", help="sizes for a CPU; the default where there is no GPU")
     parser.add_argument("--section", help=argparse.SUPPRESS)

@@ -68,11 +68,10 @@ def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:
         yield from comparison(1, 10, 128, 1)
         yield from blocks(1, 10, (16,), 32)
         return
-    yield from comparison(8, 10, 4096, 6)
+    for k, classes, num_images, epochs in ((8, 10, 4096, 6), (64, 10, 1024, 2), (8, 100, 2048, 4), (64, 100, 256, 1)):
+        yield from comparison(k, classes, num_images, epochs)
+        if clock.left < 20:
+            return
     yield from blocks(64, 10, (64, 256, 1024), 1024)
-    if clock.left > 20:
-        yield from comparison(64, 10, 1024, 3)
-    if clock.left > 15:
-        yield from comparison(8, 100, 2048, 10)
     if clock.left > 10:
         yield from blocks(8, 10, (128, 512, 2048), 4096)

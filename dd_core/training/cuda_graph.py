@@ -69,11 +69,12 @@ class GraphedStep:
         if self._num_calls <= _WARM_UP_STEPS:
             return _on_side_stream(step, images, labels)
         if self._captured is None:
-            if not _has_room(images.device):
+            if _has_room(images.device):
+                self._captured = self._capture(step, images, labels)
+            if self._captured is None:
                 self._is_usable = False
                 _LOG.info("no CUDA graph of the training step, which is slower: too little memory is free for its own")
                 return step(images, labels)
-            self._captured = self._capture(step, images, labels)
         known = self._captured
         known.images.copy_(images)
         known.labels.copy_(labels)
@@ -82,12 +83,18 @@ class GraphedStep:
             parameter.grad = gradient
         return tuple(result.clone() for result in known.results)
 
-    def _capture(self, step: Step, images: Tensor, labels: Tensor) -> _Captured:
+    def _capture(self, step: Step, images: Tensor, labels: Tensor) -> _Captured | None:
+        """None where memory runs out; nothing was computed then."""
         graph = torch.cuda.CUDAGraph()
         images, labels = images.clone(), labels.clone()  # in their own layout
         torch.cuda.synchronize(images.device)
-        with torch.cuda.graph(graph):
-            results = step(images, labels)
+        try:
+            with torch.cuda.graph(graph):
+                results = step(images, labels)
+        except torch.OutOfMemoryError:
+            for parameter in self._parameters:
+                parameter.grad = None
+            return None
         return _Captured(graph, images, labels, results, [parameter.grad for parameter in self._parameters])
 
 
@@ -116,4 +123,7 @@ def _has_room(device: torch.device) -> bool:
     What a step needs beside what stays is at most the difference of the largest memory so far and the present one.
     """
     needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return 2 * needed < torch.cuda.mem_get_info(device)[0]
+    free, total = torch.cuda.mem_get_info(device)
+    # A process may have been allowed a part of the memory only.
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return 2 * needed < min(free, allowed)

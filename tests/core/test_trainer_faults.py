@@ -21,6 +21,7 @@ from dd_core.tables import read_parquet
 from dd_core.training import train_arm
 from dd_core.training.best import load_best
 from dd_core.training.checkpoints import load_checkpoint
+from dd_core.training.monitors.hessian import Hessian
 from dd_core.training.session import Session
 from dd_core.training.stack import TrialStack
 from dd_core.training.step import Stepper
@@ -299,6 +300,22 @@ def test_memory_that_runs_out_late_costs_what_came_after_the_last_resume_point(
     assert tried[:3] == [32, 16, 16]
     assert ends(store, study).first_epoch.tolist() == [0, 0, 2, 2, 2, 2]
     assert sorted(table(store, study, "training_batches").query("trial == 0").step) == list(range(1, 17))
+
+
+def test_memory_that_runs_out_in_a_monitor_is_told_with_its_name(
+    make_study: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer images at a time would not help, so the training must not fall to 16 of them first."""
+
+    def measure(monitor: Hessian, moment: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory for 20 vectors\nand a long table")
+
+    monkeypatch.setattr(Hessian, "measure", measure)
+    news: list[dict[str, Any]] = []
+    message = r"monitor hessian at step \d+ \(no memory for 20 vectors\); .* monitors: {hessian: null}"
+    with pytest.raises(UserError, match=message):
+        train_arm(make_study(monitors={"hessian": {"every": "1 epoch"}}), ARM, store, 4, report=news.append)
+    assert not any(event["event"] == "note" for event in news)
 
 
 def test_too_little_memory_for_16_images_fails_with_the_numbers(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import UserError
+from dd_core.memory import is_out_of_memory
 from dd_core.monitor_settings import is_due
-from dd_core.training.monitors.base import Moment, Monitor
+from dd_core.training.monitors.base import Measurement, Moment, Monitor
 
 # Per metric an array (measurements, 2 + 2 T): epoch, step, values by trial, standard errors by trial (NaN if none).
 Readings = dict[str, np.ndarray]
@@ -26,14 +27,14 @@ class Timetable:
 
     def after_step(self, step: int, moment: Callable[[], Moment]) -> None:
         """Let every monitor look that is due; ``moment`` is called only if one is."""
-        due = [monitor for period, monitor in self._entries.values() if is_due(period, step)]
+        due = {name: monitor for name, (period, monitor) in self._entries.items() if is_due(period, step)}
         if not due and not self._watchers:
             return
         now = moment()
         for watcher in self._watchers:
             watcher.observe(now)
-        for monitor in due:
-            for metric, result in monitor.measure(now).items():
+        for name, monitor in due.items():
+            for metric, result in _measured(name, monitor, now).items():
                 value, error = result if isinstance(result, tuple) else (result, None)
                 _check(monitor, metric, value, now)
                 self._readings.setdefault(metric, []).append((now.epoch, step, value.detach(), error))
@@ -63,6 +64,24 @@ class Timetable:
         for name, (_, monitor) in self._entries.items():
             own = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
             monitor.load_state(own)
+
+
+def _measured(name: str, monitor: Monitor, now: Moment) -> Measurement:
+    """What the monitor says.
+
+    Raises:
+        UserError: memory runs out. Training with fewer images at a time, as after any other shortage, would not help.
+    """
+    try:
+        return monitor.measure(now)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"out of memory in the monitor {name} at step {now.step} ({shortage}); let it look at fewer images or take "
+            f"fewer iterations or probes, or leave it out with monitors: {{{name}: null}}"
+        ) from None
 
 
 def _check(monitor: Monitor, metric: str, value: Tensor, now: Moment) -> None:
