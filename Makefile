@@ -25,12 +25,13 @@ test: setup lint types
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 types: setup
 	$(VENV)/bin/mypy
 
 ui: setup
-	$(IN) python -m dd_assets.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+	$(IN) python -m dd_assets.running.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
 
 # Exact versions of everything, from a fresh environment.
 lock:

@@ -1,10 +1,10 @@
 """What Figure 1 of Nakkiran et al. 2019 ("Deep Double Descent") costs with this trainer, from measured speeds.
 
 64 widths of ResNet18k, 5 trials, 4000 epochs of 50,000 images: 64 billion images. The time of an image is taken to be
-an overhead and its FLOPs (``dd_core.cost``) over a rate; both are fitted by least squares of relative errors, not below
-0, and summed over the widths. The standard error is the jackknife's over the widths measured: of the fit alone, not of
-what a width between two measured ones may have of its own. Training alone: evaluating all 60,000 images every epoch
-would add up to 40 %.
+an overhead and its FLOPs (``dd_core.forecast.work``) over a rate; both are fitted by least squares of relative errors,
+not below 0, and summed over the widths. The standard error is the jackknife's over the widths measured: of the fit
+alone, not of what a width between two measured ones may have of its own. Training alone: evaluating all 60,000 images
+every epoch would add up to 40 %.
 
 Speeds come from ``--rates FILE`` (``python training.py --json FILE``, on a GPU), or from ``--root FOLDER`` (a data
 root: ``resource_probe``, where it knows ResNet18k on CIFAR, else ``runs``, whose times have evaluations in them), or
@@ -28,10 +28,10 @@ from common import write_json
 from scipy.optimize import nnls
 
 from dd_assets.catalogue import catalogue
-from dd_core.cost import forward_flops
-from dd_core.store import Store
-from dd_core.studies import Arm
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.study.architectures import forward_flops
+from dd_core.study.study import Arm
+from dd_core.tables.warehouse import connect
 
 WIDTHS = range(1, 65)
 IMAGES_PER_WIDTH = 5 * 4000 * 50_000

@@ -37,7 +37,7 @@ from dd_core.curvature.parameter_space import HessianOperator, KrylovSpace, exac
 from dd_core.curvature.parameter_space.lanczos import grow, random_signs
 from dd_core.data.datasets import load
 from dd_core.jobs.worker import prepare_process
-from dd_core.models import build
+from dd_core.models.build import build
 
 RESIDUAL = 0.01
 STANDARD_ERROR = 0.05

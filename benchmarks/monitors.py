@@ -32,13 +32,13 @@ from setups import make_setup, use_made_up_cifar, write_made_up_cifar
 from dd_assets.catalogue import catalogue
 from dd_core.data.augmentation import plan_epoch
 from dd_core.jobs.worker import device_of, prepare_process
-from dd_core.monitor_settings import MonitorSettings, period_in_steps
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.store.store import Store
+from dd_core.study.monitors import MonitorSettings, period_in_steps
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tasks.base import losses_of
 from dd_core.training.monitors import Moment, Monitor, monitor_class
 from dd_core.training.recorder import Recorder
-from dd_core.training.stack import TrialStack, stacking
-from dd_core.training.step import losses_of
+from dd_core.training.trial_stack import TrialStack, stacking
 
 
 @dataclasses.dataclass(frozen=True)

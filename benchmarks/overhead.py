@@ -2,7 +2,7 @@
 
 Ours is ``python -m dd_assets.run_study quickstart`` (``make quickstart`` after the set-up) in an empty data root, with
 everything it does: two dagster commands, events, tables, warehouse, checks and figures. Direct is a pool of as many
-processes, on the same cores, that calls ``train_arm`` and ``curve_checkpoint`` and nothing else. Ratio
+processes, on the same cores, that calls ``train_arm`` and ``compute_curvature`` and nothing else. Ratio
 ``quickstart``: at most 1.15. With ``--quick`` a tenth of the study, where the fixed costs weigh ten times as much:
 ratio ``small``.
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 from common import interleaved, median_ratio, parse_arguments, write_json
 
 from dd_assets.catalogue import catalogue
-from dd_core.jobs.machine import num_cores
 from dd_core.jobs.worker import prepare_process
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.study_files import read_study
+from dd_core.machine.devices import num_cores
+from dd_core.store.store import Store
+from dd_core.study.files import read_study
+from dd_core.study.study import Arm, Checkpoint, Study
 
 SMALL = """
 description: a tenth of the quickstart
@@ -45,16 +45,16 @@ checkpoints: [0, 20, 40]
 
 def train(study: Study, root: Path, arm: Arm) -> None:
     """One arm."""
-    from dd_core.training import train_arm
+    from dd_core.training.train import train_arm
 
     train_arm(study, arm, Store(root), study.epochs)
 
 
 def curve(study: Study, root: Path, checkpoint: Checkpoint) -> None:
     """One checkpoint."""
-    from dd_core.curvature import curve_checkpoint
+    from dd_core.results.per_image_curvature import compute_curvature
 
-    curve_checkpoint(study, checkpoint, Store(root))
+    compute_curvature(study, checkpoint, Store(root))
 
 
 def direct(study: Study) -> None:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dd_core.curvature import per_image_curvature
 from dd_core.jobs.worker import prepare_process
-from dd_core.models import build
+from dd_core.models.build import build
 
 NUM_PROBES = 10
 BATCH = 32

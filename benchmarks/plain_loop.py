@@ -13,8 +13,8 @@ from torchvision import transforms
 
 from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
-from dd_core.models import build
-from dd_core.studies import Arm, Study
+from dd_core.models.build import build
+from dd_core.study.study import Arm, Study
 
 # With fewer than four cores, whenever an epoch begins; four is what the loops replaced here have.
 warnings.filterwarnings("ignore", message="This DataLoader will create 4 worker processes")

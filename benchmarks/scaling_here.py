@@ -18,14 +18,14 @@ from common import load_average
 from setups import RECIPES, make_setup, use_made_up_cifar, write_made_up_cifar
 
 from dd_assets.compute.local import run_job
-from dd_core.curvature.checkpoint import curve_shard
 from dd_core.jobs.job import Job, curvature_job, training_job
-from dd_core.jobs.machine import num_cores
 from dd_core.jobs.worker import prepare_process
-from dd_core.models import build
-from dd_core.store import Store
-from dd_core.studies import Checkpoint, Study
-from dd_core.training.checkpoints import save_checkpoint
+from dd_core.machine.devices import num_cores
+from dd_core.models.build import build
+from dd_core.results.per_image_curvature import compute_shard
+from dd_core.store.checkpoints import save_checkpoint
+from dd_core.store.store import Store
+from dd_core.study.study import Checkpoint, Study
 
 NUM_WORKERS = (1, 2, 4)
 NUM_ARMS = 8
@@ -124,7 +124,7 @@ def _shards(folder: Path, repeats: int) -> None:
         for repeat in range(repeats + 1):
             for size in sizes:
                 began = time.perf_counter()
-                curve_shard(setup.study, checkpoint, store, (start, start + size))
+                compute_shard(setup.study, checkpoint, store, (start, start + size))
                 start += size
                 if repeat:
                     seconds[size].append(time.perf_counter() - began)

@@ -26,20 +26,20 @@ import numpy as np
 from common import load_average
 from scaling_partitions import lay_out, study_of
 
+from dd_assets.assets.curvature import PER_IMAGE_CURVATURE, curvature_asset
 from dd_assets.compute import Place
-from dd_assets.curvature import PER_IMAGE_CURVATURE, curvature_asset
-from dd_assets.progress import _Meter
-from dd_assets.resources import Laboratory
-from dd_assets.training import PartitionRecorder
+from dd_assets.laboratory import Laboratory
+from dd_assets.steps.follow import _Meter
+from dd_assets.steps.recording import PartitionRecorder
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, curvature_job
-from dd_core.jobs.machine import Machine
-from dd_core.provenance import trained_checkpoints
-from dd_core.resources import Resources
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.warehouse import connect, refresh
+from dd_core.machine.devices import Machine
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.resources import Resources
+from dd_core.study.study import Study
+from dd_core.tables.warehouse import connect, refresh
 
 MACHINE = Machine("simulated", 8, 64, None, 8)
 

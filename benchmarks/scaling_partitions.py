@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from dd_assets.compute.local import run_job
 from dd_core.jobs.job import curvature_job, training_job
-from dd_core.storage.manifests import sealed
-from dd_core.store import Store, sha256_of
-from dd_core.studies import Study
+from dd_core.store.manifests import sealed
+from dd_core.store.store import Store, sha256_of
+from dd_core.study.study import Study
 
 NUM_ARMS = 100
 

@@ -18,13 +18,13 @@ from scaling_partitions import study_of
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
 from dd_core.jobs.job import curvature_job
-from dd_core.resources import Resources
+from dd_core.study.resources import Resources
 
 _SECONDS, _POLL_SECONDS, _PODS = 10.0, 1.0, 2
 _STAND_IN = f"""#!{sys.executable}
 import os, sys, time
 from dd_core.jobs.folder import JobFolder
-from dd_core.store import Store
+from dd_core.store.store import Store
 
 folder = JobFolder.at(Store(os.environ["DD_ROOT"]), sys.argv[-1])
 job = folder.read_job()

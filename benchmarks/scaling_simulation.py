@@ -17,8 +17,8 @@ from scaling_workloads import GPUS_PER_POD, Workload
 
 from dd_core.jobs.division import divided
 from dd_core.jobs.job import Job, TrainTask
-from dd_core.jobs.machine import Machine
 from dd_core.jobs.placement import schedule
+from dd_core.machine.devices import Machine
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dd_core.cost import forward_flops
 from dd_core.jobs.job import CurvatureTask, Job, curvature_job, training_job
-from dd_core.studies import Checkpoint, Study
+from dd_core.study.architectures import forward_flops
+from dd_core.study.study import Checkpoint, Study
 
 GPUS_PER_POD = 8
 PUBLISHED_CHECKPOINT_SECONDS = 8 * 847.3

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dd_core.studies import Arm, Study
+from dd_core.study.study import Arm, Study
 
 RECIPES: dict[str, dict[str, Any]] = {
     "cifar10": {

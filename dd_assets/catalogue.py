@@ -4,7 +4,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from dd_core.study_files import Catalogue, read_studies
+from dd_core.study.files import Catalogue, read_studies
 
 
 def study_folders() -> list[Path]:

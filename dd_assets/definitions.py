@@ -6,21 +6,21 @@ from typing import Any
 
 import dagster as dg
 
+from dd_assets.assets.curvature import PER_IMAGE_CURVATURE, curvature_asset, per_image_curvature_asset
+from dd_assets.assets.figures import figure_assets
+from dd_assets.assets.hessian import HESSIAN, hessian_asset, hessian_spectra_asset
+from dd_assets.assets.metric_exports import metric_exports_asset
+from dd_assets.assets.resource_probe import resource_probe_asset
+from dd_assets.assets.tables import tables_asset
+from dd_assets.assets.training import checkpoints_asset
 from dd_assets.catalogue import catalogue
-from dd_assets.command import refuse_mistakes
-from dd_assets.curvature import PER_IMAGE_CURVATURE, curvature_asset, per_image_curvature_asset
-from dd_assets.errors import install_cli_hook, shown_as_sentence
-from dd_assets.executor import in_this_process
-from dd_assets.figures.assets import figure_assets
-from dd_assets.hessian import HESSIAN, hessian_asset, hessian_spectra_asset
-from dd_assets.metric_exports import metric_exports_asset
-from dd_assets.resource_probe import resource_probe_asset
-from dd_assets.resources import Laboratory
-from dd_assets.tables import tables_asset
-from dd_assets.training import checkpoints_asset
-from dd_assets.versions import STOCKS, recipes
+from dd_assets.laboratory import Laboratory
+from dd_assets.running.command import refuse_mistakes
+from dd_assets.running.executor import in_this_process
+from dd_assets.steps.user_errors import install_cli_hook, shown_as_sentence
+from dd_assets.steps.versions import STOCKS, recipes
 from dd_core.errors import StudyError
-from dd_core.study_files import Catalogue
+from dd_core.study.files import Catalogue
 
 # backfill_policy is still marked beta; one warning per asset would bury what matters.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dd_assets.catalogue import study_folders
-from dd_assets.resources import writable_store
+from dd_assets.laboratory import writable_store
 from dd_core.errors import UserError
 from dd_core.exchange.formats import FORMATS
 from dd_core.exchange.gathering import Request
 from dd_core.exchange.importer import Imported, import_metrics
 from dd_core.exchange.interpretation import Told
 from dd_core.exchange.places import Reading
-from dd_core.recipes import ARCHITECTURES, DATASETS, Optimizer
+from dd_core.study.recipe import ARCHITECTURES, DATASETS, Optimizer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         done = import_metrics(store, folders, request, dry_run=options.dry_run)
         if done.written and not options.dry_run:
-            from dd_core.warehouse import refresh
+            from dd_core.tables.warehouse import refresh
 
             refresh(store)
     except UserError as error:

@@ -12,15 +12,15 @@ import subprocess
 import sys
 import time
 
+from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
-from dd_assets.checkpoint_results import training_command
-from dd_assets.figures import FIGURES
-from dd_assets.instance import dagster_home
-from dd_assets.resources import writable_store
-from dd_assets.tables import TRAINING_TABLES
+from dd_assets.laboratory import writable_store
+from dd_assets.running.instance import dagster_home
+from dd_assets.steps.checkpoint_results import training_command
 from dd_core.errors import UserError
-from dd_core.store import Store
-from dd_core.studies import Study
+from dd_core.figures import FIGURES
+from dd_core.store.store import Store
+from dd_core.study.study import Study
 
 
 def main() -> int:

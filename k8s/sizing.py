@@ -1,7 +1,7 @@
 """What two experiments need of a cluster: ``python k8s/sizing.py`` prints the table in docs/cluster.md.
 
-Counted: FLOPs by ``dd_core.cost``, bytes of weights from the networks themselves, the order of tasks as the platform
-hands them out. Measured, elsewhere: the speeds of a public rerun of the double-descent networks on a B200
+Counted: FLOPs by ``dd_core.forecast.work``, bytes of weights from the networks themselves, the order of tasks as the
+platform hands them out. Measured, elsewhere: the speeds of a public rerun of the double-descent networks on a B200
 (github.com/HP2706/ATDL-Group-Work), bytes a row of the tables of the quickstart study. Nothing here ran on a GPU.
 """
 
@@ -9,10 +9,11 @@ import argparse
 from fractions import Fraction
 
 from dd_assets.catalogue import catalogue
-from dd_core.cost import forward_flops, training_cost
+from dd_core.forecast.work import training_cost
 from dd_core.jobs.job import predicted_cost, training_job
 from dd_core.jobs.placement import schedule
-from dd_core.studies import Study
+from dd_core.study.architectures import forward_flops
+from dd_core.study.study import Study
 
 # Seconds of a B200 for an epoch of one network, over widths 1 to 40 and over 1 and 40 (reports of b200-2026-09-26).
 PUBLISHED_SECONDS_PER_EPOCH = (227 / 160, 2.48)
@@ -33,7 +34,7 @@ def bytes_of_weights(k: int, num_classes: int) -> int:
     """Of one trial's network, buffers included, as safetensors keep them."""
     import torch
 
-    from dd_core.models import build
+    from dd_core.models.build import build
 
     with torch.device("meta"):
         network = build("preact_resnet18", k, 3, num_classes)

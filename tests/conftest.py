@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dd_core.data import datasets, trials
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.training import train_arm
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.training.train import train_arm
 
 # How long an example takes says nothing on a machine that does other things as well.
 hypothesis.settings.register_profile("tests", deadline=None)

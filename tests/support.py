@@ -27,10 +27,10 @@ import dagster as dg
 import pytest
 
 from dd_core.jobs.job import Job, curvature_job, training_job
-from dd_core.store import Store, sha256_of
-from dd_core.studies import Study
-from dd_core.study_files import read_study
-from dd_core.tables import read_parquet
+from dd_core.store.store import Store, sha256_of
+from dd_core.study.files import read_study
+from dd_core.study.study import Study
+from dd_core.tables.files import read_parquet
 
 REPOSITORY = Path(__file__).parent.parent
 # Long enough for any busy machine; reached only when something hangs.
@@ -62,7 +62,14 @@ evaluation: {every: 4}
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
     [
-        *("dd_core.curvature", "dd_core.training", "dd_core.warehouse", "sklearn.datasets", "torch._dynamo", "pyarrow"),
+        *(
+            "dd_core.curvature",
+            "dd_core.training",
+            "dd_core.tables.warehouse",
+            "sklearn.datasets",
+            "torch._dynamo",
+            "pyarrow",
+        ),
         *("dagster._cli", "dagster._core.storage.sqlite_storage", "dagster._core.storage.event_log", "alembic.command"),
         *("sqlalchemy.dialects.sqlite", "ruamel.yaml", "tqdm"),
     ]

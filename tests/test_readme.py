@@ -9,14 +9,14 @@ import torch
 from ruamel.yaml import YAML
 
 from dd_assets.catalogue import catalogue
-from dd_core.analysis.curvature_summary import rebuild
-from dd_core.curvature import curve_checkpoint
-from dd_core.data.images_table import write_images
-from dd_core.store import Store
-from dd_core.studies import Checkpoint
-from dd_core.training import train_arm
-from dd_core.training.checkpoints import load_checkpoint
-from dd_core.warehouse import connect
+from dd_core.results.curvature_summary import rebuild
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.store import Store
+from dd_core.study.study import Checkpoint
+from dd_core.tables.images import write_images
+from dd_core.tables.warehouse import connect
+from dd_core.training.train import train_arm
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def small_quickstart(tmp_path_factory):
     for arm in study.arms.values():
         train_arm(study, arm, store, 120)
     for checkpoint in study.iter_checkpoints():
-        curve_checkpoint(study, checkpoint, store)
+        compute_curvature(study, checkpoint, store)
     write_images(store, study)
     rebuild(store, study)
     return store

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dd_core.curvature.parameter_space import HessianOperator, KrylovSpace, exact_trace, extreme_eigenpairs
 from dd_core.curvature.parameter_space.lanczos import random_signs
 from dd_core.jobs.worker import prepare_process
-from dd_core.models import build
+from dd_core.models.build import build
 from gpu.timing import DEVICE, forget, medians, peak_memory_gib, wait
 
 RESIDUAL = 0.01

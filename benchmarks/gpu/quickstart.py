@@ -9,7 +9,7 @@ from typing import Any
 import dd_assets
 from dd_core.jobs.crew import run_crew
 from dd_core.jobs.job import curvature_job, hessian_job, training_job
-from dd_core.study_files import read_study
+from dd_core.study.files import read_study
 
 STUDY = Path(dd_assets.__file__).parent / "studies" / "quickstart.yaml"
 

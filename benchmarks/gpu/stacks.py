@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from dd_core.jobs.worker import prepare_process
-from dd_core.models import build
+from dd_core.models.build import build
+from dd_core.tasks.base import losses_of
 from dd_core.training.precision import tensor_cores
-from dd_core.training.step import losses_of
 from gpu.timing import DEVICE, as_scripts_do, captured, forget, medians, peak_memory_gib
 
 BATCH = 128

@@ -16,10 +16,10 @@ import torch
 from plain_loop import PlainLoop
 from setups import Setup, make_setup, use_made_up_cifar, write_made_up_cifar
 
-from dd_core.cost import training_flops
+from dd_core.forecast.work import training_flops
 from dd_core.jobs.worker import prepare_process
 from dd_core.training.precision import tensor_cores
-from dd_core.training.stack import TrialStack, stacking
+from dd_core.training.trial_stack import TrialStack, stacking
 from gpu.timing import DEVICE, as_scripts_do, forget, medians, peak_memory_gib
 
 

@@ -1,14 +1,14 @@
 """Where a job runs. One module per place; every place takes the same job and yields the same events."""
 
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import dagster as dg
 
 from dd_core.errors import UserError
 from dd_core.jobs.job import Job
-from dd_core.jobs.machine import Machine
-from dd_core.resources import Resources
+from dd_core.machine.devices import Machine
+from dd_core.study.resources import Resources
 
 
 class Place(Protocol):
@@ -57,3 +57,8 @@ def place_called(name: str) -> Place:
     if name not in _PLACES:
         raise UserError(f"DD_COMPUTE is {name!r}, but jobs run only in one of these places: {', '.join(_PLACES)}")
     return _PLACES[name]()
+
+
+# Runs that keep every core or GPU busy; dagster.yaml lets one of them run at a time, the others wait in the queue. A
+# backfill over many arms is several runs, of which the first does the work (dd_assets.steps.partitions).
+COMPUTE_POOL: Final = "compute"

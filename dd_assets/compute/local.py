@@ -13,10 +13,10 @@ from dd_core.errors import UserError
 from dd_core.jobs.crew import run_crew
 from dd_core.jobs.division import divided
 from dd_core.jobs.job import Job
-from dd_core.jobs.machine import Machine, device_name, num_cores, num_gpus
-from dd_core.jobs.probing import run_probe
-from dd_core.jobs.rank_team import run_ranks
-from dd_core.resources import Resources
+from dd_core.jobs.probe.run import run_probe
+from dd_core.jobs.ranks.team import run_ranks
+from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
+from dd_core.study.resources import Resources
 
 Event = dict[str, Any]
 

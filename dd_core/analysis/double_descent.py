@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import duckdb
 
-from dd_core.provenance import trained_checkpoints
-from dd_core.store import Store
-from dd_core.studies import Study
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.study import Study
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import contextlib
 import math
 
 from dd_core.analysis.double_descent import Finding, WidthRow, find_double_descent, width_curve
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.warehouse import connect
 
 
 def curve_table(rows: list[WidthRow]) -> str:

@@ -1,15 +1,16 @@
-"""Curvature of the loss: per image in input space, and per model in parameter space (``parameter_space``)."""
+"""Curvature of the loss: per image in ``input_space``, and per model in ``parameter_space``."""
 
-from dd_core.curvature.checkpoint import curve_checkpoint
-from dd_core.curvature.double_backward import double_backward_curvature
-from dd_core.curvature.finite_difference import finite_difference_curvature
-from dd_core.curvature.per_image import ImageCurvature, per_image_curvature
-from dd_core.curvature.piecewise_linear import is_piecewise_linear
-from dd_core.curvature.softmax import softmax_hessian, softmax_hessian_factor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dd_core.curvature.input_space.double_backward import double_backward_curvature
+    from dd_core.curvature.input_space.finite_difference import finite_difference_curvature
+    from dd_core.curvature.input_space.per_image import ImageCurvature, per_image_curvature
+    from dd_core.curvature.input_space.piecewise_linear import is_piecewise_linear
+    from dd_core.curvature.softmax import softmax_hessian, softmax_hessian_factor
 
 __all__ = [
     "ImageCurvature",
-    "curve_checkpoint",
     "double_backward_curvature",
     "finite_difference_curvature",
     "is_piecewise_linear",
@@ -17,3 +18,21 @@ __all__ = [
     "softmax_hessian",
     "softmax_hessian_factor",
 ]
+# Loaded when they are asked for: PyTorch takes a second, which who only needs a name should not wait.
+_PLACES = {
+    "double_backward_curvature": "input_space.double_backward",
+    "finite_difference_curvature": "input_space.finite_difference",
+    "ImageCurvature": "input_space.per_image",
+    "per_image_curvature": "input_space.per_image",
+    "is_piecewise_linear": "input_space.piecewise_linear",
+    "softmax_hessian": "softmax",
+    "softmax_hessian_factor": "softmax",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dd_core.curvature.evaluation import first_line
-from dd_core.memory import is_out_of_memory
+from dd_core.machine.memory import is_out_of_memory
 
 Evaluate = Callable[[], Sequence[Tensor]]
 

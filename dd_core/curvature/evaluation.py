@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dd_core.errors import UserError
-from dd_core.memory import is_out_of_memory
+from dd_core.machine.memory import is_out_of_memory
 
 # Passes of fewer images take other matrix kernels on a CPU, whose sums round differently; measured with oneDNN and MKL:
 # from 8 images on, an image's gradient has the same bits whatever the number of images.

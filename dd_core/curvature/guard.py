@@ -20,7 +20,7 @@ from dd_core.curvature.derivative_check import Precisions, derivative_trouble, r
 from dd_core.curvature.evaluation import logits_of
 from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
-from dd_core.memory import is_out_of_memory
+from dd_core.machine.memory import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 
 from dd_core.data.randomness import generator
 from dd_core.data.trials import TrialData
-from dd_core.recipes import Augmentation
+from dd_core.study.recipe import Augmentation
 
 
 @dataclass(frozen=True)

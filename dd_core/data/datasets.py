@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dd_core.errors import DataMissingError
-from dd_core.storage.files import flush
+from dd_core.machine.disk import flush
+from dd_core.study.datasets import NUM_CLASSES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
-IMAGE_SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
-NUM_TRAIN = {"digits": 1797, "cifar10": 50_000, "cifar100": 50_000}
 # Training batches, then the test batch, with their official MD5 sums.
 _CIFAR_FILES = {
     "cifar10": {

@@ -1,4 +1,4 @@
-"""Independent random streams by name, so that no stream depends on what was drawn before (exact resume, DESIGN 3)."""
+"""Independent random streams by name, so that no stream depends on what was drawn before (exact resume)."""
 
 from typing import Literal, get_args
 

@@ -9,8 +9,8 @@ import numpy as np
 from dd_core.data.datasets import Dataset, load
 from dd_core.data.randomness import generator
 from dd_core.errors import DataMissingError
-from dd_core.recipes import Data
-from dd_core.studies import Study
+from dd_core.study.recipe import Data
+from dd_core.study.study import Study
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -27,11 +27,11 @@ from dd_core.exchange.queries import (
     table_files,
 )
 from dd_core.exchange.staging import replace_if_changed, staging_folder
-from dd_core.provenance import trained_checkpoints
-from dd_core.soundness import damaged_files
-from dd_core.storage.files import remove
-from dd_core.store import Store, sha256_of, write_atomically
-from dd_core.studies import Arm, Study
+from dd_core.store.files import remove
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store, sha256_of, write_atomically
+from dd_core.study.study import Arm, Study
+from dd_core.tables.damage import damaged_files
 
 MANIFEST = "export.json"
 # Raise it when the same tables shall give other files.

@@ -14,7 +14,7 @@ from dd_core.exchange.run_names import runs_of
 from dd_core.exchange.runs import Run, Split, split_runs
 from dd_core.exchange.sources import Source, find_sources
 from dd_core.exchange.widths import number_of, width_unit
-from dd_core.studies import Arm, Study
+from dd_core.study.study import Arm, Study
 
 DEFAULT_VARIANT = "imported"
 Runs = dict[tuple[Arm, int], Run]

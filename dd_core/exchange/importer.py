@@ -18,11 +18,11 @@ from dd_core.exchange.runs import Run
 from dd_core.exchange.settings import agreed_data, agreed_variant
 from dd_core.exchange.staging import differs, replace_if_changed, staging_folder
 from dd_core.exchange.study_file import StudyFile, extended
-from dd_core.storage.files import remove
-from dd_core.store import Store, sha256_of
-from dd_core.studies import Arm, Study
-from dd_core.study_files import Catalogue, read_studies
-from dd_core.tables import write_parquet
+from dd_core.store.files import remove
+from dd_core.store.store import Store, sha256_of
+from dd_core.study.files import Catalogue, read_studies
+from dd_core.study.study import Arm, Study
+from dd_core.tables.files import write_parquet
 
 _LONGEST_NAME = 100
 

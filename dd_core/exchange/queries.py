@@ -18,10 +18,10 @@ from dd_core.exchange.columns import (
     VALIDATION_COLUMNS,
     is_reserved,
 )
-from dd_core.storage.files import is_object
-from dd_core.store import Store
-from dd_core.studies import Arm, Study
-from dd_core.tables import TABLES, arrow_schema
+from dd_core.store.files import is_object
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+from dd_core.tables.files import TABLES, arrow_schema
 
 EXPORTED_TABLES = ("training_batches", "training_evals", "training_monitors")
 _NUM_BATCH_KEYS = STEP_FILE_KEYS.index("acc_train") + 1

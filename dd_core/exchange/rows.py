@@ -9,7 +9,7 @@ from dd_core.errors import UserError
 from dd_core.exchange.columns import BATCH_COLUMNS, EVAL_COLUMNS, VALIDATION_COLUMNS
 from dd_core.exchange.reading import NO_STEP
 from dd_core.exchange.runs import Run, Values
-from dd_core.tables import to_arrow
+from dd_core.tables.files import to_arrow
 
 
 def rows_of(run: Run, common: dict[str, Any]) -> dict[str, pa.Table]:

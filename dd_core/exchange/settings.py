@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from dd_core.errors import UserError
 from dd_core.exchange.runs import Run
-from dd_core.recipes import Data, Variant
-from dd_core.strict import Strict
-from dd_core.yaml_files import describe_problems
+from dd_core.study.recipe import Data, Variant
+from dd_core.study.yaml_files import Strict, describe_problems
 
 Described = TypeVar("Described", bound=Strict)
 _NEEDED = ("architecture", "label_noise", "batch_size", "optimizer.name", "optimizer.learning_rate")

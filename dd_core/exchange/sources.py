@@ -14,7 +14,7 @@ from typing import Any
 from dd_core.errors import UserError
 from dd_core.exchange.exporter import MANIFEST
 from dd_core.exchange.text import OBJECT_SUFFIXES, PACKED, TABLE_SUFFIXES, form_of
-from dd_core.studies import Arm
+from dd_core.study.study import Arm
 
 _ARM = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)\.k(\d{3,5})")
 _K = re.compile(r"k(\d{1,5}(?:\.\d+)?)")

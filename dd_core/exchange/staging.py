@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dd_core.storage.files import is_object, make_folder, put_in_place, sha256_of, size_and_sha256
-from dd_core.storage.objects import put
-from dd_core.store import Store
+from dd_core.store.files import is_object, make_folder, put_in_place, sha256_of, size_and_sha256
+from dd_core.store.objects import put
+from dd_core.store.store import Store
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from dd_core.errors import UserError
-from dd_core.recipes import Data, Variant
-from dd_core.store import write_text
-from dd_core.studies import Arm, Study
-from dd_core.yaml_files import describe_problems
+from dd_core.store.store import write_text
+from dd_core.study.recipe import Data, Variant
+from dd_core.study.study import Arm, Study
+from dd_core.study.yaml_files import describe_problems
 
 # Of these, figures choose the latest that all arms have.
 _MOST_EPOCHS = 100

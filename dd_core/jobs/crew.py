@@ -14,10 +14,10 @@ from typing import Any
 
 from dd_core.jobs.division import shares
 from dd_core.jobs.job import Job
-from dd_core.jobs.machine import num_gpus, num_oom_kills
 from dd_core.jobs.placement import Placement
 from dd_core.jobs.process import News, Process
-from dd_core.store import write_text
+from dd_core.machine.devices import num_gpus, num_oom_kills
+from dd_core.store.store import write_text
 
 Event = dict[str, Any]
 

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 from dd_core.errors import UserError
 from dd_core.jobs.job import Job, Task, TrainTask, predicted_cost
-from dd_core.jobs.machine import Machine
 from dd_core.jobs.placement import schedule
+from dd_core.machine.devices import Machine
 
 
 def shares(tasks: tuple[Task, ...], num_workers: int, num_devices: int) -> list[Fraction]:

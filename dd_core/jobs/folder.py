@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dd_core.jobs.job import Job
-from dd_core.storage.files import is_object, read_all, remove_leftovers
-from dd_core.store import Store, write_text
+from dd_core.store.files import is_object, read_all, remove_leftovers
+from dd_core.store.store import Store, write_text
 
 _JOB_FILE = "job.json"
 

@@ -8,10 +8,10 @@ from typing import Annotated, Literal, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from dd_core.cost import training_cost
-from dd_core.parts import division
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
+from dd_core.forecast.work import training_cost
+from dd_core.store.parts import division
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
 
 # Of a job; whoever follows it looks at all of them every few seconds.
 _MOST_TASKS = 10_000

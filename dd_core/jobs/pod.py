@@ -23,10 +23,10 @@ from dd_core.errors import UserError
 from dd_core.jobs.crew import run_crew
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
-from dd_core.jobs.machine import Machine, device_name, num_cores, num_gpus
-from dd_core.jobs.probing import run_probe
-from dd_core.jobs.rank_team import PeersLostError, run_ranks
-from dd_core.store import Store
+from dd_core.jobs.probe.run import run_probe
+from dd_core.jobs.ranks.team import PeersLostError, run_ranks
+from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
+from dd_core.store.store import Store
 
 TASKS_FAILED, TRY_AGAIN, NO_JOB_FILE, TOLD_TO_END = 42, 75, 78, 143
 Event = dict[str, Any]

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dd_core.checks.machine import networks_of, require_sound
 from dd_core.errors import UserError
 from dd_core.jobs.job import CurvatureTask, HessianTask, Job, Task, TrainTask
-from dd_core.jobs.machine import keep_freed_memory
-from dd_core.machine.soundness import networks_of, require_sound
-from dd_core.store import Store
-from dd_core.studies import Study
+from dd_core.machine.devices import keep_freed_memory
+from dd_core.store.store import Store
+from dd_core.study.study import Study
 
 
 class Events:
@@ -79,7 +79,7 @@ def run(job: Job, tasks: Iterable[tuple[int, int]], gpu: int, events: Events) ->
     """Do the tasks of those numbers, each with so many halvings; returns how many of them failed."""
     import torch
 
-    from dd_core.memory import set_halvings
+    from dd_core.machine.memory import set_halvings
 
     prepare_process(job.threads)
     device = device_of(gpu)
@@ -106,18 +106,18 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
                 _see_that_pytorch_is_sound(task, job, events)
             _train(task, study, store, device, lambda event: events.emit(task.name, event))
         elif isinstance(task, HessianTask):
-            from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
+            from dd_core.results.hessian import hessian_of_checkpoint
 
             hessian_of_checkpoint(study, task.checkpoint, store, device=device)
         elif isinstance(task, CurvatureTask):
-            from dd_core.curvature.checkpoint import curve_checkpoint, curve_shard
+            from dd_core.results.per_image_curvature import compute_curvature, compute_shard
 
             if task.rows is None:
-                curve_checkpoint(study, task.checkpoint, store, device=device)
+                compute_curvature(study, task.checkpoint, store, device=device)
             else:
                 for rows in study.curvature_ranges:
                     if task.rows[0] <= rows[0] and rows[1] <= task.rows[1]:
-                        curve_shard(study, task.checkpoint, store, rows, device=device)
+                        compute_shard(study, task.checkpoint, store, rows, device=device)
     except UserError as error:
         events.emit(task.name, {"event": "failed", "error": str(error), "is_user_error": True})
         return False
@@ -139,7 +139,8 @@ def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> Non
 
 
 def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Callable[[dict[str, Any]], None]) -> None:
-    from dd_core.training import train_arm, train_part
+    from dd_core.training.train import train_arm
+    from dd_core.training.train_part import train_part
 
     options = {"device": device, "gpu_share": task.gpu_share, "predicted_seconds": task.predicted_seconds}
     if task.trials is None:

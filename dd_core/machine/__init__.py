@@ -1,1 +1,1 @@
-"""The machine at hand, and whether PyTorch computes rightly on it. What it is used for belongs to ``dd_core.jobs``."""
+"""The machine at hand: cores, GPUs and memory. Needs no torch to import."""

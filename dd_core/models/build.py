@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from dd_core.data.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.data.randomness import torch_seed
 from dd_core.models.cnn5 import CNN5
 from dd_core.models.preact_resnet import PreActResNet
 from dd_core.models.stacking import load_state, stack_states
-from dd_core.studies import Arm, Study
+from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
+from dd_core.study.study import Arm, Study
 
 
 def build(architecture: str, k: int, channels: int, num_classes: int, trials: int | None = None) -> nn.Module:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dd_core.errors import StaleError
-from dd_core.estimate import resume_metadata
-from dd_core.parts import Part
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet, write_parquet
-from dd_core.training.best import best_manifests, save_best
-from dd_core.training.checkpoints import read_tensors, save_checkpoint
+from dd_core.store.best_checkpoints import best_manifests, save_best
+from dd_core.store.checkpoints import read_tensors, save_checkpoint
+from dd_core.store.parts import Part
+from dd_core.store.resume_points import resume_metadata
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet, write_parquet
 from dd_core.training.recorder import EVAL_METRICS, METRIC_TABLES
 from dd_core.training.settling import progress_at
 

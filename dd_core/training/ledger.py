@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from dd_core.attempts import attempt_numbers, attempt_path
-from dd_core.cost import price_per_gpu_hour
 from dd_core.errors import StaleError
-from dd_core.jobs.machine import peak_memory, reset_peak_memory
-from dd_core.parts import PartStore
-from dd_core.store import Store
-from dd_core.studies import Arm, Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_result
-from dd_core.training.session import Session, device_name
+from dd_core.machine.memory import name_of, peak_memory, reset_peak_memory
+from dd_core.store.parts import PartStore
+from dd_core.store.store import Store
+from dd_core.study.price import price_per_gpu_hour
+from dd_core.study.study import Arm, Study
+from dd_core.tables.attempts import attempt_numbers, attempt_path
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.training.session import Session
 from dd_core.training.trial_progress import best_by
 
 _OUTCOMES = ("train_error", "train_loss", "loss_val_nats", "acc_val", "test_error", "test_loss")
@@ -62,7 +62,7 @@ class RunRecord:
             "precision": variant.precision,
             "settings": json.dumps(study.whole.recipe(arm), sort_keys=True),
             "seed": study.seed,
-            "device": device_name(device),
+            "device": name_of(device),
             "torch_version": torch.__version__,
             "started_at": datetime.datetime.now(datetime.UTC),
             "predicted_seconds": predicted_seconds,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.models.stacking import BatchNorm
-from dd_core.recipes import Optimizer, Schedule
+from dd_core.study.recipe import Optimizer, Schedule
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:

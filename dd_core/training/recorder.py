@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dd_core.data.trials import TrialData
-from dd_core.schema.training import METRIC_TABLES
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import to_arrow, write_parquet
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import to_arrow, write_parquet
+from dd_core.tables.training import METRIC_TABLES
 from dd_core.training.monitors.timetable import Readings
-from dd_core.training.stack import BatchMetrics, Evaluation
+from dd_core.training.trial_stack import BatchMetrics, Evaluation
 
 __all__ = ["EVAL_METRICS", "METRIC_TABLES", "Recorder"]
 

@@ -10,12 +10,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from dd_core.errors import StaleError
-from dd_core.provenance import harmed_best
-from dd_core.storage.files import remove
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training.best import prune_best, save_best
-from dd_core.training.checkpoints import (
+from dd_core.machine.memory import name_of
+from dd_core.store.best_checkpoints import prune_best, save_best
+from dd_core.store.checkpoints import (
     check_checkpoint,
     digest,
     identity,
@@ -23,9 +20,13 @@ from dd_core.training.checkpoints import (
     save_checkpoint,
     save_tensors,
 )
+from dd_core.store.files import remove
+from dd_core.store.provenance import harmed_best
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.recorder import EVAL_METRICS, Recorder
-from dd_core.training.stack import BatchMetrics, TrialStack, stacking
 from dd_core.training.trial_progress import Ending, TrialProgress
+from dd_core.training.trial_stack import BatchMetrics, TrialStack, stacking
 
 # Raise it when what a resume point holds changes: one of another format is not used.
 _RESUME_FORMAT = "2"
@@ -161,7 +162,7 @@ class Session:
         tables = self.recorder.flush(self.store, checkpoint)
         states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
         ended = {trial: p.ending.model_dump() for trial, p in enumerate(self.progress) if p.ending is not None}
-        save_checkpoint(self.store, self.study, checkpoint, states, tables, headline, device_name(self.device), ended)
+        save_checkpoint(self.store, self.study, checkpoint, states, tables, headline, name_of(self.device), ended)
 
     def save_resume_point(self) -> None:
         """Write everything needed to go on from here as if nothing had happened."""
@@ -232,7 +233,7 @@ class Session:
 
 def _conditions(device: torch.device) -> dict[str, str]:
     """What the last bits depend on besides the resume point: the kind of device and the version of PyTorch."""
-    kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device_name(device)
+    kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else name_of(device)
     return {"device": kind, "torch_version": str(torch.__version__)}
 
 
@@ -244,11 +245,6 @@ def _differences(metadata: dict[str, str], now: dict[str, str]) -> str:
         for name in now
         if metadata.get(name, now[name]) != now[name]
     )
-
-
-def device_name(device: torch.device) -> str:
-    """``cpu`` or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _mean(values: np.ndarray) -> float:

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from dd_core.attempts import is_settled
 from dd_core.errors import StaleError
-from dd_core.estimate import trained_epoch
-from dd_core.parts import PartStore
-from dd_core.provenance import checkpoint_manifest
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet
-from dd_core.training.best import prune_best
+from dd_core.store.best_checkpoints import prune_best
+from dd_core.store.parts import PartStore
+from dd_core.store.provenance import checkpoint_manifest
+from dd_core.store.resume_points import trained_epoch
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.attempts import is_settled
+from dd_core.tables.files import read_parquet
 from dd_core.training.ledger import RunRecord
 from dd_core.training.recorder import EVAL_METRICS
 from dd_core.training.session import Session

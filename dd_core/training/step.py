@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from dd_core.recipes import Variant
+from dd_core.study.recipe import Variant
+from dd_core.tasks.base import losses_of
 from dd_core.training import cuda_graph
 from dd_core.training.optimization import clip_gradients, gradient_norms, make_optimizer
 from dd_core.training.precision import Arithmetic
@@ -134,8 +134,3 @@ class Stepper:
             self.graph = cuda_graph.GraphedStep(self._parameters)  # the optimiser's tensors are others than before
         prefix = "arithmetic."
         self.arithmetic.load_state({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-
-
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of (B, T, C) logits and (B, T) labels, nats, (B, T)."""
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from dd_core.errors import StaleError, UserError
-from dd_core.memory import begin_with, is_out_of_memory
-from dd_core.provenance import harmed_best
-from dd_core.retirement import restore, retire
-from dd_core.storage.files import remove
-from dd_core.store import LockedError, Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training.checkpoints import check_checkpoint, identity
+from dd_core.machine.memory import begin_with, is_out_of_memory
+from dd_core.store.checkpoints import check_checkpoint, identity
+from dd_core.store.files import remove
+from dd_core.store.provenance import harmed_best
+from dd_core.store.retirement import restore, retire
+from dd_core.store.store import LockedError, Store
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.session import Session

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dd_core.recipes import EarlyStopping, Schedule, Variant
+from dd_core.study.recipe import EarlyStopping, Schedule, Variant
 
 
 class Ending(BaseModel):

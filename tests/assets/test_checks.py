@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from dd_assets.checks import check_checkpoints
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
+from dd_assets.assets.checks import check_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
 
 
 def test_an_arm_counts_as_trained_when_it_has_its_last_checkpoint(trained: Store, tiny_study: Study) -> None:

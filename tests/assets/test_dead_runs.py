@@ -18,8 +18,8 @@ import dagster as dg
 import pytest
 from support import REPOSITORY, TINY, Lab, wait_until
 
-from dd_assets.instance import PROCESS, end_dead_runs
-from dd_assets.whereabouts import Whereabouts
+from dd_assets.running.instance import PROCESS, end_dead_runs
+from dd_assets.running.whereabouts import Whereabouts
 
 # Nobody waits for its end.
 ENDLESS = TINY.replace("epochs: 24", "epochs: 9999").replace("[0, 8, 16, 24]", "[0, 9999]")

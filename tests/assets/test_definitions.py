@@ -10,9 +10,9 @@ import pytest
 from support import REPOSITORY, Lab
 
 from dd_assets.catalogue import study_folders
-from dd_core.studies import Study
-from dd_core.study_files import Catalogue, read_studies
-from dd_core.yaml_files import read_mapping
+from dd_core.study.files import Catalogue, read_studies
+from dd_core.study.study import Study
+from dd_core.study.yaml_files import read_mapping
 
 FIGURES = {
     "double_descent_curve",

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dd_assets.estimates import Forecast, duration, forecast
-from dd_core.cost import equivalent_images
-from dd_core.estimate import Prediction
+from dd_core.forecast.probe_table import Measurement, write_measurements
+from dd_core.forecast.speed import Prediction
+from dd_core.forecast.work import equivalent_images
+from dd_core.jobs.forecast import Forecast, duration, forecast
 from dd_core.jobs.job import Job, TrainTask, training_job
-from dd_core.jobs.machine import Machine
-from dd_core.probe_table import Measurement, write_measurements
-from dd_core.soundness import sentences
-from dd_core.store import Store
-from dd_core.studies import Arm, Study
+from dd_core.machine.devices import Machine
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+from dd_core.tables.damage import sentences
 
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 GPUS = Machine("NVIDIA H200", num_gpus=2, num_cores=16)

@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 from support import TINY, Lab, Result, stamps
 
-from dd_core.store import sha256_of
-from dd_core.tables import read_parquet
-from dd_core.warehouse import connect
+from dd_core.store.store import sha256_of
+from dd_core.tables.files import read_parquet
+from dd_core.tables.warehouse import connect
 
 from .conftest import CURVATURE, TRAIN, materializations, narrowed
 

@@ -52,7 +52,7 @@ def test_first_commands_side_by_side_make_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_two_versions_is_mended(lab: Lab) -> None:
-    lab.shell("source ./env.sh && python -m dd_assets.instance").succeeded()
+    lab.shell("source ./env.sh && python -m dd_assets.running.instance").succeeded()
     right = versions(lab.home)
     for name in right:
         with contextlib.closing(sqlite3.connect(lab.home / name)) as connection, connection:
@@ -78,11 +78,11 @@ def test_settings_of_an_earlier_version_are_renewed_unless_they_were_changed(lab
 def test_a_run_that_does_not_say_where_it_is_can_be_ended_by_hand(lab: Lab) -> None:
     import dagster as dg
 
-    prepare = "source ./env.sh && python -m dd_assets.instance"
+    prepare = "source ./env.sh && python -m dd_assets.running.instance"
     lab.shell(prepare).succeeded()
     with lab.instance() as instance:
         run_id = instance.add_run(dg.DagsterRun("x", status=dg.DagsterRunStatus.STARTED)).run_id
-    command = f"python -m dd_assets.instance end {run_id}"
+    command = f"python -m dd_assets.running.instance end {run_id}"
     assert command in lab.shell(prepare).succeeded().output
     lab.shell(f"source ./env.sh && {command}").succeeded()
     lab.shell(f"source ./env.sh && {command}").refused(f"there is no run {run_id} under way")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dd_assets.training import _asked_later
-from dd_core.store import Store
-from dd_core.training import train_arm
+from dd_assets.assets.training import _asked_later
+from dd_core.store.store import Store
+from dd_core.training.train import train_arm
 
 
 def test_the_warning_names_what_was_not_measured_of_which_arms(store: Store, make_study: Any) -> None:

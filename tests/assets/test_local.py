@@ -14,9 +14,9 @@ from dd_assets.compute import local
 from dd_core.errors import UserError
 from dd_core.jobs import crew
 from dd_core.jobs.job import HessianTask, Job, TrainTask
-from dd_core.jobs.machine import Machine
 from dd_core.jobs.process import News, Process
-from dd_core.studies import Study
+from dd_core.machine.devices import Machine
+from dd_core.study.study import Study
 
 # A worker that imports nothing and tells its process, its GPU and how often it shall halve what it takes at a time. A
 # task takes it 50 ms; one of width 13 kills it, one of width 77 unless it takes a quarter at a time; one of width 66

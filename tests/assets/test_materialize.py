@@ -7,9 +7,9 @@ import dagster as dg
 import pytest
 from support import Lab, attempts, results, stamps
 
-from dd_core.store import sha256_of
-from dd_core.tables import TABLES
-from dd_core.warehouse import connect
+from dd_core.store.store import sha256_of
+from dd_core.tables.files import TABLES
+from dd_core.tables.warehouse import connect
 
 from .conftest import Story, check_results
 

@@ -10,16 +10,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from dd_assets.assets.metric_exports import metric_exports_asset
 from dd_assets.definitions import build_defs
-from dd_assets.figures import FIGURES
 from dd_assets.import_metrics import main
-from dd_assets.metric_exports import metric_exports_asset
-from dd_assets.resources import Laboratory
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.study_files import Catalogue, read_studies, read_study
-from dd_core.tables import TABLES, to_arrow, write_parquet
-from dd_core.warehouse import connect
+from dd_assets.laboratory import Laboratory
+from dd_core.figures import FIGURES
+from dd_core.store.store import Store
+from dd_core.study.files import Catalogue, read_studies, read_study
+from dd_core.study.study import Study
+from dd_core.tables.files import TABLES, to_arrow, write_parquet
+from dd_core.tables.warehouse import connect
 
 TRAINED = [
     *("--dataset", "cifar10", "--architecture", "preact_resnet18", "--label-noise", "0.15", "--batch-size", "128"),

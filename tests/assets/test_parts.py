@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from support import Lab
 
-from dd_assets.estimates import forecast
+from dd_core.jobs.forecast import forecast
 from dd_core.jobs.job import training_job
-from dd_core.jobs.machine import Machine
-from dd_core.store import Store
-from dd_core.studies import Arm, Study
-from dd_core.training import train_part
+from dd_core.machine.devices import Machine
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+from dd_core.training.train_part import train_part
 
 CPU = Machine("cpu", num_gpus=0, num_cores=1)
 VARIANT = {"optimizer": {"name": "sgd", "learning_rate": 0.05}, "schedule": {"name": "plateau", "metric": "train_loss"}}

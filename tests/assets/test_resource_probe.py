@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import Lab, Result
 
-from dd_core.warehouse import connect
+from dd_core.tables.warehouse import connect
 
 from .conftest import materializations
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from dd_assets.whereabouts import Whereabouts
+from dd_assets.running.whereabouts import Whereabouts
 
-TELL = "from dd_assets.whereabouts import Whereabouts; print(Whereabouts.here(), flush=True); input()"
+TELL = "from dd_assets.running.whereabouts import Whereabouts; print(Whereabouts.here(), flush=True); input()"
 
 
 def started() -> tuple["subprocess.Popen[str]", Whereabouts]:

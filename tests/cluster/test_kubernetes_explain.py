@@ -7,7 +7,7 @@ import pytest
 from dd_assets.compute.kubernetes.explain import condition, ending_of, indexes, is_ending, why_no_pods, why_waiting
 from dd_assets.compute.kubernetes.verdict import Verdict
 from dd_core.jobs.job import Job, training_job
-from dd_core.studies import Study
+from dd_core.study.study import Study
 
 JOB = "dd-train-tiny-0123456789"
 

@@ -12,7 +12,7 @@ from dd_assets.compute.kubernetes.manifests import Order, job_manifest, service_
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import DataVolume, KubernetesSettings, Toleration
 from dd_core.errors import UserError
-from dd_core.resources import Resources
+from dd_core.study.resources import Resources
 
 NAME = "dd-curvature-" + "s" * 28 + "-0123456789"
 VOLUME = DataVolume(claim="data")

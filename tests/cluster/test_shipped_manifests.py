@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from dd_assets.compute.kubernetes.checks import PERMISSION_FOR_RANKS, PERMISSIONS
 from dd_assets.compute.kubernetes.manifests import Order, job_manifest
 from dd_assets.compute.kubernetes.settings import KubernetesSettings, read_settings
-from dd_core.resources import Resources
+from dd_core.study.resources import Resources
 from tests.cluster import pod_security
 from tests.cluster.manifest_rules import check, quantity
 from tests.support import REPOSITORY

@@ -6,10 +6,10 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet
-from dd_core.training.checkpoints import load_checkpoint
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet
 from dd_core.training.recorder import METRIC_TABLES
 
 ARM = Arm("plain", 2)

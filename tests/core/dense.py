@@ -7,8 +7,8 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from dd_core.curvature_names import CURVATURE_COLUMNS
-from dd_core.models import build
+from dd_core.models.build import build
+from dd_core.study.curvature_names import CURVATURE_COLUMNS
 
 Values = dict[str, Tensor]
 # The values that have a meaning whatever the method; the others are its errors.

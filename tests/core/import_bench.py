@@ -6,9 +6,9 @@ from typing import Any
 
 from dd_core.exchange.gathering import Request
 from dd_core.exchange.importer import Imported, import_metrics
-from dd_core.store import Store
-from dd_core.study_files import read_study
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.study.files import read_study
+from dd_core.tables.warehouse import connect
 
 # How a run of others was trained; only needed for new studies, and it never hurts.
 TRAINED: dict[str, Any] = {

@@ -21,10 +21,10 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from dd_core.storage import leases
-from dd_core.store import Store, write_text
-from dd_core.studies import Arm, Study
-from dd_core.training import train_arm
+from dd_core.store import leases
+from dd_core.store.store import Store, write_text
+from dd_core.study.study import Arm, Study
+from dd_core.training.train import train_arm
 
 BUCKET = "lab"
 # Short enough to wait for; the store tells times in whole seconds.

@@ -9,7 +9,7 @@ from torchvision.transforms import functional as tv
 
 from dd_core.data.augmentation import EpochPlan, PlainImages, TrainingImages, plan_epoch
 from dd_core.data.trials import TrialData
-from dd_core.recipes import Augmentation
+from dd_core.study.recipe import Augmentation
 
 CPU = torch.device("cpu")
 FULL = Augmentation(shift_x=2, shift_y=1, flip=True)

@@ -9,21 +9,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from dd_core.cost import (
-    OVERHEAD_FLOPS,
-    equivalent_images,
-    forward_flops,
-    num_evaluations,
-    price_per_gpu_hour,
-    training_cost,
-    training_flops,
-)
 from dd_core.errors import UserError
+from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, num_evaluations, training_cost, training_flops
 from dd_core.jobs.job import HessianTask, TrainTask, predicted_cost, training_job
-from dd_core.models import build
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet
+from dd_core.models.build import build
+from dd_core.store.store import Store
+from dd_core.study.architectures import forward_flops
+from dd_core.study.price import price_per_gpu_hour
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet
 
 ARCHITECTURES = ("preact_resnet18", "preact_resnet10", "cnn5")
 # Height, width, channels, classes: both data sets, and sides that do not halve.

@@ -12,24 +12,27 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dd_core import provenance, studies
 from dd_core.analysis.auroc import auroc
-from dd_core.curvature import checkpoint as checkpoint_module
-from dd_core.curvature import curve_checkpoint, finite_difference_curvature, per_image_curvature
-from dd_core.curvature.checkpoint import curve_shard, prove_complete
-from dd_core.curvature.rows import standardised, trained_network
-from dd_core.curvature_names import CURVATURE_COLUMNS
-from dd_core.curvature_settings import shards as usual_shards
+from dd_core.curvature import compute_curvature, finite_difference_curvature, per_image_curvature
 from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
-from dd_core.models import build, load_state
-from dd_core.provenance import checkpoint_manifest, curvature_is_current, curvature_manifest, missing_curvature
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet, write_parquet
-from dd_core.training import train_arm
-from dd_core.training.checkpoints import load_checkpoint, save_tensors
+from dd_core.models.build import build
+from dd_core.models.stacking import load_state
+from dd_core.results import per_image_curvature as checkpoint_module
+from dd_core.results.kinds import curvature_is_current, curvature_manifest, missing_curvature
+from dd_core.results.per_image_curvature import compute_shard, prove_complete
+from dd_core.results.rows import standardised, trained_network
+from dd_core.store import provenance
+from dd_core.store.checkpoints import load_checkpoint, save_tensors
+from dd_core.store.provenance import checkpoint_manifest
+from dd_core.store.store import Store
+from dd_core.study import study as studies
+from dd_core.study.curvature import shards as usual_shards
+from dd_core.study.curvature_names import CURVATURE_COLUMNS
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import TABLES, read_parquet, write_parquet
+from dd_core.training.train import train_arm
 
 from .dense import QUANTITIES, dense
 
@@ -61,7 +64,7 @@ def in_shards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_the_file_has_every_training_image_of_every_trial_in_order(trained: Store, tiny_study: Study) -> None:
-    assert curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
     rows = rows_of(trained, tiny_study)
     assert list(rows.columns) == [column.name for column in TABLES["per_image_curvature"].file_columns]
     assert rows.trial.tolist() == [0] * 100 + [1] * 100
@@ -77,7 +80,7 @@ def test_the_file_has_every_training_image_of_every_trial_in_order(trained: Stor
 
 
 def test_values_are_those_of_the_weights_on_standardised_images(trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     rows = rows_of(trained, tiny_study)
     weights, _ = load_checkpoint(trained, tiny_study, LAST)
     for trial in range(2):
@@ -98,10 +101,10 @@ def test_values_are_those_of_the_weights_on_standardised_images(trained: Store, 
 def test_precisions_agree_within_their_digits(
     precision: str, estimator: str, trained: Store, tiny_study: Study, make_study: MakeStudy
 ) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     single = rows_of(trained, tiny_study)
     study = make_study(curvature={"estimators": (estimator,), "precision": precision})
-    assert curve_checkpoint(study, LAST, trained)
+    assert compute_curvature(study, LAST, trained)
     errors = (rows_of(trained, study)[["trace", "frobenius_norm"]] / single[["trace", "frobenius_norm"]] - 1).abs()
     assert (errors.median() < (1e-5 if precision == "float64" else 1e-2)).all()
 
@@ -110,7 +113,7 @@ def test_more_trials_than_a_stack_holds_keep_their_order(make_study: MakeStudy, 
     study = make_study({"architecture": "cnn5"}, trials=9, data={"dataset": "digits", "num_train": 40})
     checkpoint = Checkpoint(Arm("plain", 1), 0)
     train_arm(study, checkpoint.arm, store, 0)
-    curve_checkpoint(study, checkpoint, store)
+    compute_curvature(study, checkpoint, store)
     rows = rows_of(store, study, checkpoint)
     weights, _ = load_checkpoint(store, study, checkpoint)
     for trial in (0, 7, 8):
@@ -123,7 +126,7 @@ def test_more_trials_than_a_stack_holds_keep_their_order(make_study: MakeStudy, 
 
 
 def test_the_headline_is_what_the_rows_say(trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     rows, manifest = rows_of(trained, tiny_study), curvature_manifest(trained, tiny_study, LAST)
     assert manifest is not None
     headline = manifest["headline"]
@@ -144,19 +147,19 @@ def test_current_curvature_is_not_computed_again_and_equal_weights_give_equal_by
 ) -> None:
     path = trained.curvature_path("tiny", LAST)
     assert missing_curvature(trained, tiny_study) == list(tiny_study.iter_checkpoints())
-    assert curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
     assert LAST not in missing_curvature(trained, tiny_study)
     content, written = path.read_bytes(), path.stat().st_mtime_ns
-    assert not curve_checkpoint(tiny_study, LAST, trained)
+    assert not compute_curvature(tiny_study, LAST, trained)
     assert path.stat().st_mtime_ns == written
     trained.manifest_path(path).unlink()
-    assert curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("harm", ["truncated", "altered", "deleted", "manifest"])
 def test_harmed_curvature_is_computed_again(harm: str, trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     path = trained.curvature_path("tiny", LAST)
     content = path.read_bytes()
     if harm == "manifest":
@@ -165,19 +168,19 @@ def test_harmed_curvature_is_computed_again(harm: str, trained: Store, tiny_stud
         path.unlink()
     else:
         path.write_bytes(content[:-9] if harm == "truncated" else content[:100] + b"\x00" + content[101:])
-    assert curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
     assert path.read_bytes() == content
 
 
 def test_curvature_of_other_weights_is_computed_again(trained: Store, make_study: MakeStudy) -> None:
     study = make_study(curvature=DIFFERENCE)
-    curve_checkpoint(study, LAST, trained)
+    compute_curvature(study, LAST, trained)
     before = rows_of(trained, study)
     for path in trained.arm_folder("tiny", LAST.arm.key).iterdir():
         path.unlink()
     train_arm(study, LAST.arm, trained, 4, dtype=torch.float64)
     assert LAST in missing_curvature(trained, study)
-    assert curve_checkpoint(study, LAST, trained)
+    assert compute_curvature(study, LAST, trained)
     after = rows_of(trained, study)
     for name in ("trace", "fd_norm_h1"):
         assert (after[name] != before[name]).any()
@@ -186,17 +189,17 @@ def test_curvature_of_other_weights_is_computed_again(trained: Store, make_study
 def test_curvature_of_an_earlier_version_of_the_code_is_computed_again(
     trained: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     for module in (provenance, checkpoint_module):
         monkeypatch.setattr(module, "CURVATURE_VERSION", "next")
-    assert curve_checkpoint(tiny_study, LAST, trained)
-    assert not curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
+    assert not compute_curvature(tiny_study, LAST, trained)
 
 
 def test_finite_differences_are_added_and_what_was_there_is_kept(
     trained: Store, tiny_study: Study, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     before = rows_of(trained, tiny_study)
     study = make_study(curvature=DIFFERENCE)
     manifest, weights = (f(trained, study, LAST) for f in (curvature_manifest, checkpoint_manifest))
@@ -204,8 +207,8 @@ def test_finite_differences_are_added_and_what_was_there_is_kept(
     assert curvature_is_current(manifest, weights, tiny_study)
     assert not curvature_is_current(manifest, weights, study)
     with monkeypatch.context() as patched:
-        patched.setattr("dd_core.curvature.rows.per_image_curvature", None)  # not to be computed again
-        assert curve_checkpoint(study, LAST, trained)
+        patched.setattr("dd_core.results.rows.per_image_curvature", None)  # not to be computed again
+        assert compute_curvature(study, LAST, trained)
     after = rows_of(trained, study)
     pd.testing.assert_frame_equal(after[before.columns], before)
     added = [name for name in after.columns if name not in before.columns]
@@ -213,17 +216,17 @@ def test_finite_differences_are_added_and_what_was_there_is_kept(
         f"fd_{kind}_{h}{end}" for h in ("h0p1", "h1") for kind in ("norm", "directional") for end in ("", "_se")
     ]
     # Both studies are content with the file now, and so is one that asks for both at once.
-    assert not curve_checkpoint(study, LAST, trained)
-    assert not curve_checkpoint(tiny_study, LAST, trained)
+    assert not compute_curvature(study, LAST, trained)
+    assert not compute_curvature(tiny_study, LAST, trained)
     content = trained.curvature_path("tiny", LAST).read_bytes()
     trained.curvature_path("tiny", LAST).unlink()
-    assert curve_checkpoint(study, LAST, trained)
+    assert compute_curvature(study, LAST, trained)
     assert trained.curvature_path("tiny", LAST).read_bytes() == content
 
 
 def test_finite_differences_are_those_of_the_images(trained: Store, make_study: MakeStudy) -> None:
     study = make_study(seed=0, curvature=DIFFERENCE)
-    curve_checkpoint(study, LAST, trained)
+    compute_curvature(study, LAST, trained)
     rows = rows_of(trained, study)
     weights, _ = load_checkpoint(trained, study, LAST)
     for trial in range(2):
@@ -243,10 +246,10 @@ def test_finite_differences_are_those_of_the_images(trained: Store, make_study: 
 
 def test_other_steps_replace_the_earlier_and_the_hessian_is_kept(trained: Store, make_study: MakeStudy) -> None:
     first = make_study(curvature=DIFFERENCE)
-    curve_checkpoint(first, LAST, trained)
+    compute_curvature(first, LAST, trained)
     before = rows_of(trained, first)
     other = make_study(curvature={**DIFFERENCE, "finite_difference": {"steps": (1.0, 2.0), "num_probes": 2}})
-    assert curve_checkpoint(other, LAST, trained)
+    assert compute_curvature(other, LAST, trained)
     after = rows_of(trained, other)
     assert [name for name in after.columns if name.startswith("fd_norm") and not name.endswith("_se")] == [
         "fd_norm_h1",
@@ -260,10 +263,10 @@ def test_another_hessian_estimator_replaces_the_earlier_and_differences_are_kept
     trained: Store, make_study: MakeStudy
 ) -> None:
     first = make_study(curvature=DIFFERENCE)
-    curve_checkpoint(first, LAST, trained)
+    compute_curvature(first, LAST, trained)
     before = rows_of(trained, first)
     other = make_study(curvature={**DIFFERENCE, "estimators": ("double_backward", "finite_difference")})
-    assert curve_checkpoint(other, LAST, trained)
+    assert compute_curvature(other, LAST, trained)
     after = rows_of(trained, other)
     assert set(after.method) == {"double_backward"}
     assert list(after.columns) == list(before.columns)
@@ -276,12 +279,12 @@ def test_differences_can_be_asked_for_at_some_epochs_alone(trained: Store, make_
     study = make_study(curvature=settings)
     early = Checkpoint(LAST.arm, 2)
     for checkpoint, expected in ((early, False), (LAST, True)):
-        curve_checkpoint(study, checkpoint, trained)
+        compute_curvature(study, checkpoint, trained)
         assert ("fd_norm_h1" in rows_of(trained, study, checkpoint)) is expected
-        assert not curve_checkpoint(study, checkpoint, trained)
+        assert not compute_curvature(study, checkpoint, trained)
     everywhere = make_study(curvature=DIFFERENCE)
-    assert not curve_checkpoint(everywhere, LAST, trained)
-    assert curve_checkpoint(everywhere, early, trained)
+    assert not compute_curvature(everywhere, LAST, trained)
+    assert compute_curvature(everywhere, early, trained)
 
 
 # Shards
@@ -292,7 +295,7 @@ def test_shards_in_any_order_make_the_file_that_one_range_makes(
     settings: Any, trained: Store, make_study: MakeStudy, request: pytest.FixtureRequest
 ) -> None:
     study = make_study(curvature=settings)
-    curve_checkpoint(study, LAST, trained)
+    compute_curvature(study, LAST, trained)
     whole = rows_of(trained, study)
     ranges = request.getfixturevalue("in_shards")
     assert study.curvature_ranges == ranges
@@ -300,18 +303,18 @@ def test_shards_in_any_order_make_the_file_that_one_range_makes(
         trained.curvature_path("tiny", LAST).unlink()
         for number, rows in enumerate(order):
             assert not trained.curvature_path("tiny", LAST).exists()
-            assert curve_shard(study, LAST, trained, rows)
-            assert not curve_shard(study, LAST, trained, rows)
+            assert compute_shard(study, LAST, trained, rows)
+            assert not compute_shard(study, LAST, trained, rows)
             assert len(shard_files(trained)) == (2 * (number + 1) if number < 3 else 0)
         pd.testing.assert_frame_equal(rows_of(trained, study), whole, rtol=1e-6, atol=1e-12)
-    assert not any(curve_shard(study, LAST, trained, rows) for rows in ranges)
+    assert not any(compute_shard(study, LAST, trained, rows) for rows in ranges)
 
 
 def test_the_shards_of_a_killed_worker_are_used(
     trained: Store, tiny_study: Study, in_shards: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rows in in_shards[1:3]:
-        curve_shard(tiny_study, LAST, trained, rows)
+        compute_shard(tiny_study, LAST, trained, rows)
     before = stamps(shard_files(trained))
     assert len(before) == 4
     usual, computed = checkpoint_module.compute_rows, []
@@ -324,11 +327,11 @@ def test_the_shards_of_a_killed_worker_are_used(
 
     monkeypatch.setattr(checkpoint_module, "compute_rows", killed_in_the_last)
     with pytest.raises(KeyboardInterrupt):
-        curve_checkpoint(tiny_study, LAST, trained)
+        compute_curvature(tiny_study, LAST, trained)
     assert computed == [in_shards[0], in_shards[3]]
     assert {path: stamp for path, stamp in stamps(shard_files(trained)).items() if path in before} == before
     monkeypatch.setattr(checkpoint_module, "compute_rows", usual)
-    assert curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
     assert len(rows_of(trained, tiny_study)) == 200
     assert shard_files(trained) == []
 
@@ -341,10 +344,10 @@ def test_a_worker_killed_before_the_merge_leaves_it_to_the_next(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(checkpoint_module, "write_curvature", killed)
-        curve_checkpoint(tiny_study, LAST, trained)
+        compute_curvature(tiny_study, LAST, trained)
     assert len(shard_files(trained)) == 8
     monkeypatch.setattr(checkpoint_module, "compute_rows", killed)
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     assert len(rows_of(trained, tiny_study)) == 200
     assert shard_files(trained) == []
 
@@ -354,7 +357,7 @@ def test_a_harmed_or_foreign_shard_is_computed_again(
     harm: str, trained: Store, tiny_study: Study, make_study: MakeStudy, in_shards: list[tuple[int, int]]
 ) -> None:
     other = make_study(curvature={"precision": "float64"}) if harm == "settings" else tiny_study
-    curve_shard(other, LAST, trained, in_shards[0])
+    compute_shard(other, LAST, trained, in_shards[0])
     manifest, table = shard_files(trained)
     if harm == "weights":
         manifest.write_text(manifest.read_text().replace('"checkpoint_sha256": "', '"checkpoint_sha256": "f'))
@@ -365,7 +368,7 @@ def test_a_harmed_or_foreign_shard_is_computed_again(
     elif harm != "settings":
         content = table.read_bytes()
         table.write_bytes(content[:-9] if harm == "truncated" else content[:100] + b"\x00" + content[101:])
-    computed = [curve_shard(tiny_study, LAST, trained, rows) for rows in in_shards]
+    computed = [compute_shard(tiny_study, LAST, trained, rows) for rows in in_shards]
     assert computed == [True] * 4
     assert len(rows_of(trained, tiny_study)) == 200
 
@@ -397,7 +400,7 @@ def padded_as_by_distributed_sampler(table: pa.Table) -> pa.Table:
 def test_shards_that_make_no_whole_are_refused_and_nothing_is_written(
     harm: Any, sentence: str, trained: Store, tiny_study: Study, in_shards: list[tuple[int, int]]
 ) -> None:
-    curve_shard(tiny_study, LAST, trained, in_shards[0])
+    compute_shard(tiny_study, LAST, trained, in_shards[0])
     manifest_path, path = shard_files(trained)
     manifest = trained.read_manifest(manifest_path)
     assert manifest is not None
@@ -405,11 +408,11 @@ def test_shards_that_make_no_whole_are_refused_and_nothing_is_written(
     del manifest["files"]
     trained.write_manifest(manifest_path, manifest, {"table": path})  # vouched for, as a wrong worker would
     with pytest.raises(StaleError, match=sentence) as caught:
-        curve_checkpoint(tiny_study, LAST, trained)
+        compute_curvature(tiny_study, LAST, trained)
     assert "\n" not in str(caught.value)
     assert not trained.curvature_path("tiny", LAST).exists()
     path.unlink()  # what the sentence says to do
-    assert curve_checkpoint(tiny_study, LAST, trained)
+    assert compute_curvature(tiny_study, LAST, trained)
     assert len(rows_of(trained, tiny_study)) == 200
 
 
@@ -430,12 +433,12 @@ def test_who_comes_too_late_leaves_the_file_as_it_is_and_no_shard(
     def overtaken(*arguments: Any) -> Any:
         result = usual(*arguments)
         monkeypatch.setattr(checkpoint_module, "compute_rows", usual)
-        curve_checkpoint(tiny_study, LAST, trained)  # another worker does everything meanwhile
+        compute_curvature(tiny_study, LAST, trained)  # another worker does everything meanwhile
         finished.append(stamps([path, trained.manifest_path(path)]))
         return result
 
     monkeypatch.setattr(checkpoint_module, "compute_rows", overtaken)
-    curve_shard(tiny_study, LAST, trained, in_shards[1])
+    compute_shard(tiny_study, LAST, trained, in_shards[1])
     assert stamps([path, trained.manifest_path(path)]) == finished[0]
     assert shard_files(trained) == []
 
@@ -444,7 +447,7 @@ def _work(study: Study, root: Path, ranges: list[tuple[int, int]], start: Any) -
     torch.set_num_threads(1)
     start.wait()
     for rows in ranges:
-        curve_shard(study, LAST, Store(root), rows)
+        compute_shard(study, LAST, Store(root), rows)
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same shards", "a part each"])
@@ -467,7 +470,7 @@ def test_processes_that_finish_at_once_leave_one_sound_file(
     assert not rows.duplicated(["trial", "image_id"]).any()
     assert len(rows) == 200
     trained.curvature_path("tiny", LAST).unlink()
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     pd.testing.assert_frame_equal(rows, rows_of(trained, tiny_study), rtol=1e-6, atol=1e-12)
 
 
@@ -478,14 +481,14 @@ def test_an_untrained_a_foreign_and_a_harmed_checkpoint_are_refused(
     trained: Store, tiny_study: Study, make_study: MakeStudy
 ) -> None:
     with pytest.raises(StaleError, match="another recipe"):
-        curve_checkpoint(make_study({"label_noise": 0.1}), LAST, trained)
+        compute_curvature(make_study({"label_noise": 0.1}), LAST, trained)
     path = trained.checkpoint_path("tiny", LAST)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StaleError, match="damaged"):
-        curve_checkpoint(tiny_study, LAST, trained)
+        compute_curvature(tiny_study, LAST, trained)
     trained.checkpoint_manifest_path("tiny", LAST).unlink()
     with pytest.raises(StaleError, match="has not been trained"):
-        curve_checkpoint(tiny_study, LAST, trained)
+        compute_curvature(tiny_study, LAST, trained)
     assert not trained.curvature_path("tiny", LAST).exists()
     assert shard_files(trained) == []
 
@@ -503,6 +506,6 @@ def test_weights_that_are_not_finite_leave_nothing_written(
     files = {role: trained.root / entry["path"] for role, entry in manifest.pop("files").items()}
     trained.write_manifest(path.with_suffix(".json"), manifest, files)
     with pytest.raises(UserError, match="not finite"):
-        curve_checkpoint(study, LAST, trained)
+        compute_curvature(study, LAST, trained)
     assert not trained.curvature_path("tiny", LAST).exists()
     assert shard_files(trained) == []

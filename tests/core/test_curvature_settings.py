@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.curvature_settings import CurvatureSettings, covers, shards
+from dd_core.study.curvature import CurvatureSettings, covers, shards
 
 
 def families(epoch: int = 0, **settings: Any) -> dict[str, dict[str, Any]]:

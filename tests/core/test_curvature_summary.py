@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from dd_core.analysis import curvature_summary
-from dd_core.analysis.curvature_summary import rebuild, summarise
-from dd_core.curvature import curve_checkpoint
-from dd_core.soundness import sentences
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet, write_parquet, write_result
-from dd_core.training import train_arm
+from dd_core.results import curvature_summary
+from dd_core.results.curvature_summary import rebuild, summarise
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.damage import sentences
+from dd_core.tables.files import TABLES, read_parquet, write_parquet, write_result
+from dd_core.training.train import train_arm
 
 SCORES = ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_curvature", "gradient_norm", "loss")
 DIFFERENCES = ("fd_norm_h0p001", "fd_directional_h3")
@@ -101,7 +101,7 @@ def summary(store: Store, arm: Arm = ONE.arm) -> Path:
 
 
 def test_the_table_summarises_every_current_file_by_trial(trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, ONE, trained)
+    compute_curvature(tiny_study, ONE, trained)
     assert rebuild(trained, tiny_study) == 2 * 3
     rows = read_parquet(summary(trained)).to_pandas()
     images = read_parquet(trained.curvature_path("tiny", ONE)).to_pandas()
@@ -120,11 +120,11 @@ def test_the_table_summarises_every_current_file_by_trial(trained: Store, tiny_s
 def test_finite_differences_at_some_epochs_are_null_at_the_others(
     trained: Store, tiny_study: Study, make_study: Any
 ) -> None:
-    curve_checkpoint(tiny_study, ONE, trained)
+    compute_curvature(tiny_study, ONE, trained)
     assert rebuild(trained, tiny_study) == 6
     settings = {"steps": (0.5,), "num_probes": 2}
     study = make_study(curvature={"estimators": ("exact", "finite_difference"), "finite_difference": settings})
-    curve_checkpoint(study, TWO, trained)
+    compute_curvature(study, TWO, trained)
     assert rebuild(trained, study) == 12
     rows = read_parquet(summary(trained)).to_pandas()
     names = ["auroc_fd_norm_h0p5", "auroc_fd_directional_h0p5"]
@@ -137,17 +137,17 @@ def test_finite_differences_at_some_epochs_are_null_at_the_others(
         found = rows[(rows.epoch == 4) & (rows.trial == trial)][f"auroc_fd_{score}_h0p5"]
         assert found.to_numpy() == pytest.approx([expected] * 3, rel=1e-12)
     # Once added at the first epoch, too, its rows are renewed.
-    curve_checkpoint(study, ONE, trained)
+    compute_curvature(study, ONE, trained)
     assert rebuild(trained, study) == 12
     assert read_parquet(summary(trained)).to_pandas()[names].notna().all(axis=None)
 
 
 def test_rows_of_an_older_schema_are_taken_over_with_nulls(trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, ONE, trained)
+    compute_curvature(tiny_study, ONE, trained)
     rebuild(trained, tiny_study)
     table = read_parquet(summary(trained))
     write_result(trained, summary(trained), table.drop_columns(["auroc_gradient_curvature", "mean_gradient_curvature"]))
-    curve_checkpoint(tiny_study, TWO, trained)
+    compute_curvature(tiny_study, TWO, trained)
     assert rebuild(trained, tiny_study) == 12
     rows = read_parquet(summary(trained)).to_pandas()
     assert rows[rows.epoch == 2].mean_gradient_curvature.isna().all()
@@ -157,7 +157,7 @@ def test_rows_of_an_older_schema_are_taken_over_with_nulls(trained: Store, tiny_
 def test_a_rebuild_reads_new_files_alone_and_gives_equal_bytes(
     trained: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curve_checkpoint(tiny_study, ONE, trained)
+    compute_curvature(tiny_study, ONE, trained)
     rebuild(trained, tiny_study)
     before = summary(trained).read_bytes()
     read: list[Checkpoint] = []
@@ -171,7 +171,7 @@ def test_a_rebuild_reads_new_files_alone_and_gives_equal_bytes(
     rebuild(trained, tiny_study)
     assert read == []
     assert summary(trained).read_bytes() == before
-    curve_checkpoint(tiny_study, TWO, trained)
+    compute_curvature(tiny_study, TWO, trained)
     assert rebuild(trained, tiny_study) == 2 * 2 * 3
     assert read == [TWO]
     after = summary(trained).read_bytes()
@@ -182,7 +182,7 @@ def test_a_rebuild_reads_new_files_alone_and_gives_equal_bytes(
 
 def test_rows_of_changed_files_and_recipes_are_dropped(trained: Store, tiny_study: Study, make_study: Any) -> None:
     for checkpoint in (ONE, Checkpoint(Arm("plain", 2), 2)):
-        curve_checkpoint(tiny_study, checkpoint, trained)
+        compute_curvature(tiny_study, checkpoint, trained)
     assert rebuild(trained, tiny_study) == 12
     changed = make_study({"label_noise": 0.1})
     assert rebuild(trained, changed) == 0
@@ -191,7 +191,7 @@ def test_rows_of_changed_files_and_recipes_are_dropped(trained: Store, tiny_stud
     # One arm is trained and curved with the new recipe, the other not yet.
     train_arm(changed, ONE.arm, trained, 2)
     assert rebuild(trained, changed) == 0
-    curve_checkpoint(changed, ONE, trained)
+    compute_curvature(changed, ONE, trained)
     assert rebuild(trained, changed) == 6
     rows = read_parquet(summary(trained)).to_pandas()
     assert set(rows.recipe) == {changed.recipe_hash(ONE.arm)}
@@ -201,7 +201,7 @@ def test_rows_of_changed_files_and_recipes_are_dropped(trained: Store, tiny_stud
 
 def test_a_damaged_file_is_not_summarised_and_named(trained: Store, tiny_study: Study) -> None:
     for checkpoint in (ONE, TWO):
-        curve_checkpoint(tiny_study, checkpoint, trained)
+        compute_curvature(tiny_study, checkpoint, trained)
     path = trained.curvature_path("tiny", ONE)
     path.write_bytes(path.read_bytes()[:-10])
     assert rebuild(trained, tiny_study) == 6
@@ -213,7 +213,7 @@ def test_a_damaged_file_is_not_summarised_and_named(trained: Store, tiny_study: 
 
 @pytest.mark.parametrize("harm", ["truncated", "altered", "not parquet", "deleted", "unvouched"])
 def test_a_harmed_summary_is_made_again(harm: str, trained: Store, tiny_study: Study) -> None:
-    curve_checkpoint(tiny_study, ONE, trained)
+    compute_curvature(tiny_study, ONE, trained)
     rebuild(trained, tiny_study)
     path = summary(trained)
     right = read_parquet(path)

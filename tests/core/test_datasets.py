@@ -12,8 +12,9 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from upath import UPath
 
 from dd_core.data import datasets
-from dd_core.data.datasets import IMAGE_SHAPES, NUM_CLASSES, NUM_TRAIN, Dataset, load, require
+from dd_core.data.datasets import Dataset, load, require
 from dd_core.errors import DataMissingError
+from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES, NUM_TRAIN
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from dd_core.errors import UserError
 from dd_core.jobs.division import divided
 from dd_core.jobs.job import HessianTask, Job, TrainTask, by_ranks, curvature_job, training_job
-from dd_core.jobs.machine import Machine
-from dd_core.resources import Resources, largest
-from dd_core.studies import Study
+from dd_core.machine.devices import Machine
+from dd_core.study.resources import Resources, largest
+from dd_core.study.study import Study
 
 
 def job_of(study: Study, seconds: list[float], workers_per_device: int | None, num_workers: int) -> Job:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.nn.functional import cross_entropy
 
-from dd_core.curvature.double_backward import double_backward_curvature
 from dd_core.curvature.evaluation import SMALLEST_PASS
-from dd_core.curvature_names import CURVATURE_COLUMNS
+from dd_core.curvature.input_space.double_backward import double_backward_curvature
 from dd_core.errors import UserError
-from dd_core.models import build
+from dd_core.models.build import build
+from dd_core.study.curvature_names import CURVATURE_COLUMNS
 from tests.core.dense import Noted
 
 Values = dict[str, Tensor]

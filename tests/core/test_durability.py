@@ -14,26 +14,27 @@ import altair as alt
 import pandas as pd
 import pytest
 
-from dd_assets.figures.render import render
-from dd_core import studies
-from dd_core.analysis.curvature_summary import rebuild
-from dd_core.curvature import curve_checkpoint
-from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
-from dd_core.curvature_settings import shards as usual_shards
-from dd_core.data.images_table import write_images
 from dd_core.exchange.exporter import export_arm
 from dd_core.exchange.importer import Request, import_metrics
+from dd_core.figures.drawing.render import render
+from dd_core.forecast.probe_table import Measurement, write_measurements
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, TrainTask
-from dd_core.jobs.machine import Machine
-from dd_core.probe_table import Measurement, write_measurements
-from dd_core.stacks import stacking
-from dd_core.storage import files
-from dd_core.storage.files import write_text
-from dd_core.store import Store
-from dd_core.studies import Checkpoint, Study
-from dd_core.training import train_arm, train_part
-from dd_core.warehouse import refresh
+from dd_core.machine.devices import Machine
+from dd_core.results.curvature_summary import rebuild
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store import files
+from dd_core.store.files import write_text
+from dd_core.store.store import Store
+from dd_core.study import study as studies
+from dd_core.study.curvature import shards as usual_shards
+from dd_core.study.stacks import stacking
+from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.images import write_images
+from dd_core.tables.warehouse import refresh
+from dd_core.training.train import train_arm
+from dd_core.training.train_part import train_part
 
 from .comparison import ARM, Killed, killer
 from .crash_states import Recorder, recorded
@@ -108,7 +109,7 @@ def test_curvature_with_shards_its_summary_and_another_estimator(
 
     def write() -> None:
         for study in (make_study(), make_study(curvature=more)):
-            curve_checkpoint(study, LAST, trained)
+            compute_curvature(study, LAST, trained)
             rebuild(trained, study)
 
     seen = watched(trained.root, write)
@@ -265,15 +266,15 @@ def test_a_writer_that_goes_on_after_its_file_was_flushed_is_noticed(
 WRITING = {"write_bytes", "write_text", "rename", "touch", "symlink_to", "hardlink_to", "save_file", "save", "savez"}
 WRITING |= {"to_csv", "to_json", "to_parquet", "write_table", "savefig", "copyfile", "copytree", "copy2"}
 ALLOWED = {
-    "dd_core/storage/files.py": "all of it is about this",
-    "dd_core/tables.py": "fills a temporary",
-    "dd_core/training/checkpoints.py": "fills a temporary",
+    "dd_core/store/files.py": "all of it is about this",
+    "dd_core/tables/files.py": "fills a temporary",
+    "dd_core/store/checkpoints.py": "fills a temporary",
     "dd_core/exchange/exporter.py": "fills temporaries",
     "dd_core/data/datasets.py": "copies of data sets, flushed before their folder gets its name",
-    "dd_core/retirement.py": "moves folders of whole files, and flushes where they were and are",
-    "dd_core/jobs/machine.py": "settings of the operating system",
+    "dd_core/store/retirement.py": "moves folders of whole files, and flushes where they were and are",
+    "dd_core/machine/devices.py": "settings of the operating system",
     "dd_core/jobs/pod.py": "news, a line at a time",
-    "dd_assets/progress.py": "the terminal",
+    "dd_assets/steps/follow.py": "the terminal",
 }
 
 

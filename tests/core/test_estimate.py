@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.cost import OVERHEAD_FLOPS, equivalent_images, training_flops
-from dd_core.estimate import Known, Run, read_runs, scaled, speed_key, trained_epoch
-from dd_core.jobs.machine import Machine
-from dd_core.probe_table import Probed
-from dd_core.store import Store
-from dd_core.studies import Arm, Study
-from dd_core.tables import read_parquet
-from dd_core.training import train_arm
-from dd_core.warehouse import connect
+from dd_core.forecast.probe_table import Probed
+from dd_core.forecast.speed import Known, Run, read_runs, scaled, speed_key
+from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, training_flops
+from dd_core.machine.devices import Machine
+from dd_core.store.resume_points import trained_epoch
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+from dd_core.tables.files import read_parquet
+from dd_core.tables.warehouse import connect
+from dd_core.training.train import train_arm
 
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dd_core.curvature import double_backward_curvature, per_image_curvature
-from dd_core.curvature import per_image as per_image_module
-from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
-from dd_core.curvature_names import CURVATURE_COLUMNS
+from dd_core.curvature.input_space import per_image as per_image_module
+from dd_core.curvature.input_space.linearized import LinearizedNetwork, NotLinearizableError
 from dd_core.errors import UserError
+from dd_core.study.curvature_names import CURVATURE_COLUMNS
 
 from .dense import HESSIAN, assert_close, dense, mlp, network, pictures, relative_errors, torchvision_network
 from .test_linearized import HIDDEN, SMOOTH, UNKNOWN, images, nothing_unknown

@@ -23,10 +23,10 @@ from dd_core.exchange.columns import EPOCH_FILE_KEYS, STEP_FILE_KEYS
 from dd_core.exchange.exporter import export_arm
 from dd_core.exchange.places import Reading
 from dd_core.exchange.staging import replace_if_changed
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.study_files import read_study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.store.store import Store
+from dd_core.study.files import read_study
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
 
 from .import_bench import TRAINED, Bench
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.nn.functional import cross_entropy
 
-from dd_core.curvature.finite_difference import finite_difference_curvature
-from dd_core.curvature.probes import Stream, rademacher
-from dd_core.curvature_names import columns_of_step
+from dd_core.curvature.input_space.finite_difference import finite_difference_curvature
+from dd_core.curvature.input_space.signs import Stream, rademacher
 from dd_core.errors import UserError
-from dd_core.memory import in_blocks, is_out_of_memory
-from dd_core.models import build
+from dd_core.machine.memory import in_blocks, is_out_of_memory
+from dd_core.models.build import build
+from dd_core.study.curvature_names import columns_of_step
 from tests.core.dense import Noted
 
 Values = dict[str, Tensor]

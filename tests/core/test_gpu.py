@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from dd_core.curvature import curve_checkpoint, per_image_curvature
+from dd_core.curvature import per_image_curvature
 from dd_core.jobs.worker import prepare_process
 from dd_core.models.stacking import Convolution
-from dd_core.provenance import curvature_manifest
-from dd_core.store import Store
-from dd_core.studies import Arm
-from dd_core.tables import read_parquet
-from dd_core.training import train_arm
-from dd_core.training.checkpoints import load_checkpoint
-from dd_core.training.stack import TrialStack, stacking
+from dd_core.results.kinds import curvature_manifest
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.store import Store
+from dd_core.study.study import Arm
+from dd_core.tables.files import read_parquet
+from dd_core.training.train import train_arm
+from dd_core.training.trial_stack import TrialStack, stacking
 
 from .comparison import ARM, table
 from .dense import assert_close, network, pictures, relative_errors
@@ -183,7 +184,7 @@ def test_a_checkpoint_curved_on_a_gpu_has_the_values_of_the_cpu(trained, make_st
     rows = []
     for device in ("cpu", "cuda"):
         trained.curvature_path(study.name, checkpoint).unlink(missing_ok=True)
-        curve_checkpoint(study, checkpoint, trained, device=torch.device(device))
+        compute_curvature(study, checkpoint, trained, device=torch.device(device))
         rows.append(read_parquet(trained.curvature_path(study.name, checkpoint)).to_pandas())
     for name in ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_norm", "fd_norm_h1", "fd_norm_h3"):
         assert (rows[1][name] / rows[0][name] - 1).abs().median() < 1e-4, name

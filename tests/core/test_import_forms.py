@@ -14,7 +14,7 @@ from dd_core.errors import UserError
 from dd_core.exchange.formats import FORMATS
 from dd_core.exchange.importer import Imported
 from dd_core.exchange.places import Reading
-from dd_core.study_files import read_study
+from dd_core.study.files import read_study
 
 from .import_bench import TRAINED, Bench
 

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dd_core.analysis.integrity import curvature_gaps, damaged_checkpoints, metric_gaps
-from dd_core.curvature import curve_checkpoint
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet, write_parquet
-from dd_core.warehouse import connect
+from dd_core.checks.integrity import curvature_gaps, damaged_checkpoints, metric_gaps
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet, write_parquet
+from dd_core.tables.warehouse import connect
 
 ARM = Arm("plain", 1)
 Change = Callable[[pa.Table], pa.Table]
@@ -58,7 +58,7 @@ def shortened(table: pa.Table) -> pa.Table:
 def curved(trained: Store, tiny_study: Study) -> Store:
     """Both arms trained, curvature of one arm at epochs 2 and 4."""
     for epoch in (2, 4):
-        curve_checkpoint(tiny_study, Checkpoint(ARM, epoch), trained)
+        compute_curvature(tiny_study, Checkpoint(ARM, epoch), trained)
     return trained
 
 
@@ -142,7 +142,7 @@ def test_curvature_that_the_settings_no_longer_ask_for_is_no_problem(
 ) -> None:
     more = make_study(curvature={"estimators": ("exact", "finite_difference"), "finite_difference": {"num_probes": 2}})
     assert problems(curvature_gaps, curved, more) == []
-    curve_checkpoint(more, Checkpoint(ARM, 4), curved)
+    compute_curvature(more, Checkpoint(ARM, 4), curved)
     assert problems(curvature_gaps, curved, tiny_study) == []
 
 

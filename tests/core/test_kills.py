@@ -17,12 +17,14 @@ import pandas as pd
 import pytest
 
 from dd_core.errors import StoreError
-from dd_core.parts import all_parts
-from dd_core.provenance import arm_is_complete, trained_checkpoints
-from dd_core.store import Store, sha256_of
-from dd_core.studies import Study
-from dd_core.training import train_arm, train_part
-from dd_core.warehouse import connect
+from dd_core.store.parts import all_parts
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store, sha256_of
+from dd_core.study.study import Study
+from dd_core.tables.attempts import arm_is_complete
+from dd_core.tables.warehouse import connect
+from dd_core.training.train import train_arm
+from dd_core.training.train_part import train_part
 from tests.support import results
 
 from .comparison import ARM

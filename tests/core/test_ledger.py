@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from dd_core.errors import UserError
-from dd_core.models import build
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.training import train_arm
+from dd_core.models.build import build
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.warehouse import connect
 from dd_core.training.ledger import RunRecord
 from dd_core.training.session import Session
-from dd_core.warehouse import connect
+from dd_core.training.train import train_arm
 
 from .comparison import ARM, Killed, killer, table
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dd_core.curvature.autograd_backward import AutogradNetwork, differs
-from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
-from dd_core.models import build
+from dd_core.curvature.input_space.autograd_backward import AutogradNetwork, differs
+from dd_core.curvature.input_space.linearized import LinearizedNetwork, NotLinearizableError
+from dd_core.models.build import build
 
 from .dense import mlp, network, pictures, torchvision_network, used
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from dd_core.measured import asked_later
-from dd_core.provenance import trained_checkpoints
-from dd_core.store import Store
-from dd_core.training import train_arm
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.measured import asked_later
+from dd_core.training.train import train_arm
 
 _SPARSE = {"evaluation": {"every": 4, "image_progress": "checkpoints"}, "monitors": {"hessian": None}}
 

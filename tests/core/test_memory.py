@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from dd_core import memory
 from dd_core.errors import UserError
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.tables import read_parquet
-from dd_core.training import train_arm
+from dd_core.machine import memory
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.files import read_parquet
+from dd_core.training.train import train_arm
 
 
 @pytest.fixture(autouse=True)

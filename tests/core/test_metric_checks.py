@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.analysis.expected_metrics import Course, Expectations, num_test_images
-from dd_core.analysis.gaps import Gap, sentences, where
-from dd_core.analysis.integrity import largest_batch_loss, metric_gaps
+from dd_core.checks.expected import Course, Expectations, num_test_images
+from dd_core.checks.integrity import largest_batch_loss, metric_gaps
+from dd_core.checks.sentences import Gap, sentences, where
 from dd_core.data.trials import trial_data
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet, write_parquet
-from dd_core.training import train_arm
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet, write_parquet
+from dd_core.tables.warehouse import connect
+from dd_core.training.train import train_arm
 
 ARM = Arm("plain", 1)
 TABLES = ("training_batches", "training_monitors", "training_evals", "image_progress")

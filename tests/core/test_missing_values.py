@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dd_core.schema.columns import Table
-from dd_core.store import Store
-from dd_core.tables import TABLES, arrow_schema, read_parquet, to_arrow, without_nan, write_parquet
-from dd_core.training import train_arm
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.tables.columns import Table
+from dd_core.tables.files import TABLES, arrow_schema, read_parquet, to_arrow, without_nan, write_parquet
+from dd_core.tables.warehouse import connect
+from dd_core.training.train import train_arm
 
 _FLOATS = {"float32", "float64"}
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dd_core.errors import StaleError
-from dd_core.models import build, build_trials, load_state, stack_states
-from dd_core.studies import Arm
+from dd_core.models.build import build, build_trials
+from dd_core.models.stacking import load_state, stack_states
+from dd_core.study.study import Arm
 from dd_core.training.optimization import make_optimizer
 
 ARCHITECTURES = ("preact_resnet10", "preact_resnet18", "cnn5")

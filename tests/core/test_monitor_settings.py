@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dd_core.monitor_settings import (
+from dd_core.study.monitors import (
     CustomMonitor,
     HessianMonitor,
     MonitorSettings,

@@ -18,12 +18,16 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dd_core.curvature.parameter_space import by_trial as lanczos
+from dd_core.curvature.parameter_space.by_trial import by_trial, hessian_product, hutch_plus_plus, hutchinson, shaped
+from dd_core.curvature.parameter_space.twice_differentiable import TwiceDifferentiable
 from dd_core.data.datasets import load
 from dd_core.data.randomness import generator
 from dd_core.data.trials import TrialData
 from dd_core.errors import UserError
-from dd_core.models import build, load_state
-from dd_core.monitor_settings import (
+from dd_core.models.build import build
+from dd_core.models.stacking import load_state
+from dd_core.study.monitors import (
     HessianMonitor,
     MonitorEntry,
     MonitorSettings,
@@ -32,14 +36,13 @@ from dd_core.monitor_settings import (
     ValidationMonitor,
     expected_steps,
 )
-from dd_core.training.monitors import Measurement, Moment, Monitor, Timetable, lanczos, noise
-from dd_core.training.monitors.hessian import Hessian, hessian_product, hutch_plus_plus, hutchinson
+from dd_core.training.monitors import Measurement, Moment, Monitor, Timetable, noise
+from dd_core.training.monitors.hessian import Hessian
 from dd_core.training.monitors.noise import Noise
 from dd_core.training.monitors.norms import Norms
-from dd_core.training.monitors.twice_differentiable import TwiceDifferentiable
 from dd_core.training.monitors.validation import Validation
-from dd_core.training.monitors.vectors import by_trial, random_signs, shaped
-from dd_core.training.stack import TrialStack
+from dd_core.training.monitors.vectors import random_signs
+from dd_core.training.trial_stack import TrialStack
 
 MakeStudy = Callable[..., Any]
 OFF = {"validation": None, "norms": None, "hessian": None, "noise": None}

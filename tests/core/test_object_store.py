@@ -17,31 +17,31 @@ import numpy as np
 import pytest
 from support import Lab, results, wait_until, work
 
-from dd_assets.figures.render import preview_markdown, render
-from dd_core import studies
-from dd_core.analysis.curvature_summary import rebuild
-from dd_core.analysis.integrity import curvature_gaps, damaged_checkpoints
-from dd_core.curvature import curve_checkpoint
-from dd_core.curvature.checkpoint import curve_shard
-from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
-from dd_core.curvature_settings import shards
-from dd_core.data.images_table import write_images
+from dd_core.checks.integrity import curvature_gaps, damaged_checkpoints
+from dd_core.curvature import compute_curvature
 from dd_core.errors import StaleError, StoreError
 from dd_core.exchange import importer
 from dd_core.exchange.exporter import export_arm
+from dd_core.figures.drawing.render import preview_markdown, render
 from dd_core.jobs.job import curvature_job, training_job
-from dd_core.provenance import missing_curvature, trained_checkpoints
-from dd_core.retirement import retire
-from dd_core.storage import leases, objects, s3
-from dd_core.storage.files import tensors_metadata
-from dd_core.storage.sql import give_access, httpfs, quoted
-from dd_core.store import LockedError, Store, sha256_of, write_text
-from dd_core.studies import Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet
-from dd_core.training import train_arm
-from dd_core.training.checkpoints import load_checkpoint, read_tensors
-from dd_core.training.train import ArmBusyError
-from dd_core.warehouse import connect, refresh
+from dd_core.results.curvature_summary import rebuild
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.kinds import missing_curvature
+from dd_core.results.per_image_curvature import compute_shard
+from dd_core.store import leases, objects, s3
+from dd_core.store.checkpoints import load_checkpoint, read_tensors
+from dd_core.store.files import tensors_metadata
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.retirement import retire
+from dd_core.store.store import LockedError, Store, sha256_of, write_text
+from dd_core.study import study as studies
+from dd_core.study.curvature import shards
+from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.access import give_access, httpfs, quoted
+from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.images import write_images
+from dd_core.tables.warehouse import connect, refresh
+from dd_core.training.train import ArmBusyError, train_arm
 
 from .comparison import ARM, assert_same_results
 from .object_store import BUCKET, Request, S3Server, count_up, hold, quick_leases, start, train
@@ -85,8 +85,8 @@ def compute_everything(store: Store, study: Study) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies, "shards", lambda *arguments: shards(*arguments, target=60))
         for rows in reversed(study.curvature_ranges):
-            curve_shard(study, CHECKPOINT, store, rows)
-    curve_checkpoint(study, Checkpoint(ARM, 2), store)
+            compute_shard(study, CHECKPOINT, store, rows)
+    compute_curvature(study, Checkpoint(ARM, 2), store)
     hessian_of_checkpoint(study, CHECKPOINT, store)
     rebuild(store, study)
 
@@ -131,7 +131,7 @@ def test_what_is_there_is_recognised_and_sound(bucket: Store, study: Study, serv
         assert curvature_gaps(store, study, connection) == ([], 2)
     before = server.requests["PUT"]
     train_arm(study, ARM, store, 4, report=lambda news: pytest.fail(f"trained again: {news}"))
-    assert not curve_checkpoint(study, CHECKPOINT, store)
+    assert not compute_curvature(study, CHECKPOINT, store)
     assert not hessian_of_checkpoint(study, CHECKPOINT, store)
     assert server.requests["PUT"] - before <= 4  # a lock, freed, and twice the question whether we may write
 
@@ -528,7 +528,8 @@ def test_other_stores_that_fsspec_knows_work_alike(study: Study, folder: Store) 
 
 def test_a_folder_needs_nothing_of_all_this() -> None:
     code = (
-        "import sys; from dd_core.store import Store; import dd_core.provenance, dd_core.tables; Store('data'); "
+        "import sys; from dd_core.store.store import Store; import dd_core.store.provenance, dd_core.tables.files; "
+        "Store('data'); "
         "print([m for m in ('fsspec', 'upath', 's3fs', 'botocore', 'aiohttp', 'torch', 'duckdb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

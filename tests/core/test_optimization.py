@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dd_core.models import build, build_trials, load_state
-from dd_core.recipes import Optimizer, Schedule
-from dd_core.studies import Arm
+from dd_core.models.build import build, build_trials
+from dd_core.models.stacking import load_state
+from dd_core.study.recipe import Optimizer, Schedule
+from dd_core.study.study import Arm
 from dd_core.training.optimization import clip_gradients, gradient_norms, learning_rate, make_optimizer
 
 ARM = Arm("plain", 2)

@@ -33,8 +33,8 @@ from dd_core.curvature.parameter_space import (
 from dd_core.curvature.parameter_space import operator as operator_module
 from dd_core.curvature.parameter_space.lanczos import grow, random_signs
 from dd_core.errors import UserError
-from dd_core.hessian_settings import HessianSettings
-from dd_core.models import build
+from dd_core.models.build import build
+from dd_core.study.hessian import HessianSettings
 
 NUM_IMAGES = 5
 CASES = [

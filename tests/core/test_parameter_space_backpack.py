@@ -14,7 +14,7 @@ from core.test_parameter_space import CASES, dense, labels_for, network, picture
 from dd_core.curvature.parameter_space import diagonal_ggn, exact_trace, gradient_sums
 from dd_core.curvature.parameter_space.stock_layers import stock_network
 from dd_core.errors import UserError
-from dd_core.models import build
+from dd_core.models.build import build
 
 ARCHITECTURES = ("preact_resnet10", "preact_resnet18", "cnn5")
 

@@ -15,7 +15,7 @@ from core.test_parameter_space import labels_for, network, pictures
 from dd_core.curvature.parameter_space import analyse_hessian, process_group
 from dd_core.curvature.parameter_space.distributed import gather_over
 from dd_core.errors import UserError
-from dd_core.hessian_settings import HessianSettings
+from dd_core.study.hessian import HessianSettings
 
 NUM_IMAGES = 7
 PATIENCE = 120  # seconds

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dd_core.hessian_settings import QUANTITIES, HessianSettings
+from dd_core.study.hessian import QUANTITIES, HessianSettings
 
 
 def test_the_settings_import_without_torch() -> None:
-    code = "import sys, dd_core.hessian_settings; print('torch' in sys.modules)"
+    code = "import sys, dd_core.study.hessian; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
 

@@ -15,20 +15,20 @@ import torch
 
 from dd_core.errors import StudyError
 from dd_core.jobs.job import Job, TrainTask, predicted_cost, training_job
-from dd_core.parts import all_parts, division, parts_folder
-from dd_core.stacks import stacking
-from dd_core.store import Store, sha256_of
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.study_files import read_study
-from dd_core.tables import read_parquet
-from dd_core.training import parts as parts_module
-from dd_core.training import train_arm, train_part
-from dd_core.training.best import load_best
-from dd_core.training.checkpoints import load_checkpoint
-from dd_core.training.parts import put_together
-from dd_core.training.stack import TrialStack
+from dd_core.store.best_checkpoints import load_best
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.parts import all_parts, division, parts_folder
+from dd_core.store.store import Store, sha256_of
+from dd_core.study.files import read_study
+from dd_core.study.stacks import stacking
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet
+from dd_core.tables.warehouse import connect
+from dd_core.training import train_part as parts_module
 from dd_core.training.step import Stepper
-from dd_core.warehouse import connect
+from dd_core.training.train import train_arm
+from dd_core.training.train_part import put_together, train_part
+from dd_core.training.trial_stack import TrialStack
 from tests.support import Death, Lab, Worker, results
 
 from .comparison import Killed

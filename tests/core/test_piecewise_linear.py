@@ -8,14 +8,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from dd_core.curvature.piecewise_linear import (
+from dd_core.curvature.input_space.piecewise_linear import (
     disagreement,
     is_piecewise_linear,
     require_piecewise_linear,
     why_not_piecewise_linear,
 )
 from dd_core.errors import UserError
-from dd_core.models import build
+from dd_core.models.build import build
 
 IMAGES, LABELS = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
 

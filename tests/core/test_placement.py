@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.jobs.machine import Machine
 from dd_core.jobs.placement import Placement, makespan
+from dd_core.machine.devices import Machine
 
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 SHARES = st.lists(st.sampled_from([Fraction(1, workers) for workers in (1, 2, 3, 4, 7)]), max_size=12)

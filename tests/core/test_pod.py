@@ -15,13 +15,13 @@ import pytest
 from support import TINY, Lab, results, wait_until, work
 
 from dd_assets.compute.local import run_job
-from dd_core.jobs import rank_team
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, hessian_job
-from dd_core.jobs.machine import Machine
 from dd_core.jobs.pod import work as work_of_place
 from dd_core.jobs.process import Process
+from dd_core.jobs.ranks import team as rank_team
+from dd_core.machine.devices import Machine
 
 SHORT = TINY.replace("epochs: 24", "epochs: 4").replace("[0, 8, 16, 24]", "[0, 2, 4]").replace("trials: 2", "trials: 1")
 HESSIAN = "hessian: {num_images: 40, num_eigenvalues: 2, lanczos_steps: 8, quantities: [eigenvalues], ranks: 2}\n"
@@ -152,7 +152,11 @@ def rank_processes(root: Path) -> list[int]:
             command = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"dd_core.jobs.ranks" in command and b"--launch" not in command and _environment_names(root, path.parent):
+        if (
+            b"dd_core.jobs.ranks.worker" in command
+            and b"--launch" not in command
+            and _environment_names(root, path.parent)
+        ):
             found.append(int(path.parent.name))
     return found
 

@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from dd_core.data.augmentation import plan_epoch
 from dd_core.data.randomness import torch_seed
-from dd_core.models import build
-from dd_core.studies import Arm, Study
+from dd_core.models.build import build
+from dd_core.study.study import Arm, Study
 from dd_core.training.precision import tensor_cores
-from dd_core.training.stack import TrialStack, stacking
+from dd_core.training.trial_stack import TrialStack, stacking
 
 CPU = torch.device("cpu")
 ARM = Arm("plain", 4)

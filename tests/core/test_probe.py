@@ -10,18 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.jobs import probe as probe_module
-from dd_core.jobs import team
+from dd_core.forecast.probe_table import Measurement, is_uneven, read_probe, recommended_workers, write_measurements
 from dd_core.jobs.job import training_job
-from dd_core.jobs.machine import Machine, device_name, num_cores, num_gpus, peak_memory, reset_peak_memory
-from dd_core.jobs.probe import Trainee
-from dd_core.jobs.probing import _sentence
+from dd_core.jobs.probe import team
+from dd_core.jobs.probe import worker as probe_module
+from dd_core.jobs.probe.run import _sentence
+from dd_core.jobs.probe.worker import Trainee
 from dd_core.jobs.process import News, Process
-from dd_core.probe_table import Measurement, is_uneven, read_probe, recommended_workers, write_measurements
-from dd_core.store import Store
-from dd_core.studies import Arm, Study
-from dd_core.tables import read_parquet
-from dd_core.warehouse import connect
+from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
+from dd_core.machine.memory import peak_memory, reset_peak_memory
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+from dd_core.tables.files import read_parquet
+from dd_core.tables.warehouse import connect
 
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 MEGABYTE = 1 << 20

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.curvature.probes import Stream, rademacher
-from dd_core.curvature_names import columns_of_step, step_name, step_of
+from dd_core.curvature.input_space.signs import Stream, rademacher
 from dd_core.errors import UserError
+from dd_core.study.curvature_names import columns_of_step, step_name, step_of
 
 WORD = 2**64 - 1
 

@@ -12,14 +12,14 @@ import torch
 
 from dd_core.data.datasets import load
 from dd_core.errors import StaleError
-from dd_core.memory import set_halvings
-from dd_core.store import Store, sha256_of
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training import train_arm
-from dd_core.training.checkpoints import load_checkpoint
+from dd_core.machine.memory import set_halvings
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.store import Store, sha256_of
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.session import Session
 from dd_core.training.step import Stepper
+from dd_core.training.train import train_arm
 
 from .comparison import ARM, Killed, assert_same_results, killer, table
 

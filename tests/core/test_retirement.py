@@ -5,16 +5,18 @@ from typing import Any
 import pytest
 from support import results, stamps
 
-from dd_core.curvature import checkpoint as curvature_checkpoint
-from dd_core.curvature import curve_checkpoint
-from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
 from dd_core.errors import StaleError
-from dd_core.provenance import arm_is_complete, checkpoint_manifest
-from dd_core.retirement import retired
-from dd_core.storage.files import write_json
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training import session, train_arm
+from dd_core.results import per_image_curvature as curvature_checkpoint
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.files import write_json
+from dd_core.store.provenance import checkpoint_manifest
+from dd_core.store.retirement import retired
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.attempts import arm_is_complete
+from dd_core.training import session
+from dd_core.training.train import train_arm
 
 ARM = Arm("plain", 1)
 LAST = Checkpoint(ARM, 4)
@@ -40,7 +42,7 @@ def own(store: Store) -> dict[str, str]:
 def test_going_back_to_a_recipe_puts_its_results_back_instead_of_training_again(
     trained: Store, tiny_study: Study, other: Study
 ) -> None:
-    curve_checkpoint(tiny_study, LAST, trained)
+    compute_curvature(tiny_study, LAST, trained)
     first = own(trained)
     before = stamps(trained.root / "checkpoints", f"**/{ARM.key}/*.safetensors")
     assert "its recipe has changed" in train(trained, other)
@@ -109,7 +111,7 @@ def test_no_result_is_written_of_weights_that_were_trained_again_meanwhile(
             return compute(*arguments, **keywords)
 
         monkeypatch.setattr(module, name, slow)
-    run = curve_checkpoint if what == "curvature" else hessian_of_checkpoint
+    run = compute_curvature if what == "curvature" else hessian_of_checkpoint
     with pytest.raises(StaleError, match=r"another recipe|have changed while"):
         run(study, LAST, trained)
     assert calls
@@ -120,7 +122,7 @@ def test_no_result_is_written_of_weights_that_were_trained_again_meanwhile(
 
 
 def hessian_module() -> Any:
-    from dd_core.curvature import hessian_checkpoint
+    from dd_core.results import hessian as hessian_checkpoint
 
     return hessian_checkpoint
 

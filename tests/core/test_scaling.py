@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.placement import makespan
-from dd_core.studies import Study
-from dd_core.study_files import read_study
+from dd_core.study.files import read_study
+from dd_core.study.study import Study
 
 REPOSITORY = Path(__file__).parent.parent.parent
 sys.path.append(str(REPOSITORY / "benchmarks"))

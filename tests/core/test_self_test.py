@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dd_core.checks import machine as soundness
+from dd_core.checks import self_test
+from dd_core.checks.machine import Network, keep, networks_of, require_sound, run_test
+from dd_core.checks.self_test import in_child, kinds_of, verdict_on
 from dd_core.errors import UserError
 from dd_core.jobs import worker
 from dd_core.jobs.job import Job, TrainTask
-from dd_core.machine import self_test, soundness
-from dd_core.machine.self_test import in_child, kinds_of, verdict_on
-from dd_core.machine.soundness import Network, keep, networks_of, require_sound, run_test
 from dd_core.models.stacking import Convolution
-from dd_core.store import Store
-from dd_core.studies import Study
+from dd_core.store.store import Store
+from dd_core.study.study import Study
 
 NARROW = Network("preact_resnet10", 3, 1, 8, 1)
 STACKED = replace(NARROW, copies=2)
@@ -68,8 +69,8 @@ def wrong(*arguments: Any, **keywords: Any) -> nn.Conv2d:
 STOCK = """
 import json
 from torch import nn
-from dd_core.machine.self_test import verdict_on
-from dd_core.machine.soundness import Network
+from dd_core.checks.self_test import verdict_on
+from dd_core.checks.machine import Network
 def stock(inputs, outputs, kernel, copies, stride, bias):
     channels = copies * inputs, copies * outputs
     return nn.Conv2d(*channels, kernel, stride=stride, padding=kernel // 2, groups=copies, bias=bias)

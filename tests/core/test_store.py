@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dd_core.data.images_table import write_images
 from dd_core.errors import StaleError, StoreError
-from dd_core.retirement import restore, retire
-from dd_core.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
-from dd_core.studies import Study
-from dd_core.tables import write_parquet
-from dd_core.training.checkpoints import save_tensors
-from dd_core.warehouse import refresh
+from dd_core.store.checkpoints import save_tensors
+from dd_core.store.retirement import restore, retire
+from dd_core.store.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
+from dd_core.study.study import Study
+from dd_core.tables.files import write_parquet
+from dd_core.tables.images import write_images
+from dd_core.tables.warehouse import refresh
 
 
 def names(folder: Path) -> list[str]:

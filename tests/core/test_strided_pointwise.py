@@ -21,7 +21,7 @@ SETTINGS = (("DEFAULT", 1), ("AVX2", 1), ("AVX2", 2), ("AVX", 1))
 GRADIENTS_OF_OURS = """
 import torch
 from torch.nn.functional import cross_entropy
-from dd_core.models import build
+from dd_core.models.build import build
 torch.set_num_threads({threads})
 worst = 0.0
 for architecture, k, trials in (("preact_resnet10", 2, None), ("preact_resnet10", 6, 1), ("preact_resnet10", 3, 2)):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from dd_assets.catalogue import catalogue
 from dd_core.errors import StudyError, UserError
-from dd_core.recipes import Optimizer, Schedule, Variant
-from dd_core.store import Store, write_text
-from dd_core.studies import Arm, Study
-from dd_core.study_files import read_studies, read_study
+from dd_core.store.store import Store, write_text
+from dd_core.study.files import read_studies, read_study
+from dd_core.study.recipe import Optimizer, Schedule, Variant
+from dd_core.study.study import Arm, Study
 
 GOOD = """\
 description: a question

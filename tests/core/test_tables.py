@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dd_core.curvature_names import columns_of_step
-from dd_core.tables import TABLES, arrow_schema, read_parquet, to_arrow, write_parquet
+from dd_core.study.curvature_names import columns_of_step
+from dd_core.tables.files import TABLES, arrow_schema, read_parquet, to_arrow, write_parquet
 
 ARROW = {
     "string": pa.dictionary(pa.int32(), pa.string()),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dd_core.curvature import per_image_curvature, softmax_hessian
-from dd_core.curvature.exact import exact_curvature
-from dd_core.curvature.linearized import LinearizedNetwork
-from dd_core.curvature.top_directions import plan_directions, top_directions_curvature
-from dd_core.curvature_names import CURVATURE_COLUMNS
+from dd_core.curvature.input_space.exact import exact_curvature
+from dd_core.curvature.input_space.linearized import LinearizedNetwork
+from dd_core.curvature.input_space.top_directions import plan_directions, top_directions_curvature
+from dd_core.study.curvature_names import CURVATURE_COLUMNS
 
 from .dense import Values, assert_close, network, pictures
 

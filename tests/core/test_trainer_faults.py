@@ -11,20 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd_core.curvature.checkpoint import curve_checkpoint
-from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
 from dd_core.errors import UserError
-from dd_core.provenance import curvature_manifest, live_trials, missing_curvature
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import read_parquet
-from dd_core.training import train_arm
-from dd_core.training.best import load_best
-from dd_core.training.checkpoints import load_checkpoint
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.kinds import curvature_manifest, missing_curvature
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.best_checkpoints import load_best
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.provenance import live_trials
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import read_parquet
 from dd_core.training.monitors.hessian import Hessian
 from dd_core.training.session import Session
-from dd_core.training.stack import TrialStack
 from dd_core.training.step import Stepper
+from dd_core.training.train import train_arm
+from dd_core.training.trial_stack import TrialStack
 
 CPU = torch.device("cpu")
 ARM = Arm("plain", 2)
@@ -159,7 +160,7 @@ def test_curvature_and_hessian_are_of_the_trials_that_have_weights(
     poison(monkeypatch, trial=0, step=6, value=math.nan)
     train_arm(study, ARM, store, 4)
     last = Checkpoint(ARM, 4)
-    curve_checkpoint(study, last, store)
+    compute_curvature(study, last, store)
     rows = read_parquet(store.curvature_path(study.name, last)).to_pandas()
     assert set(rows.trial) == {1} and len(rows) == 100 and np.isfinite(rows.trace).all()
     manifest = curvature_manifest(store, study, last)
@@ -172,7 +173,7 @@ def test_a_checkpoint_without_any_weights_is_not_looked_at(make_study: Any, stor
     study = make_study({"optimizer": {"name": "sgd", "learning_rate": 1e30}, "schedule": {"name": "constant"}})
     train_arm(study, ARM, store, 4)
     assert missing_curvature(store, study) == [Checkpoint(ARM, 0)]
-    for look in (curve_checkpoint, hessian_of_checkpoint):
+    for look in (compute_curvature, hessian_of_checkpoint):
         with pytest.raises(UserError, match=r"every trial of plain\.k002\|0004 of tiny has diverged"):
             look(study, Checkpoint(ARM, 4), store)
 

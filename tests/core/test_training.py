@@ -12,17 +12,16 @@ from dd_core.data.augmentation import plan_epoch
 from dd_core.data.datasets import load
 from dd_core.data.randomness import torch_seed
 from dd_core.data.trials import TrialData, trial_data
-from dd_core.models import build
-from dd_core.recipes import Schedule
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.training import train_arm
-from dd_core.training.checkpoints import load_checkpoint
+from dd_core.models.build import build
+from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.store import Store
+from dd_core.study.recipe import Schedule
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.optimization import learning_rate
 from dd_core.training.recorder import EVAL_METRICS
 from dd_core.training.session import Session
-from dd_core.training.stack import stacking
-from dd_core.training.train import ArmBusyError, arm_lock
+from dd_core.training.train import ArmBusyError, arm_lock, train_arm
+from dd_core.training.trial_stack import stacking
 
 from .comparison import ARM, table
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.recipes import EarlyStopping, Optimizer, Schedule, Variant
+from dd_core.study.recipe import EarlyStopping, Optimizer, Schedule, Variant
 from dd_core.training.trial_progress import TrialProgress
 
 VALUES = st.lists(st.floats(0.01, 10), min_size=1, max_size=60)

@@ -9,14 +9,14 @@ from scipy.stats import chisquare
 
 from dd_core.data import trials as trials_module
 from dd_core.data.datasets import Dataset, load
-from dd_core.data.images_table import write_images
 from dd_core.data.randomness import generator, torch_seed
 from dd_core.data.trials import corrupt_labels, trial_data
 from dd_core.errors import DataMissingError
-from dd_core.recipes import Data
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.tables import read_parquet
+from dd_core.store.store import Store
+from dd_core.study.recipe import Data
+from dd_core.study.study import Study
+from dd_core.tables.files import read_parquet
+from dd_core.tables.images import write_images
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.2, 0.333, 0.999])

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer
 
 from dd_core.curvature import finite_difference_curvature, per_image_curvature
-from dd_core.curvature.double_backward import double_backward_curvature
 from dd_core.curvature.guard import require_function_of_one_image
+from dd_core.curvature.input_space.double_backward import double_backward_curvature
 from dd_core.curvature.parameter_space import (
     HessianOperator,
     analyse_hessian,
@@ -30,7 +30,7 @@ from dd_core.curvature.parameter_space import (
     gradient_sums,
 )
 from dd_core.errors import UserError
-from dd_core.hessian_settings import HessianSettings
+from dd_core.study.hessian import HessianSettings
 
 LABELS = torch.tensor([0, 1, 3])
 

@@ -15,19 +15,19 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from dd_core.analysis.curvature_summary import rebuild
-from dd_core.curvature import curve_checkpoint
-from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
-from dd_core.curvature_names import columns_of_step
-from dd_core.data.images_table import write_images
 from dd_core.errors import StoreError
-from dd_core.retirement import retire
-from dd_core.soundness import damaged_files
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_result
-from dd_core.training import train_arm
-from dd_core.warehouse import connect, refresh
+from dd_core.results.curvature_summary import rebuild
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.retirement import retire
+from dd_core.store.store import Store
+from dd_core.study.curvature_names import columns_of_step
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.damage import damaged_files
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.tables.images import write_images
+from dd_core.tables.warehouse import connect, refresh
+from dd_core.training.train import train_arm
 
 DUCKDB = {
     "string": "VARCHAR",
@@ -64,7 +64,7 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     write_images(trained, tiny_study)
     hessian = {"num_images": 20, "quantities": ("exact_trace",), "epochs": (2,)}
     hessian_of_checkpoint(make_study(hessian=hessian), FIRST, trained)
-    curve_checkpoint(tiny_study, FIRST, trained)
+    compute_curvature(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
     probed = {column.name: None for column in TABLES["resource_probe"].file_columns}
     path = trained.table_folder("resource_probe", tiny_study.name, FIRST.arm.key) / "cpu.parquet"
@@ -191,7 +191,7 @@ def test_views_that_cannot_know_where_they_lie_show_the_rows_of_their_own_root_o
 def test_other_readers_find_one_schema_in_the_folder_of_a_table(table: str, full: Store, make_study: Any) -> None:
     study = make_study(name="second", checkpoints=(2, 4), widths=(1,), curvature=DIFFERENCE)
     train_arm(study, FIRST.arm, full, 4)
-    curve_checkpoint(study, FIRST, full)
+    compute_curvature(study, FIRST, full)
     rebuild(full, study)
     refresh(full)
     folder = full.table_folder(table)
@@ -304,7 +304,7 @@ def test_a_new_file_is_seen_without_a_refresh(store: Store, make_study: Any) -> 
 def test_studies_with_and_without_finite_differences_stand_side_by_side(full: Store, make_study: Any) -> None:
     study = make_study(name="second", checkpoints=(2, 4), widths=(1,), curvature=DIFFERENCE)
     train_arm(study, FIRST.arm, full, 4)
-    curve_checkpoint(study, FIRST, full)
+    compute_curvature(study, FIRST, full)
     rebuild(full, study)
     refresh(full)
     with opened(full) as connection:

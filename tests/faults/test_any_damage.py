@@ -17,22 +17,23 @@ from typing import Any
 import duckdb
 import pytest
 
-from dd_core.analysis.curvature_summary import rebuild
-from dd_core.analysis.integrity import damaged_checkpoints
-from dd_core.curvature import curve_checkpoint
-from dd_core.curvature.hessian_checkpoint import hessian_of_checkpoint
-from dd_core.data.images_table import write_images
+from dd_core.checks.integrity import damaged_checkpoints
 from dd_core.errors import UserError
 from dd_core.exchange.exporter import export_arm
-from dd_core.provenance import arm_is_complete, missing_curvature
-from dd_core.soundness import sentences
-from dd_core.store import Store
-from dd_core.studies import Arm, Checkpoint, Study
-from dd_core.tables import TABLES, to_arrow, write_result
-from dd_core.training import train_arm
-from dd_core.training.best import load_best
-from dd_core.training.checkpoints import digest, load_checkpoint
-from dd_core.warehouse import connect, refresh
+from dd_core.results.curvature_summary import rebuild
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.kinds import missing_curvature
+from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.store.best_checkpoints import load_best
+from dd_core.store.checkpoints import digest, load_checkpoint
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.attempts import arm_is_complete
+from dd_core.tables.damage import sentences
+from dd_core.tables.files import TABLES, to_arrow, write_result
+from dd_core.tables.images import write_images
+from dd_core.tables.warehouse import connect, refresh
+from dd_core.training.train import train_arm
 
 NUM_DAMAGES = int(os.environ.get("DD_DAMAGES", "50"))
 ARM = Arm("plain", 1)
@@ -59,7 +60,7 @@ def work(store: Store, study: Study) -> None:
     if not arm_is_complete(store, study, ARM, 2):
         train_arm(study, ARM, store, 2)
     for checkpoint in missing_curvature(store, study):
-        curve_checkpoint(study, checkpoint, store)
+        compute_curvature(study, checkpoint, store)
     hessian_of_checkpoint(study, Checkpoint(ARM, 2), store)
     write_images(store, study)
     rebuild(store, study)

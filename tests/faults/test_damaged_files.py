@@ -13,10 +13,10 @@ import pytest
 from support import TINY, Lab, Worker, results, stamps, work
 
 from dd_core.jobs.job import Job
-from dd_core.retirement import retire
-from dd_core.store import Store
-from dd_core.tables import read_parquet
-from dd_core.warehouse import connect
+from dd_core.store.retirement import retire
+from dd_core.store.store import Store
+from dd_core.tables.files import read_parquet
+from dd_core.tables.warehouse import connect
 
 ARM = "plain.k002"
 WEIGHTS = f"checkpoints/tiny/{ARM}/0016.safetensors"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from dd_core.analysis.auroc import auroc
-from dd_core.curvature_names import columns_of_step
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.tables import to_arrow, write_parquet
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.study.curvature_names import columns_of_step
+from dd_core.study.study import Study
+from dd_core.tables.files import to_arrow, write_parquet
+from dd_core.tables.warehouse import connect
 
 EPOCHS = (0, 1, 2, 4)
 

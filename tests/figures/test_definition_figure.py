@@ -9,11 +9,12 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from dd_assets.figures import curvature_definitions, definition_scatter
-from dd_assets.figures.definitions import LOCAL, published
-from dd_core.curvature_names import columns_of_step
-from dd_core.studies import Arm
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.figures.charts import curvature_definitions
+from dd_core.figures.panels import definition_scatter
+from dd_core.figures.panels.image_scores import LOCAL, published
+from dd_core.study.curvature_names import columns_of_step
+from dd_core.study.study import Arm
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
 
 STEPS = (0.001, 3.0, 1.0)
 

@@ -7,11 +7,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dd_assets.figures.assets import figure_assets
-from dd_assets.resources import Laboratory
+from dd_assets.assets.figures import figure_assets
+from dd_assets.laboratory import Laboratory
 from dd_core.errors import DataMissingError, StaleError
-from dd_core.store import Store
-from dd_core.studies import Study
+from dd_core.store.store import Store
+from dd_core.study.study import Study
 
 NAME = "double_descent_curve"
 
@@ -46,7 +46,7 @@ def draw(store: Store, instance: dg.DagsterInstance) -> Callable[..., tuple[dg.E
 
 def break_one(monkeypatch: pytest.MonkeyPatch, broken: dict[str, BaseException]) -> None:
     """Let the figure of some studies end in an exception."""
-    module = importlib.import_module(f"dd_assets.figures.{NAME}")
+    module = importlib.import_module(f"dd_core.figures.charts.{NAME}")
     usual = module.chart
 
     def chart(study: Study, *rest: Any) -> Any:

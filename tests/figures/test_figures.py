@@ -12,10 +12,12 @@ import altair as alt
 import numpy as np
 import pytest
 
-from dd_assets.figures import FIGURES, double_descent_curve, epoch_by_width, landmarks, pixels, style, training_curves
-from dd_assets.figures.render import PREVIEW_BYTES, preview_markdown, render
-from dd_assets.figures.selection import fetch, select
-from dd_core.tables import TABLES
+from dd_core.figures import FIGURES
+from dd_core.figures.charts import double_descent_curve, epoch_by_width, training_curves
+from dd_core.figures.drawing import landmarks, pixels, style
+from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
+from dd_core.figures.drawing.selection import fetch, select
+from dd_core.tables.files import TABLES
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
 # Those of the ledger and of monitors, which are drawn from tables of their own: test_training_figures.py.
@@ -37,7 +39,7 @@ def values(chart: alt.TopLevelMixin, key: str) -> list:
 
 def test_the_command_line_does_not_wait_for_drawing_libraries():
     slow = ("altair", "pandas", "duckdb", "pyarrow", "numpy", "torch")
-    code = f"import sys, dd_assets.figures; print([name for name in {slow} if name in sys.modules])"
+    code = f"import sys, dd_core.figures; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

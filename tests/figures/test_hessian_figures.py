@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from dd_assets.figures import FIGURES, hessian_spectrum, landmarks
-from dd_core.tables import read_parquet
+from dd_core.figures import FIGURES
+from dd_core.figures.charts import hessian_spectrum
+from dd_core.figures.drawing import landmarks
+from dd_core.tables.files import read_parquet
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
 EPOCHS = (0, 1, 2, 4)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import vl_convert
 
-from dd_assets.figures import FIGURES
 from dd_core.exchange.gathering import Request
 from dd_core.exchange.importer import import_metrics
 from dd_core.exchange.places import Reading
-from dd_core.store import Store
-from dd_core.study_files import read_study
-from dd_core.warehouse import connect
+from dd_core.figures import FIGURES
+from dd_core.store.store import Store
+from dd_core.study.files import read_study
+from dd_core.tables.warehouse import connect
 
 FILES = Path(__file__).parents[1] / "core" / "metric_files"
 HOW: dict[str, Any] = {

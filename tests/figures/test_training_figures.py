@@ -15,10 +15,12 @@ import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_assets.figures import FIGURES, log_axis, spending
-from dd_core.store import Store
-from dd_core.studies import Study
-from dd_core.tables import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.figures import FIGURES
+from dd_core.figures.drawing import log_axis
+from dd_core.figures.panels import spending
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
 NOON = datetime.datetime(2031, 5, 4, 12, tzinfo=datetime.UTC)

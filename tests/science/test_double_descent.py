@@ -6,8 +6,8 @@ from dd_assets.catalogue import catalogue
 from dd_assets.compute.local import run_job, this_machine
 from dd_core.analysis.double_descent import find_double_descent, width_curve
 from dd_core.jobs.job import training_job
-from dd_core.store import Store
-from dd_core.warehouse import connect
+from dd_core.store.store import Store
+from dd_core.tables.warehouse import connect
 
 
 def test_quickstart_recipe_shows_double_descent(tmp_path):

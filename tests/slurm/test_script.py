@@ -14,8 +14,8 @@ from dd_assets.compute.slurm.script import Submission
 from dd_assets.compute.slurm.settings import SlurmSettings
 from dd_core.jobs.division import divided
 from dd_core.jobs.job import HessianTask, Job
-from dd_core.jobs.machine import Machine
-from dd_core.resources import Resources
+from dd_core.machine.devices import Machine
+from dd_core.study.resources import Resources
 
 ARM = {"study": "tiny", "variant": "plain"}
 

@@ -8,8 +8,8 @@ from dd_assets.compute import place_called
 from dd_assets.compute.slurm.place import SlurmPlace
 from dd_assets.compute.slurm.settings import SlurmSettings, read_settings
 from dd_core.errors import UserError
-from dd_core.jobs.machine import Machine
-from dd_core.resources import Resources
+from dd_core.machine.devices import Machine
+from dd_core.study.resources import Resources
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Final
 from dd_assets.compute.kubernetes.api import Cluster, NotAllowedError, Object
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
 from dd_core.errors import UserError
-from dd_core.resources import Resources
+from dd_core.study.resources import Resources
 
 # Every request that has to be granted: verb, resource, API group. (namespaces get, persistentvolumeclaims get and nodes
 # list are made if they are granted, for better sentences.)

@@ -15,7 +15,7 @@ from kubernetes.client import ApiClient
 
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
 from dd_core.errors import UserError
-from dd_core.resources import Resources
+from dd_core.study.resources import Resources
 
 JOB_FILE_ANNOTATION: Final = "double-descent/job-file"
 CONTAINER: Final = "worker"

@@ -26,9 +26,9 @@ from dd_core.errors import UserError
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
-from dd_core.jobs.machine import Machine
-from dd_core.resources import Resources, largest
-from dd_core.store import Store
+from dd_core.machine.devices import Machine
+from dd_core.store.store import Store
+from dd_core.study.resources import Resources, largest
 
 Event = dict[str, Any]
 # A person who cancels a run should not wait for a cluster that does not answer.

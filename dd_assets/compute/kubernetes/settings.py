@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dd_core.resources import Resources
-from dd_core.strict import Strict
-from dd_core.yaml_files import read_mapping, validated
+from dd_core.study.resources import Resources
+from dd_core.study.yaml_files import Strict, read_mapping, validated
 
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 

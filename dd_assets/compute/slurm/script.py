@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dd_assets.compute.slurm.settings import SlurmSettings
 from dd_core.jobs.job import Job
-from dd_core.resources import Resources
+from dd_core.study.resources import Resources
 
 # Where several nodes meet: a port below those that systems give away, different for jobs that share a node.
 _PORT = "$((20000 + SLURM_JOB_ID % 10000))"

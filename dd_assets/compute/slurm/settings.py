@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from dd_core.resources import Resources
-from dd_core.strict import Strict
-from dd_core.yaml_files import read_mapping, validated
+from dd_core.study.resources import Resources
+from dd_core.study.yaml_files import Strict, read_mapping, validated
 
 # What the platform itself says to sbatch; a second value would contradict it.
 _OWN_OPTIONS = {

@@ -22,7 +22,7 @@ from dd_core.curvature.parameter_space.lanczos import (
 )
 from dd_core.curvature.parameter_space.operator import HessianOperator
 from dd_core.curvature.parameter_space.traces import hutch_plus_plus, hutchinson
-from dd_core.hessian_settings import HessianSettings
+from dd_core.study.hessian import HessianSettings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dd_core.memory import in_blocks
+from dd_core.machine.memory import in_blocks
 
 Result = TypeVar("Result")
 

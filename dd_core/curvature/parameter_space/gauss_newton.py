@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dd_core.curvature.autograd_backward import differs
 from dd_core.curvature.copies import Output
 from dd_core.curvature.evaluation import logits_of
-from dd_core.curvature.linearized import LinearizedNetwork, NotLinearizableError
+from dd_core.curvature.input_space.autograd_backward import differs
+from dd_core.curvature.input_space.linearized import LinearizedNetwork, NotLinearizableError
 from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.layer_gradients import GramMatrix, LayerVisitor, SquaredNorms

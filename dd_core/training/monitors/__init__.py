@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.monitor_settings import CustomMonitor, MonitorEntry, period_in_steps
+from dd_core.study.monitors import CustomMonitor, MonitorEntry, period_in_steps
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
 from dd_core.training.monitors.timetable import Timetable
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from dd_core.data.trials import TrialData
-    from dd_core.recipes import Variant
-    from dd_core.studies import Study
+    from dd_core.study.recipe import Variant
+    from dd_core.study.study import Study
 
 # Of each metric one value per trial, (T,), or values and their standard errors.
 Measurement = dict[str, Tensor | tuple[Tensor, Tensor]]

@@ -9,9 +9,10 @@ campaign logs instead.
 import torch
 from torch import Tensor
 
+from dd_core.curvature.parameter_space.by_trial import by_trial, mean_and_error
+from dd_core.tasks.base import losses_of
 from dd_core.training.monitors.base import Watched
-from dd_core.training.monitors.vectors import by_trial, drawn, mean_and_error
-from dd_core.training.step import losses_of
+from dd_core.training.monitors.vectors import drawn
 
 
 class BatchVariance:

@@ -1,17 +1,19 @@
 """Curvature in the weights while training: the largest eigenvalue and the trace of every trial's Hessian."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from dd_core.monitor_settings import HessianMonitor
+from dd_core.curvature.parameter_space.by_trial import (
+    hessian_product,
+    hutch_plus_plus,
+    hutchinson,
+    lanczos_largest,
+    power_iteration,
+)
+from dd_core.study.monitors import HessianMonitor
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
-from dd_core.training.monitors.lanczos import Product, lanczos_largest, orthogonal, power_iteration
-from dd_core.training.monitors.twice_differentiable import TwiceDifferentiable
-from dd_core.training.monitors.vectors import by_trial, dots, mean_and_error, random_signs, shaped
-from dd_core.training.step import losses_of
+from dd_core.training.monitors.vectors import random_signs
 
 
 class Hessian(Monitor):
@@ -58,61 +60,3 @@ class Hessian(Monitor):
             value, residual = self._largest(product, next(signs), self._iterations)
             trace = self._trace(product, signs, self._num_probes)
         return {"lambda_max": value, "lambda_max_residual": residual, "hutch_trace": trace}
-
-
-def hessian_product(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Product, int]:
-    """The product of every trial's Hessian with a vector, (T, P) to (T, P), and P.
-
-    The sum of the trials' losses has a Hessian of T blocks, as no trial's weights occur in another's loss, so that one
-    double backward pass serves them all (Pearlmutter 1994; the graph of the gradient is kept for all products).
-
-    Args:
-        model: stacked, in eval mode; its ``.grad`` and buffers are left alone.
-        images: (B, T*channels, H, W).
-        labels: int64 (B, T).
-    """
-    parameters, num_trials = list(model.parameters()), labels.shape[1]
-    with torch.enable_grad(), TwiceDifferentiable():
-        # The softmax in float64 keeps saturated images exact; it is small work.
-        loss = losses_of(model(images).double(), labels).mean(0).sum()
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-
-    def product(vectors: Tensor) -> Tensor:
-        directions = shaped(vectors, parameters)
-        return by_trial(torch.autograd.grad(gradients, parameters, directions, retain_graph=True), num_trials)
-
-    return product, sum(parameter.numel() for parameter in parameters) // num_trials
-
-
-def hutchinson(product: Product, signs: Iterator[Tensor], num_products: int) -> tuple[Tensor, Tensor]:
-    """Estimates of the traces and their standard errors, (T,): the mean of r^T H r (Hutchinson 1990)."""
-    return mean_and_error([dots(r, product(r)) for r in _take(signs, num_products)])
-
-
-def hutch_plus_plus(product: Product, signs: Iterator[Tensor], num_products: int) -> tuple[Tensor, Tensor]:
-    """The same, exact on the range of a random sketch, Hutchinson in its complement (Meyer et al. 2021, algorithm 1).
-
-    A third of the products each for the sketch and the trace on its range Q, what is left for the complement. Given Q
-    that last part is an unbiased mean of independent values, so its standard error is that of the whole.
-    """
-    third = num_products // 3
-    basis: list[Tensor] = []
-    for r in _take(signs, third):
-        image = product(r)
-        scale = dots(image, image).sqrt()
-        rest, length = orthogonal(image, torch.stack(basis, 1)) if basis else (image, scale)
-        # What a sketch of lower rank has no more directions for is left to the complement.
-        is_new = length > 10 * torch.finfo(image.dtype).eps * scale
-        basis.append(torch.where(is_new[:, None], rest / length.to(rest)[:, None], 0))
-    inside = torch.stack([dots(q, product(q)) for q in basis]).sum(0)
-    space = torch.stack(basis, 1)
-    samples = []
-    for r in _take(signs, num_products - 2 * third):
-        outside = orthogonal(r, space)[0]
-        samples.append(dots(outside, product(outside)))
-    mean, error = mean_and_error(samples)
-    return inside + mean, error
-
-
-def _take(signs: Iterator[Tensor], number: int) -> Iterator[Tensor]:
-    return (next(signs) for _ in range(number))

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dd_core.monitor_settings import NoiseMonitor
+from dd_core.study.monitors import NoiseMonitor
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
 from dd_core.training.monitors.gradient_variance import BatchVariance, MovingVariance
 

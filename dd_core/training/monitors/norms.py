@@ -1,6 +1,6 @@
 """Norms of gradient and weights."""
 
-from dd_core.monitor_settings import NormMonitor
+from dd_core.study.monitors import NormMonitor
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
 from dd_core.training.optimization import joint_norms
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import UserError
-from dd_core.memory import is_out_of_memory
-from dd_core.monitor_settings import is_due
+from dd_core.machine.memory import is_out_of_memory
+from dd_core.study.monitors import is_due
 from dd_core.training.monitors.base import Measurement, Moment, Monitor
 
 # Per metric an array (measurements, 2 + 2 T): epoch, step, values by trial, standard errors by trial (NaN if none).

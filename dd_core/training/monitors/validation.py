@@ -2,9 +2,9 @@
 
 import torch
 
-from dd_core.monitor_settings import ValidationMonitor
+from dd_core.study.monitors import ValidationMonitor
+from dd_core.tasks.base import losses_of
 from dd_core.training.monitors.base import Measurement, Moment, Monitor
-from dd_core.training.step import losses_of
 
 
 class Validation(Monitor):

@@ -3,7 +3,7 @@
 And what is drawn for them: functions of (seed, trial, step), the same on every device.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,31 +11,6 @@ from torch import Tensor
 
 from dd_core.data.randomness import Purpose, generator
 from dd_core.training.monitors.base import Watched
-
-
-def by_trial(tensors: Iterable[Tensor], num_trials: int) -> Tensor:
-    """Tensors of the parameters' shapes, (T*n, ...), as vectors (T, P)."""
-    return torch.cat([tensor.detach().unflatten(0, (num_trials, -1)).flatten(1) for tensor in tensors], dim=1)
-
-
-def shaped(vectors: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Vectors (T, P) as tensors of the parameters' shapes: the reverse of ``by_trial``."""
-    parts = vectors.split([tensor.numel() // len(vectors) for tensor in like], dim=1)
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
-
-
-def dots(first: Tensor, second: Tensor) -> Tensor:
-    """Each trial's inner product of two vectors (T, P), summed in float64, (T,)."""
-    return (first * second).sum(1, dtype=torch.float64)
-
-
-def mean_and_error(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean of independent samples, (T,) each, and its standard error, which a single one does not tell: NaN."""
-    values = torch.stack(list(samples))
-    mean = values.mean(0)
-    if len(samples) == 1:
-        return mean, torch.full_like(mean, torch.nan)
-    return mean, values.std(0) / len(samples) ** 0.5
 
 
 def drawn(stack: Watched, purpose: Purpose, step: int, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:

@@ -1,0 +1,129 @@
+"""Asset checks of a study: files match their manifests, metrics are complete and in range, row counts match.
+
+They are part of the asset's own step, which can also be run for a check alone. The driver ``curvature`` evaluates those
+of the assets that it drives. A check that fails is shown at the asset; it does not undo what was recorded.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.training import METRIC_TABLES
+
+_FILES = "files_match_manifests"
+_METRICS = "metrics_complete_and_in_range"
+_ROWS = "one_row_per_image"
+# Sentences about problems that a check shows.
+_SHOWN = 50
+
+
+def checkpoint_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """What is checked after training."""
+    return [
+        dg.AssetCheckSpec(
+            _FILES,
+            asset=key,
+            description="Every trained checkpoint and its metric files are as their manifest says (size, SHA-256).",
+        ),
+        dg.AssetCheckSpec(
+            _METRICS,
+            asset=key,
+            description="Up to the last checkpoint, or where a trial ended before it, every metric of batches, "
+            "monitors, evaluations and images is in the tables once at every step or epoch where the study asks for "
+            "it, finite and in range. A monitor's value that was NaN counts as missing.",
+        ),
+    ]
+
+
+def curvature_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """What is checked after per-image curvature."""
+    return [
+        dg.AssetCheckSpec(
+            _ROWS,
+            asset=key,
+            description="Every curvature file has each training image of each trial exactly once, with finite values.",
+        )
+    ]
+
+
+def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
+    """Run the checks of ``checkpoint_check_specs``."""
+    from dd_core.checks.integrity import damaged_checkpoints, largest_batch_loss, metric_gaps
+    from dd_core.tables.warehouse import connect
+
+    yield _result(key, _FILES, *damaged_checkpoints(store, study))
+    with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
+        problems, num_trials = metric_gaps(store, study, connection)
+        largest = largest_batch_loss(study, connection)
+    facts: dict[str, Any] = dict(progress_of(store, study))
+    if largest is not None:  # for people to judge: which loss is too large, no check can know
+        facts |= {"largest_loss_train_nats": largest[0], "largest_loss_at": largest[1]}
+    yield _result(key, _METRICS, problems, num_trials, **facts)
+
+
+def progress_of(store: Store, study: Study) -> dict[str, str]:
+    """How much of a study is trained: an arm counts when all its checkpoints are there, not when it has begun."""
+    there = Counter(checkpoint.arm for checkpoint in trained_checkpoints(store, study))
+    num_whole = sum(number == len(study.checkpoints) for number in there.values())
+    total = len(study.arms) * len(study.checkpoints)
+    return {
+        "arms_trained": f"{num_whole} of {len(study.arms)}",
+        "checkpoints_trained": f"{there.total()} of {total}",
+    }
+
+
+def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
+    """Run the checks of ``curvature_check_specs``."""
+    from dd_core.checks.integrity import curvature_gaps
+    from dd_core.tables.warehouse import connect
+
+    with contextlib.closing(connect(store, ("per_image_curvature",))) as connection:
+        problems, num_files = curvature_gaps(store, study, connection)
+    yield _result(key, _ROWS, problems, num_files)
+
+
+def selected_checks(
+    context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]
+) -> Iterator[dg.AssetCheckResult]:
+    """Those of the results that a run was asked for."""
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    return (result for result in results if result.check_name in wanted)
+
+
+def record_evaluations(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]) -> None:
+    """Log checks of an asset that is not this step's own but that it has materialised partitions of."""
+    for result in results:
+        assert result.asset_key is not None
+        assert result.check_name is not None
+        latest = context.instance.fetch_materializations(result.asset_key, limit=1).records
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=result.asset_key,
+            check_name=result.check_name,
+            passed=result.passed,
+            metadata=result.metadata,
+            severity=result.severity,
+            description=result.description,
+            target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+                storage_id=latest[0].storage_id, run_id=latest[0].run_id, timestamp=latest[0].timestamp
+            )
+            if latest
+            else None,
+        )
+        dg.DagsterEvent.asset_check_evaluation(context.get_step_execution_context(), evaluation)
+
+
+def _result(key: dg.AssetKey, name: str, problems: list[str], checked: int, **facts: Any) -> dg.AssetCheckResult:
+    metadata: dict[str, Any] = {"checked": checked, "problems": len(problems), **facts}
+    if problems:
+        metadata["first_problems"] = dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:_SHOWN]))
+    summary = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+    return dg.AssetCheckResult(
+        asset_key=key, check_name=name, passed=not problems, metadata=metadata, description=summary or None
+    )

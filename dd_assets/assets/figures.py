@@ -1,0 +1,106 @@
+"""One asset per figure: draws a chart for each study that has the data, writes its files and previews it in the UI."""
+
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from dd_assets.laboratory import Laboratory
+from dd_assets.steps.harms import warn_of_harms
+from dd_assets.steps.user_errors import shown_as_sentence
+from dd_assets.steps.versions import CURVED
+from dd_core.errors import DataMissingError, UserError
+from dd_core.figures import FIGURES, Figure
+from dd_core.study.study import Study
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from dd_core.store.store import Store
+
+
+def figure_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
+    """The assets of all figures."""
+    return [_figure_asset(figure, studies) for figure in FIGURES]
+
+
+def _table_keys(table: str, studies: dict[str, Study]) -> list[dg.AssetKey]:
+    """The node that stands for a table: of per-image curvature the one for that of all studies."""
+    return [CURVED.key if table == "per_image_curvature" else dg.AssetKey(table)]
+
+
+def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinition:
+    spec = dg.AssetSpec(
+        figure.name,
+        deps=[key for table in figure.tables for key in _table_keys(table, studies)],
+        description=figure.description,
+        group_name="figures",
+        kinds={"altair"},
+        skippable=True,
+    )
+
+    @dg.multi_asset(name=figure.name, specs=[spec])
+    def draw(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[dg.MaterializeResult[Any]]:
+        import contextlib
+
+        from dd_core.tables.warehouse import connect
+
+        with shown_as_sentence():
+            store = laboratory.store()
+            facts = warn_of_harms(context, store, studies.values(), figure.tables)
+            with contextlib.closing(connect(store, figure.tables)) as connection:
+                drawn, lacking, failed = _draw_each(figure, studies.values(), store, connection, context.log)
+            if failed and not drawn:
+                raise UserError("; ".join(f"{figure.name} of {name} not drawn: {why}" for name, why in failed.items()))
+            if not drawn:
+                reasons = "".join(f"; {name}: {why}" for name, why in lacking.items())
+                nothing = (
+                    f"{figure.name}: no study has the data yet; it is drawn from {' and '.join(figure.tables)}{reasons}"
+                )
+                if len(context.job_def.nodes) == 1:  # somebody wants this very figure
+                    raise UserError(nothing)
+                context.log.warning(f"skipped: {nothing}")
+        if drawn:
+            not_drawn = {f"{name}_not_drawn": why for name, why in (lacking | failed).items()}
+            yield dg.MaterializeResult(asset_key=figure.name, metadata={**drawn, **not_drawn, **facts})
+
+    return draw
+
+
+def _draw_each(
+    figure: Figure,
+    studies: Iterable[Study],
+    store: "Store",
+    connection: "duckdb.DuckDBPyConnection",
+    log: dg.DagsterLogManager,
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Draw a figure for every study; what is wrong with one is no reason to leave out the others.
+
+    Returns:
+        Metadata of what was drawn; by study, why there is nothing to draw it from; and why it could not be drawn.
+    """
+    from dd_core.figures.drawing.render import preview_markdown, render
+
+    drawn: dict[str, Any] = {}
+    lacking: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for study in studies:
+        try:
+            chart = figure.draw(study, store, connection)
+            files = {} if chart is None else render(chart, store.figure_folder(figure.name), study.name)
+        except DataMissingError as error:
+            lacking[study.name] = str(error)
+            log.warning(f"{figure.name} of {study.name} not drawn: {error}")
+        except UserError as error:
+            failed[study.name] = str(error)
+            log.error(f"{figure.name} of {study.name} not drawn: {error}")
+        except Exception as error:
+            failed[study.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            log.error(f"{figure.name} of {study.name} not drawn: {failed[study.name]}\n{traceback.format_exc()}")
+        else:
+            if files:
+                drawn[study.name] = dg.MetadataValue.md(preview_markdown(files["svg"]))
+                drawn[f"{study.name}_file"] = dg.MetadataValue.path(str(files["html"]))
+                log.info(f"{figure.name} of {study.name}: {files['html']}")
+    return drawn, lacking, failed

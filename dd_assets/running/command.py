@@ -1,0 +1,186 @@
+"""What is wrong with a typed ``dagster asset materialize`` (or ``dg launch``), said before Dagster acts on it.
+
+Dagster takes a selection of nothing for all assets, ignores settings for what is not selected, and has its own words
+for the rest. Called when such a command has loaded the definitions; everywhere else it does nothing.
+"""
+
+import contextlib
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
+from dd_assets.catalogue import catalogue
+from dd_core.errors import UserError
+from dd_core.study.study import Study
+
+EXAMPLE = '\'{"ops": {"curvature": {"config": {"epochs": [0]}}}}\''
+_SECTIONS = {"ops", "resources", "execution", "loggers"}
+
+
+def words_of(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command's name and the two words after it, also where it is ``python -m dagster``."""
+    program = Path(argv[0])
+    return (program.parent.name if program.name == "__main__.py" else program.name, *argv[1:3])
+
+
+def materialize_options(argv: Sequence[str]) -> dict[str, str] | None:
+    """``--name value`` and ``--name=value`` pairs of such a command; None of any other."""
+    words = words_of(argv)
+    if words != ("dagster", "asset", "materialize") and words[:2] != ("dg", "launch"):
+        return None
+    pairs = {}
+    for position, argument in enumerate(argv):
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            pairs[option] = value if equals else "".join(argv[position + 1 : position + 2])
+    return pairs
+
+
+def refuse_mistakes(defs: dg.Definitions) -> None:
+    """End this process with a sentence and exit code 1 if its command line asks for what cannot be."""
+    options = materialize_options(sys.argv)
+    if options is not None:
+        with _said_at_the_end():
+            check(defs, options)
+
+
+def refuse_broken_json() -> None:
+    """The same for text that is no JSON, which Dagster reads before it loads the definitions."""
+    options = materialize_options(sys.argv) or {}
+    if "--config-json" in options:
+        with _said_at_the_end():
+            _settings(options["--config-json"])
+
+
+@contextlib.contextmanager
+def _said_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def check(defs: dg.Definitions, options: dict[str, str]) -> None:
+    """Look at the options of a command.
+
+    Raises:
+        UserError: it asks for what cannot be.
+    """
+    selection = options.get("--select") or options.get("--assets")
+    graph = defs.resolve_asset_graph()
+    keys = _selected(graph, selection) if selection else None
+    if "--config-json" in options:
+        _check_settings(graph, keys, options["--config-json"])
+    if keys:
+        _check_partitions(graph, sorted(keys), options)
+
+
+def _selected(graph: AssetGraph, selection: str) -> set[dg.AssetKey] | None:
+    """The assets of a selection that can be computed; None if Dagster cannot read it, and will say so."""
+    found: set[dg.AssetKey] = set()
+    for part in selection.split(","):
+        try:
+            keys = dg.AssetSelection.from_coercible([part]).resolve(graph)
+        except Exception:  # each kind of mistake has an error of its own, some of them private
+            return None
+        if not keys:
+            raise UserError(f"nothing is selected by {part!r}{_advice(graph, part)}")
+        found |= {key for key in keys if graph.get(key).is_executable}
+    return found
+
+
+def _advice(graph: AssetGraph, part: str) -> str:
+    kind, _, name = part.partition(":")
+    groups = sorted({str(graph.get(key).group_name) for key in graph.get_all_asset_keys()})
+    if kind.strip() != "group":
+        return "; `dagster asset list` shows what there is"
+    near = difflib.get_close_matches(name.strip("'\" "), groups, 1)
+    return f"; did you mean 'group:{near[0]}'?" if near else f"; groups are {', '.join(groups)}"
+
+
+def _check_settings(graph: AssetGraph, keys: set[dg.AssetKey] | None, text: str) -> None:
+    """Dagster silently ignores settings for assets that are not selected."""
+    settings = _settings(text)
+    if unknown := sorted(set(settings) - _SECTIONS):
+        raise UserError(f"--config-json has the unknown key {unknown[0]!r}; settings of an asset go like {EXAMPLE}")
+    ops = settings.get("ops", {})
+    if not isinstance(ops, dict) or not all(isinstance(op, dict) and set(op) <= {"config"} for op in ops.values()):
+        raise UserError(f"--config-json: ops maps each asset to its config, like {EXAMPLE}")
+    if keys is None:
+        return
+    selected = sorted({_op_name(graph, key) for key in keys})
+    if strange := sorted(set(ops) - set(selected)):
+        raise UserError(
+            f"--config-json has settings for {strange[0]!r}, which is not selected; here they may be for "
+            f"{', '.join(selected)}"
+        )
+
+
+def _settings(text: str) -> dict[str, object]:
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--config-json is not JSON ({error}); write it like {EXAMPLE}") from None
+    except RecursionError:
+        raise UserError("--config-json is nested too deeply") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"--config-json must be a JSON object, such as {EXAMPLE}")
+    return settings
+
+
+def _op_name(graph: AssetGraph, key: dg.AssetKey) -> str:
+    return graph.assets_def_for_key(key).node_def.name
+
+
+def _check_partitions(graph: AssetGraph, keys: list[dg.AssetKey], options: dict[str, str]) -> None:
+    """That the partitions exist in every study asked for, which may be only one."""
+    partitioned = [key for key in keys if graph.get(key).partitions_def is not None]
+    unpartitioned = [key.to_user_string() for key in keys if key not in partitioned]
+    asked = [f"--{name}" for name in ("partition", "partition-range") if f"--{name}" in options]
+    if len(asked) > 1:
+        raise UserError("give either --partition or --partition-range, not both")
+    if not partitioned:
+        if asked:
+            raise UserError(f"{_listed(unpartitioned)} has no partitions; leave {asked[0]} out")
+        return
+    studies = {
+        name: study for name, study in catalogue().studies.items() if any(k.path[0] == name for k in partitioned)
+    }
+    if len(studies) > 1:
+        raise UserError(f"each study has partitions of its own, so name one in a command, not {', '.join(studies)}")
+    for study in studies.values():
+        first = next(study.iter_checkpoints()).key
+        if not asked:
+            raise UserError(
+                f"{_listed([key.to_user_string() for key in partitioned])} is partitioned by arm and epoch: add "
+                f"--partition '{first}' or a --partition-range 'FIRST...LAST'"
+            )
+        if asked == ["--partition-range"] and unpartitioned:
+            raise UserError(
+                f"{_listed(unpartitioned)} has no partitions and needs a command of its own, without --partition-range"
+            )
+        for key in _partition_keys(study, first, options):
+            study.checkpoint(key)
+
+
+def _partition_keys(study: Study, first: str, options: dict[str, str]) -> Iterator[str]:
+    if "--partition" in options:
+        yield options["--partition"]
+        return
+    ends = options["--partition-range"].split("...")
+    if len(ends) != 2:
+        raise UserError(
+            f"--partition-range goes from one partition to another, with three dots between: '{first}...{first}', not "
+            f"{options['--partition-range']!r}"
+        )
+    yield from ends
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:3])}, …"

@@ -1,0 +1,1 @@
+"""What every step shares: partitions, recording, following a job, users' errors, versions."""

@@ -1,0 +1,218 @@
+"""Following a job: progress with the time left in the log, a bar on a terminal, and what failed, in the end."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import dagster as dg
+from tqdm import tqdm
+
+from dd_assets.laboratory import Laboratory
+from dd_core.errors import UserError
+from dd_core.jobs.job import Job, TrainTask, predicted_cost
+
+_LOG_SECONDS = 10.0
+# Each takes a tenth of a second to write.
+_MOST_REASONS = 100
+# Asked now, at import: while a step runs, Dagster has stderr in its own hands, to keep it in the compute log.
+_ON_A_TERMINAL = sys.stderr.isatty()
+
+
+class WorkerError(Exception):
+    """A defect in the work itself, with the worker's stack trace; Dagster's retry policy may try again."""
+
+
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        failed: for every task that did not finish, why.
+        defects: stack traces of those that failed by a defect rather than by circumstances.
+        finished: for every task that finished, its seconds.
+        seconds: from the start of the first task to the end of the last.
+    """
+
+    failed: dict[str, str] = field(default_factory=dict)
+    defects: list[str] = field(default_factory=list)
+    finished: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, other: "Outcome") -> None:
+        """Take another job's end into account, which came after this one."""
+        self.failed |= other.failed
+        self.defects += other.defects
+        self.finished |= other.finished
+        self.seconds += other.seconds
+
+    def keep_only(self, tasks: set[str]) -> None:
+        """Leave out the failures of other tasks than these and their parts: those belong to another run."""
+        self.failed = {name: reason for name, reason in self.failed.items() if name.split(" ")[0] in tasks}
+        if not self.failed:
+            self.defects.clear()
+
+    def raise_if_failed(self, what: str, total: int, kept: str) -> None:
+        """Say what did not finish.
+
+        Raises:
+            WorkerError: a task failed by a defect.
+            UserError: otherwise.
+        """
+        if not self.failed:
+            return
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.failed.items()))
+        message = f"{len(self.failed)} of {total} {what} did not finish ({reasons}). {kept}"
+        error = WorkerError("\n\n".join([message, *self.defects])) if self.defects else UserError(message)
+        error.__dict__["reasons"] = self.failed
+        raise error
+
+    @contextlib.contextmanager
+    def raised_after(self, what: str, total: int, kept: str) -> Iterator[None]:
+        """Do what follows a job, then say what did not finish; trouble in between (a full disk) does not hide it."""
+        with contextlib.suppress(UserError) if self.failed else contextlib.nullcontext():
+            yield
+        self.raise_if_failed(what, total, kept)
+
+
+@contextlib.contextmanager
+def reason_at_partitions(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Iterator[None]:
+    """Let a failure say at each partition that was not materialised why, where the UI shows the partition.
+
+    Dagster itself shows there that a run failed, and no reason.
+    """
+    try:
+        yield
+    except (UserError, WorkerError) as error:
+        if not (context.has_partition_key or context.has_partition_key_range):
+            raise
+        logs = context.instance.all_logs(context.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        events = [log.dagster_event for log in logs if log.dagster_event is not None]
+        done = {event.partition for event in events if event.asset_key == key}
+        reasons = {f"{task} ".split(" ")[0]: reason for task, reason in error.__dict__.get("reasons", {}).items()}
+        for partition in [partition for partition in context.partition_keys if partition not in done][:_MOST_REASONS]:
+            names = (f"{key.path[0]}/{partition}", f"{key.path[0]}/{partition.split('|')[0]}")
+            reason = next((reasons[name] for name in names if name in reasons), str(error).split("\n\n")[0])
+            metadata = {"why_it_failed": reason}
+            context.log_event(dg.AssetObservation(key, partition=partition, description=reason, metadata=metadata))
+        raise
+
+
+def follow(
+    context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Callable[[dict[str, Any]], None]
+) -> Outcome:
+    """Run a job, log its progress, pass every event on, and return how it ended."""
+    outcome = Outcome()
+    meter = _Meter(job)
+    began: float | None = None
+    with (
+        _terminal() as terminal,
+        tqdm(
+            total=100,
+            disable=terminal is None,
+            file=terminal,
+            leave=False,
+            bar_format="{l_bar}{bar}|",
+            dynamic_ncols=True,
+        ) as bar,
+    ):
+        for event in _events(context, laboratory, job):
+            if event["event"] == "note":
+                context.log.warning(event["text"])
+            elif event["event"] == "failed":
+                outcome.failed[event["task"]] = event["error"]
+                if event.get("traceback"):
+                    outcome.defects.append(event["traceback"])
+                context.log.error(f"{event['task']}: {event['error']}")
+            elif event["event"] == "finished":
+                outcome.finished[event["task"]] = event["seconds"]
+            began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
+            outcome.seconds = time.monotonic() - began
+            meter.update(event)
+            on_event(event)
+            bar.update(int(100 * meter.fraction) - bar.n)
+            if meter.is_due():
+                context.log.info(meter.describe())
+    return outcome
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[TextIO | None]:
+    """The user's terminal, if there is one to draw a bar on."""
+    with contextlib.ExitStack() as stack:
+        terminal = None
+        if _ON_A_TERMINAL:
+            with contextlib.suppress(OSError):
+                terminal = stack.enter_context(Path("/dev/tty").open("w", encoding="utf-8"))
+        yield terminal
+
+
+def _events(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:
+    """The job's events; the workers are stopped when the caller leaves early (a run cancelled in the UI)."""
+    events = laboratory.run(context, job)
+    try:
+        yield from events
+    finally:
+        events.close()
+
+
+class _Meter:
+    """How much of the predicted work is done, and how long the rest will take at the present rate."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.started = self.logged = time.monotonic()
+        self.cost = {task.name: predicted_cost(job.studies[task.study], task) for task in job.tasks}
+        self.until = {task.name: task.until for task in job.tasks if isinstance(task, TrainTask)}
+        self.total = sum(self.cost.values())
+        self.done: dict[str, float] = {}
+        self._done_cost = 0.0
+        # Epochs that were there before this job are no measure of its speed.
+        self.first: dict[str, float] = {}
+        self.finished = 0
+
+    def update(self, event: dict[str, Any]) -> None:
+        """Take an event into account."""
+        task = event["task"]
+        if event["event"] == "started" and not self.done:
+            self.started = time.monotonic()  # the start of the workers is no measure of the work
+        if event["event"] in ("progress", "checkpoint") and self.until.get(task):
+            share = event["epoch"] / self.until[task]
+            self.first.setdefault(task, (event["epoch"] - 1) / self.until[task] if event["epoch"] else 0.0)
+            self._is_done(task, max(share, self.done.get(task, 0.0)))  # a checkpoint may be behind one of the parts
+        elif event["event"] in ("finished", "failed"):
+            if task not in self.done:
+                self.first[task] = 1.0 if self.until else 0.0
+            self._is_done(task, 1.0)
+            self.finished += 1
+
+    def _is_done(self, task: str, share: float) -> None:
+        self._done_cost += self.cost[task] * (share - self.done.get(task, 0.0))
+        self.done[task] = share
+
+    @property
+    def fraction(self) -> float:
+        """Share of the predicted work that is done."""
+        return self._done_cost / self.total
+
+    def is_due(self) -> bool:
+        """Whether something should be logged now."""
+        if time.monotonic() - self.logged < _LOG_SECONDS:
+            return False
+        self.logged = time.monotonic()
+        return True
+
+    def describe(self) -> str:
+        """One line."""
+        elapsed = time.monotonic() - self.started
+        before = sum(self.cost[task] * share for task, share in self.first.items()) / self.total
+        gained = self.fraction - before
+        left = (
+            f"about {elapsed * (1 - self.fraction) / gained:.0f} s left" if gained > 0.005 else "time left unknown yet"
+        )
+        has_parts = any(isinstance(task, TrainTask) and task.trials for task in self.job.tasks)
+        what = ("parts of arms" if has_parts else "arms") if self.until else "checkpoints"
+        return f"{self.finished} of {len(self.job.tasks)} {what} done, {100 * self.fraction:.0f} % of the work, {left}"

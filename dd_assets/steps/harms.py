@@ -1,0 +1,29 @@
+"""What the assets say of files that are damaged or lost: in the log, and in their metadata."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import dagster as dg
+
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+_MOST_WARNINGS = 20
+
+
+def warn_of_harms(
+    context: dg.AssetExecutionContext, store: Store, studies: Iterable[Study], tables: Collection[str]
+) -> dict[str, Any]:
+    """Say in the log which files of some tables are damaged or lost; what is drawn or counted goes without them.
+
+    Returns:
+        Metadata that says it too; empty where nothing is wrong.
+    """
+    from dd_core.tables.damage import sentences
+
+    harms = sentences(store, studies, tables)
+    for harm in harms[:_MOST_WARNINGS]:
+        context.log.warning(harm)
+    if len(harms) > _MOST_WARNINGS:
+        context.log.warning(f"... and {len(harms) - _MOST_WARNINGS} other files")
+    return {"left_out": dg.MetadataValue.md("\n".join(f"- {harm}" for harm in harms))} if harms else {}

@@ -1,0 +1,118 @@
+"""A user's mistake as one sentence, in the event log and on the terminal, instead of a stack trace."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+from dagster._config.errors import (
+    EvaluationError,
+    FieldNotDefinedErrorData,
+    FieldsNotDefinedErrorData,
+    RuntimeMismatchErrorData,
+)
+from dagster._core.errors import (
+    DagsterExecutionInterruptedError,
+    DagsterInvalidConfigError,
+    DagsterUserCodeProcessError,
+)
+from dagster_shared.error import SerializableErrorInfo
+
+from dd_assets.running.command import words_of
+from dd_core.errors import UserError
+
+_KINDS = {"Int": "a whole number", "Float": "a number", "String": "text", "Bool": "true or false", "ARRAY": "a list"}
+
+# What the dagster CLI itself raises for a wrong selection, partition or config. It would show these with a stack trace.
+_CLI_MISTAKES = {
+    "CheckError",
+    "DagsterInvalidConfigError",
+    "DagsterInvalidInvocationError",
+    "DagsterInvalidSubsetError",
+    "DagsterUnknownPartitionError",
+    "DagsterAssetSelectionParseError",
+    "DagsterInvalidAssetSelectionError",
+}
+
+
+@contextlib.contextmanager
+def shown_as_sentence() -> Iterator[None]:
+    """Let a UserError, or an interruption, end an asset's step with its message alone, and without a retry.
+
+    Dagster prints the stack of any exception from a step but one: the error that carries an already formatted error
+    from another process. It is also a DagsterError, which a RetryPolicy leaves alone; of an interruption (Ctrl-C, a run
+    cancelled in the UI) it would make another attempt.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise _sentence(str(error)) from None
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        raise _sentence("interrupted: what was finished is kept; run the same again to go on") from None
+
+
+def _sentence(text: str) -> DagsterUserCodeProcessError:
+    return DagsterUserCodeProcessError(
+        text, user_code_process_error_infos=[SerializableErrorInfo(f"{text}\n", [], None)]
+    )
+
+
+def install_cli_hook() -> None:
+    """Show the dagster CLI's own complaints about its arguments as one sentence.
+
+    Only where this process is ``dagster asset ...`` or ``dg launch``: everywhere else
+    Python behaves as it does.
+    """
+    if words_of(sys.argv)[:2] not in (("dagster", "asset"), ("dg", "launch")):
+        return
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if _CLI_MISTAKES & {base.__name__ for base in kind.__mro__} or isinstance(error, UserError):
+            print(f"Error: {_explain(error)}", file=sys.stderr)
+        elif kind.__name__ == "OperationalError" and "disk" in str(error):
+            home = os.environ.get("DAGSTER_HOME", "DAGSTER_HOME")
+            print(
+                f"Error: the disk is full: Dagster's records in {home} could not be written; finished results are "
+                "kept, free some space and run the same command again",
+                file=sys.stderr,
+            )
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _explain(error: BaseException) -> str:
+    """The sentence: about the asset or setting if the command names a wrong one, else Dagster's own words."""
+    words = " ".join(str(error).removeprefix("Failure condition: ").split())
+    if isinstance(error, DagsterInvalidConfigError):
+        return "; ".join(_wrong_setting(problem) for problem in error.errors)
+    if "no AssetsDefinition objects supply these keys" in words:
+        return _unknown_asset(re.findall(r"'([^']*)'", words))
+    return words
+
+
+def _wrong_setting(problem: EvaluationError) -> str:
+    """The path of the key, and what is expected there."""
+    entries = [str(getattr(entry, "field_name", getattr(entry, "list_index", "?"))) for entry in problem.stack.entries]
+    data = problem.error_data
+    if isinstance(data, FieldNotDefinedErrorData | FieldsNotDefinedErrorData):
+        names = [data.field_name] if isinstance(data, FieldNotDefinedErrorData) else data.field_names
+        return f"--config-json: {'.'.join([*entries, ', '.join(names)])}: there is no such setting"
+    if isinstance(data, RuntimeMismatchErrorData):
+        kind = data.config_type_snap
+        expected = _KINDS.get(kind.given_name or kind.kind.value, f"of type {kind.given_name or kind.kind.value}")
+        return f"--config-json: {'.'.join(entries)}: must be {expected}, not {data.value_rep}"
+    return f"--config-json: {'.'.join(entries)}: {' '.join(problem.message.split())}"
+
+
+def _unknown_asset(names: list[str]) -> str:
+    """That there is no such asset, and which study files could not be used, one of which may hold it."""
+    from dd_assets.catalogue import catalogue
+
+    known = "; `dagster asset list` shows what there is"
+    broken = "".join(f"; not loaded: {reason}" for reason in catalogue().errors.values())
+    return f"there is no asset {', '.join(names)}{broken or known}"

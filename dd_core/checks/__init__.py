@@ -1,0 +1,1 @@
+"""Is everything there, whole and in range, and does this machine compute rightly? Problems come as sentences."""

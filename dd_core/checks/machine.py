@@ -1,0 +1,187 @@
+"""May these networks be trained here? The self-test's verdicts, kept for each processor, version of torch and setting.
+
+The test itself (``self_test``) runs in a process of its own, once for each kind of network: what it finds on a broken
+machine would kill or corrupt ours. Verdicts lie in the user's cache folder, not at the data root, which machines share.
+Each is a file that is renamed into place when whole, so that kills and several workers do no harm; where nothing can be
+written the test runs each time. Only good verdicts are kept: a failed test is made again, after whatever was changed.
+Needs no torch to import.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from dd_core.errors import UserError
+from dd_core.store.files import write_text
+from dd_core.study.datasets import IMAGE_SHAPES
+from dd_core.study.stacks import stacking
+from dd_core.study.study import Arm, Study
+
+# Raised when the test looks at more than before: old verdicts count no longer.
+_TEST_VERSION = 1
+# Others that test at the same time are waited for; then the test is made twice.
+_PATIENCE = 60.0
+_PAGE = "docs/troubleshooting.md#the-self-test-failed"
+# What changes the kernels that PyTorch chooses.
+_SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
+
+
+@dataclass(frozen=True, order=True)
+class Network:
+    """A kind of network, as far as its convolutions are concerned.
+
+    Attributes:
+        architecture: as in a study file.
+        k: width multiplier.
+        copies: trials in a stack, 1 for a network alone.
+        side: of its square images, pixels.
+        channels: of its images.
+        precision: of training.
+    """
+
+    architecture: str
+    k: int
+    copies: int
+    side: int
+    channels: int
+    precision: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """For people and files."""
+        size = f"{self.side}x{self.side}x{self.channels}"
+        return f"{self.architecture}.k{self.k:03d}.{self.copies}-stacked.{size}.{self.precision}"
+
+
+def networks_of(study: Study, arm: Arm) -> set[Network]:
+    """What an arm trains: a network for each size of its stacks."""
+    variant = study.variants[arm.variant]
+    side, _, channels = IMAGE_SHAPES[study.data.dataset]
+    precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
+    sizes = {len(group) for group in stacking(study, arm)}
+    return {Network(variant.architecture, arm.k, size, side, channels, precision) for size in sizes}
+
+
+def require_sound(wanted: Collection[Network], others: Collection[Network], threads: int) -> str | None:
+    """See that networks are computed rightly on this CPU.
+
+    Args:
+        wanted: to be trained now.
+        others: to be trained later; tested at once if the test has to run.
+        threads: that PyTorch will use.
+
+    Returns:
+        None, or a sentence if the test could not be made.
+
+    Raises:
+        UserError: one of ``wanted`` is computed wrongly; says what, and which setting makes it right.
+    """
+    folder = _folder(threads)
+    if not _unknown(folder, wanted):
+        return None
+    with _alone(folder):
+        unknown = _unknown(folder, {*wanted, *others})
+        if not unknown & set(wanted):
+            return None  # tested meanwhile
+        verdicts, problem = run_test(unknown, threads, folder)
+    if problem:
+        return f"PyTorch was not tested on this machine: {problem}"
+    failed = [verdicts[network.name] for network in sorted(wanted) if verdicts.get(network.name, {}).get("faults")]
+    if failed:
+        raise UserError(describe(failed[0]["faults"], failed[0]["way_out"]))
+    return None
+
+
+def describe(faults: list[str], way_out: str | None) -> str:
+    """The sentence about a machine that fails."""
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    go_on = f"set {way_out}, with which the same test was right, and run the same command again" if way_out else ""
+    return (
+        f"PyTorch computes wrongly on this machine ({processor()[0]}, torch {version('torch')}): {faults[0]}{more}; "
+        f"{go_on or 'no setting makes it right, so install another version of torch'} ({_PAGE})"
+    )
+
+
+def run_test(networks: Collection[Network], threads: int, folder: Path | None) -> tuple[dict[str, dict[str, Any]], str]:
+    """Run the self-test in a process of its own, which keeps good verdicts in the folder.
+
+    Returns:
+        Verdicts by the networks' names, or why there are none.
+    """
+    question = {
+        "threads": threads,
+        "folder": str(folder) if folder else None,
+        "networks": [asdict(network) for network in sorted(networks)],
+    }
+    command = [sys.executable, "-m", "dd_core.checks.self_test", "--json"]
+    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return {}, f"the self-test ended with exit code {done.returncode} ({last})"
+    return json.loads(done.stdout), ""
+
+
+def processor() -> tuple[str, str]:
+    """Model and instruction sets of the CPU, in the words of /proc/cpuinfo where there is one."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+        if flags:
+            return model[1].strip() if model else platform.machine(), flags[1]
+    return platform.processor() or platform.machine(), ""
+
+
+def _folder(threads: int) -> Path | None:
+    """Where verdicts of this kind of machine lie; None where there is no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    settings = [os.environ.get(name, "") for name in _SETTINGS]
+    machine = [_TEST_VERSION, *processor(), version("torch"), *settings, threads]
+    digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
+    return base / "double-descent-lab" / "self-test" / digest
+
+
+def _unknown(folder: Path | None, networks: Collection[Network]) -> set[Network]:
+    """Those without a good verdict."""
+    return {network for network in networks if folder is None or not _is_proven(folder, network)}
+
+
+def _is_proven(folder: Path, network: Network) -> bool:
+    try:
+        content = json.loads((folder / f"{network.name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("sound") == asdict(network)
+
+
+def keep(folder: Path, network: Network) -> None:
+    """Remember that a network is computed rightly, where that can be written."""
+    content = {"sound": asdict(network), "processor": processor()[0], "torch": version("torch")}
+    with contextlib.suppress(OSError, UserError):
+        write_text(folder / f"{network.name}.json", json.dumps(content))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Hold the folder against others that would test the same, where that can be done."""
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            with contextlib.suppress(OSError, NotImplementedError, filelock.Timeout):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(filelock.FileLock(folder / ".lock", timeout=_PATIENCE))
+        yield

@@ -1,0 +1,65 @@
+"""The same affine map as ``linearized``, by automatic differentiation: slower, for any network."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dd_core.curvature.input_space.exact import Linearized
+
+
+@dataclass
+class AutogradLinearization:
+    """A network at a batch of images, with its graph."""
+
+    logits: Tensor
+    images: Tensor
+    output: Tensor
+    classifier_weight: Tensor | None = None
+
+    def pull_back(self, cotangents: Tensor) -> Tensor:
+        """J^T applied to (B, m, C), one backward pass for each of the m: (B, m, *image shape)."""
+        cotangents = cotangents.to(self.output.dtype)
+        rows = [
+            torch.autograd.grad(self.output, self.images, cotangents[:, number], retain_graph=True)[0]
+            for number in range(cotangents.shape[1])
+        ]
+        return torch.stack(rows, dim=1)
+
+    def pull_back_features(self, cotangents: Tensor) -> Tensor:
+        """Never asked for: where ``classifier_weight`` is None, every method starts from the logits."""
+        raise NotImplementedError("automatic differentiation starts from the logits")
+
+
+class AutogradNetwork:
+    """A network in eval mode whose parameters are frozen."""
+
+    def __init__(self, model: nn.Module):
+        """Keep the network."""
+        self.model = model
+
+    def forward(self, images: Tensor) -> AutogradLinearization:
+        """Run it at images (B, ...)."""
+        with torch.enable_grad():
+            source = images.detach().requires_grad_(True)
+            output = self.model(source)
+        return AutogradLinearization(output.detach(), source, output)
+
+
+def differs(linearized: Linearized, model: nn.Module, images: Tensor) -> bool:
+    """Whether another linearisation at the same images has other logits or another Jacobian than autograd's.
+
+    The Jacobians are compared along one random cotangent of each image: rounding (to bfloat16, too) stays far below the
+    5 % allowed, and what a graph does not show (a layer that overwrites what others read, a hook) far above.
+
+    Args:
+        linearized: at ``images``.
+        model: in eval mode.
+        images: (B, ...).
+    """
+    reference = AutogradNetwork(model).forward(images)
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(len(images), 1, reference.logits.shape[1], generator=generator).to(images.device)
+    ours, theirs = linearized.pull_back(cotangent).to(images.dtype), reference.pull_back(cotangent)
+    pairs = ((linearized.logits, reference.logits, 1e-3), (ours, theirs, 0.05))
+    return any(bool((a - b).norm() > allowed * b.norm()) for a, b, allowed in pairs)

@@ -1,0 +1,119 @@
+"""The registry of figures: what each shows, which tables it reads and which module draws it.
+
+Importing this package costs nothing: Altair, DuckDB and Arrow are imported when a figure is drawn. A module of a figure
+has one function, ``chart(study, store, connection)``, which returns None where the study has no data for it.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import altair as alt
+    import duckdb
+
+    from dd_core.store.store import Store
+    from dd_core.study.study import Study
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that can be drawn for any study.
+
+    Attributes:
+        name: asset name and folder name.
+        description: what it shows, one or two sentences.
+        tables: the tables it reads, which are its upstream assets.
+        module: full name of the module that draws it.
+    """
+
+    name: str
+    description: str
+    tables: tuple[str, ...]
+    module: str
+
+    def draw(
+        self, study: "Study", store: "Store", connection: "duckdb.DuckDBPyConnection"
+    ) -> "alt.TopLevelMixin | None":
+        """Draw the figure for one study from the results of its present recipe.
+
+        Args:
+            study: what to draw.
+            store: where the study's files lie.
+            connection: has a view for every table with files (``dd_core.tables.warehouse.connect``); only read from.
+
+        Returns:
+            The chart, or None if the study has no data for it.
+        """
+        import importlib
+
+        drawn = importlib.import_module(self.module).chart(study, store, connection)
+        return cast("alt.TopLevelMixin | None", drawn)
+
+
+def _figure(name: str, tables: tuple[str, ...], description: str) -> Figure:
+    return Figure(name, description, tables, f"{__name__}.charts.{name}")
+
+
+FIGURES: tuple[Figure, ...] = (
+    _figure(
+        "double_descent_curve",
+        ("training_evals",),
+        "Test and training error and loss against width, with the width from which on the training labels are fitted.",
+    ),
+    _figure(
+        "training_curves",
+        ("training_evals",),
+        "Error and loss of one arm against epoch, rightly and wrongly labelled training images apart.",
+    ),
+    _figure(
+        "epoch_by_width",
+        ("training_evals",),
+        "Test error over epoch and width, and the epoch from which on each width fits its training labels.",
+    ),
+    _figure(
+        "curvature_by_width",
+        ("curvature", "training_evals"),
+        "Mean and median curvature of the loss at the training images against width, below the test error.",
+    ),
+    _figure(
+        "curvature_over_training",
+        ("curvature", "training_evals"),
+        "How the curvature at rightly and wrongly labelled images spreads during training: narrow, threshold, wide.",
+    ),
+    _figure(
+        "most_curved_images",
+        ("curvature", "per_image_curvature", "training_evals"),
+        "The training images at which the loss is most curved, and those at which it is least.",
+    ),
+    _figure(
+        "curvature_definitions",
+        ("curvature", "per_image_curvature", "training_evals"),
+        "Which curvature finds the mislabelled images: exact Hessian and published finite difference, and their AUROC.",
+    ),
+    _figure(
+        "hessian_spectrum",
+        ("hessian_spectra", "training_evals"),
+        "Spectral density and largest eigenvalues of the Hessian in the weights: narrow, threshold, wide.",
+    ),
+    _figure(
+        "hessian_by_width",
+        ("hessian_spectra", "training_evals"),
+        "Largest eigenvalue and trace of the Hessian in the weights against width, below the test error.",
+    ),
+    _figure(
+        "hessian_over_training",
+        ("hessian_spectra", "training_evals"),
+        "How largest eigenvalue and trace of the Hessian in the weights move during training: narrow, threshold, wide.",
+    ),
+    _figure(
+        "training_dynamics",
+        ("training_monitors", "training_evals"),
+        "Losses, norms, curvature and gradient noise during training, as monitors measured them: narrow, threshold, "
+        "wide.",
+    ),
+    _figure(
+        "gpu_hours",
+        ("runs",),
+        "Time and money spent on training by width and by how attempts ended, when, and how well it was predicted.",
+    ),
+)

@@ -1,0 +1,111 @@
+"""Curvature of the loss at the training images against width, below the test error to compare their peaks."""
+
+import math
+from typing import Any
+
+import altair as alt
+import duckdb
+
+from dd_core.figures.drawing import style
+from dd_core.figures.drawing.landmarks import Widths, errors_by_width, peak
+from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.panels.test_error import test_error_panels, test_errors
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+_VALUES = ("trace", "low", "high")
+
+# Mean and extremes over trials of each trial's mean and median over images.
+_TRACES = """
+    SELECT variant, k, subset, statistic, avg(value) AS trace, min(value) AS low, max(value) AS high FROM (
+        SELECT variant, k, subset, 'mean of the images' AS statistic, mean_trace AS value FROM rows
+        WHERE epoch = $epoch
+        UNION ALL
+        SELECT variant, k, subset, 'median', trace_p50 FROM rows WHERE epoch = $epoch
+    ) WHERE isfinite(value) GROUP BY ALL ORDER BY variant, subset, statistic, k
+"""
+
+
+def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
+    """Draw test error and curvature against width at the latest checkpoint epoch whose curvature all arms have."""
+    selection = select(connection, study, "curvature")
+    if selection is None:
+        return None
+    traces = fetch(connection, study, "curvature", _TRACES, epoch=selection.epoch)
+    if not traces:
+        return None
+    widths = errors_by_width(connection, study, selection)
+    errors = test_errors(connection, study, selection)
+    variants = [variant for variant in study.variants if any(row["variant"] == variant for row in traces)]
+    title = "Test error and curvature at the training images against width, by variant"
+    if len(variants) == 1:
+        title = headline(traces, widths.get(variants[0]))
+    shown = style.by_label(traces)
+    lifted = style.for_log_axis(shown, _VALUES)
+    colour = style.label_colour(shown)
+    panels = {
+        variant: _panels(
+            [row for row in shown if row["variant"] == variant],
+            [row for row in errors if row["variant"] == variant],
+            widths[variant].threshold if variant in widths else None,
+            colour,
+        )
+        for variant in variants
+    }
+    return style.finish(
+        style.by_variant(panels),
+        title,
+        [
+            *style.describe(study, variants, selection.epoch),
+            "Line: mean over trials; band: lowest to highest trial",
+            lifted,
+            selection.note(study),
+        ],
+        characters=66 if len(panels) == 1 else 100,
+    )
+
+
+def headline(traces: list[dict[str, Any]], widths: Widths | None) -> str:
+    """One sentence on where the mean curvature over all images peaks, and how far it falls from there."""
+    means = {
+        row["k"]: math.log10(row["trace"])
+        for row in traces
+        if row["subset"] == "all" and row["statistic"] != "median" and row["trace"] > 0
+    }
+    if len(means) < 3:
+        return "Curvature at the training images against width"
+    top = peak(means, least=0.1)
+    if top is None:
+        return "Mean curvature at the training images has no peak within these widths"
+    fold = 10 ** (top.value - top.after)
+    where = f"peaks at k = {top.k}"
+    if widths and widths.peak:
+        same = widths.peak.k == top.k
+        where += ", as test error does," if same else f" (test error: k = {widths.peak.k})"
+    return f"Mean curvature at the training images {where} and falls {style.number(fold)}-fold by k = {top.k_after}"
+
+
+def _panels(
+    rows: list[dict[str, Any]], errors: list[dict[str, Any]], threshold: int | None, colour: alt.Color
+) -> alt.VConcatChart:
+    ks = sorted({row["k"] for row in rows})
+    base = alt.Chart(style.data(rows)).encode(
+        x=style.k_axis(ks),
+        color=colour,
+        detail="statistic:N",
+    )
+    dash = alt.StrokeDash(
+        "statistic:N",
+        scale=alt.Scale(domain=["mean of the images", "median"], range=[[1, 0], [5, 3]]),
+        legend=style.line_legend(),
+    )
+    scale, axis = style.log_scale(rows, _VALUES)
+    trace_band = base.mark_area(opacity=0.15).encode(
+        y=alt.Y("low:Q", scale=scale, title=style.TRACE, axis=alt.Axis(**axis)), y2="high:Q"
+    )
+    trace_line = base.mark_line(strokeWidth=2).encode(y=alt.Y("trace:Q", title=style.TRACE), strokeDash=dash)
+    points = base.mark_circle(size=34, opacity=1).encode(y=alt.Y("trace:Q"))
+    bottom = alt.layer(*style.threshold_rule(threshold, ks), trace_band, trace_line, points).properties(
+        width=style.WIDTH, height=250
+    )
+    return alt.vconcat(*test_error_panels(errors, ks, threshold), bottom, spacing=14)

@@ -1,0 +1,160 @@
+"""Error and loss of one arm against epoch: test images, rightly labelled and mislabelled training images.
+
+The arm shown first is the one at the interpolation threshold; the page offers all others in a list.
+"""
+
+import json
+from typing import Any
+
+import altair as alt
+import duckdb
+
+from dd_core.figures.drawing import style
+from dd_core.figures.drawing.landmarks import EPSILON, errors_by_width
+from dd_core.figures.drawing.selection import fetch, select
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+
+_TEST, _RIGHT, _WRONG = "test", "training, right label", "training, wrong label (error against the label given)"
+_VALIDATION = "validation"
+_ALL = "training"  # of imported studies, which do not tell right labels from wrong ones
+MAX_EPOCHS = 120
+
+_SPLITS = f"""
+    SELECT arm, epoch, '{_TEST}' AS split, test_error AS error, test_loss AS loss FROM rows
+    UNION ALL SELECT arm, epoch, '{_RIGHT}', train_error_clean, train_loss_clean FROM rows
+    UNION ALL SELECT arm, epoch, '{_WRONG}', train_error_noisy, train_loss_noisy FROM rows
+    UNION ALL SELECT arm, epoch, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
+    WHERE arm NOT IN (SELECT arm FROM rows WHERE coalesce(test_error, test_loss) IS NOT NULL
+                      GROUP BY arm HAVING count(DISTINCT epoch) > 1)
+    UNION ALL SELECT arm, epoch, '{_ALL}', train_error, train_loss FROM rows
+    WHERE NOT coalesce(isfinite(train_error_clean), false)
+"""
+# Over trials; a study without wrong labels has no value for them, and an imported one may lack errors or losses.
+_CURVES = f"""
+    SELECT arm, epoch, split,
+           100 * avg(error) AS error, 100 * min(error) AS error_low, 100 * max(error) AS error_high,
+           avg(loss) AS loss, min(loss) AS loss_low, max(loss) AS loss_high,
+           (count(*) OVER (PARTITION BY arm, split) = 1)::INTEGER AS is_alone
+    FROM (
+        SELECT arm, epoch, split, if(isfinite(error), error, NULL) AS error, if(isfinite(loss), loss, NULL) AS loss
+        FROM ({_SPLITS})
+    ) WHERE (error IS NOT NULL OR loss IS NOT NULL) AND list_contains($epochs, epoch)
+    GROUP BY arm, epoch, split ORDER BY arm, split, epoch
+"""
+_MILESTONES = f"""
+    SELECT arm, split, min(epoch) FILTER (error <= $epsilon) AS learned, min(error) AS lowest,
+           arg_min(epoch, (error, epoch)) AS lowest_at
+    FROM (SELECT arm, epoch, split, avg(error) AS error FROM ({_SPLITS}) WHERE isfinite(error) GROUP BY ALL)
+    GROUP BY ALL
+"""
+
+
+def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
+    """Draw error and loss against epoch for the arm at the threshold, with the other arms a choice away."""
+    selection = select(connection, study, "training_evals")
+    if selection is None:
+        return None
+    widths = errors_by_width(connection, study, selection)
+    epochs = [row["epoch"] for row in fetch(connection, study, "training_evals", "SELECT DISTINCT epoch FROM rows")]
+    curves = fetch(connection, study, "training_evals", _CURVES, epochs=thin(epochs))
+    if not curves:
+        return None
+    default = selection.arms[0]  # of losses alone
+    if widths:
+        variant, found = next(iter(widths.items()))
+        default = Arm(variant, found.key_k).key
+    milestones = fetch(connection, study, "training_evals", _MILESTONES, epsilon=EPSILON)
+    headlines = {
+        arm: style.wrap(headline(study, arm, [row for row in milestones if row["arm"] == arm]))
+        for arm in selection.arms
+    }
+    choice = alt.param(name="arm", value=default, bind=alt.binding_select(options=list(selection.arms), name="arm: "))
+    title = alt.TitleParams(
+        text=alt.ExprRef(f"({json.dumps(headlines)})[arm]"),
+        subtitle=style.wrap_lines(
+            [
+                *style.describe(study, list(dict.fromkeys(study.arms[key].variant for key in selection.arms))),
+                f"Learned: mean error at most {style.percent(EPSILON)}. Line: mean of trials; band: lowest to highest",
+                selection.note(study),
+            ]
+        ),
+    )
+    return style.dress(_panels(curves, max(epochs)).add_params(choice).properties(title=title))
+
+
+def thin(epochs: list[int], most: int = MAX_EPOCHS) -> list[int]:
+    """At most about so many of the epochs, spread as on the figure's axis, first and last included."""
+    ordered = sorted(epochs)
+    if len(ordered) <= most:
+        return ordered
+    ratio = (ordered[-1] + 1) / (ordered[0] + 1)
+    wanted = [(ordered[0] + 1) * ratio ** (i / (most - 1)) - 1 for i in range(most)]
+    kept, position = set(), 0
+    for target in wanted:
+        while position + 1 < len(ordered) and abs(ordered[position + 1] - target) <= abs(ordered[position] - target):
+            position += 1
+        kept.add(ordered[position])
+    return sorted(kept | {ordered[-1]})
+
+
+def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> str:
+    """One sentence about when the arm learns what."""
+    arm = study.arms[arm_key]
+    name = f"At k = {arm.k}" if len(study.variants) == 1 else f"{arm.variant} at k = {arm.k}:"
+    by_split = {row["split"]: row for row in milestones}
+
+    def learned(split: str) -> str:
+        epoch = by_split[split]["learned"]
+        return "never" if epoch is None else f"by epoch {epoch}"
+
+    parts = []
+    if _RIGHT in by_split:
+        parts.append(f"right labels are learned {learned(_RIGHT)}")
+    if _WRONG in by_split:
+        parts.append(f"wrong ones {learned(_WRONG)}")
+    if _ALL in by_split:
+        parts.append(f"training labels are learned {learned(_ALL)}")
+    for split in (_TEST, _VALIDATION):
+        if split in by_split:
+            row = by_split[split]
+            parts.append(f"{split} error is lowest ({style.percent(row['lowest'])}) at epoch {row['lowest_at']}")
+    return f"{name} {', '.join(parts or ['the losses against the epoch'])}"
+
+
+def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
+    present = {row["split"] for row in curves}
+    colours = {
+        _TEST: style.TEST,
+        _VALIDATION: style.VALIDATION,
+        _RIGHT: style.RIGHT_LABEL,
+        _WRONG: style.WRONG_LABEL,
+        _ALL: style.TRAIN,
+    }
+    shown = {split: colour for split, colour in colours.items() if split in present}
+    colour = alt.Color(
+        "split:N",
+        scale=alt.Scale(domain=list(shown), range=list(shown.values())),
+        legend=style.line_legend(),
+    )
+    scale, ticks = style.epoch_scale(last_epoch)
+
+    def panel(value: str, title: str, height: int, *, last: bool) -> style.Panel:
+        x = alt.X("epoch:Q", scale=scale, axis=alt.Axis(values=ticks, labels=last), title="epoch" if last else None)
+        y_scale = alt.Scale(domain=[0, 100]) if value == "error" else alt.Scale(zero=True)
+        base = alt.Chart().transform_filter("datum.arm == arm").encode(x=x, color=colour)
+        band = base.mark_area(opacity=0.18).encode(
+            y=alt.Y(f"{value}_low:Q", title=title, scale=y_scale), y2=f"{value}_high:Q"
+        )
+        line = base.mark_line(strokeWidth=2).encode(y=alt.Y(f"{value}:Q", title=title))
+        alone = base.transform_filter("datum.is_alone == 1").mark_circle(size=42, opacity=1)
+        point = alone.encode(y=alt.Y(f"{value}:Q", title=title))
+        return alt.layer(band, line, point).properties(width=style.WIDTH, height=height)
+
+    measured = [value for value in ("error", "loss") if any(row[value] is not None for row in curves)]
+    titles = {"error": ("error, %", 220), "loss": ("cross-entropy, nats", 170)}
+    return alt.vconcat(
+        *(panel(value, *titles[value], last=value == measured[-1]) for value in measured),
+        data=style.csv_data(curves),
+        spacing=14,
+    )

@@ -1,0 +1,1 @@
+"""How all figures look, which rows they may show, and how they become files."""

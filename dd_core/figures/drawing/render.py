@@ -1,0 +1,71 @@
+"""A chart as files: a page that works offline, a picture and the specification; and a preview for Dagster's UI."""
+
+import base64
+import json
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+
+from dd_core.store.store import write_text
+
+# Dagster stores metadata with every materialisation and loads it with the asset's page.
+PREVIEW_BYTES = 150_000
+_PNG_SCALES = (1.5, 1.0, 0.75, 0.5, 0.35, 0.25)
+_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]:
+    """Write a chart as ``<stem>.html``, ``<stem>.svg`` and ``<stem>.json``, each atomically.
+
+    The page holds the JavaScript of Vega and asks nothing of the network.
+
+    Args:
+        chart: what to draw.
+        folder: is made if need be.
+        stem: file name without extension.
+
+    Returns:
+        The paths by format.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    specification = chart.to_dict()
+    text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
+    contents = {
+        "html": vl_convert.vegalite_to_html(text, vl_version=_VEGA_LITE, bundle=True),
+        "svg": vl_convert.vegalite_to_svg(text, vl_version=_VEGA_LITE),
+        "json": text,
+    }
+    paths = {}
+    for kind, content in contents.items():
+        paths[kind] = folder / f"{stem}.{kind}"
+        write_text(paths[kind], content)
+    return paths
+
+
+def preview_markdown(picture: Path) -> str:
+    """Markdown that shows a picture inline, at most ``PREVIEW_BYTES`` long.
+
+    Args:
+        picture: an SVG or PNG file. An SVG that is too large is drawn as PNG, at the largest scale that fits.
+
+    Raises:
+        ValueError: a PNG is too large, or no scale makes the SVG small enough.
+    """
+    content = picture.read_bytes()
+    if picture.suffix == ".png":
+        candidates = iter([_markdown(content, "image/png")])
+    else:
+        svg = content.decode("utf-8")
+        pngs = (_markdown(vl_convert.svg_to_png(svg, scale=scale), "image/png") for scale in _PNG_SCALES)
+        candidates = (text for part in ([_markdown(content, "image/svg+xml")], pngs) for text in part)
+    for markdown in candidates:
+        if len(markdown) <= PREVIEW_BYTES:
+            return markdown
+    raise ValueError(f"{picture} has no preview of at most {PREVIEW_BYTES} bytes")
+
+
+def _markdown(content: bytes, media_type: str) -> str:
+    return f"![figure](data:{media_type};base64,{base64.b64encode(content).decode('ascii')})"

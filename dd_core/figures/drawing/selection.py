@@ -1,0 +1,152 @@
+"""The rows a figure may show: those of the study's present recipe, and nothing else.
+
+Every query of a figure goes through ``fetch``. Belongs here: which arms have data, and up to which epoch. Does not
+belong here: what the numbers mean.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from dd_core.study.study import Study
+from dd_core.tables.files import TABLES
+
+# Arms and their recipes arrive as two lists of equal length, so that no text of a study becomes part of the SQL.
+# The conditions on study and arm alone are redundant; they let DuckDB skip the folders of all others.
+_CURRENT = """
+    SELECT * FROM {table}
+    WHERE study = $study AND list_contains($arms, arm)
+      AND (arm, recipe) IN (SELECT unnest($arms), unnest($recipes))
+"""
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, study: Study, table: str, sql: str, **parameters: Any
+) -> list[dict[str, Any]]:
+    """Query the study's current rows of a table.
+
+    Args:
+        connection: has the views.
+        study: gives the arms and the recipe hash each must have.
+        table: name of a table.
+        sql: a SELECT over the relation ``rows``, a constant of this package; values go in as ``$name``.
+        **parameters: the values of the query's parameters.
+
+    Returns:
+        One dictionary per row. Numbers that are not finite become None, which Vega-Lite leaves out and JSON can hold;
+        without a view of that table there are no rows.
+    """
+    if not has_view(connection, table):
+        return []
+    arms = study.arms
+    current = {"study": study.name, "arms": list(arms), "recipes": [study.recipe_hash(arm) for arm in arms.values()]}
+    query = f"WITH rows AS ({_CURRENT.format(table=TABLES[table].name)}) {sql}"
+    cursor = connection.execute(query, {**current, **parameters})
+    names = [column[0] for column in cursor.description or ()]
+    return [dict(zip(names, map(_tidy, row), strict=True)) for row in cursor.fetchall()]
+
+
+def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
+    """Whether the table has a view, that is any file."""
+    found = connection.execute("SELECT count(*) FROM duckdb_views() WHERE view_name = $table", {"table": table})
+    return bool((found.fetchone() or (0,))[0])
+
+
+def column_names(connection: duckdb.DuckDBPyConnection, table: str) -> list[str]:
+    """The columns of a table's view, those included that only some files have; none without a view."""
+    sql = "SELECT column_name FROM duckdb_columns() WHERE table_name = $table ORDER BY column_index"
+    return [name for (name,) in connection.execute(sql, {"table": table}).fetchall()]
+
+
+def _tidy(value: Any) -> Any:
+    if isinstance(value, float):
+        # Six digits are more than a screen can show and a third of the characters.
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a table can be drawn.
+
+    Attributes:
+        arms: keys of the arms with current rows, in the order of the study.
+        epoch: the latest checkpoint epoch that all of them have.
+        stale: arms that have rows of another recipe only.
+        missing: arms that have no rows.
+    """
+
+    arms: tuple[str, ...]
+    epoch: int
+    stale: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def note(self, study: Study) -> str | None:
+        """A sentence for the subtitle that says which arms are left out and why, or None."""
+        parts = []
+        if self.stale:
+            parts.append(f"{name_arms(study, self.stale)} (results of an earlier recipe)")
+        if self.missing:
+            parts.append(f"{name_arms(study, self.missing)} (no results yet)")
+        return f"Left out: {', '.join(parts)}" if parts else None
+
+
+def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> Selection | None:
+    """Find the arms with current rows and their latest common checkpoint epoch.
+
+    Returns:
+        None if there are no current rows, or no checkpoint epoch that all arms have.
+    """
+    found = fetch(
+        connection,
+        study,
+        table,
+        "SELECT arm, list(DISTINCT epoch) AS epochs FROM rows WHERE list_contains($epochs, epoch) GROUP BY arm",
+        epochs=list(study.checkpoints),
+    )
+    epochs = {row["arm"]: set(row["epochs"]) for row in found}
+    common = set.intersection(*epochs.values()) if epochs else set()
+    if not common:
+        return None
+    others = connection.execute(
+        f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study", {"study": study.name}
+    ).fetchall()
+    stored = {arm for (arm,) in others}
+    absent = [arm for arm in study.arms if arm not in epochs]
+    return Selection(
+        arms=tuple(arm for arm in study.arms if arm in epochs),
+        epoch=max(common),
+        stale=tuple(arm for arm in absent if arm in stored),
+        missing=tuple(arm for arm in absent if arm not in stored),
+    )
+
+
+def name_arms(study: Study, keys: tuple[str, ...]) -> str:
+    """Arms in words, by variant where there are several: ``k = 2, 4`` or ``s-core k = 2, 4; s-wide k = 8``."""
+    widths: dict[str, list[int]] = {}
+    for key in keys:
+        arm = study.arms[key]
+        widths.setdefault(arm.variant, []).append(arm.k)
+    several = len(study.variants) > 1
+    return "; ".join(
+        (f"{variant} " if several else "") + f"k = {', '.join(map(str, ks))}" for variant, ks in widths.items()
+    )
+
+
+def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> tuple[tuple[str, ...], str | None]:
+    """Keys of the arms with rows of the present recipe, in the order of the study.
+
+    Returns:
+        The keys, and a sentence for the subtitle about the others, if there are any.
+    """
+    if not has_view(connection, table):
+        return (), None
+    current = {row["arm"] for row in fetch(connection, study, table, "SELECT DISTINCT arm FROM rows")}
+    sql = f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study"
+    stored = {arm for (arm,) in connection.execute(sql, {"study": study.name}).fetchall()}
+    arms = tuple(arm for arm in study.arms if arm in current)
+    stale = tuple(arm for arm in study.arms if arm in stored - current)
+    missing = tuple(arm for arm in study.arms if arm not in stored)
+    return arms, Selection(arms, 0, stale, missing).note(study)

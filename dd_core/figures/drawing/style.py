@@ -1,0 +1,294 @@
+"""How all figures look: fonts, sizes, the colours of the things they show, titles, and the axes they share."""
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import altair as alt
+
+from dd_core.study.study import Study
+
+# Okabe & Ito 2008, distinguishable with every common colour blindness. One thing has one colour in all figures.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+TEST, TRAIN, RIGHT_LABEL, WRONG_LABEL, PUBLISHED = BLACK, GREEN, BLUE, VERMILLION, PURPLE
+VALIDATION = ORANGE  # drawn only where nothing is known of test images
+LARGEST_EIGENVALUE, WEIGHT_TRACE = ORANGE, SKY
+GREY = "#595959"
+
+# Arial is what browsers and the renderer's built-in Liberation Sans agree on in width, so text fits in both.
+FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
+WIDTH = 460
+
+DATASETS = {"digits": "scikit-learn digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+ARCHITECTURES = {
+    "preact_resnet18": "pre-activation ResNet18",
+    "preact_resnet10": "pre-activation ResNet10",
+    "cnn5": "5-layer CNN",
+}
+
+
+Panel = alt.LayerChart | alt.FacetChart  # what Altair says properties() of a layered chart returns
+
+
+def data(rows: list[dict[str, Any]]) -> alt.InlineData:
+    """Rows as data of a chart; unlike a data frame they are passed on unchanged and have no row limit."""
+    return alt.InlineData(values=rows)
+
+
+def csv_data(rows: list[dict[str, Any]]) -> alt.InlineData:
+    """Many rows as one CSV text: Altair copies and checks lists value by value, which takes seconds for thousands.
+
+    Args:
+        rows: at least one, all with the same keys; None becomes an empty field, which Vega reads as null.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    numbers = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    parse = {name: "number" if name in numbers else "string" for name in rows[0]}
+    return alt.InlineData(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
+
+
+def describe(study: Study, variants: Sequence[str], epoch: int | None = None) -> list[str]:
+    """The first lines of a subtitle: data set, wrong labels, architecture; trials, epoch."""
+    used = [study.variants[name] for name in variants]
+    noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
+    architecture = " / ".join(
+        sorted({ARCHITECTURES.get(variant.architecture, variant.architecture) for variant in used})
+    )
+    dataset = DATASETS.get(study.data.dataset, study.data.dataset)
+    images = f"{study.data.num_train:,}" if study.data.num_train else "all"
+    trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
+    when = "" if epoch is None else f" · epoch {epoch} of {study.epochs}"
+    return [
+        f"{dataset}, {images} training images, {noise} of them mislabelled",
+        f"{architecture} · {trials}{when}",
+        *([] if study.width_unit == 1 else [f"Widths are fractions: k = 1 is a width of {study.width_unit:g}"]),
+    ]
+
+
+def percent(fraction: float, digits: int = 3) -> str:
+    """A fraction as text, for example ``20 %`` or ``12.8 %``."""
+    return f"{100 * fraction:.{digits}g} %"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a sentence in a row: ``a``, ``a and b``, ``a, b and c``; at least one."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66) -> alt.TopLevelMixin:
+    """Give a chart its title, subtitle and the common configuration.
+
+    Args:
+        chart: any Altair chart; it becomes the top level.
+        title: what is seen, one sentence.
+        subtitle: lines; None is left out.
+        characters: where lines are broken.
+    """
+    heading = alt.TitleParams(text=wrap(title, characters), subtitle=wrap_lines(subtitle, characters))
+    return dress(chart.properties(title=heading))
+
+
+def wrap(title: str, characters: int = 66) -> list[str]:
+    """Break a title into lines, but not within ``k = 4``, ``20 %`` or ``epoch 8``."""
+    held = title.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%").replace("epoch ", "epoch\u00a0")
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, characters, break_on_hyphens=False)]
+
+
+def wrap_lines(subtitle: Iterable[str | None], characters: int = 66) -> list[str]:
+    """Break the lines of a subtitle, whose letters are smaller than those of a title of so many characters."""
+    return [part for line in subtitle if line for part in wrap(line, round(characters * 1.4))]
+
+
+def dress(chart: Any) -> alt.TopLevelMixin:
+    """Apply the common configuration to a chart that has its title."""
+    axis = alt.AxisConfig(
+        labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8,
+        gridColor="#ECECEC", domainColor="#888888", tickColor="#888888", labelFlush=False,
+    )  # fmt: skip
+    configured = chart.configure(
+        font=FONT,
+        background="white",
+        padding=14,
+        axis=axis,
+        view=alt.ViewConfig(stroke=None, continuousWidth=WIDTH, continuousHeight=220),
+        legend=alt.LegendConfig(
+            labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=400, titleLimit=400
+        ),
+        header=alt.HeaderConfig(labelFontSize=12, titleFontSize=12, labelFontWeight="bold"),
+        title=alt.TitleConfig(
+            anchor="start", frame="group", fontSize=15, subtitleFontSize=11, subtitleColor=GREY, offset=14,
+            subtitlePadding=6, lineHeight=19, subtitleLineHeight=15,
+        ),
+    )  # fmt: skip
+    if not isinstance(configured, alt.TopLevelMixin):
+        raise TypeError(f"not a top-level chart: {type(configured).__name__}")
+    return configured
+
+
+def is_wide(widths: Sequence[int]) -> bool:
+    """Whether widths span so much that a linear axis would crowd the narrow ones."""
+    return max(widths) >= 8 * min(widths)
+
+
+def k_axis(widths: Sequence[int], *, labels: bool = True) -> alt.X:
+    """The width axis: logarithmic if the range is wide, with a tick at every width while they fit."""
+    if is_wide(widths):
+        scale = alt.Scale(type="log", base=2, domain=[min(widths) / 1.07, max(widths) * 1.07], nice=False)
+        powers = [k for k in widths if k & (k - 1) == 0]
+        ticks = list(widths) if len(widths) <= 12 or len(powers) < 3 else powers
+    else:
+        scale = alt.Scale(domain=[min(widths) - 0.3, max(widths) + 0.3], nice=False, zero=False)
+        ticks = list(widths) if len(widths) <= 20 else list(widths[:: -(-len(widths) // 20)])
+    axis = alt.Axis(values=ticks, format="d", grid=True, labels=labels, labelOverlap="greedy", labelAngle=0)
+    return alt.X("k:Q", scale=scale, axis=axis, title="width multiplier k" if labels else None)
+
+
+def epoch_scale(last: int) -> tuple[alt.Scale, list[int]]:
+    """An epoch scale that keeps epoch 0 and spreads the early ones (symlog), and its ticks."""
+    ticks = [0]
+    while 10 ** (len(ticks) // 3) <= last:
+        ticks += [10 ** (len(ticks) // 3) * step for step in (1, 2, 5)]
+    crowded = [tick for tick in ticks if 0.8 * last < tick]
+    kept = [tick for tick in ticks if tick not in crowded]
+    return alt.Scale(type="symlog", constant=1, domain=[0, last], nice=False), [*kept, last]
+
+
+INPUT_CURVATURE = "nats per squared standardised pixel"
+TRACE = ["trace of the input Hessian,", INPUT_CURVATURE]
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with so many digits that count, without exponent unless it is very small: ``170``, ``0.024``."""
+    return f"{float(f'{value:.{digits}g}'):,.12g}"
+
+
+def log_scale(rows: list[dict[str, Any]], names: Sequence[str]) -> tuple[alt.Scale, dict[str, Any]]:
+    """A logarithmic scale over whole decades, and axis settings that label just these."""
+    values = [row[name] for row in rows for name in names if row[name] is not None] or [1.0]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    high = max(high, low + 1)
+    short = "datum.value >= 0.01 && datum.value <= 1000 ? format(datum.value, '~g') : format(datum.value, '.0e')"
+    ticks = [10.0**power for power in range(low, high + 1)]
+    return alt.Scale(type="log", domain=[ticks[0], ticks[-1]]), {"values": ticks, "labelExpr": short}
+
+
+def for_log_axis(rows: list[dict[str, Any]], names: Sequence[str], decades: int = 10) -> str | None:
+    """Lift values that a logarithmic axis cannot show (zero) or that would stretch it to its lower edge, in place.
+
+    Args:
+        rows: are changed.
+        names: the columns on the axis.
+        decades: how far below the largest value the axis may reach.
+
+    Returns:
+        A sentence for the subtitle if anything was lifted.
+    """
+    positive = [row[name] for row in rows for name in names if row[name] is not None and row[name] > 0]
+    floor = max(min(positive), max(positive) / 10**decades) if positive else 1.0
+    lifted = False
+    for row in rows:
+        for name in names:
+            if row[name] is not None and row[name] < floor:
+                row[name], lifted = floor, True
+    return f"Values below {floor:.1g}, zero included, are drawn at {floor:.1g}" if lifted else None
+
+
+_SUBSETS = {"all": ("all images", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
+
+
+def by_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table ``curvature`` without the subset "all" of variants that have wrong labels.
+
+    Args:
+        rows: have ``variant`` and ``subset``.
+
+    Returns:
+        The rows, each with its subset in words as ``images``.
+    """
+    noisy = {row["variant"] for row in rows if row["subset"] == "noisy"}
+    kept = [row for row in rows if (row["subset"] == "all") != (row["variant"] in noisy)]
+    return [{**row, "images": _SUBSETS[row["subset"]][0]} for row in kept]
+
+
+def label_colour(rows: list[dict[str, Any]], legend: alt.Legend | None = None) -> alt.Color:
+    """The colour of ``images``, the same in all panels that show a part of these rows; the legend has lines."""
+    shown = [pair for pair in _SUBSETS.values() if any(row["images"] == pair[0] for row in rows)]
+    scale = alt.Scale(domain=[name for name, _ in shown], range=[colour for _, colour in shown])
+    return alt.Color("images:N", scale=scale, legend=legend or line_legend())
+
+
+def line_legend(columns: int = 3) -> alt.Legend:
+    """A legend of lines above the panels."""
+    return alt.Legend(
+        title=None, orient="top", columns=columns, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1
+    )
+
+
+def point_legend(columns: int = 3) -> alt.Legend:
+    """A legend of points above the panels."""
+    return alt.Legend(title=None, orient="top", columns=columns, symbolType="circle", symbolSize=60, symbolOpacity=1)
+
+
+def threshold_rule(k: int | None, widths: Sequence[int], label: str | None = None) -> list[alt.Chart]:
+    """Layers that mark the interpolation threshold, with a label at the top if one is given."""
+    if k is None:
+        return []
+    base = alt.Chart(data([{"k": k}])).encode(x=alt.X("k:Q"))
+    layers = [base.mark_rule(color=GREY, strokeDash=[4, 3], strokeWidth=1.2)]
+    if label:
+        right = k * k > min(widths) * max(widths) if is_wide(widths) else 2 * k > min(widths) + max(widths)
+        text = base.mark_text(
+            align="right" if right else "left", dx=-6 if right else 6, baseline="top", fontSize=11, color=GREY,
+            lineBreak="\n",
+        )  # fmt: skip
+        layers.append(text.encode(y=alt.value(2), text=alt.value(label)))
+    return layers
+
+
+def headroom(rows: list[dict[str, Any]], name: str, share: float) -> alt.Scale:
+    """A scale from 0 with room for a label above the largest value."""
+    highest = max((row[name] for row in rows if row[name] is not None), default=1)
+    return alt.Scale(domain=[0, (1 + share) * highest or 1], nice=True)
+
+
+def by_variant(panels: dict[str, Any]) -> Any:
+    """One panel alone, or panels side by side, each under the name of its variant."""
+    if len(panels) == 1:
+        return next(iter(panels.values()))
+    titled = [
+        panel.properties(title=alt.TitleParams(name, fontSize=12, anchor="start", offset=6))
+        for name, panel in panels.items()
+    ]
+    return alt.concat(*titled, columns=3)
+
+
+def lines_by_variant(lines: dict[str, alt.HConcatChart]) -> alt.VConcatChart:
+    """Rows of panels below each other, each under the name of its variant if there are several."""
+    if len(lines) == 1:
+        return alt.vconcat(*lines.values())
+    titled = [
+        line.properties(title=alt.TitleParams(name, fontSize=12, anchor="start", offset=10))
+        for name, line in lines.items()
+    ]
+    return alt.vconcat(*titled, spacing=30)
+
+
+def heading(width: int, text: str, second_line: str | None = None) -> list[alt.Chart]:
+    """Layers that write a heading above a panel, at one height in a row of panels.
+
+    A title would stand higher over the panel whose axis labels reach above it.
+    """
+    base = alt.Chart(data([{}])).encode(x=alt.value(width / 2))
+    bold = base.mark_text(fontSize=12, fontWeight="bold", baseline="bottom")
+    layers = [bold.encode(y=alt.value(-24 if second_line else -8), text=alt.value(text))]
+    if second_line:
+        plain = base.mark_text(fontSize=11, color=GREY, baseline="bottom")
+        layers.append(plain.encode(y=alt.value(-8), text=alt.value(second_line)))
+    return layers

@@ -1,0 +1,162 @@
+"""What a training will take, said before it begins: who shares what, in which order, how long, at what price."""
+
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dd_core.errors import UserError
+from dd_core.forecast.speed import Known, Prediction
+from dd_core.jobs.job import Job, TrainTask
+from dd_core.jobs.placement import makespan
+from dd_core.machine.devices import Machine
+from dd_core.store.parts import Part
+from dd_core.store.resume_points import trained_epoch
+from dd_core.store.store import Store
+from dd_core.study.price import price_per_gpu_hour
+from dd_core.study.study import Arm, Study
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of a job of training.
+
+    Attributes:
+        job: its tasks say what each arm shares and is predicted to take.
+        predictions: by arm, of its parts together; an arm of which nothing is known is missing.
+        price: per GPU hour, None without one.
+        problem: why the tables could not be looked into.
+    """
+
+    job: Job
+    machine: Machine
+    predictions: dict[Arm, Prediction]
+    price: float | None
+    problem: str = ""
+
+    @property
+    def tasks(self) -> list[TrainTask]:
+        """In the order in which they begin."""
+        return [task for task in self.job.tasks if isinstance(task, TrainTask)]
+
+    @property
+    def seconds(self) -> float | None:
+        """Until the last arm is trained; None where one is unknown."""
+        predicted = [task.predicted_seconds for task in self.tasks]
+        known = [seconds for seconds in predicted if seconds is not None]
+        shares = [Fraction(1, task.workers_per_device or 1) for task in self.tasks]
+        if len(known) < len(predicted):
+            return None
+        limit = self.machine.num_places * self.job.num_workers
+        return makespan(shares, self.machine.num_devices, limit, known)
+
+    def gpu_hours(self, arm: Arm) -> float | None:
+        """Of one arm; None where it is unknown, or trained on a CPU."""
+        if not self.machine.num_gpus or arm not in self.predictions:
+            return None
+        share = next(task.gpu_share for task in self.tasks if task.arm == arm)
+        return self.predictions[arm].seconds * share / 3600
+
+    def metadata(self, arm: Arm) -> dict[str, float]:
+        """For the partitions of an arm."""
+        if arm not in self.predictions:
+            return {}
+        hours = self.gpu_hours(arm)
+        priced = {} if hours is None or self.price is None else {"predicted_cost": hours * self.price}
+        return {"predicted_seconds": self.predictions[arm].seconds, **priced}
+
+    def order(self) -> str:
+        """One line: on what, and in which order."""
+        workers = min(len(self.tasks), self.machine.num_places * self.job.num_workers)
+        return (
+            f"training on {self.machine.describe()} with up to {workers} worker{'s' if workers > 1 else ''}, longest "
+            f"first by predicted cost (FLOPs x epochs), beginning with {self.tasks[0].arm.key}"
+        )
+
+    def describe(self) -> str:
+        """One line: how long, from what, and what it costs."""
+        if self.seconds is None:
+            reason = "nothing has been trained or probed under such conditions yet; the asset resource_probe tells"
+            return f"how long this takes is unknown: {self.problem or reason}"
+        text = f"predicted to take {duration(self.seconds)} from {self._sources()}"
+        if self.machine.num_gpus:
+            hours = sum(self.gpu_hours(arm) or 0.0 for arm in self.predictions)
+            text += f", {hours:.3g} GPU-hours"
+            if self.price is not None:
+                text += f", which cost {hours * self.price:.2f} at {self.price:g} per GPU-hour"
+        return text
+
+    def _sources(self) -> str:
+        counts = Counter(prediction.source for prediction in self.predictions.values())
+        if len(counts) == 1:
+            return next(iter(counts))
+        return " and ".join(
+            f"{source} ({count} arm{'s' if count > 1 else ''})" for source, count in counts.most_common()
+        )
+
+    def compare(self, seconds: float, of_arms: dict[str, float]) -> str:
+        """One line: how far off it was, if all arms finished.
+
+        Args:
+            seconds: from the start of the first arm to the end of the last.
+            of_arms: of each arm that finished, by the name of its task.
+        """
+        took = f"training took {duration(seconds)}"
+        if self.seconds is None or len(of_arms) < len(self.tasks):
+            return took
+        text = f"{took}, predicted {duration(self.seconds)} from {self._sources()}: {_off(seconds, self.seconds)}"
+        ratios = [of_arms[task.name] / task.predicted_seconds - 1 for task in self.tasks if task.predicted_seconds]
+        if len(ratios) > 1:
+            text += f"; single arms between {100 * min(ratios):+.0f} % and {100 * max(ratios):+.0f} %"
+        return text
+
+
+def _off(took: float, predicted: float) -> str:
+    if not predicted:
+        return "it was to take no time"
+    percent = round(100 * (took / predicted - 1))
+    return "as predicted" if not percent else f"{abs(percent)} % {'longer' if percent > 0 else 'shorter'}"
+
+
+def duration(seconds: float) -> str:
+    """For people: ``92 s``, ``14 min``, ``5.2 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _begun(store: Store, study: Study, task: TrainTask) -> int:
+    """The epoch from which training will go on."""
+    if task.trials is None:
+        return trained_epoch(store, study, task.arm)
+    part = Part.of(store, study, task.arm, range(*task.trials))
+    return trained_epoch(part.store, part.study, task.arm)
+
+
+def forecast(store: Store, study: Study, job: Job, machine: Machine) -> Forecast:
+    """Give every task of a job of training its share of the machine, and predict how long it takes.
+
+    Raises:
+        UserError: ``DD_PRICE_PER_GPU_HOUR`` is not a price.
+    """
+    price, problem = price_per_gpu_hour(study), ""
+    try:
+        known = Known.read(store, study, machine)
+    except UserError as error:  # a damaged file, which this very training may replace
+        known, problem = Known(study, machine), str(error)
+    predictions: dict[Arm, Prediction] = {}
+    tasks = []
+    for task in job.tasks:
+        assert isinstance(task, TrainTask)
+        workers = known.workers_per_device(task.arm, len(job.tasks))
+        prediction = known.predict(task.arm, (min(_begun(store, study, task), task.until), task.until), workers)
+        seconds = None
+        if prediction is not None:
+            seconds = prediction.seconds * task.share(study)
+            before = predictions[task.arm].seconds if task.arm in predictions else 0.0
+            predictions[task.arm] = Prediction(before + seconds, prediction.source)
+        given = {"workers_per_device": workers, "threads": machine.threads(workers)}
+        tasks.append(task.model_copy(update={**given, "predicted_seconds": seconds}))
+    room = machine.devices_per_place * max(task.workers_per_device or 1 for task in tasks)
+    num_workers = min(room, machine.num_workers or room, len(tasks))
+    job = job.model_copy(update={"tasks": tuple(tasks), "num_workers": num_workers})
+    return Forecast(job, machine, predictions, price, problem)

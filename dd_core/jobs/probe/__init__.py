@@ -1,0 +1,1 @@
+"""The resource probe as a job: arms timed with one, two, ... workers side by side."""

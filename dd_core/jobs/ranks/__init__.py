@@ -1,0 +1,1 @@
+"""Tasks that several processes share, under torchrun."""

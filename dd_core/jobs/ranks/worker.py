@@ -1,0 +1,87 @@
+"""``python -m dd_core.jobs.ranks.worker JOB``, started by torchrun: one of the processes that share the tasks of a job.
+
+``python -m dd_core.jobs.ranks.worker --launch ...`` is torchrun itself with these arguments, but it ends when its
+stdin is closed: then whoever follows it has died, and the ranks should leave the GPUs.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dd_core.errors import UserError
+from dd_core.jobs.job import HessianTask, Job
+from dd_core.jobs.worker import Events, defect, device_of, prepare_process
+from dd_core.store.store import Store
+
+# After which a collective operation gives up: a rank is gone, and torchrun will begin anew.
+_TIMEOUT_SECONDS = float(os.environ.get("DD_RANK_TIMEOUT", "600"))
+# To be tried again: a peer is gone.
+_TRY_AGAIN = 75
+
+
+def main(path: Path) -> None:
+    """Entry point of a rank."""
+    import torch.distributed as dist
+
+    from dd_core.curvature.parameter_space import process_group
+    from dd_core.machine.memory import set_halvings
+    from dd_core.results.hessian import hessian_of_checkpoint
+
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    events = Events()
+    job = Job.model_validate_json(path.read_text(encoding="utf-8"))
+    prepare_process(job.threads)
+    set_halvings(int(os.environ.get("DD_HALVINGS", "0")))  # after this machine ran out of memory
+    device = device_of(int(os.environ["LOCAL_RANK"]))
+    store = Store(job.root)
+
+    def tell(task: HessianTask, event: dict[str, Any]) -> None:
+        if rank == 0:
+            events.emit(task.name, event)
+
+    with process_group(rank, num_ranks, "env://", device=device, timeout_seconds=_TIMEOUT_SECONDS) as group:
+        for task in job.tasks:
+            assert isinstance(task, HessianTask)
+            started = time.monotonic()
+            tell(task, {"event": "started"})
+            try:
+                hessian_of_checkpoint(job.studies[task.study], task.checkpoint, store, device=device, group=group)
+            except UserError as error:
+                tell(task, {"event": "failed", "error": str(error), "is_user_error": True})
+                continue
+            except Exception as error:
+                traceback.print_exc()
+                if isinstance(error, dist.DistError) or _speaks_of_a_lost_peer(error):
+                    os._exit(_TRY_AGAIN)  # the group cannot be taken down in order any more
+                events.emit(task.name, defect(error))
+                os._exit(1)
+            tell(task, {"event": "finished", "seconds": time.monotonic() - started})
+
+
+def _speaks_of_a_lost_peer(error: Exception) -> bool:
+    """Whether gloo raised it, which knows only RuntimeError, because the other end is gone."""
+    words = ("gloo", "connection closed by peer", "connection reset", "connection refused", "timed out")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def _launch(arguments: list[str]) -> None:
+    """Be torchrun."""
+    from torch.distributed.run import main as torchrun
+
+    def end_with_stdin() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), 15)
+
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    torchrun(arguments)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--launch":
+        _launch(sys.argv[2:])
+    else:
+        main(Path(sys.argv[1]))

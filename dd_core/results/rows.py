@@ -1,0 +1,134 @@
+"""Per-image curvature of a range of a checkpoint's rows, from weights to columns; knows nothing of files.
+
+A row is a training image of a trial; rows are numbered trial after trial, in the order of the trial's image ids. Every
+row says whose it is, so that ranges computed apart can be proven to be the whole, each once.
+"""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dd_core.curvature.input_space.finite_difference import finite_difference_curvature
+from dd_core.curvature.input_space.per_image import per_image_curvature
+from dd_core.data.augmentation import PlainImages
+from dd_core.data.datasets import load
+from dd_core.data.trials import TrialData
+from dd_core.models.build import build
+from dd_core.models.stacking import load_state
+from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
+from dd_core.study.study import Checkpoint, Study
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+Families = dict[str, dict[str, Any]]
+
+
+def trained_network(study: Study, checkpoint: Checkpoint, weights: dict[str, Tensor], trial: int) -> nn.Module:
+    """One trial's network in eval mode, on the CPU, in channels-last memory.
+
+    Args:
+        study: gives the architecture.
+        checkpoint: gives the width.
+        weights: of all trials, (T, ...) by name.
+        trial: which of them.
+    """
+    shape = (IMAGE_SHAPES[study.data.dataset][2], NUM_CLASSES[study.data.dataset])
+    model = build(study.variants[checkpoint.arm.variant].architecture, checkpoint.arm.k, *shape)
+    load_state(model, {name: tensor[trial] for name, tensor in weights.items()})
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def standardised(study: Study, data: TrialData, ids: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Images (N, channels, height, width) as a trial's training saw them, without augmentation."""
+    return PlainImages(load(study.data.dataset).images, [ids], [data], device, dtype).batch(0, len(ids))
+
+
+def compute_rows(
+    study: Study,
+    checkpoint: Checkpoint,
+    weights: dict[str, Tensor],
+    data: list[TrialData],
+    rows: tuple[int, int],
+    families: Families,
+    device: torch.device,
+    trials: Collection[int],
+) -> tuple[dict[str, np.ndarray], float]:
+    """Every column the families stand for, with ``trial`` and ``image_id``, for rows start to stop of some trials.
+
+    Args:
+        study: the study.
+        checkpoint: whose weights.
+        weights: of all trials, (T, ...) by name.
+        data: of every trial.
+        rows: start and stop.
+        families: as ``CurvatureSettings.families`` gives them.
+        device: where to compute.
+        trials: those that have weights; rows of others are left out.
+
+    Returns:
+        Columns, one value for each row that is not left out, and seconds of computing.
+
+    Raises:
+        UserError: the weights are not finite, or there is not memory for one image.
+    """
+    num_images, started = len(data[0].train_ids), time.monotonic()
+    parts: list[dict[str, np.ndarray]] = []
+    for trial in range(rows[0] // num_images, (rows[1] - 1) // num_images + 1):
+        if trial not in trials:
+            continue
+        start = max(rows[0] - trial * num_images, 0)
+        stop = min(rows[1] - trial * num_images, num_images)
+        model = trained_network(study, checkpoint, weights, trial)
+        values = _of_trial(study, model, data[trial], (start, stop), study.seed + trial, families, device)
+        ids = data[trial].train_ids[start:stop]
+        parts.append({"trial": np.full(len(ids), trial), "image_id": ids, **values})
+    if not parts:
+        return {"trial": np.zeros(0, int), "image_id": np.zeros(0, int)}, time.monotonic() - started
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, time.monotonic() - started
+
+
+def _of_trial(
+    study: Study,
+    model: nn.Module,
+    data: TrialData,
+    positions: tuple[int, int],
+    seed: int,
+    families: Families,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """The families' columns for some training images of one trial."""
+    ids = data.train_ids[slice(*positions)]
+    labels = torch.from_numpy(data.train_labels[slice(*positions)]).to(device)
+    image_ids = torch.from_numpy(ids).to(device)
+    columns: dict[str, np.ndarray] = {}
+    if hessian := families.get("hessian"):
+        precision = _DTYPES[hessian["precision"]]
+        dtype = torch.float64 if precision == torch.float64 else torch.float32
+        curvature = per_image_curvature(
+            model.to(device, dtype),
+            standardised(study, data, ids, device, dtype),
+            labels,
+            image_ids=image_ids,
+            method=hessian["estimator"],
+            precision=precision,
+            relative_error=hessian.get("relative_error", 0.01),
+            num_probes=hessian.get("num_probes"),
+            seed=seed,
+        )
+        columns |= {name: values.numpy() for name, values in curvature.columns.items()}
+        columns["method"] = np.full(len(ids), curvature.method)
+    if difference := families.get("finite_difference"):
+        values = finite_difference_curvature(
+            model.to(device, torch.float32),
+            standardised(study, data, ids, device, torch.float32),
+            labels,
+            image_ids,
+            seed=seed,
+            **difference,
+        )
+        columns |= {name: value.numpy() for name, value in values.items()}
+    return columns

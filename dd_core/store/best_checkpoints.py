@@ -1,0 +1,78 @@
+"""The best checkpoints of each trial, by lowest loss on its validation images, beside those that the study names."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd_core.errors import StaleError
+from dd_core.store.checkpoints import identity, read_tensors, save_tensors
+from dd_core.store.files import remove
+from dd_core.store.provenance import harmed_best
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+
+
+def save_best(
+    store: Store, study: Study, arm: Arm, trial: int, epoch: int, loss_val_nats: float, weights: dict[str, Tensor]
+) -> None:
+    """Keep one trial's weights (those of a plain network) at an epoch; equal weights give equal files."""
+    path = _path(store, study, arm, trial, epoch)
+    save_tensors(path, weights, {"checkpoint": f"{study.name}/{arm.key}/{trial}/{epoch}"})
+    manifest = {
+        "kind": "best checkpoint",
+        **identity(study, arm),
+        "trial": trial,
+        "epoch": epoch,
+        "loss_val_nats": loss_val_nats,
+        "torch_version": torch.__version__,
+        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    store.write_manifest(path.with_suffix(".json"), manifest, {"weights": path})
+
+
+def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A trial's weights where its loss_val_nats was lowest, as those of a plain network, and their manifest.
+
+    Raises:
+        StaleError: none was kept (no validation images, or ``keep_best: 0``), or it is damaged or of another recipe.
+    """
+    for harm in harmed_best(store, study, arm):
+        if f"trial-{trial:03d}.epoch-" in harm:
+            key = Checkpoint(arm, study.checkpoints[-1]).key
+            raise StaleError(
+                f"{harm}; run: dagster asset materialize --select '{study.name}/checkpoints' --partition '{key}'"
+            )
+    found = [
+        (manifest["loss_val_nats"], manifest["epoch"], manifest)
+        for manifest in best_manifests(store, study, arm, f"trial-{trial:03d}.*.json")
+    ]
+    if not found:
+        raise StaleError(
+            f"no best checkpoint of trial {trial} of {arm.key} in {study.name} is kept; it needs data.num_validation "
+            "and keep_best in the study, and training"
+        )
+    manifest = min(found, key=lambda entry: entry[:2])[2]
+    tensors, _ = read_tensors(store.verify(manifest, "weights"))
+    return tensors, manifest
+
+
+def best_manifests(store: Store, study: Study, arm: Arm, pattern: str = "trial-*.json") -> list[dict[str, Any]]:
+    """The manifests of the best checkpoints that are kept, of this recipe."""
+    own = identity(study, arm)
+    manifests = store.read_manifests(sorted(store.best_folder(study.name, arm.key).glob(pattern)))
+    return [m for m in manifests if m is not None and all(m.get(key) == value for key, value in own.items())]
+
+
+def prune_best(store: Store, study: Study, arm: Arm, kept: list[list[int]]) -> None:
+    """Remove all but the epochs named, trial by trial; the manifests go first."""
+    wanted = {_path(store, study, arm, trial, epoch).stem for trial, epochs in enumerate(kept) for epoch in epochs}
+    for suffix in ("json", "safetensors"):
+        found = store.best_folder(study.name, arm.key).glob(f"*.{suffix}")
+        remove(*(path for path in sorted(found) if path.stem not in wanted))
+
+
+def _path(store: Store, study: Study, arm: Arm, trial: int, epoch: int) -> Path:
+    return store.best_folder(study.name, arm.key) / f"trial-{trial:03d}.epoch-{epoch:04d}.safetensors"

@@ -1,0 +1,147 @@
+"""Weights on disk: checkpoints with their manifests, and the rolling point from which training resumes."""
+
+import datetime
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dd_core.data.datasets import load
+from dd_core.errors import StaleError
+from dd_core.store.files import local_copy, write_atomically
+from dd_core.store.provenance import checkpoint_manifest
+from dd_core.store.store import Store
+from dd_core.study.measured import measured
+from dd_core.study.study import Arm, Checkpoint, Study
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors atomically as safetensors (no pickle)."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary, metadata)
+        except SafetensorError as error:
+            # It reports what the operating system said, a full disk for instance, in words: "... (os error 28)".
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
+
+    write_atomically(path, write)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata.
+
+    Raises:
+        StaleError: the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(local_copy(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StaleError(f"{path} cannot be read as safetensors ({error})") from error
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of tensors, independent of the order they are kept in."""
+    result = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        result.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        result.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
+
+
+def save_checkpoint(
+    store: Store,
+    study: Study,
+    checkpoint: Checkpoint,
+    states: list[tuple[int, dict[str, Tensor]]],
+    tables: dict[str, tuple[Path, int]],
+    headline: dict[str, float],
+    device: str,
+    ended: dict[int, dict[str, Any]],
+) -> None:
+    """Write the weights of all trials, then the manifest that vouches for them and for the metrics up to them.
+
+    Args:
+        store: where to.
+        study: the study trained.
+        checkpoint: which arm and epoch.
+        states: of every stack, its number of trials and stacked weights.
+        tables: the metric files of this segment and their row counts.
+        headline: mean over trials of the evaluation, for people.
+        device: what it was computed on.
+        ended: trials that ended before the arm did, and how.
+    """
+    # (T*n, ...) of each stack becomes (T, n, ...), and the stacks follow each other along the trials.
+    stacked = {
+        name: torch.cat([state[name].unflatten(0, (count, -1)) for count, state in states]) for name in states[0][1]
+    }
+    path = store.checkpoint_path(study.name, checkpoint)
+    # A single entry, because safetensors writes several in random order: equal weights shall be equal files.
+    save_tensors(path, stacked, {"checkpoint": f"{study.name}/{checkpoint.key}"})
+    manifest = {
+        "kind": "checkpoint",
+        **identity(study, checkpoint.arm),
+        "epoch": checkpoint.epoch,
+        "recipe_content": study.recipe(checkpoint.arm),
+        "measured": measured(study),
+        "headline": headline,
+        "rows": {name: rows for name, (_, rows) in tables.items()},
+        "device": device,
+        "ended": {str(trial): ending for trial, ending in ended.items()},
+        "torch_version": torch.__version__,
+        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    files = {"weights": path, **{name: file for name, (file, _) in tables.items()}}
+    store.write_manifest(store.checkpoint_manifest_path(study.name, checkpoint), manifest, files)
+
+
+def identity(study: Study, arm: Arm) -> dict[str, Any]:
+    """What ties a result to its recipe and data; compared before anything is used."""
+    return {
+        "study": study.name,
+        "arm": arm.key,
+        "recipe": study.recipe_hash(arm),
+        "trials": study.trials,
+        "data_sha256": load(study.data.dataset).sha256,
+    }
+
+
+def check_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The manifest of a checkpoint after its identity and every file it vouches for have been checked.
+
+    Raises:
+        StaleError: there is no such checkpoint, or it is damaged, or of another recipe or data set.
+    """
+    manifest = checkpoint_manifest(store, study, checkpoint)
+    for name, value in identity(study, checkpoint.arm).items():
+        if manifest.get(name) != value:
+            raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has another {name}; train it again")
+    for role in manifest["files"]:
+        store.verify(manifest, role)
+    return manifest
+
+
+def load_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The stacked weights of all trials and their manifest, after every check.
+
+    Returns:
+        Weights by name with the trials as leading dimension, (T, ...), so that ``weights[name][trial]`` fits a plain
+        network and ``weights[name][trials].flatten(0, 1)`` a stacked one; the manifest.
+
+    Raises:
+        StaleError: there is no such checkpoint, or it is damaged, or of another recipe or data set.
+    """
+    manifest = check_checkpoint(store, study, checkpoint)
+    tensors, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
+    return tensors, manifest

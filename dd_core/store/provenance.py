@@ -1,0 +1,83 @@
+"""Which results are there and still true of the study file: manifests compared with recipes. Needs no torch.
+
+The orchestrator asks here what is to be done; workers ask again, with the stricter checks that open the files.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from dd_core.errors import StaleError
+from dd_core.store.parts import PartStore
+from dd_core.store.resume_points import resume_metadata
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+
+
+def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The manifest of a checkpoint of the study's present recipe; opens no large file.
+
+    Raises:
+        StaleError: there is none, or it is of another recipe.
+    """
+    path = store.checkpoint_manifest_path(study.name, checkpoint)
+    manifest = store.read_manifest(path)
+    if manifest is None and path.exists():
+        raise StaleError(
+            f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; train it again"
+        )
+    return _of_present_recipe(manifest, study, checkpoint)
+
+
+def _of_present_recipe(manifest: dict[str, Any] | None, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+    if manifest is None:
+        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has not been trained")
+    recipe = study.recipe_hash(checkpoint.arm)
+    if manifest.get("recipe") != recipe:
+        raise StaleError(
+            f"checkpoint {checkpoint.key} of {study.name} was trained with another recipe ({manifest.get('recipe')}, "
+            f"the study file now says {recipe}); train it again"
+        )
+    return manifest
+
+
+def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None) -> dict[Checkpoint, dict[str, Any]]:
+    """The study's checkpoints that exist in its present recipe, with their manifests."""
+    wanted = [checkpoint for checkpoint in study.iter_checkpoints() if arms is None or checkpoint.arm in arms]
+    manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, checkpoint) for checkpoint in wanted])
+    found = {}
+    for checkpoint, manifest in zip(wanted, manifests, strict=True):
+        with contextlib.suppress(StaleError):
+            found[checkpoint] = _of_present_recipe(manifest, study, checkpoint)
+    return found
+
+
+def live_trials(manifest: dict[str, Any]) -> list[int]:
+    """The trials that have weights at a checkpoint: all but those that diverged before it."""
+    ended = manifest.get("ended", {})
+    return [t for t in range(manifest["trials"]) if ended.get(str(t), {}).get("status") != "diverged"]
+
+
+def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
+    """Sentences about best checkpoints of an arm that are missing or damaged, as far as its resume point knows them."""
+    folder = store.best_folder(study.name, arm.key)
+    # A part hands them over to the arm. A resume point before the last checkpoint, after a kill in between, knows less
+    # than what was settled since.
+    metadata = {} if isinstance(store, PartStore) else resume_metadata(store, study, arm)
+    last = max((int(path.stem) for path in store.arm_folder(study.name, arm.key).glob("[0-9]*.json")), default=0)
+    if int(metadata.get("epoch", 0)) < last:
+        metadata = {}
+    progress = enumerate(json.loads(metadata.get("progress", "[]")))
+    kept = {f"trial-{trial:03d}.epoch-{epoch:04d}" for trial, own in progress for _, epoch in own.get("kept", [])}
+    there = {path.stem for path in folder.glob("trial-*.json")}
+    for stem in sorted(kept | there):
+        path = folder / f"{stem}.safetensors"
+        manifest = store.read_manifest(path.with_suffix(".json"))
+        if manifest is None:
+            yield f"{path.with_suffix('.json')}, the manifest of a best checkpoint, is missing or damaged"
+            continue
+        try:
+            store.verify(manifest, "weights")
+        except StaleError as error:
+            yield str(error)

@@ -1,0 +1,1 @@
+"""What a user writes, typed and validated: studies, recipes, monitors, curvature, resources. Needs no torch."""

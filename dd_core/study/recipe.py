@@ -1,0 +1,184 @@
+"""What a training recipe is made of: data and split, model, optimiser, schedule, precision, when to stop.
+
+Everything here that changes the weights is part of the recipe hash (``dd_core.study.study``). Needs no torch.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from dd_core.study.yaml_files import Strict
+
+
+def _added(default: Any, **settings: Any) -> Any:
+    """A key that did not exist when the first results were made: at its default it leaves their recipe as it was."""
+    return Field(default=default, json_schema_extra={"left_out_of_recipe_at_default": True}, **settings)
+
+
+def _apart(default: Any, **settings: Any) -> Any:
+    """A key that changes how fast or where something runs, and never a weight: no part of the recipe."""
+    return Field(default=default, json_schema_extra={"left_out_of_recipe": True}, **settings)
+
+
+DATASETS = ("digits", "cifar10", "cifar100")
+ARCHITECTURES = ("preact_resnet18", "preact_resnet10", "cnn5")
+# The name of somebody's data set or network.
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
+
+
+class Data(Strict):
+    """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
+
+    dataset: Label = Field(description="of a study that is imported, any name; what is trained here needs DATASETS")
+    num_train: int | None = Field(
+        default=None,
+        ge=2,
+        description="Training images. digits: every trial draws its own, the rest is the test set. CIFAR: a subset "
+        "drawn per trial from the official training set; null takes all that is not for validation.",
+    )
+    num_validation: int = _added(
+        0,
+        ge=0,
+        description="Images with true labels, drawn per trial, that are neither trained on nor tested on: what early "
+        "stopping, plateaus and the best checkpoints look at. digits: from those left by num_train; CIFAR: from the "
+        "official training set.",
+    )
+
+
+class Augmentation(Strict):
+    """Random shift (padding with the background, raw value 0) and flip, drawn anew for every image and epoch."""
+
+    shift_x: int = Field(default=0, ge=0, description="largest horizontal shift, pixels")
+    shift_y: int = Field(default=0, ge=0, description="largest vertical shift, pixels")
+    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+
+
+# What early stopping and plateaus may look at; the test set is for no decision.
+WatchedMetric = Literal["loss_val_nats", "acc_val", "train_loss", "train_error"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+
+class EarlyStopping(Strict):
+    """End a trial whose metric has not improved for ``patience`` evaluations; its weights stay as they are then."""
+
+    metric: WatchedMetric = "loss_val_nats"
+    patience: int = Field(ge=1, description="evaluations (every evaluation.every epochs) without improvement")
+    min_delta: float = Field(default=0.0, ge=0, description="an improvement must be larger than this")
+
+
+class Optimizer(Strict):
+    """torch.optim.Adam, AdamW or SGD with its settings."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="as in torch.optim: an L2 penalty, for adamw decoupled from the gradient"
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="sgd only")
+    nesterov: bool = _added(False, description="sgd with momentum only")
+    betas: tuple[float, float] = _added((0.9, 0.999), description="adam and adamw only, each from 0 to below 1")
+    decay_all: bool = _added(
+        True, description="false: weight decay spares biases and the parameters of normalisation layers"
+    )
+    clip_norm: float | None = _added(
+        None, gt=0, description="largest norm of each trial's gradient over all its parameters; null: not clipped"
+    )
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_optimizer(self) -> "Optimizer":
+        if self.name != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov belong to sgd; {self.name} has betas")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        if self.name == "sgd" and self.betas != (0.9, 0.999):
+            raise ValueError("betas belong to adam and adamw; sgd has momentum")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: each must lie from 0 to below 1, not {list(self.betas)}")
+        return self
+
+
+class Schedule(Strict):
+    """The learning rate of every step, as a multiple of the optimiser's.
+
+    constant; cosine to ``final`` over all steps after ``warmup_epochs`` of linear warm-up; step: times ``factor`` at
+    the end of every epoch in ``milestones``; inverse_sqrt: 1 / sqrt(1 + floor(t / period)) at step t; plateau: times
+    ``factor`` whenever a trial's ``metric`` has not improved for more than ``patience`` evaluations.
+    """
+
+    name: Literal["constant", "cosine", "step", "inverse_sqrt", "plateau"] = "constant"
+    period: int = Field(default=512, ge=1, description="inverse_sqrt only, steps")
+    warmup_epochs: float = _added(0.0, ge=0, description="linear from 0, before any schedule")
+    final: float = _added(0.0, ge=0, le=1, description="cosine only, multiple of the learning rate at the end")
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = _added((), description="step only, ascending epochs")
+    factor: float = _added(0.1, gt=0, lt=1, description="step and plateau only")
+    metric: WatchedMetric = _added("loss_val_nats", description="plateau only, of the evaluation, for each trial")
+    patience: int = _added(10, ge=0, description="plateau only, evaluations (every evaluation.every epochs)")
+    threshold: float = _added(1e-4, ge=0, lt=1, description="plateau only, smallest relative improvement")
+    smallest: float = _added(0.0, ge=0, lt=1, description="plateau only, smallest multiple of the learning rate")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_schedule(self) -> "Schedule":
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("milestones belong to step, which needs at least one")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must ascend, not {list(self.milestones)}")
+        plateau = {field: ("plateau",) for field in ("metric", "patience", "threshold", "smallest")}
+        for field, owners in {"final": ("cosine",), "factor": ("step", "plateau"), **plateau}.items():
+            if self.name not in owners and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} belongs to {' and '.join(owners)}, not to {self.name}")
+        return self
+
+
+class Variant(Strict):
+    """One training recipe; with a width k it is an arm."""
+
+    architecture: Label = Field(
+        description="of a study that is imported, any name; what is trained here: ARCHITECTURES"
+    )
+    label_noise: float = Field(
+        default=0.0, ge=0, lt=1, description="share of training labels replaced by another class"
+    )
+    batch_size: int = Field(ge=1)
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    early_stopping: EarlyStopping | None = _added(None, description="null: every trial trains to the last epoch")
+    precision: Precision = _added(
+        "float32",
+        description="of matrix products and convolutions; weights, optimiser and BatchNorm statistics stay float32. "
+        "tf32 is float32 on a CPU; bfloat16 and float16 are torch.autocast, float16 with gradient scaling",
+    )
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = _added(
+        None, description="mode of torch.compile for the network; reduce-overhead uses CUDA graphs. null: as it is"
+    )
+    workers_per_gpu: int = _apart(
+        3, ge=1, le=16, description="arms that may share a GPU, unless the resource probe has found another number"
+    )
+
+    @property
+    def is_stackable(self) -> bool:
+        """Whether trials may share a network: not where each needs a learning rate or gradient scale of its own."""
+        return self.schedule.name != "plateau" and self.precision != "float16"
+
+    @property
+    def watched_metrics(self) -> dict[str, WatchedMetric]:
+        """The metrics of evaluations that change the training, by the path of the key that names them."""
+        watched: dict[str, WatchedMetric] = {}
+        if self.schedule.name == "plateau":
+            watched["schedule.metric"] = self.schedule.metric
+        if self.early_stopping is not None:
+            watched["early_stopping.metric"] = self.early_stopping.metric
+        return watched
+
+
+def recipe_of(model: BaseModel) -> dict[str, Any]:
+    """All keys and values as plain JSON, without added keys at their defaults and those that change no weight."""
+    content: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value, extra = getattr(model, name), field.json_schema_extra
+        if isinstance(extra, dict) and (
+            extra.get("left_out_of_recipe") or (extra.get("left_out_of_recipe_at_default") and value == field.default)
+        ):
+            continue
+        content[name] = recipe_of(value) if isinstance(value, BaseModel) else value
+    return content

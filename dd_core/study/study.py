@@ -1,0 +1,323 @@
+"""What a study is: typed, validated, hashable descriptions; ``dd_core.study.files`` reads them from YAML.
+
+Belongs here: the words of the platform (study, variant, arm, checkpoint), their keys, and the recipe hash that ties
+every stored result to what produced it. Does not belong here: anything that needs torch, or touches results on disk.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+
+from dd_core.errors import UserError
+from dd_core.study.curvature import CurvatureSettings, shards
+from dd_core.study.hessian import HessianSettings
+from dd_core.study.monitors import MonitorSettings
+from dd_core.study.recipe import ARCHITECTURES, DATASETS, Data, Variant, recipe_of
+from dd_core.study.resources import Resources
+from dd_core.study.yaml_files import Strict
+
+# Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
+TRAINER_VERSION = "1"
+
+# Keys appear in Dagster partition keys ("arm|epoch", ranges "a...b"), in file names and in hive paths: no bars, commas,
+# brackets, dots (the dot separates variant and k) or slashes.
+_VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Both are parts of names of files, temporary ones and locks among them, which may have 255 bytes.
+_LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
+_NUM_DIGITS = 1797
+_NUM_CIFAR = 50_000  # official training images
+# What is trained here has partition keys of three digits, and this project's networks are no wider.
+_MOST_TRAINED_K = 999
+LARGEST_K = 65_536  # of imported studies
+_MOST_TRAINED_TRIALS = 100
+# DuckDB reads a folder called study=null as no value at all.
+_RESERVED_STUDY_NAMES = {"none", "tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
+
+
+class Evaluation(Strict):
+    """When the whole training and test sets are evaluated, and for which of these the per-image values are kept."""
+
+    every: int = Field(default=1, ge=1, description="epochs; checkpoint epochs are always evaluated")
+    image_progress: Literal["evaluations", "checkpoints"] = "evaluations"
+
+
+def _has_room(name: str, most: int, where: str) -> None:
+    if len(name) > most:
+        raise ValueError(f"{where}: {name[:20]}… has {len(name)} characters; at most {most} fit into names of files")
+
+
+def _unique(values: tuple[int, ...]) -> tuple[int, ...]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"listed twice: {', '.join(map(str, repeated))}")
+    return tuple(sorted(values))
+
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_K)], ...], Field(min_length=1), AfterValidator(_unique)]
+Epochs = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_unique)]
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """A variant at one width; all its trials train together."""
+
+    variant: str
+    k: int
+
+    @property
+    def key(self) -> str:
+        """For example ``s-core.k008``."""
+        return f"{self.variant}.k{self.k:03d}"
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """The weights of all trials of one arm after ``epoch`` epochs (0: the initialisation)."""
+
+    arm: Arm
+    epoch: int
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key, for example ``s-core.k008|0200``."""
+        return f"{self.arm.key}|{self.epoch:04d}"
+
+
+class Study(Strict):
+    """One question. Its name is the name of its file."""
+
+    name: str
+    description: str = Field(min_length=1)
+    imported: bool = Field(
+        default=False, description="metrics of another system (dd_assets.import_metrics); nothing is trained"
+    )
+    data: Data
+    variants: dict[str, Variant] = Field(min_length=1)
+    widths: Widths
+    width_unit: float = Field(
+        default=1.0, gt=0, description="imported only: the width that k = 1 stands for, where widths are fractions"
+    )
+    trials: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    epochs: int = Field(ge=1, le=9999)
+    checkpoints: Epochs
+    evaluation: Evaluation = Evaluation()
+    keep_best: int = Field(
+        default=3, ge=0, le=100, description="checkpoints of each trial kept beside these, by lowest loss_val_nats"
+    )
+    monitors: MonitorSettings = MonitorSettings()
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0, description="for costs in the table runs; null: DD_PRICE_PER_GPU_HOUR, or no costs"
+    )
+    curvature: CurvatureSettings = CurvatureSettings()
+    hessian: HessianSettings = HessianSettings()
+    resources: Resources | None = Field(
+        default=None, description="what its jobs ask for on a cluster; null: what the settings of the cluster say"
+    )
+    _first_trial: int = PrivateAttr(default=0)
+    _whole: "Study | None" = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Study":
+        if not _STUDY_NAME.fullmatch(self.name) or self.name in _RESERVED_STUDY_NAMES:
+            raise ValueError(
+                f"name: {self.name!r} must match {_STUDY_NAME.pattern} and not be one of the platform's own"
+            )
+        _has_room(self.name, _LONGEST_STUDY_NAME, "name")
+        for variant in self.variants:
+            if not _VARIANT_NAME.fullmatch(variant):
+                raise ValueError(
+                    f"variants.{variant}: a name is lower-case letters and digits joined by single hyphens"
+                )
+            _has_room(variant, _LONGEST_VARIANT_NAME, "variants")
+        if self.checkpoints[-1] > self.epochs:
+            raise ValueError(f"checkpoints: epoch {self.checkpoints[-1]} is beyond the last epoch, {self.epochs}")
+        difference = self.curvature.finite_difference
+        for where, epochs in (("hessian", self.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+            unknown = sorted(set(epochs or ()) - set(self.checkpoints))
+            if unknown:
+                raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+        if self.imported:
+            return self  # how it was trained is not for us to refuse
+        self._is_ours()
+        num_train, num_validation = self.data.num_train, self.data.num_validation
+        available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
+        if (num_train or 2) + num_validation > available:
+            and_more = f" and {num_validation} for validation" if num_validation else ""
+            raise ValueError(
+                f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
+                f"{and_more} are more than the {available} of {self.data.dataset}"
+            )
+        side = 8 if self.data.dataset == "digits" else 32
+        for name, variant_ in self.variants.items():
+            for axis in ("shift_x", "shift_y"):
+                if getattr(variant_.augmentation, axis) >= side:
+                    raise ValueError(
+                        f"variants.{name}.augmentation.{axis}: must be below {side}, or nothing of an image of "
+                        f"{self.data.dataset}, {side} pixels wide and high, may be left"
+                    )
+            schedule = variant_.schedule
+            for key, metric in variant_.watched_metrics.items():
+                if metric in ("loss_val_nats", "acc_val") and not num_validation:
+                    raise ValueError(
+                        f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation, or name "
+                        "train_loss or train_error"
+                    )
+            if schedule.warmup_epochs >= self.epochs:
+                raise ValueError(
+                    f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
+                    f"{self.epochs}"
+                )
+            if schedule.milestones and schedule.milestones[-1] >= self.epochs:
+                raise ValueError(
+                    f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
+                    f"epoch, {self.epochs}"
+                )
+            size = variant_.batch_size
+            if size > self.num_train_images:
+                raise ValueError(
+                    f"variants.{name}.batch_size: {size} images in a batch but only {self.num_train_images} to train on"
+                )
+            # The last stage of a ResNet leaves one pixel of a digit, and BatchNorm needs two values to normalise.
+            is_narrow = self.data.dataset == "digits" and variant_.architecture != "cnn5"
+            if is_narrow and (size == 1 or self.num_train_images % size == 1):
+                raise ValueError(
+                    f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
+                    "which BatchNorm cannot normalise; choose another size"
+                )
+        return self
+
+    def _is_ours(self) -> None:
+        """Refuse what can be imported, but not trained here."""
+        limits = {f"widths.{i}": (k, _MOST_TRAINED_K) for i, k in enumerate(self.widths)}
+        for path, (value, most) in {**limits, "trials": (self.trials, _MOST_TRAINED_TRIALS)}.items():
+            if value > most:
+                raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
+        names = {"data.dataset": (self.data.dataset, DATASETS)}
+        names |= {
+            f"variants.{name}.architecture": (variant.architecture, ARCHITECTURES)
+            for name, variant in self.variants.items()
+        }
+        for path, (name, known) in names.items():
+            if name not in known:
+                raise ValueError(f"{path}: Input should be {' or '.join(map(repr, known))} (got {name!r})")
+        if self.width_unit != 1:
+            raise ValueError("width_unit: is for imported studies only")
+
+    def part(self, trials: range) -> "Study":
+        """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
+        part = self.model_copy(update={"trials": len(trials)})
+        part._first_trial, part._whole = trials.start, self.whole
+        return part
+
+    @property
+    def whole(self) -> "Study":
+        """The study that this is a part of, or itself."""
+        return self._whole or self
+
+    @property
+    def first_trial(self) -> int:
+        """The number of its first trial; above 0 only in a part."""
+        return self._first_trial
+
+    @property
+    def trial_numbers(self) -> range:
+        """The numbers of its trials; with the seed they determine all randomness."""
+        return range(self.first_trial, self.first_trial + self.trials)
+
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        """All arms by key, in the order of the file: variants, then widths."""
+        arms = (Arm(variant, k) for variant in self.variants for k in self.widths)
+        return {arm.key: arm for arm in arms}
+
+    @property
+    def num_train_images(self) -> int:
+        """Training images of each trial.
+
+        Raises:
+            UserError: it is a data set of others, of which nobody has said how many.
+        """
+        if self.data.num_train is None and self.data.dataset not in DATASETS:
+            raise UserError(
+                f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
+                "file, as data.num_train"
+            )
+        available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
+        return self.data.num_train or available - self.data.num_validation
+
+    @property
+    def curvature_ranges(self) -> list[tuple[int, int]]:
+        """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""
+        # The published mean loss couples the images of a batch, so no range may cut one.
+        multiple = self.curvature.finite_difference.mean_batch_size or 1
+        return shards(self.trials, self.num_train_images, multiple)
+
+    @property
+    def hessian_epochs(self) -> tuple[int, ...]:
+        """The checkpoint epochs at which the Hessian in the weights is looked at."""
+        return self.hessian.epochs or self.checkpoints[-1:]
+
+    @cached_property
+    def epoch_keys(self) -> tuple[str, ...]:
+        """The epoch half of the partition keys, four digits each."""
+        return tuple(f"{epoch:04d}" for epoch in self.checkpoints)
+
+    def iter_checkpoints(self) -> Iterator[Checkpoint]:
+        """All checkpoints, arm by arm."""
+        return (Checkpoint(arm, epoch) for arm in self.arms.values() for epoch in self.checkpoints)
+
+    def checkpoint(self, key: str) -> Checkpoint:
+        """Parse a partition key.
+
+        Raises:
+            UserError: no such arm or epoch in this study.
+        """
+        arm_key, _, epoch = key.partition("|")
+        arm = self.arms.get(arm_key)
+        if arm is None or epoch not in self.epoch_keys:
+            raise UserError(
+                f"study {self.name} has no checkpoint {key!r}; arms are {_span(list(self.arms))}, "
+                f"epochs {_span(list(self.epoch_keys))}"
+            )
+        return Checkpoint(arm, int(epoch))
+
+    def recipe(self, arm: Arm) -> dict[str, Any]:
+        """Everything that changes the weights of an arm, as plain JSON values.
+
+        The number of epochs is part of it only where the schedule depends on it, so a constant-rate study can be
+        prolonged without training again; which epochs are kept or evaluated is not, unless early stopping or the
+        schedule look at evaluations.
+        """
+        variant = self.variants[arm.variant]
+        if self.imported:  # not the number of trials: the next one may be imported tomorrow
+            unit = {} if self.width_unit == 1 else {"width_unit": self.width_unit}
+            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k, **unit}
+        watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
+        return {
+            **watched,
+            "trainer_version": TRAINER_VERSION,
+            "data": recipe_of(self.data),
+            "variant": recipe_of(variant),
+            "k": arm.k,
+            "trials": self.trials,
+            **({"first_trial": self.first_trial} if self.first_trial else {}),
+            "seed": self.seed,
+            "horizon_epochs": self.epochs if variant.schedule.name == "cosine" else None,
+        }
+
+    def recipe_hash(self, arm: Arm) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the recipe."""
+        text = json.dumps(self.recipe(arm), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _span(values: list[str]) -> str:
+    return ", ".join(values) if len(values) <= 12 else f"{values[0]}, {values[1]}, … {values[-1]}"

@@ -1,0 +1,139 @@
+"""Which files of the tables are damaged or lost, told in one sentence each that says what to run.
+
+A file is compared with the manifest that vouches for it, that of a checkpoint or one of its own, by size and SHA-256. A
+file that none vouches for (earlier versions wrote some) must be readable. In an object store nothing is compared here:
+what it returns it has compared itself.
+"""
+
+import os
+import shlex
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dd_core.errors import StaleError
+from dd_core.store.files import is_object
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.training import METRIC_TABLES
+
+_ASSETS = {"per_image_curvature": "per_image_curvature", "hessian_spectra": "hessian"}
+
+
+@dataclass(frozen=True, order=True)
+class Harm:
+    """A file of a table that does not count.
+
+    Attributes:
+        path: of the file.
+        reason: what is wrong with it, a sentence with the path.
+    """
+
+    path: Path
+    reason: str
+
+    @property
+    def table(self) -> str:
+        """Name of the table."""
+        parts = self.path.parts
+        return parts[next(i for i, part in enumerate(parts) if part.startswith("study=")) - 1]
+
+    def __str__(self) -> str:
+        """The sentence, with what to run."""
+        return f"{self.reason}; {self._cure()}"
+
+    def _cure(self) -> str:
+        values = dict(part.split("=", 1) for part in self.path.parts if part.startswith(("study=", "arm=")))
+        command, epoch = "dagster asset materialize --select", self.path.stem
+        if self.table == "runs":
+            manifest = str(self.path.with_suffix(".json")).replace("/tables/runs/", "/manifests/runs/")
+            forget = shlex.join(["rm", "-f", str(self.path), manifest])
+            return f"what it told cannot be computed again, and the table does without it; to forget it: {forget}"
+        if values["study"] == "none":  # an empty file, see dd_core.tables.warehouse
+            return f"the next command that ends well writes it anew, for example: {command} images"
+        if not epoch.isdigit():
+            if epoch.startswith("trial-"):
+                return "import it again: python -m dd_assets.import_metrics --replace"
+            return f"run: {command} {self.table}"
+        asset = f"{values['study']}/{_ASSETS.get(self.table, 'checkpoints')}"
+        return f"run: {command} '{asset}' --partition '{values['arm']}|{epoch}'"
+
+
+def damaged_files(
+    store: Store, tables: Collection[str] = tuple(TABLES), study: str | None = None, arm: str | None = None
+) -> list[Harm]:
+    """The files of some tables, of any study and arm or of one, that are there and damaged."""
+    if is_object(store.root):
+        return []
+    folders = [store.table_folder(table, study, arm) for table in tables]
+    files = [path for folder in folders for path in sorted(folder.glob("**/*.parquet"))]
+    vouched = _vouched(store)
+
+    def look(path: Path) -> Harm | None:
+        entry = vouched.get(str(path.relative_to(store.root)))
+        try:
+            if entry is None:
+                read_parquet(path)
+            else:
+                store.verify({"files": {"file": entry}}, "file")
+        except FileNotFoundError:
+            return None
+        except StaleError as error:
+            return Harm(path, str(error)) if path.exists() else None
+        return None
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing leaves the interpreter to others
+        return sorted(harm for harm in pool.map(look, files) if harm is not None)
+
+
+def _vouched(store: Store) -> dict[str, dict[str, Any]]:
+    """What manifests say of files, by path below the root."""
+    paths = [*store.root.glob("checkpoints/*/*/[0-9]*.json"), *store.root.glob("manifests/**/*.json")]
+    manifests = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
+    return {entry["path"]: entry for manifest in manifests for entry in manifest["files"].values()}
+
+
+def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLES)) -> list[Harm]:
+    """The files of some tables that manifests of a study's present recipe name and that are not there."""
+    trained = trained_checkpoints(store, study)
+    entries = [
+        (checkpoint, "trained", manifest["files"][table])
+        for checkpoint, manifest in trained.items()
+        for table in METRIC_TABLES
+        if table in tables and table in manifest["files"]
+    ]
+    for table, path_of in (("per_image_curvature", store.curvature_path), ("hessian_spectra", store.hessian_path)):
+        if table in tables:
+            paths = [store.manifest_path(path_of(study.name, checkpoint)) for checkpoint in trained]
+            entries += [
+                (checkpoint, "analysed", manifest["files"]["table"])
+                for checkpoint, manifest in zip(trained, store.read_manifests(paths), strict=True)
+                if manifest is not None
+                and manifest.get("checkpoint_sha256") == trained[checkpoint]["files"]["weights"]["sha256"]
+            ]
+    found = _lost_alone(store, study, tables)
+    for checkpoint, done, entry in entries:
+        path = store.root / entry["path"]
+        if not path.exists():
+            what = f"{checkpoint.key} of {study.name} is {done} but has no rows: {path} is gone"
+            found.append(Harm(path, what))
+    return found
+
+
+def _lost_alone(store: Store, study: Study, tables: Collection[str]) -> list[Harm]:
+    """The files with a manifest of their own that are gone, but those of results of checkpoints."""
+    own = [table for table in tables if table not in _ASSETS]
+    folders = [store.root / "manifests" / table / f"study={study.name}" for table in own]
+    found = store.read_manifests([path for folder in folders for path in sorted(folder.glob("**/*.json"))])
+    files = [store.root / manifest["files"]["table"]["path"] for manifest in found if manifest is not None]
+    return [Harm(path, f"{path} is gone") for path in files if not path.exists()]
+
+
+def sentences(store: Store, studies: Iterable[Study], tables: Collection[str] = tuple(TABLES)) -> list[str]:
+    """What is wrong with the files of some tables: the damaged ones of any study, and the lost ones of these."""
+    lost = [harm for study in studies for harm in lost_files(store, study, tables)]
+    return [str(harm) for harm in [*damaged_files(store, tables), *lost]]

@@ -1,0 +1,171 @@
+"""Tables that training and its preparation write."""
+
+from dd_core.tables.columns import ARM, EPOCH, IMAGE, LABELS, STEP, STUDY, TRIAL, VARIANT, Column, Table
+
+_OUTCOMES = (
+    ("train_error", "given labels, fraction"),
+    ("train_loss", "given labels, nats"),
+    ("loss_val_nats", "validation images, nats"),
+    ("acc_val", "validation images, fraction"),
+    ("test_error", "fraction"),
+    ("test_loss", "nats"),
+)
+_LAST_AND_BEST = (
+    *(Column(f"last_{name}", "float64", f"at the last evaluation, {unit}") for name, unit in _OUTCOMES),
+    Column("best_by", "string", "what best means: lowest loss_val_nats, or without validation images lowest test_loss"),
+    Column("best_epoch", "int16", "epoch of the evaluation at which that was lowest, over all attempts"),
+    *(Column(f"best_{name}", "float64", f"at best_epoch, {unit}") for name, unit in _OUTCOMES),
+)
+
+# What a checkpoint vouches for besides the weights.
+METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress")
+
+TRAINING_TABLES = (
+    Table(
+        "images",
+        "Which images each trial trains and is tested on, and the labels it was given.",
+        (
+            STUDY,
+            VARIANT,
+            TRIAL,
+            IMAGE,
+            Column("split", "string", "train, validation or test"),
+            *LABELS,
+        ),
+    ),
+    Table(
+        "runs",
+        "One row per arm, trial and attempt to train it.",
+        (
+            *ARM,
+            Column(
+                "attempt",
+                "int16",
+                "1 for the first training of this arm or of a part of its trials, 2 for the next, ...",
+            ),
+            Column("status", "string", "running, finished, stopped early, diverged, failed or interrupted (killed)"),
+            Column("reason", "string", "why it ended, if not by reaching the last epoch asked for"),
+            Column("architecture", "string", "of the network"),
+            Column("optimizer", "string", "adam, adamw or sgd"),
+            Column("learning_rate", "float64", "before the schedule"),
+            Column("weight_decay", "float64", "of the optimiser"),
+            Column("schedule", "string", "of the learning rate"),
+            Column("batch_size", "int32", "images of a trial in an optimiser step"),
+            Column("micro_batch_size", "int32", "images at a time, fewer where memory ran out; BatchNorm sees these"),
+            Column("label_noise", "float64", "share of wrong training labels, fraction"),
+            Column("precision", "string", "of matrix products and convolutions"),
+            Column("settings", "string", "the whole recipe, JSON"),
+            Column("seed", "int64", "seed of the study; with the trial it determines all randomness"),
+            Column("num_parameters", "int64", "trainable parameters of one trial's network"),
+            Column("device", "string", "cpu or the GPU's name"),
+            Column("threads", "int16", "CPU threads of the worker"),
+            Column("torch_version", "string", "version of PyTorch"),
+            Column("first_epoch", "int16", "epoch this attempt started after"),
+            Column("last_epoch", "int16", "last epoch that this attempt completed"),
+            Column("end_epoch", "int16", "epoch in which the trial stopped early or diverged; null: it did not"),
+            Column("end_step", "int64", "optimiser step after which it stopped early, or at which it diverged"),
+            Column("started_at", "timestamp", "UTC"),
+            Column("ended_at", "timestamp", "UTC; null while running; of a killed attempt the last sign of life"),
+            Column("seconds", "float64", "wall time of this attempt, all its trials together, s"),
+            Column("predicted_seconds", "float64", "the same as predicted before it began, s; null: nothing to go by"),
+            Column("gpu_share", "float64", "share of a GPU that the attempt had; 0 on a CPU"),
+            Column("gpu_seconds", "float64", "seconds times gpu_share, s"),
+            Column("cost", "float64", "of this attempt, all its trials, in the currency of the price; null: no price"),
+            Column("samples_per_second", "float64", "training images per second, summed over trials, 1/s"),
+            Column("peak_memory_bytes", "int64", "largest memory allocated on the GPU; on a CPU largest resident set"),
+            *_LAST_AND_BEST,
+        ),
+        newest="PARTITION BY study, arm, trial, recipe, attempt ORDER BY status = 'running', ended_at DESC",
+    ),
+    Table(
+        "training_batches",
+        "Every optimiser step of every trial.",
+        (
+            *ARM,
+            Column("epoch", "int16", "epoch the batch belongs to, 1-based"),
+            STEP,
+            Column(
+                "loss_train_nats",
+                "float64",
+                "mean cross-entropy of the batch before the step, nats; the step at which it is no number any more has "
+                "no row, and runs.end_step says which",
+            ),
+            Column("loss_train_bits", "float64", "the same in bits"),
+            Column("acc_train", "float64", "accuracy on the batch (augmented, given labels), fraction"),
+            Column("lr", "float64", "learning rate of the step"),
+            Column("weight_decay", "float64", "weight decay of the step"),
+            Column("time", "float64", "when the step was issued, Unix time, s"),
+        ),
+    ),
+    Table(
+        "training_evals",
+        "Evaluations of the whole training and test set without augmentation, BatchNorm in eval mode.",
+        (
+            *ARM,
+            EPOCH,
+            STEP,
+            Column("train_error", "float64", "all training images, given labels, fraction"),
+            Column(
+                "train_loss",
+                "float64",
+                "all training images, given labels, nats; null, as everywhere here: not measured, or NaN where it was "
+                "imported from",
+            ),
+            Column("train_error_clean", "float64", "training images with a right label, fraction"),
+            Column("train_loss_clean", "float64", "training images with a right label, nats"),
+            Column("train_error_noisy", "float64", "mislabelled training images against the GIVEN label, fraction"),
+            Column("train_loss_noisy", "float64", "mislabelled training images against the GIVEN label, nats"),
+            Column("loss_val_nats", "float64", "validation images, true labels, nats; null without such images"),
+            Column("acc_val", "float64", "validation images, true labels, fraction; null without such images"),
+            Column("test_error", "float64", "test images, true labels, fraction"),
+            Column("test_loss", "float64", "test images, true labels, nats"),
+        ),
+    ),
+    Table(
+        "training_monitors",
+        "What monitors measured during training: one row per trial, step and metric.",
+        (
+            *ARM,
+            Column("epoch", "int16", "epoch the step belongs to, 1-based"),
+            STEP,
+            Column("metric", "string", "loss_val_nats, acc_val, grad_norm, weight_norm, lambda_max, hutch_trace, ..."),
+            Column(
+                "value",
+                "float64",
+                "in nats, fractions and their weight-space derivatives; NaN has no row, or is null if it was imported",
+            ),
+            Column("standard_error", "float64", "of estimates by sampling; null for what is not sampled"),
+        ),
+    ),
+    Table(
+        "resource_probe",
+        "How fast each arm trains with one to four workers on a GPU, or on the cores of a CPU.",
+        (
+            *(column for column in ARM if column.name != "trial"),
+            Column("device", "string", "cpu or the GPU's name"),
+            Column("num_workers", "int16", "workers sharing the GPU, or the CPU's cores"),
+            Column("threads", "int16", "CPU threads of each worker"),
+            Column("status", "string", "ok or out of memory"),
+            Column("samples_per_second", "float64", "training images per second, all trials and workers; median"),
+            Column("spread", "float64", "of its repetitions: largest minus smallest over the median, fraction"),
+            Column("peak_memory_bytes", "int64", "of one worker: allocated on the GPU, or resident set on a CPU"),
+            Column("utilisation", "float64", "share of the GPU's time, or of the CPU's cores, in use, fraction"),
+            Column("num_steps", "int32", "optimiser steps of each worker that were timed"),
+            Column("recommended", "bool", "fewest workers within 3 % of the highest speed; nowhere true if too uneven"),
+            Column("torch_version", "string", "version of PyTorch"),
+            Column("measured_at", "timestamp", "UTC"),
+        ),
+    ),
+    Table(
+        "image_progress",
+        "Loss and correctness of every image at every evaluation.",
+        (
+            *ARM,
+            EPOCH,
+            IMAGE,
+            Column("split", "string", "train, validation or test"),
+            Column("loss", "float32", "cross-entropy of the given label, nats"),
+            Column("correct", "bool", "the most probable class is the given label"),
+        ),
+    ),
+)

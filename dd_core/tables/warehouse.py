@@ -1,0 +1,228 @@
+"""SQL over the tables: DuckDB views over parquet, in memory for this process or in one file for people.
+
+The file holds views and nothing else. It is rebuilt beside the old one and swapped in, so nobody who reads it is
+disturbed and nobody who holds it open read-only keeps others from writing. Damaged files are left out of the views
+(``dd_core.tables.damage`` says which and what to run). Every table has a view, with no rows where it has no files: an
+empty file with all columns lies in each table's folder.
+
+The file finds the tables beside itself, wherever the data root is copied or moved to: DuckDB's setting
+``temp_directory`` is by default the path of the file that is open, and a view may use a setting in the path it reads.
+Where it says nothing, because the file is attached to another database or someone has set it, the path is that of the
+root where the file was made, and the view refuses to answer from any other.
+
+With the data root on an object store the file is an object beside the tables, built on this machine, and its views have
+addresses (``s3://...``). It holds no credentials, so whoever opens it brings the extension httpfs and a secret. From
+Python ``connect`` does both; in DuckDB's own shell::
+
+    INSTALL httpfs; LOAD httpfs;        -- or LOAD the file that dd_core.tables.access.httpfs() names, without network
+    CREATE SECRET (TYPE s3, KEY_ID '...', SECRET '...', REGION '...');
+    ATTACH 's3://bucket/prefix/warehouse.duckdb' AS lab (READ_ONLY);
+    SELECT * FROM lab.curvature;
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import duckdb
+
+from dd_core.errors import StoreError
+from dd_core.store.files import is_object, write_atomically
+from dd_core.store.store import Store
+from dd_core.tables.access import give_access, quoted
+from dd_core.tables.columns import Column, Table
+from dd_core.tables.damage import damaged_files
+from dd_core.tables.files import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_result
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "timestamp": "TIMESTAMPTZ",
+    "bool": "BOOLEAN",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+    "list<float64>": "DOUBLE[]",
+    "list<string>": "VARCHAR[]",
+}
+
+
+# In the names of the folders of empty files. Not Hive's word for null, which pandas cannot put beside other names.
+_NOBODY = "none"
+# Where the file of views lies, as it says itself; nothing if it does not know.
+_OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehouse\.duckdb)\.tmp$', 1)"
+
+
+def connect(store: Store, tables: Collection[str] = tuple(TABLES)) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection with a view for each of some tables, without damaged files; close it after use."""
+    connection = duckdb.connect()
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        give_access(connection, store.root)
+        _create_views(connection, store, tables, is_portable=False)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def refresh(store: Store) -> list[str]:
+    """Rebuild the warehouse file; returns the names of the tables that have files."""
+    path = store.warehouse_path
+    tables: list[str] = []
+
+    def build(temporary: Path) -> None:
+        temporary.unlink()  # DuckDB wants to create the file itself
+        try:
+            with contextlib.closing(duckdb.connect(str(temporary))) as connection:
+                give_access(connection, store.root)
+                tables.extend(_create_views(connection, store, TABLES, is_portable=not is_object(store.root)))
+        except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+    store.check_writable()
+    with store.lock("warehouse"):
+        store.clean_temporaries(path.parent, path.name)
+        for table in TABLES.values():
+            _write_empty(store, table)
+        write_atomically(path, build)
+    return tables
+
+
+def _empty_file(store: Store, table: Table) -> Path:
+    folder = store.table_folder(table.name)
+    for name in table.folder_columns:
+        folder /= f"{name}={_NOBODY}"
+    return folder / "empty.parquet"
+
+
+def _write_empty(store: Store, table: Table) -> None:
+    """So that a view never is over no file, which DuckDB refuses."""
+    path = _empty_file(store, table)
+    manifest = store.read_manifest(store.manifest_path(path))
+    if manifest is None or not store.is_sound(manifest):
+        write_result(store, path, arrow_schema(table).empty_table())
+
+
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, store: Store, tables: Collection[str], *, is_portable: bool
+) -> list[str]:
+    """Create the views; returns the names of the tables that have files."""
+    damaged = {harm.path for harm in damaged_files(store, tables)}
+    filled = []
+    for table in (TABLES[name] for name in tables):
+        folder = store.table_folder(table.name)
+        files = _files(store, table, damaged)
+        if files is not None:
+            filled += [table.name] * _has_rows(store, table)
+        try:
+            columns = _columns(connection, table, files)
+            rows = "WHERE false"
+            if files is not None:
+                source = _own_root(store, files) if is_portable else _texts(files)
+                rows = f"FROM {_parquet(table, source)}" + f" WHERE {_guard(store)}" * is_portable
+                if table.newest:
+                    rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
+            connection.execute(f"CREATE VIEW {table.name} AS SELECT {', '.join(columns.values())} {rows}")
+        except duckdb.IOException as error:
+            if not is_object(folder):
+                raise
+            reason = str(error).splitlines()[0]
+            raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
+        connection.execute(f"COMMENT ON VIEW {table.name} IS {quoted(table.description)}")
+        for column in columns:
+            comment = quoted(column.description)
+            connection.execute(f'COMMENT ON COLUMN {table.name}."{column.name}" IS {comment}')
+    return filled
+
+
+def _has_rows(store: Store, table: Table) -> bool:
+    files = store.table_folder(table.name).glob("**/*.parquet")
+    return any(path != _empty_file(store, table) for path in files)
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, table: Table, files: list[str] | None) -> dict[Column, str]:
+    """The columns of the schema in its order, then the optional ones that any file has, with their SQL.
+
+    A column that no file has, because an earlier version wrote them all, is null. Optional columns are in two lists, or
+    in files of earlier versions columns as well.
+    """
+    present, packed = [], []
+    if files is not None:
+        described = connection.execute(f"DESCRIBE SELECT * FROM {_parquet(table, _texts(files))}").fetchall()
+        present = [name for name, *_ in described]
+    if files is not None and FURTHER_NAMES in present:
+        found = connection.execute(
+            f"SELECT DISTINCT decode(value) FROM parquet_kv_metadata({_texts(files)}) WHERE key = $key ORDER BY ALL",
+            {"key": OPTIONAL_KEY},
+        ).fetchall()
+        packed = list(dict.fromkeys(name for (names,) in found for name in json.loads(names)))
+    expressions = {
+        column: f'"{column.name}"' if column.name in present else f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
+        for column in table.columns
+    }
+    for name in dict.fromkeys([*present, *packed]):
+        column = table.optional_column(name)
+        if column is not None:
+            unpacked = f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(name)}))"
+            ways = [f'"{name}"'] * (name in present) + [unpacked] * (name in packed)
+            expressions[column] = f'coalesce({", ".join(ways)}) AS "{name}"'
+    return expressions
+
+
+def _files(store: Store, table: Table, damaged: Collection[Path]) -> list[str] | None:
+    """The files of a table below the data root, with wildcards where none is damaged; None: there are none."""
+    folder = store.table_folder(table.name)
+    if not any(path.is_relative_to(folder) for path in damaged):
+        if next(folder.glob("**/*.parquet"), None) is None:
+            return None
+        return [f"{_literal(str(folder.absolute()))}{'/*' * len(table.folder_columns)}/*.parquet"]
+    sound = [path for path in sorted(folder.glob("**/*.parquet")) if path not in damaged]
+    return [_literal(str(path.absolute())) for path in sound] or None
+
+
+def _literal(path: str) -> str:
+    """What a path holds of wildcards stands for itself."""
+    return re.sub(r"[*?[]", r"[\g<0>]", path)
+
+
+def _texts(files: list[str]) -> str:
+    return f"[{', '.join(map(quoted, files))}]"
+
+
+def _own_root(store: Store, files: list[str]) -> str:
+    """The paths as the file of views shall know them: beside itself, or where it knows nothing, in this root."""
+    home = f"{_literal(str(store.root.absolute()))}/"
+    beside = rf"regexp_replace(regexp_replace({_OWN_FILE}, 'warehouse\.duckdb$', ''), '[*?[]', '[\0]', 'g')"
+    root = f"CASE WHEN {_OWN_FILE} = '' THEN {quoted(home)} ELSE {beside} END"
+    return f"[{', '.join(f'{root} || {quoted(file.removeprefix(home))}' for file in files)}]"
+
+
+def _guard(store: Store) -> str:
+    """True, or an error: whether the rows are those of the root in which the file with this view lies.
+
+    ``temp_directory`` is about the database that was opened, and others may be attached to it.
+    """
+    home = str(store.warehouse_path.absolute())
+    elsewhere = quoted(
+        f" is not {home}, where these views were made: open it alone and under its name "
+        "(duckdb -readonly .../warehouse.duckdb), or run any command of the platform with DD_ROOT set to its folder"
+    )
+    return rf"""(
+        SELECT CASE WHEN (count(*) = 1 AND {_OWN_FILE} <> '') OR bool_and(path = {quoted(home)}) THEN true
+            ELSE error(coalesce(string_agg(path, ' or '), 'the file that is open') || {elsewhere}) END
+        FROM duckdb_databases() WHERE regexp_matches(path, '(^|/)warehouse\.duckdb$')
+    )"""
+
+
+def _parquet(table: Table, files: str) -> str:
+    """Files of a table as a relation; the only text in it from outside is the quoted root."""
+    types = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
+    return f"read_parquet({files}, union_by_name = true, hive_partitioning = true, hive_types = {{{types}}})"

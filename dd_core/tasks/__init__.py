@@ -1,0 +1,1 @@
+"""What is learned: examples, losses, what counts as right."""
