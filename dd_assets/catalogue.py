@@ -1,17 +1,17 @@
 """Which studies there are: the package's own files and the user's folder."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
 from dd_core.study.files import Catalogue, read_studies
+from dd_core.study.own_code import studies_folder
 
 
 def study_folders() -> list[Path]:
     """The package's studies, then the folder named by ``DD_STUDIES`` if it is set."""
     own = Path(__file__).parent / "studies"
-    extra = os.environ.get("DD_STUDIES")
-    return [own, Path(extra).expanduser().absolute()] if extra else [own]
+    extra = studies_folder()
+    return [own, extra] if extra else [own]
 
 
 @lru_cache(maxsize=1)

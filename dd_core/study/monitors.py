@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dd_core.study.own_code import is_own_code
 from dd_core.study.yaml_files import Strict
 
 _INTERVAL = re.compile(r"([0-9]+|[0-9]+\.[0-9]+|[0-9]+/0*[1-9][0-9]*) (steps?|epochs?)")
-_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -30,7 +30,7 @@ def _is_interval(text: str) -> str:
 
 
 def _names_a_class(text: str) -> str:
-    if not _CLASS.fullmatch(text):
+    if not is_own_code(text):
         raise ValueError(f"name the class as package.module:Class, not {text!r}")
     return text
 

@@ -1,10 +1,10 @@
 """Monitors: what is measured during training beside batches and evaluations. See ``base`` first."""
 
-import importlib
 from typing import Any
 
 from dd_core.errors import UserError
 from dd_core.study.monitors import CustomMonitor, MonitorEntry, period_in_steps
+from dd_core.study.own_code import load_own_code
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
 from dd_core.training.monitors.timetable import Timetable
 
@@ -44,15 +44,7 @@ def monitor_class(name: str, settings: MonitorEntry) -> type[Monitor]:
         UserError: there is no such class, or it is no Monitor.
     """
     target = settings.use if isinstance(settings, CustomMonitor) else _OWN[name]
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise UserError(
-            f"monitors.{name}: {target} cannot be imported ({error}); it must be on the PYTHONPATH of the workers"
-        ) from error
-    if found is None:
-        raise UserError(f"monitors.{name}: there is no {attribute} in {module}")
+    found = load_own_code(target, f"monitors.{name}")
     if not (isinstance(found, type) and issubclass(found, Monitor)):
         raise UserError(f"monitors.{name}: {target} is not a subclass of dd_core.training.monitors.Monitor")
     return found
