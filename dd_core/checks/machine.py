@@ -25,6 +25,7 @@ import filelock
 
 from dd_core.errors import UserError
 from dd_core.store.files import write_text
+from dd_core.study.architectures import architecture_called
 from dd_core.study.datasets import IMAGE_SHAPES
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
@@ -49,6 +50,7 @@ class Network:
         side: of its square images, pixels.
         channels: of its images.
         precision: of training.
+        settings: of the architecture, pairs of name and value.
     """
 
     architecture: str
@@ -57,21 +59,30 @@ class Network:
     side: int
     channels: int
     precision: str = "float32"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """JSON knows no tuples."""
+        object.__setattr__(self, "settings", tuple((name, value) for name, value in self.settings))
 
     @property
     def name(self) -> str:
         """For people and files."""
         size = f"{self.side}x{self.side}x{self.channels}"
-        return f"{self.architecture}.k{self.k:03d}.{self.copies}-stacked.{size}.{self.precision}"
+        settings = "".join(f".{name}-{value}" for name, value in self.settings)
+        return f"{self.architecture}.k{self.k:03d}.{self.copies}-stacked.{size}.{self.precision}{settings}"
 
 
 def networks_of(study: Study, arm: Arm) -> set[Network]:
     """What an arm trains: a network for each size of its stacks."""
     variant = study.variants[arm.variant]
+    if architecture_called(variant.architecture).is_own:
+        return set()  # the fault that is known is kept away from these (dd_core.models.own); others are not looked for
     side, _, channels = IMAGE_SHAPES[study.data.dataset]
     precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
     sizes = {len(group) for group in stacking(study, arm)}
-    return {Network(variant.architecture, arm.k, size, side, channels, precision) for size in sizes}
+    settings = tuple(variant.network.items())
+    return {Network(variant.architecture, arm.k, size, side, channels, precision, settings) for size in sizes}
 
 
 def require_sound(wanted: Collection[Network], others: Collection[Network], threads: int) -> str | None:
@@ -166,7 +177,7 @@ def _is_proven(folder: Path, network: Network) -> bool:
         content = json.loads((folder / f"{network.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("sound") == asdict(network)
+    return isinstance(content, dict) and content.get("sound") == json.loads(json.dumps(asdict(network)))
 
 
 def keep(folder: Path, network: Network) -> None:

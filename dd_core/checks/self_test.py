@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dd_core.checks.machine import Network, describe, keep
 from dd_core.models.build import build
 from dd_core.models.stacking import Convolution
+from dd_core.study.architectures import ARCHITECTURES
 
 # Wrong kernels are off by more than a tenth; rounding, of Winograd's algorithm too, by less than these.
 _LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -73,7 +74,8 @@ def kinds_of(network: Network) -> list[Kind]:
         found[Kind(*channels, *geometry, copies, module.bias is not None, side, network.precision)] = None
 
     with torch.no_grad():
-        model = build(network.architecture, network.k, network.channels, 10, network.copies)
+        options = {"settings": dict(network.settings), "size": (network.side, network.side)}
+        model = build(network.architecture, network.k, network.channels, 10, network.copies, **options)  # type: ignore[arg-type]
         for module in model.modules():
             if isinstance(module, Convolution):
                 module.register_forward_pre_hook(note)
@@ -181,9 +183,8 @@ def verdict_on(
 def _everything() -> list[Network]:
     """Narrow, middle and wide networks, alone and stacked, on small and larger images."""
     shapes = ((8, 1), (32, 3))
-    names = ("preact_resnet10", "preact_resnet18", "cnn5")
     widths, copies = (1, 3, 6, 16), (1, 2)
-    return [Network(name, k, n, *shape) for name in names for k in widths for n in copies for shape in shapes]
+    return [Network(name, k, n, *shape) for name in ARCHITECTURES for k in widths for n in copies for shape in shapes]
 
 
 def main() -> int:

@@ -5,7 +5,15 @@ from typing import Literal, get_args
 import numpy as np
 
 Purpose = Literal[
-    "split", "label_noise", "initialisation", "order", "augmentation", "hessian", "monitor_signs", "monitor_images"
+    "split",
+    "label_noise",
+    "initialisation",
+    "order",
+    "augmentation",
+    "hessian",
+    "monitor_signs",
+    "monitor_images",
+    "network",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -20,6 +28,6 @@ def generator(seed: int, trial: int, purpose: Purpose, epoch: int = 0) -> np.ran
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
-def torch_seed(seed: int, trial: int, purpose: Purpose) -> int:
+def torch_seed(seed: int, trial: int, purpose: Purpose, epoch: int = 0) -> int:
     """A 63-bit seed for ``torch.manual_seed``."""
-    return int(generator(seed, trial, purpose).integers(2**63 - 1))
+    return int(generator(seed, trial, purpose, epoch).integers(2**63 - 1))

@@ -46,8 +46,8 @@ class Run:
     @property
     def flops(self) -> int:
         """Of training on an image."""
-        k, _, dataset, architecture, *_ = self.content
-        return 3 * forward_flops(architecture, k, IMAGE_SHAPES[dataset], NUM_CLASSES[dataset])
+        k, _, dataset, architecture, *_, network = self.content
+        return 3 * forward_flops(architecture, k, IMAGE_SHAPES[dataset], NUM_CLASSES[dataset], dict(network))
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ class Prediction:
 def speed_key(recipe: dict[str, Any]) -> tuple[Any, ...]:
     """The part of a recipe that decides how fast an arm trains on a given device."""
     variant = recipe["variant"]
-    names = ("architecture", "batch_size", "precision", "compile")
-    return (recipe["k"], recipe["trials"], recipe["data"]["dataset"], *(variant.get(name) for name in names))
+    names = ("architecture", "batch_size", "precision", "compile", "architecture_sha256")
+    values = (variant.get(name) for name in names)
+    network = tuple(sorted(variant.get("network", {}).items()))
+    return (recipe["k"], recipe["trials"], recipe["data"]["dataset"], *values, network)
 
 
 def read_runs(connection: "duckdb.DuckDBPyConnection", study: Study, device: str) -> list[Run]:

@@ -21,9 +21,9 @@ _EVALUATION_OVERHEAD_FLOPS = OVERHEAD_FLOPS / 10
 
 def training_flops(study: Study, arm: Arm) -> int:
     """FLOPs of training one trial of an arm on one image: three forward passes."""
-    dataset = study.data.dataset
-    architecture = study.variants[arm.variant].architecture
-    return 3 * forward_flops(architecture, arm.k, IMAGE_SHAPES[dataset], NUM_CLASSES[dataset])
+    dataset, variant = study.data.dataset, study.variants[arm.variant]
+    shape, num_classes = IMAGE_SHAPES[dataset], NUM_CLASSES[dataset]
+    return 3 * forward_flops(variant.architecture, arm.k, shape, num_classes, variant.network)
 
 
 def num_evaluations(study: Study, first: int, until: int) -> int:

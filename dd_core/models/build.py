@@ -1,17 +1,30 @@
-"""From a study's words to a network: the one place that knows which architecture is which module."""
+"""From a study's words to a network: the one place that asks an architecture's record for its module."""
+
+import importlib
 
 import torch
 from torch import nn
 
 from dd_core.data.randomness import torch_seed
-from dd_core.models.cnn5 import CNN5
-from dd_core.models.preact_resnet import PreActResNet
+from dd_core.errors import UserError
+from dd_core.models.own import alone, own_network
 from dd_core.models.stacking import load_state, stack_states
+from dd_core.study.architectures import Settings, architecture_called
 from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.study.study import Arm, Study
 
 
-def build(architecture: str, k: int, channels: int, num_classes: int, trials: int | None = None) -> nn.Module:
+def build(
+    architecture: str,
+    k: int,
+    channels: int,
+    num_classes: int,
+    trials: int | None = None,
+    *,
+    settings: Settings | None = None,
+    size: tuple[int, int] | None = None,
+    digest: str | None = None,
+) -> nn.Module:
     """An untrained network, initialised as PyTorch's layers do by default.
 
     Args:
@@ -21,30 +34,67 @@ def build(architecture: str, k: int, channels: int, num_classes: int, trials: in
         num_classes: of the output.
         trials: None for a plain network, (B, channels, H, W) to (B, C); a number T for a stacked one,
             (B, T*channels, H, W) to (B, T, C).
+        settings: of the architecture, those that are not at their defaults.
+        size: height and width of the images, which some architectures have to know.
+        digest: of the source of an architecture of the user's own, see ``own_code.source_digest``; None: any.
 
     Raises:
         KeyError: no such architecture (a validated study cannot name one).
+        UserError: it needs the size of the images, or, of the user's own, cannot be made or trained.
     """
-    if architecture == "cnn5":
-        return CNN5(k, channels, num_classes, trials)
-    blocks_per_stage = {"preact_resnet18": 2, "preact_resnet10": 1}[architecture]
-    return PreActResNet(k, blocks_per_stage, channels, num_classes, trials)
+    record, given = architecture_called(architecture), dict(settings or {})
+    if record.is_own:
+        if trials not in (None, 1):
+            raise UserError(f"{architecture}: a network of your own is not stacked, so there is no stack of {trials}")
+        network = own_network(architecture, k, channels, num_classes, size, given, digest)
+        return network if trials is None else alone(network)
+    if size is None and not record.is_of_any_size:
+        raise UserError(f"{architecture} depends on the size of images: pass size=(height, width)")
+    if reason := record.refused_setting(given):
+        raise UserError(f"{architecture}: {reason}")
+    module, _, function = record.builder.partition(":")
+    made: nn.Module = getattr(importlib.import_module(module), function)(
+        k, (*(size or (0, 0)), channels), num_classes, trials, **record.complete(given)
+    )
+    return made
+
+
+def network_of(study: Study, arm: Arm, trials: int | None = None) -> nn.Module:
+    """An untrained network of an arm, plain or stacked, as ``build`` makes it."""
+    height, width, channels = IMAGE_SHAPES[study.data.dataset]
+    variant = study.variants[arm.variant]
+    return build(
+        variant.architecture,
+        arm.k,
+        channels,
+        NUM_CLASSES[study.data.dataset],
+        trials,
+        settings=variant.network,
+        size=(height, width),
+        digest=variant.architecture_sha256,
+    )
+
+
+def in_its_memory(network: nn.Module, study: Study, arm: Arm) -> nn.Module:
+    """The network in the memory format it is trained in.
+
+    Training in channels-last memory is about 1.4 times faster on a CPU for small convolutions; code of others may take
+    views that only PyTorch's own format allows.
+    """
+    is_own = architecture_called(study.variants[arm.variant].architecture).is_own
+    return network if is_own else network.to(memory_format=torch.channels_last)
 
 
 def build_trials(study: Study, arm: Arm, trials: list[int]) -> nn.Module:
     """The given trials of an arm as one stacked network, each with its own initialisation.
 
-    A trial's initial weights depend on its seed alone, not on which trials it is stacked with. Training in
-    channels-last memory is about 1.4 times faster on a CPU for these small convolutions.
+    A trial's initial weights depend on its seed alone, not on which trials it is stacked with.
     """
-    dataset = study.data.dataset
-    shape = (IMAGE_SHAPES[dataset][2], NUM_CLASSES[dataset])
-    architecture = study.variants[arm.variant].architecture
     states = []
     with torch.random.fork_rng(devices=[]):
         for trial in trials:
             torch.manual_seed(torch_seed(study.seed, trial, "initialisation"))
-            states.append(build(architecture, arm.k, *shape).state_dict())
-        model = build(architecture, arm.k, *shape, trials=len(trials))
+            states.append(network_of(study, arm).state_dict())
+        model = network_of(study, arm, trials=len(trials))
     load_state(model, stack_states(states))
-    return model.to(memory_format=torch.channels_last)
+    return in_its_memory(model, study, arm)

@@ -3,13 +3,14 @@
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from dd_core.models.stacking import BatchNorm, Classifier, Convolution
+from dd_core.models.stacking import Classifier, Convolution, normalisation
+from dd_core.study.architectures import Shape
 
 
 class CNN5(nn.Module):
     """Convolution, BatchNorm, ReLU four times; 2x2 max-pooling after the second to fourth; global maximum; linear."""
 
-    def __init__(self, k: int, channels: int, num_classes: int, trials: int | None):
+    def __init__(self, k: int, channels: int, num_classes: int, trials: int | None, norm: str):
         """``trials=None`` makes a plain network with logits (B, C), a number a stacked one with (B, T, C)."""
         super().__init__()
         copies = trials or 1
@@ -19,7 +20,7 @@ class CNN5(nn.Module):
             outputs = k * 2**stage
             layers += [
                 Convolution(width, outputs, 3, copies, bias=True),
-                BatchNorm(outputs, copies),
+                normalisation(norm, outputs, copies),
                 nn.ReLU(inplace=True),
             ]
             if stage:
@@ -33,3 +34,8 @@ class CNN5(nn.Module):
         features = self.layers(images)
         # AdaptiveMaxPool2d would do the same, but its backward pass on a GPU is not deterministic.
         return self.linear(max_pool2d(features, features.shape[2:]).flatten(1))
+
+
+def cnn5(k: int, shape: Shape, num_classes: int, trials: int | None, norm: str) -> nn.Module:
+    """The builder of ``cnn5``."""
+    return CNN5(k, shape[2], num_classes, trials, norm)

@@ -54,6 +54,48 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked = None
 
 
+def normalisation(norm: str, channels: int, trials: int) -> nn.Module:
+    """What stands behind a convolution: ``batch``, ``group`` (Wu & He 2018) or ``none``.
+
+    GroupNorm has 32 groups, or the largest number that leaves each at least two channels. Its groups do not cross the
+    border between two networks. Without normalisation, convolutions have biases.
+
+    Args:
+        norm: the setting.
+        channels: of one network.
+        trials: networks in the stack.
+    """
+    if norm == "batch":
+        return BatchNorm(channels, trials)
+    if norm == "none":
+        return nn.Identity()
+    groups = next(n for n in range(min(32, max(1, channels // 2)), 0, -1) if channels % n == 0)
+    return nn.GroupNorm(trials * groups, trials * channels)
+
+
+class StackedLinear(nn.Module):
+    """torch.nn.Linear of T networks, which are the leading dimension: (T, ..., in) to (T, ..., out)."""
+
+    def __init__(self, inputs: int, outputs: int, trials: int):
+        """Weights and biases are those of T networks of ``torch.nn.Linear``, one after the other."""
+        super().__init__()
+        template = nn.Linear(inputs, outputs)
+        self.trials = trials
+        self.weight = nn.Parameter(template.weight.detach().repeat(trials, 1))
+        self.bias = nn.Parameter(template.bias.detach().repeat(trials))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One product for all networks."""
+        weight = self.weight.unflatten(0, (self.trials, -1)).transpose(1, 2)
+        bias = self.bias.unflatten(0, (self.trials, 1, -1))
+        return torch.baddbmm(bias, x.flatten(1, -2), weight).unflatten(1, x.shape[1:-1])
+
+
+def linear(inputs: int, outputs: int, trials: int | None) -> nn.Module:
+    """``torch.nn.Linear`` of a plain network (``trials=None``), or of a stack."""
+    return nn.Linear(inputs, outputs) if trials is None else StackedLinear(inputs, outputs, trials)
+
+
 class Classifier(nn.Module):
     """The last linear layer of T networks: (B, T*in) to (B, T, out), or to (B, out) for a plain network."""
 
@@ -76,8 +118,20 @@ class Classifier(nn.Module):
         return logits.transpose(0, 1)
 
 
+def by_trial(tensor: Tensor, num_trials: int) -> Tensor:
+    """(T*n, ...) as (T, n, ...), a view; a number, which only a network alone has, as (1,)."""
+    return tensor.unflatten(0, (num_trials, -1)) if tensor.ndim else tensor.unsqueeze(0)
+
+
+def joined(tensor: Tensor) -> Tensor:
+    """The reverse of ``by_trial``."""
+    return tensor.flatten(0, 1) if tensor.ndim > 1 else tensor.squeeze(0)
+
+
 def stack_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Weights of T plain networks as those of one stacked network."""
+    if len(states) == 1:
+        return dict(states[0])
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 

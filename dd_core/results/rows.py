@@ -17,9 +17,8 @@ from dd_core.curvature.input_space.per_image import per_image_curvature
 from dd_core.data.augmentation import PlainImages
 from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData
-from dd_core.models.build import build
+from dd_core.models.build import in_its_memory, network_of
 from dd_core.models.stacking import load_state
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.study.study import Checkpoint, Study
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -28,7 +27,7 @@ Families = dict[str, dict[str, Any]]
 
 
 def trained_network(study: Study, checkpoint: Checkpoint, weights: dict[str, Tensor], trial: int) -> nn.Module:
-    """One trial's network in eval mode, on the CPU, in channels-last memory.
+    """One trial's network in eval mode, on the CPU, in the memory format it was trained in.
 
     Args:
         study: gives the architecture.
@@ -36,10 +35,9 @@ def trained_network(study: Study, checkpoint: Checkpoint, weights: dict[str, Ten
         weights: of all trials, (T, ...) by name.
         trial: which of them.
     """
-    shape = (IMAGE_SHAPES[study.data.dataset][2], NUM_CLASSES[study.data.dataset])
-    model = build(study.variants[checkpoint.arm.variant].architecture, checkpoint.arm.k, *shape)
+    model = network_of(study, checkpoint.arm)
     load_state(model, {name: tensor[trial] for name, tensor in weights.items()})
-    return model.eval().to(memory_format=torch.channels_last)
+    return in_its_memory(model.eval(), study, checkpoint.arm)
 
 
 def standardised(study: Study, data: TrialData, ids: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:

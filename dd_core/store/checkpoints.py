@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dd_core.data.datasets import load
 from dd_core.errors import StaleError
+from dd_core.models.stacking import by_trial
 from dd_core.store.files import local_copy, write_atomically
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
@@ -24,6 +25,11 @@ from dd_core.study.study import Arm, Checkpoint, Study
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors atomically as safetensors (no pickle)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in contiguous.items():
+        if tensor.data_ptr() in seen:  # tied weights, of which safetensors would keep none
+            contiguous[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
 
     def write(temporary: Path) -> None:
         try:
@@ -83,9 +89,7 @@ def save_checkpoint(
         ended: trials that ended before the arm did, and how.
     """
     # (T*n, ...) of each stack becomes (T, n, ...), and the stacks follow each other along the trials.
-    stacked = {
-        name: torch.cat([state[name].unflatten(0, (count, -1)) for count, state in states]) for name in states[0][1]
-    }
+    stacked = {name: torch.cat([by_trial(state[name], count) for count, state in states]) for name in states[0][1]}
     path = store.checkpoint_path(study.name, checkpoint)
     # A single entry, because safetensors writes several in random order: equal weights shall be equal files.
     save_tensors(path, stacked, {"checkpoint": f"{study.name}/{checkpoint.key}"})

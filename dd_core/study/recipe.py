@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from dd_core.study.architectures import ARCHITECTURES, architecture_called
 from dd_core.study.yaml_files import Strict
 
 
@@ -21,9 +22,9 @@ def _apart(default: Any, **settings: Any) -> Any:
 
 
 DATASETS = ("digits", "cifar10", "cifar100")
-ARCHITECTURES = ("preact_resnet18", "preact_resnet10", "cnn5")
 # The name of somebody's data set or network.
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
+LabelOrCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:-]*$", max_length=200)]
 
 
 class Data(Strict):
@@ -132,8 +133,15 @@ class Schedule(Strict):
 class Variant(Strict):
     """One training recipe; with a width k it is an arm."""
 
-    architecture: Label = Field(
-        description="of a study that is imported, any name; what is trained here: ARCHITECTURES"
+    architecture: LabelOrCode = Field(
+        description="of a study that is imported, any name; what is trained here: one of study/architectures.py, or "
+        "module:function of your own (docs/architectures.md)"
+    )
+    network: dict[str, int | float | str | bool] = _added(
+        {}, description="settings of the architecture beside its width, such as {norm: group}"
+    )
+    architecture_sha256: str | None = _added(
+        None, pattern="^[0-9a-f]{64}$", description="of the source of your own; filled in when the study is read"
     )
     label_noise: float = Field(
         default=0.0, ge=0, lt=1, description="share of training labels replaced by another class"
@@ -155,10 +163,22 @@ class Variant(Strict):
         3, ge=1, le=16, description="arms that may share a GPU, unless the resource probe has found another number"
     )
 
+    @model_validator(mode="after")
+    def _settings_belong_to_the_architecture(self) -> "Variant":
+        if self.architecture in ARCHITECTURES:
+            record = ARCHITECTURES[self.architecture]
+            if reason := record.refused_setting(self.network):
+                raise ValueError(f"network.{reason}")
+            wanted = record.without_defaults(self.network)
+            self.network.clear()  # what says the default is the same recipe as what says nothing
+            self.network.update(wanted)
+        return self
+
     @property
     def is_stackable(self) -> bool:
         """Whether trials may share a network: not where each needs a learning rate or gradient scale of its own."""
-        return self.schedule.name != "plateau" and self.precision != "float16"
+        may_share = architecture_called(self.architecture).is_stackable
+        return may_share and self.schedule.name != "plateau" and self.precision != "float16"
 
     @property
     def watched_metrics(self) -> dict[str, WatchedMetric]:

@@ -15,10 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from dd_core.errors import UserError
+from dd_core.study.architectures import ARCHITECTURES, architecture_called
 from dd_core.study.curvature import CurvatureSettings, shards
+from dd_core.study.datasets import IMAGE_SHAPES
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.monitors import MonitorSettings
-from dd_core.study.recipe import ARCHITECTURES, DATASETS, Data, Variant, recipe_of
+from dd_core.study.own_code import is_own_code, source_digest
+from dd_core.study.recipe import DATASETS, Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.yaml_files import Strict
 
@@ -185,8 +188,11 @@ class Study(Strict):
                 raise ValueError(
                     f"variants.{name}.batch_size: {size} images in a batch but only {self.num_train_images} to train on"
                 )
+            record, shape = architecture_called(variant_.architecture), IMAGE_SHAPES[self.data.dataset]
+            if reason := record.objection(shape, **record.complete(variant_.network)):
+                raise ValueError(f"variants.{name}.network.{reason}")
             # The last stage of a ResNet leaves one pixel of a digit, and BatchNorm needs two values to normalise.
-            is_narrow = self.data.dataset == "digits" and variant_.architecture != "cnn5"
+            is_narrow = record.normalises_single_values(shape, variant_.network)
             if is_narrow and (size == 1 or self.num_train_images % size == 1):
                 raise ValueError(
                     f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
@@ -200,14 +206,11 @@ class Study(Strict):
         for path, (value, most) in {**limits, "trials": (self.trials, _MOST_TRAINED_TRIALS)}.items():
             if value > most:
                 raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
-        names = {"data.dataset": (self.data.dataset, DATASETS)}
-        names |= {
-            f"variants.{name}.architecture": (variant.architecture, ARCHITECTURES)
-            for name, variant in self.variants.items()
-        }
-        for path, (name, known) in names.items():
-            if name not in known:
-                raise ValueError(f"{path}: Input should be {' or '.join(map(repr, known))} (got {name!r})")
+        if self.data.dataset not in DATASETS:
+            known = " or ".join(map(repr, DATASETS))
+            raise ValueError(f"data.dataset: Input should be {known} (got {self.data.dataset!r})")
+        for name, variant in self.variants.items():
+            self.variants[name] = _with_source(f"variants.{name}.architecture", variant)
         if self.width_unit != 1:
             raise ValueError("width_unit: is for imported studies only")
 
@@ -317,6 +320,20 @@ class Study(Strict):
         """First 16 hexadecimal digits of the SHA-256 of the recipe."""
         text = json.dumps(self.recipe(arm), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_source(path: str, variant: Variant) -> Variant:
+    """The variant with the digest of its architecture's source, if that is code of the user's own."""
+    name = variant.architecture
+    if name in ARCHITECTURES or (is_own_code(name) and variant.architecture_sha256):
+        return variant
+    if not is_own_code(name):
+        known = " or ".join(map(repr, ARCHITECTURES))
+        raise ValueError(f"{path}: Input should be {known} or module:function of your own (got {name!r})")
+    try:
+        return variant.model_copy(update={"architecture_sha256": source_digest(name)})
+    except UserError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _span(values: list[str]) -> str:

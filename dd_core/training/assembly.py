@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dd_core.errors import StaleError
+from dd_core.models.stacking import joined
 from dd_core.store.best_checkpoints import best_manifests, save_best
 from dd_core.store.checkpoints import read_tensors, save_checkpoint
 from dd_core.store.parts import Part
@@ -69,7 +70,7 @@ def assemble(
     states = []
     for part in parts:
         tensors, _ = read_tensors(part.store.checkpoint_path(study.name, checkpoint))
-        states.append((part.study.trials, {name: tensor.flatten(0, 1) for name, tensor in tensors.items()}))
+        states.append((part.study.trials, {name: joined(tensor) for name, tensor in tensors.items()}))
     ended = {
         part.study.first_trial + int(trial): ending
         for part, manifest in zip(parts, manifests, strict=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from dd_core.models.stacking import BatchNorm
+from dd_core.models.stacking import by_trial
 from dd_core.study.recipe import Optimizer, Schedule
 
 
@@ -37,7 +38,7 @@ def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:
     """Biases, and every parameter of a normalisation layer."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias" or isinstance(module, BatchNorm | nn.GroupNorm | nn.LayerNorm):
+            if name == "bias" or isinstance(module, _BatchNorm | nn.GroupNorm | nn.LayerNorm):
                 yield parameter
 
 
@@ -73,14 +74,15 @@ def joint_norms(parts: Sequence[Tensor]) -> Tensor:
     11 million weights of a ResNet18 such a sum is wrong by 4e-4 on a CPU.
     """
     vector_norm = torch.linalg.vector_norm
-    rows = [part if part.ndim == 2 else vector_norm(part, dim=tuple(range(2, part.ndim))) for part in parts]
+    matrices = (part if part.ndim > 1 else part[:, None] for part in parts)
+    rows = [part if part.ndim == 2 else vector_norm(part, dim=tuple(range(2, part.ndim))) for part in matrices]
     return vector_norm(torch.cat(rows, dim=1), dim=1, dtype=torch.float64)
 
 
 @torch.no_grad()
 def gradient_norms(parameters: Iterable[Tensor], num_trials: int) -> Tensor:
     """Euclidean norm of each trial's gradient over all its parameters, (T,) float64; nothing is synchronised."""
-    return joint_norms([_by_trial(p.grad, num_trials) for p in parameters if p.grad is not None])
+    return joint_norms([by_trial(p.grad, num_trials) for p in parameters if p.grad is not None])
 
 
 @torch.no_grad()
@@ -94,11 +96,6 @@ def clip_gradients(parameters: Sequence[Tensor], num_trials: int, largest: float
     factors = (largest / (norms + 1e-6)).clamp(max=1).to(parameters[0].dtype)
     for parameter in parameters:
         if parameter.grad is not None:
-            gradients = _by_trial(parameter.grad, num_trials)
+            gradients = by_trial(parameter.grad, num_trials)
             gradients.mul_(factors.view(-1, *[1] * (gradients.ndim - 1)))
     return norms
-
-
-def _by_trial(tensor: Tensor, num_trials: int) -> Tensor:
-    """(T*n, ...) as (T, n, ...), a view whatever the memory format."""
-    return tensor.unflatten(0, (num_trials, -1))

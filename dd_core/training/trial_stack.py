@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dd_core.data.augmentation import PlainImages, TrainingImages, plan_epoch
 from dd_core.data.datasets import load
+from dd_core.data.randomness import torch_seed
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.machine.memory import in_blocks
 from dd_core.models.build import build_trials
-from dd_core.models.stacking import load_state
+from dd_core.models.stacking import by_trial, load_state
+from dd_core.study.architectures import architecture_called
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import losses_of
@@ -99,6 +101,8 @@ class TrialStack:
         self.model = build_trials(study, arm, trials).to(device, dtype)
         micro_batch = micro_batch or self.variant.batch_size
         self.stepper = Stepper(self.model, self.variant, len(trials), device, micro_batch)
+        # What a network draws for itself, as dropout does, is a function of the step, so that resuming is exact.
+        self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
         self.monitors = make_monitors(self)
         # Large enough to drown the calls, small enough for memory at any width.
@@ -139,6 +143,8 @@ class TrialStack:
                 start, stop = index * size, min((index + 1) * size, self.num_train)
                 done = first + index
                 rate = learning_rate(self.variant.schedule, base, done, self.steps_per_epoch, self.study.epochs)
+                if self._draws:
+                    torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", done))
                 loss, accuracy = self.stepper(batch, start, stop, rate)
                 self._observe(done + 1, epoch, loss)
                 losses.append(loss)
@@ -159,7 +165,8 @@ class TrialStack:
     def diverge(self, position: int) -> None:
         """Leave a trial without weights: what is left of them after its loss was not finite means nothing."""
         for tensor in self._tensors_of(position).values():
-            tensor.fill_(torch.nan)
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -204,7 +211,7 @@ class TrialStack:
     def _tensors_of(self, position: int) -> dict[str, Tensor]:
         """Views of one trial's weights and buffers, by name."""
         count = len(self.trials)
-        return {name: t.detach().unflatten(0, (count, -1))[position] for name, t in self.model.state_dict().items()}
+        return {name: by_trial(t.detach(), count)[position] for name, t in self.model.state_dict().items()}
 
     def weights_of(self, position: int) -> dict[str, Tensor]:
         """One trial's weights and buffers as those of a plain network, copied."""

@@ -478,6 +478,11 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "early_stopping": ({}, {"early_stopping": {"metric": "train_loss", "patience": 3}}),
     "precision": ({}, {"precision": "bfloat16"}),
     "compile": ({}, {"compile": "default"}),
+    "network": ({}, {"network": {"norm": "none"}}),
+    "architecture_sha256": (
+        {"architecture": "no.matter:what", "architecture_sha256": "0" * 64},
+        {"architecture": "no.matter:what", "architecture_sha256": "1" * 64},
+    ),
 }
 
 

@@ -246,7 +246,8 @@ def function_rule(
     if target in (functional.max_pool2d, torch.max_pool2d):
         return max_pool_rule(x, dtype, *rest, **keywords)
     if name in ("flatten", "view", "reshape", "squeeze", "contiguous"):
-        value = call(x)
+        # What is a view where the network was written need not be one of images in another memory format.
+        value = x.reshape(*rest) if name == "view" and not keywords else call(x)
         return _reshaped(value, x)
     if name in ("mean", "adaptive_avg_pool2d", "avg_pool2d"):
         given = rest[0] if rest else keywords.get("dim", 0)

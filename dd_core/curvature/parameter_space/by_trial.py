@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.parameter_space.twice_differentiable import TwiceDifferentiable
+from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.tasks.base import losses_of
 
 # Every trial's vector to its product, (T, P) to (T, P).
@@ -109,7 +110,7 @@ def hessian_product(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[P
         labels: int64 (B, T).
     """
     parameters, num_trials = list(model.parameters()), labels.shape[1]
-    with torch.enable_grad(), TwiceDifferentiable():
+    with torch.enable_grad(), second_derivatives(), TwiceDifferentiable():
         # The softmax in float64 keeps saturated images exact; it is small work.
         loss = losses_of(model(images).double(), labels).mean(0).sum()
         gradients = torch.autograd.grad(loss, parameters, create_graph=True)
@@ -157,7 +158,7 @@ def _take(signs: Iterator[Tensor], number: int) -> Iterator[Tensor]:
 
 def by_trial(tensors: Iterable[Tensor], num_trials: int) -> Tensor:
     """Tensors of the parameters' shapes, (T*n, ...), as vectors (T, P)."""
-    return torch.cat([tensor.detach().unflatten(0, (num_trials, -1)).flatten(1) for tensor in tensors], dim=1)
+    return torch.cat([tensor.detach().reshape(num_trials, -1) for tensor in tensors], dim=1)
 
 
 def shaped(vectors: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -31,7 +31,8 @@ class TwiceDifferentiable(TorchFunctionMode):
             image, kernel, bias, *geometry = args
             result = _Convolution.apply(image, kernel, tuple(geometry))
             return result if bias is None else result + bias.view(1, -1, 1, 1)
-        if func is functional.batch_norm and len(args) == 3 and not kwargs["training"] and kwargs["weight"] is not None:
+        is_frozen = func is functional.batch_norm and len(args) == 3 and not kwargs["training"] and args[0].ndim == 4
+        if is_frozen and kwargs["weight"] is not None and kwargs["bias"] is not None:
             x, mean, variance = args
             return _frozen_batch_norm(x, mean, variance, kwargs["weight"], kwargs["bias"], kwargs["eps"])
         return func(*args, **kwargs)

@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 
+from dd_core.study.architectures import label_of
 from dd_core.study.study import Study
 
 # Okabe & Ito 2008, distinguishable with every common colour blindness. One thing has one colour in all figures.
@@ -24,11 +25,6 @@ FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 WIDTH = 460
 
 DATASETS = {"digits": "scikit-learn digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-ARCHITECTURES = {
-    "preact_resnet18": "pre-activation ResNet18",
-    "preact_resnet10": "pre-activation ResNet10",
-    "cnn5": "5-layer CNN",
-}
 
 
 Panel = alt.LayerChart | alt.FacetChart  # what Altair says properties() of a layered chart returns
@@ -58,9 +54,7 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
     """The first lines of a subtitle: data set, wrong labels, architecture; trials, epoch."""
     used = [study.variants[name] for name in variants]
     noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
-    architecture = " / ".join(
-        sorted({ARCHITECTURES.get(variant.architecture, variant.architecture) for variant in used})
-    )
+    architecture = " / ".join(sorted({label_of(variant.architecture) for variant in used}))
     dataset = DATASETS.get(study.data.dataset, study.data.dataset)
     images = f"{study.data.num_train:,}" if study.data.num_train else "all"
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"

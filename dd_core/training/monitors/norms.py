@@ -1,5 +1,6 @@
 """Norms of gradient and weights."""
 
+from dd_core.models.stacking import by_trial
 from dd_core.study.monitors import NormMonitor
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
 from dd_core.training.optimization import joint_norms
@@ -17,7 +18,7 @@ class Norms(Monitor):
         """Look at the parameters where they lie: optimisers and ``load_state`` change them in place."""
         super().__init__(stack)
         count = len(stack.trials)
-        self._weights = [parameter.detach().unflatten(0, (count, -1)) for parameter in stack.model.parameters()]
+        self._weights = [by_trial(parameter.detach(), count) for parameter in stack.model.parameters()]
 
     def measure(self, moment: Moment) -> Measurement:
         """Both (T,)."""
