@@ -26,7 +26,8 @@ from dd_core.exchange.gathering import Request
 from dd_core.exchange.importer import Imported, import_metrics
 from dd_core.exchange.interpretation import Told
 from dd_core.exchange.places import Reading
-from dd_core.study.recipe import ARCHITECTURES, DATASETS, Optimizer
+from dd_core.study.datasets import DATASETS
+from dd_core.study.recipe import ARCHITECTURES, Optimizer
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,6 @@ from dd_core.data.randomness import torch_seed
 from dd_core.models.cnn5 import CNN5
 from dd_core.models.preact_resnet import PreActResNet
 from dd_core.models.stacking import load_state, stack_states
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.study.study import Arm, Study
 
 
@@ -37,8 +36,8 @@ def build_trials(study: Study, arm: Arm, trials: list[int]) -> nn.Module:
     A trial's initial weights depend on its seed alone, not on which trials it is stacked with. Training in
     channels-last memory is about 1.4 times faster on a CPU for these small convolutions.
     """
-    dataset = study.data.dataset
-    shape = (IMAGE_SHAPES[dataset][2], NUM_CLASSES[dataset])
+    record = study.data.record
+    shape = (record.image_shape[2], record.num_classes)
     architecture = study.variants[arm.variant].architecture
     states = []
     with torch.random.fork_rng(devices=[]):

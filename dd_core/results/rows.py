@@ -19,7 +19,6 @@ from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData
 from dd_core.models.build import build
 from dd_core.models.stacking import load_state
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.study.study import Checkpoint, Study
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -36,7 +35,8 @@ def trained_network(study: Study, checkpoint: Checkpoint, weights: dict[str, Ten
         weights: of all trials, (T, ...) by name.
         trial: which of them.
     """
-    shape = (IMAGE_SHAPES[study.data.dataset][2], NUM_CLASSES[study.data.dataset])
+    record = study.data.record
+    shape = (record.image_shape[2], record.num_classes)
     model = build(study.variants[checkpoint.arm.variant].architecture, checkpoint.arm.k, *shape)
     load_state(model, {name: tensor[trial] for name, tensor in weights.items()})
     return model.eval().to(memory_format=torch.channels_last)

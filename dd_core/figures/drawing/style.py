@@ -23,7 +23,6 @@ GREY = "#595959"
 FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 WIDTH = 460
 
-DATASETS = {"digits": "scikit-learn digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 ARCHITECTURES = {
     "preact_resnet18": "pre-activation ResNet18",
     "preact_resnet10": "pre-activation ResNet10",
@@ -61,12 +60,11 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
     architecture = " / ".join(
         sorted({ARCHITECTURES.get(variant.architecture, variant.architecture) for variant in used})
     )
-    dataset = DATASETS.get(study.data.dataset, study.data.dataset)
     images = f"{study.data.num_train:,}" if study.data.num_train else "all"
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
     when = "" if epoch is None else f" · epoch {epoch} of {study.epochs}"
     return [
-        f"{dataset}, {images} training images, {noise} of them mislabelled",
+        f"{study.data.title}, {images} training images, {noise} of them mislabelled",
         f"{architecture} · {trials}{when}",
         *([] if study.width_unit == 1 else [f"Widths are fractions: k = 1 is a width of {study.width_unit:g}"]),
     ]
