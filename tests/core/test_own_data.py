@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("forget_datasets")
 STUDY = """\
 description: images of my own
 data: {{dataset: {dataset}}}
-variants: {{plain: {{architecture: preact_resnet10, batch_size: 10, optimizer: {{name: adam, learning_rate: 0.002}}}}}}
+variants: {{plain: {{architecture: preact_resnet10, batch_size: 4, optimizer: {{name: adam, learning_rate: 0.002}}}}}}
 widths: [1]
 trials: 2
 epochs: 2
