@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,14 @@ def use_made_up_cifar(folder: Path) -> None:
     """Let this process load them as CIFAR-10; the loaders, torchvision's too, must be told their MD5 sums."""
     from torchvision.datasets import CIFAR10
 
-    from dd_core.data import datasets
+    from dd_core.study.datasets import DATASETS
 
     def sum_of(name: str) -> str:
         return hashlib.md5((folder / CIFAR10.base_folder / name).read_bytes()).hexdigest()
 
     os.environ["DD_DATASETS"] = str(folder)
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    datasets._CIFAR_FILES["cifar10"] = {name: sum_of(name) for name in names}
+    DATASETS["cifar10"] = replace(DATASETS["cifar10"], files={name: sum_of(name) for name in names})
     *CIFAR10.train_list, test = [[name, sum_of(name)] for name in names]
     CIFAR10.test_list = [test]
     CIFAR10.meta = {**CIFAR10.meta, "md5": sum_of("batches.meta")}

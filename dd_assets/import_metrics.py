@@ -27,7 +27,8 @@ from dd_core.exchange.importer import Imported, import_metrics
 from dd_core.exchange.interpretation import Told
 from dd_core.exchange.places import Reading
 from dd_core.study.architectures import ARCHITECTURES
-from dd_core.study.recipe import DATASETS, Optimizer
+from dd_core.study.datasets import DATASETS
+from dd_core.study.recipe import Optimizer
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
             "arms": len(study.arms),
             "trials": study.trials,
             "epochs": study.epochs,
-            "dataset": study.data.dataset,
+            "dataset": study.data.title,
             "study": dg.MetadataValue.json(study.model_dump(mode="json")),
         },
     )

@@ -173,7 +173,7 @@ def dagster_home() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "dagster.yaml").exists():
-            shutil.copy(Path(__file__).with_name("dagster.yaml"), folder)
+            shutil.copy(Path(__file__).parents[1] / "dagster.yaml", folder)
     except OSError as error:
         raise UserError(
             f"the folder DAGSTER_HOME={folder} cannot be made ({error.strerror}); check the data root, DD_ROOT={root}"

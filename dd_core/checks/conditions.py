@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dd_core.checks.expected import Course, Expectations, num_test_images
+from dd_core.checks.expected import Course, Expectations
 from dd_core.study.study import Study
 
 
@@ -105,7 +105,7 @@ def _evaluation_conditions(study: Study) -> tuple[dict[str, str], dict[str, list
         "clean": [name for name in variants if num_noisy[name] == num_train],
         "noisy": [name for name in variants if num_noisy[name] == 0],
         "val": variants if study.data.num_validation == 0 else [],
-        "test": variants if num_test_images(study) == 0 else [],
+        "test": variants if study.num_test_images == 0 else [],
     }
     columns = {
         "clean": ("train_error_clean", "train_loss_clean"),

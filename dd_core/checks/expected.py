@@ -9,11 +9,8 @@ import numpy as np
 from dd_core.errors import UserError
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
-from dd_core.study.datasets import NUM_TRAIN
 from dd_core.study.monitors import due_steps, expected_steps
 from dd_core.study.study import Arm, Study
-
-_NUM_CIFAR_TEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -130,10 +127,3 @@ class Expectations:
             self.custom |= set(metrics)
             due |= dict.fromkeys(metrics, due_steps(custom.every, steps_per_epoch, num_steps))
         return {metric: np.array(steps, dtype=np.int64) for metric, steps in due.items()}
-
-
-def num_test_images(study: Study) -> int:
-    """Test images of each trial: CIFAR's own, or the digits that are left."""
-    if study.data.dataset != "digits":
-        return _NUM_CIFAR_TEST
-    return NUM_TRAIN["digits"] - study.num_train_images - study.data.num_validation

@@ -26,7 +26,6 @@ import filelock
 from dd_core.errors import UserError
 from dd_core.store.files import write_text
 from dd_core.study.architectures import architecture_called
-from dd_core.study.datasets import IMAGE_SHAPES
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 
@@ -47,7 +46,7 @@ class Network:
         architecture: as in a study file.
         k: width multiplier.
         copies: trials in a stack, 1 for a network alone.
-        side: of its square images, pixels.
+        side: of its images, pixels; those that are not square are tested as two kinds that are.
         channels: of its images.
         precision: of training.
         settings: of the architecture, pairs of name and value.
@@ -78,11 +77,15 @@ def networks_of(study: Study, arm: Arm) -> set[Network]:
     variant = study.variants[arm.variant]
     if architecture_called(variant.architecture).is_own:
         return set()  # the fault that is known is kept away from these (dd_core.models.own); others are not looked for
-    side, _, channels = IMAGE_SHAPES[study.data.dataset]
+    *sides, channels = study.data.record.image_shape
     precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
     sizes = {len(group) for group in stacking(study, arm)}
     settings = tuple(variant.network.items())
-    return {Network(variant.architecture, arm.k, size, side, channels, precision, settings) for size in sizes}
+    return {
+        Network(variant.architecture, arm.k, size, side, channels, precision, settings)
+        for size in sizes
+        for side in set(sides)
+    }
 
 
 def require_sound(wanted: Collection[Network], others: Collection[Network], threads: int) -> str | None:

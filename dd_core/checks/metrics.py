@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dd_core.checks.conditions import Source, sources
-from dd_core.checks.expected import Course, Expectations, num_test_images, trained_courses
+from dd_core.checks.expected import Course, Expectations, trained_courses
 from dd_core.checks.sentences import Gap, sentences, where
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -180,7 +180,7 @@ def _image_gaps(
     connection: duckdb.DuckDBPyConnection, study: Study, expected: Expectations, found: dict[str, list[Course]]
 ) -> Iterator[Gap]:
     """Evaluations that are missing in ``image_progress``, and those that do not have every image."""
-    num_images = study.num_train_images + study.data.num_validation + num_test_images(study)
+    num_images = study.num_train_images + study.data.num_validation + study.num_test_images
     has_view = _has_view(connection, "image_progress")
     due = {arm: [expected.evaluations(course, of_images=True) for course in trials] for arm, trials in found.items()}
     # Answered from the files' row counts; a count by epoch has to read the columns.

@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
+import importlib
 import os
-import pickle
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,24 +14,12 @@ import numpy as np
 
 from dd_core.errors import DataMissingError
 from dd_core.machine.disk import flush
-from dd_core.study.datasets import NUM_CLASSES
+from dd_core.study.datasets import DATASETS, DatasetRecord
+from dd_core.study.own_data import OwnDataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-# Training batches, then the test batch, with their official MD5 sums.
-_CIFAR_FILES = {
-    "cifar10": {
-        "data_batch_1": "c99cafc152244af753f735de768cd75f",
-        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-        "data_batch_4": "634d18415352ddfa80567beed471001a",
-        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        "test_batch": "40351d587109b95175f43aff81a1287e",
-    },
-    "cifar100": {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-}
-_CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+    from upath import UPath
 
 
 @dataclass(frozen=True)
@@ -39,39 +27,46 @@ class Dataset:
     """All images of a data set.
 
     Attributes:
-        name: as in a study file.
-        images: uint8, (N, height, width, channels). digits: values 0 to 16; CIFAR: 0 to 255. ``image_id`` is the row:
-            for CIFAR the official training images come first, then the official test images.
+        name: as in a study file, or a short name of images of the user's own.
+        images: uint8, (N, height, width, channels), values from 0 to the record's ``highest``. ``image_id`` is the row:
+            official training images come first, then official test images.
         labels: int64, (N,).
-        num_official_train: rows before the official test set; N for digits, which has none.
+        num_official_train: rows before the official test set; N where there is none.
+        num_classes: labels run from 0 to one less.
     """
 
     name: str
     images: "NDArray[np.uint8]"
     labels: "NDArray[np.int64]"
     num_official_train: int
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return NUM_CLASSES[self.name]
+    num_classes: int
 
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of the images and labels, kept in every manifest."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return digest(self.images, self.labels)
+
+
+def digest(images: "NDArray[np.uint8]", labels: "NDArray[np.int64]") -> str:
+    """SHA-256 of the bytes of images, uint8, and labels, int64."""
+    result = hashlib.sha256(np.ascontiguousarray(images).tobytes())
+    result.update(labels.astype("<i8").tobytes())
+    return result.hexdigest()
+
+
+def fingerprint(dataset: str | OwnDataset) -> str:
+    """What ``load(dataset).sha256`` is; images of the user's own were looked at when their study was read."""
+    return dataset.found.sha256 if isinstance(dataset, OwnDataset) else load(dataset).sha256
 
 
 def data_address() -> str:
-    """Where CIFAR is looked for: ``DD_DATASETS``, else ``datasets`` below ``DD_ROOT`` (default ./data)."""
+    """Where data sets are looked for: ``DD_DATASETS``, else ``datasets`` below ``DD_ROOT`` (default ./data)."""
     root = os.environ.get("DD_ROOT", "data")
     return os.environ.get("DD_DATASETS") or f"{root.rstrip('/')}/datasets"
 
 
 def data_folder() -> Path:
-    """The folder with CIFAR on this machine: where it is looked for, or a copy of what an object store has."""
+    """The folder with data sets on this machine: where it is looked for, or a copy of what an object store has."""
     address = data_address()
     if "://" in address:
         name = f"dd-datasets-{os.getuid()}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
@@ -97,94 +92,99 @@ def _fetch(folder: str) -> None:
         return
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
-        copy = Path(scratch) / folder
-        copy.mkdir()
-        for path in (UPath(data_address()) / folder).iterdir():
-            (copy / path.name).write_bytes(path.read_bytes())
-            flush(copy / path.name)
+        copy = Path(scratch) / final.name
+        _copy(UPath(data_address()) / folder, copy)
         with contextlib.suppress(OSError):  # another process was faster
             copy.rename(final)
 
 
-def _download_allowed() -> bool:
-    return os.environ.get("DD_DOWNLOAD", "") == "1"
+def _copy(source: "UPath", target: Path) -> None:
+    """Copy a folder with all that is in it."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
+            flush(target / path.name)
 
 
-def require(name: str) -> None:
+def _may_be_downloaded(record: DatasetRecord) -> bool:
+    return bool(record.torchvision) and os.environ.get("DD_DOWNLOAD", "") == "1"
+
+
+def require(dataset: str | OwnDataset) -> None:
     """Check, without loading it, that a data set is there or may be downloaded.
 
     Raises:
         DataMissingError: it is not, with what to do.
     """
-    if name == "digits":
+    if isinstance(dataset, OwnDataset):
+        path = dataset.npz or dataset.folder
+        if path and not Path(path).exists():
+            raise DataMissingError(f"data.dataset: {path} is not there; every machine that computes must see it")
         return
-    folder = _CIFAR_FOLDERS[name]
-    if (data_folder() / folder).is_dir() or _download_allowed() or _is_on_object_store(folder):
+    record = DATASETS[dataset]
+    if not record.folder or (data_folder() / record.folder).is_dir():
         return
-    raise _missing(name)
+    if not _may_be_downloaded(record) and not _is_on_object_store(record.folder):
+        raise _missing(record)
 
 
-def _missing(name: str) -> DataMissingError:
-    folder = _CIFAR_FOLDERS[name]
+def _missing(record: DatasetRecord) -> DataMissingError:
     place = data_address() if "://" in data_address() else data_folder()
+    download = ", or set DD_DOWNLOAD=1 to let torchvision download it" if record.torchvision else ""
     return DataMissingError(
-        f"{name} is not there: looked for the folder {folder} in {place}; unpack the official Python version "
-        f"of {name} there, point DD_DATASETS to the folder that has it, or set DD_DOWNLOAD=1 to let torchvision "
-        "download it"
+        f"{record.name} is not there: looked for the folder {record.folder} in {place}; unpack {record.source} there"
+        f"{',' if download else ' or'} point DD_DATASETS to the folder that has it{download}"
     )
 
 
 @lru_cache(maxsize=2)
-def load(name: str) -> Dataset:
+def load(dataset: str | OwnDataset) -> Dataset:
     """Load a data set into memory.
 
     Raises:
-        DataMissingError: its files are not there, or not the official ones.
+        DataMissingError: its files are not there, or not the official ones, or not those that the study was read with.
     """
-    return _load_digits() if name == "digits" else _load_cifar(name)
+    require(dataset)
+    if isinstance(dataset, OwnDataset):
+        return _load_own(dataset)
+    record = DATASETS[dataset]
+    folder = data_folder() / record.folder
+    if record.folder and _is_on_object_store(record.folder):
+        _fetch(record.folder)
+    elif record.folder and not folder.is_dir():
+        _download(record)
+    module, _, function = record.reader.partition(":")
+    images, labels, num_train = getattr(importlib.import_module(module), function)(record, folder)
+    return Dataset(record.name, images, labels, num_train, record.num_classes)
 
 
-def _load_digits() -> Dataset:
-    """The 1,797 handwritten digits of UCI optdigits' test set, as shipped with scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = bunch.images.astype(np.uint8)[..., None]
-    return Dataset("digits", images, bunch.target.astype(np.int64), len(images))
-
-
-def _load_cifar(name: str) -> Dataset:
-    """CIFAR as Krizhevsky ships it. Read without torchvision: Dagster's own services have no torch."""
-    require(name)
-    folder = data_folder() / _CIFAR_FOLDERS[name]
-    if _is_on_object_store(_CIFAR_FOLDERS[name]):
-        _fetch(_CIFAR_FOLDERS[name])
-    elif _download_allowed() and not folder.is_dir():
-        _download(name)
-    rows, labels = [], []
-    for file, md5 in _CIFAR_FILES[name].items():
-        try:
-            content = (folder / file).read_bytes()
-        except OSError:
-            content = b""
-        # The files are pickles: nothing but the official ones is opened.
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise DataMissingError(
-                f"{name} in {folder} is incomplete or altered (the MD5 sum of {file} is not the official one); unpack "
-                "it again"
-            )
-        batch = pickle.loads(content, encoding="latin1")
-        rows.append(batch["data"])
-        labels += batch["labels" if name == "cifar10" else "fine_labels"]
-    images = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # red, green and blue one by one
-    return Dataset(name, images, np.asarray(labels, dtype=np.int64), len(images) - len(rows[-1]))
-
-
-def _download(name: str) -> None:
-    """Let torchvision fetch and unpack it."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+def _load_own(dataset: OwnDataset) -> Dataset:
+    from dd_core.data.own.sources import read_source
 
     try:
-        {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](data_folder(), download=True)
+        own = read_source(dataset.model_dump(exclude={"found", "class_names"}))
+    except DataMissingError as error:
+        raise DataMissingError(f"data.dataset: {error}") from error
+    loaded = Dataset(dataset.title, own.images, own.labels, own.num_train, own.num_classes)
+    found, shape = dataset.found, own.images.shape[1:]
+    if (loaded.sha256, own.num_train, shape) != (found.sha256, found.num_train, found.image_shape):
+        raise DataMissingError(
+            f"data.dataset: {dataset.source} has other images or labels than when the study file was read; if they "
+            "were changed meanwhile, run the same command again, else make them the same each time and on each machine"
+        )
+    return loaded
+
+
+def _download(record: DatasetRecord) -> None:
+    """Let torchvision fetch and unpack it."""
+    import torchvision.datasets
+
+    folder = data_folder() / record.download_folder
+    try:
+        for options in record.download_options:
+            getattr(torchvision.datasets, record.torchvision)(folder, download=True, **options)
     except (OSError, RuntimeError) as error:
-        raise DataMissingError(f"{name} could not be downloaded to {data_folder()}: {error}") from error
+        raise DataMissingError(f"{record.name} could not be downloaded to {data_folder()}: {error}") from error

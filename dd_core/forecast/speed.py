@@ -17,7 +17,7 @@ from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, training_fl
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.architectures import forward_flops
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
+from dd_core.study.own_data import shape_and_classes
 from dd_core.study.stacks import fills_a_gpu
 from dd_core.study.study import Arm, Study
 
@@ -46,8 +46,8 @@ class Run:
     @property
     def flops(self) -> int:
         """Of training on an image."""
-        k, _, dataset, architecture, *_, network = self.content
-        return 3 * forward_flops(architecture, k, IMAGE_SHAPES[dataset], NUM_CLASSES[dataset], dict(network))
+        k, _, (image_shape, num_classes), architecture, *_, network = self.content
+        return 3 * forward_flops(architecture, k, image_shape, num_classes, dict(network))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def speed_key(recipe: dict[str, Any]) -> tuple[Any, ...]:
     names = ("architecture", "batch_size", "precision", "compile", "architecture_sha256")
     values = (variant.get(name) for name in names)
     network = tuple(sorted(variant.get("network", {}).items()))
-    return (recipe["k"], recipe["trials"], recipe["data"]["dataset"], *values, network)
+    return (recipe["k"], recipe["trials"], shape_and_classes(recipe["data"]["dataset"]), *values, network)
 
 
 def read_runs(connection: "duckdb.DuckDBPyConnection", study: Study, device: str) -> list[Run]:
@@ -82,7 +82,7 @@ def read_runs(connection: "duckdb.DuckDBPyConnection", study: Study, device: str
     for name, recipe, settings, threads, gpu_share, seconds, speed in rows:
         # Earlier versions did not write the settings; runs of other systems have others.
         content = json.loads(settings) if settings else own.get(recipe)
-        if content is not None and "trials" in content:
+        if content is not None and "trials" in content and shape_and_classes(content["data"]["dataset"]):
             which = (name, speed_key(content), threads, gpu_share)
             seconds_of[which] += seconds
             images_of[which] += seconds * speed

@@ -7,7 +7,6 @@ weights and for its inputs), so an image costs three forward passes to train and
 """
 
 from dd_core.study.architectures import forward_flops
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES, NUM_OFFICIAL_TEST, NUM_TRAIN
 from dd_core.study.study import Arm, Study
 
 # From ResNet10k on 8x8 digits, two trials on one thread of a CPU, trained and evaluated for 120 epochs in 10, 12, 21,
@@ -21,8 +20,8 @@ _EVALUATION_OVERHEAD_FLOPS = OVERHEAD_FLOPS / 10
 
 def training_flops(study: Study, arm: Arm) -> int:
     """FLOPs of training one trial of an arm on one image: three forward passes."""
-    dataset, variant = study.data.dataset, study.variants[arm.variant]
-    shape, num_classes = IMAGE_SHAPES[dataset], NUM_CLASSES[dataset]
+    record, variant = study.data.record, study.variants[arm.variant]
+    shape, num_classes = record.image_shape, record.num_classes
     return 3 * forward_flops(variant.architecture, arm.k, shape, num_classes, variant.network)
 
 
@@ -36,9 +35,8 @@ def training_cost(study: Study, arm: Arm, first: int, until: int) -> float:
     """FLOPs, overhead included, of training all trials of an arm from one epoch to another, with the evaluations."""
     data, flops = study.data, training_flops(study, arm)
     num_train = study.num_train_images
-    num_test = NUM_OFFICIAL_TEST[data.dataset] or NUM_TRAIN[data.dataset] - num_train - data.num_validation
     trained = num_train * (until - first)
-    evaluated = (num_train + data.num_validation + num_test) * num_evaluations(study, first, until)
+    evaluated = (num_train + data.num_validation + study.num_test_images) * num_evaluations(study, first, until)
     of_all = trained * (OVERHEAD_FLOPS + flops) + evaluated * (_EVALUATION_OVERHEAD_FLOPS + flops / 3)
     return study.trials * of_all
 

@@ -10,7 +10,6 @@ from dd_core.errors import UserError
 from dd_core.models.own import alone, own_network
 from dd_core.models.stacking import load_state, stack_states
 from dd_core.study.architectures import Settings, architecture_called
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES
 from dd_core.study.study import Arm, Study
 
 
@@ -61,13 +60,13 @@ def build(
 
 def network_of(study: Study, arm: Arm, trials: int | None = None) -> nn.Module:
     """An untrained network of an arm, plain or stacked, as ``build`` makes it."""
-    height, width, channels = IMAGE_SHAPES[study.data.dataset]
+    height, width, channels = study.data.record.image_shape
     variant = study.variants[arm.variant]
     return build(
         variant.architecture,
         arm.k,
         channels,
-        NUM_CLASSES[study.data.dataset],
+        study.data.record.num_classes,
         trials,
         settings=variant.network,
         size=(height, width),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dd_core.data.datasets import load
+from dd_core.data.datasets import fingerprint
 from dd_core.errors import StaleError
 from dd_core.models.stacking import by_trial
 from dd_core.store.files import local_copy, write_atomically
@@ -117,7 +117,7 @@ def identity(study: Study, arm: Arm) -> dict[str, Any]:
         "arm": arm.key,
         "recipe": study.recipe_hash(arm),
         "trials": study.trials,
-        "data_sha256": load(study.data.dataset).sha256,
+        "data_sha256": fingerprint(study.data.dataset),
     }
 
 

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES, architecture_called
+from dd_core.study.datasets import DATASETS, DatasetRecord
+from dd_core.study.own_data import DatasetName, OwnDataset
 from dd_core.study.yaml_files import Strict
 
 
@@ -21,8 +24,7 @@ def _apart(default: Any, **settings: Any) -> Any:
     return Field(default=default, json_schema_extra={"left_out_of_recipe": True}, **settings)
 
 
-DATASETS = ("digits", "cifar10", "cifar100")
-# The name of somebody's data set or network.
+# The name of somebody's network.
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
 LabelOrCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:-]*$", max_length=200)]
 
@@ -30,20 +32,45 @@ LabelOrCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:-]*$", m
 class Data(Strict):
     """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
 
-    dataset: Label = Field(description="of a study that is imported, any name; what is trained here needs DATASETS")
+    dataset: DatasetName = Field(
+        description="The name of one of DATASETS; images of your own: module:function, {npz: path} or {folder: path} "
+        "(docs/data.md). Of a study that is imported, any name."
+    )
     num_train: int | None = Field(
         default=None,
         ge=2,
-        description="Training images. digits: every trial draws its own, the rest is the test set. CIFAR: a subset "
-        "drawn per trial from the official training set; null takes all that is not for validation.",
+        description="Training images, drawn per trial from the official ones; without an official test set (digits) "
+        "the rest is tested on. null takes all that are not for validation.",
     )
     num_validation: int = _added(
         0,
         ge=0,
         description="Images with true labels, drawn per trial, that are neither trained on nor tested on: what early "
-        "stopping, plateaus and the best checkpoints look at. digits: from those left by num_train; CIFAR: from the "
-        "official training set.",
+        "stopping, plateaus and the best checkpoints look at; from the images that num_train leaves.",
     )
+
+    @property
+    def record(self) -> DatasetRecord:
+        """What is known of the data set.
+
+        Raises:
+            UserError: nothing is, since it is a name in a study that was imported.
+        """
+        if isinstance(self.dataset, OwnDataset):
+            return self.dataset.record
+        if self.dataset not in DATASETS:
+            raise UserError(f"data.dataset: nothing is known here of a data set {self.dataset!r}")
+        return DATASETS[self.dataset]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has a record."""
+        return isinstance(self.dataset, OwnDataset) or self.dataset in DATASETS
+
+    @property
+    def title(self) -> str:
+        """The data set's name, for figures."""
+        return self.record.title if self.is_known else str(self.dataset)
 
 
 class Augmentation(Strict):

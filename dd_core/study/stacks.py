@@ -1,6 +1,5 @@
 """Which trials of an arm share a network, and which arms have a GPU alone: by the study alone, without torch."""
 
-from dd_core.study.datasets import IMAGE_SHAPES
 from dd_core.study.study import Arm, Study
 
 # Beyond this width, or with more values than these in the first stage per image (k channels of 32x32 at k = 8, after
@@ -17,7 +16,7 @@ _LARGEST_STACK = 8
 
 def stacking(study: Study, arm: Arm) -> list[list[int]]:
     """The trials that share a network, by their numbers."""
-    height, width, _ = IMAGE_SHAPES[study.data.dataset]
+    height, width, _ = study.data.record.image_shape
     is_wide = arm.k > _WIDEST_STACK or arm.k * height * width > _MOST_VALUES
     size = 1 if is_wide or not study.variants[arm.variant].is_stackable else _LARGEST_STACK
     trials = list(study.trial_numbers)

@@ -17,11 +17,11 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES, architecture_called
 from dd_core.study.curvature import CurvatureSettings, shards
-from dd_core.study.datasets import IMAGE_SHAPES
+from dd_core.study.datasets import DATASETS
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.monitors import MonitorSettings
 from dd_core.study.own_code import is_own_code, source_digest
-from dd_core.study.recipe import DATASETS, Data, Variant, recipe_of
+from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.yaml_files import Strict
 
@@ -34,8 +34,6 @@ _VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Both are parts of names of files, temporary ones and locks among them, which may have 255 bytes.
 _LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
-_NUM_DIGITS = 1797
-_NUM_CIFAR = 50_000  # official training images
 # What is trained here has partition keys of three digits, and this project's networks are no wider.
 _MOST_TRAINED_K = 999
 LARGEST_K = 65_536  # of imported studies
@@ -151,20 +149,21 @@ class Study(Strict):
             return self  # how it was trained is not for us to refuse
         self._is_ours()
         num_train, num_validation = self.data.num_train, self.data.num_validation
-        available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
-        if (num_train or 2) + num_validation > available:
+        record = self.data.record
+        if (num_train or 2) + num_validation > record.num_train:
             and_more = f" and {num_validation} for validation" if num_validation else ""
             raise ValueError(
                 f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
-                f"{and_more} are more than the {available} of {self.data.dataset}"
+                f"{and_more} are more than the {record.num_train} of {record.name}"
             )
-        side = 8 if self.data.dataset == "digits" else 32
+        height, width, _ = record.image_shape
+        size_ = f"{width} pixels wide and {'' if height == width else f'{height} '}high"
         for name, variant_ in self.variants.items():
-            for axis in ("shift_x", "shift_y"):
+            for axis, side in (("shift_x", width), ("shift_y", height)):
                 if getattr(variant_.augmentation, axis) >= side:
                     raise ValueError(
                         f"variants.{name}.augmentation.{axis}: must be below {side}, or nothing of an image of "
-                        f"{self.data.dataset}, {side} pixels wide and high, may be left"
+                        f"{record.name}, {size_}, may be left"
                     )
             schedule = variant_.schedule
             for key, metric in variant_.watched_metrics.items():
@@ -188,11 +187,11 @@ class Study(Strict):
                 raise ValueError(
                     f"variants.{name}.batch_size: {size} images in a batch but only {self.num_train_images} to train on"
                 )
-            record, shape = architecture_called(variant_.architecture), IMAGE_SHAPES[self.data.dataset]
-            if reason := record.objection(shape, **record.complete(variant_.network)):
+            network, shape = architecture_called(variant_.architecture), record.image_shape
+            if reason := network.objection(shape, **network.complete(variant_.network)):
                 raise ValueError(f"variants.{name}.network.{reason}")
-            # The last stage of a ResNet leaves one pixel of a digit, and BatchNorm needs two values to normalise.
-            is_narrow = record.normalises_single_values(shape, variant_.network)
+            # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
+            is_narrow = network.normalises_single_values(shape, variant_.network)
             if is_narrow and (size == 1 or self.num_train_images % size == 1):
                 raise ValueError(
                     f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
@@ -206,9 +205,9 @@ class Study(Strict):
         for path, (value, most) in {**limits, "trials": (self.trials, _MOST_TRAINED_TRIALS)}.items():
             if value > most:
                 raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
-        if self.data.dataset not in DATASETS:
+        if not self.data.is_known:
             known = " or ".join(map(repr, DATASETS))
-            raise ValueError(f"data.dataset: Input should be {known} (got {self.data.dataset!r})")
+            raise ValueError(f"data.dataset: Input should be {known} (got {str(self.data.dataset)!r})")
         for name, variant in self.variants.items():
             self.variants[name] = _with_source(f"variants.{name}.architecture", variant)
         if self.width_unit != 1:
@@ -248,13 +247,18 @@ class Study(Strict):
         Raises:
             UserError: it is a data set of others, of which nobody has said how many.
         """
-        if self.data.num_train is None and self.data.dataset not in DATASETS:
+        if self.data.num_train is None and not self.data.is_known:
             raise UserError(
                 f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
                 "file, as data.num_train"
             )
-        available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
-        return self.data.num_train or available - self.data.num_validation
+        return self.data.num_train or self.data.record.num_train - self.data.num_validation
+
+    @property
+    def num_test_images(self) -> int:
+        """Test images of each trial: the data set's own, or those that are left."""
+        record = self.data.record
+        return record.num_test or record.num_train - self.num_train_images - self.data.num_validation
 
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:

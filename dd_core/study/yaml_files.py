@@ -121,7 +121,7 @@ def validated(path: Path, model: type[Model], content: dict[str, Any]) -> Model:
         UserError: with the file and the path of each offending key.
     """
     try:
-        return model.model_validate_json(json.dumps(content))
+        return model.model_validate_json(json.dumps(content), context={"folder": path.parent})
     except ValidationError as error:
         raise UserError(f"{path}: {describe_problems(error)}") from error
 

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from dd_core.data.datasets import load
+from dd_core.data.datasets import fingerprint
 from dd_core.errors import StaleError
 from dd_core.store.parts import PartStore
 from dd_core.store.provenance import checkpoint_manifest, harmed_best
@@ -67,7 +67,7 @@ def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
         manifests = [checkpoint_manifest(store, study, checkpoint) for checkpoint in wanted]
     except StaleError:
         return False
-    data_sha256 = load(study.data.dataset).sha256
+    data_sha256 = fingerprint(study.data.dataset)
     return (
         all(m.get("data_sha256") == data_sha256 and store.is_sound(m) for m in manifests)
         and next(harmed_best(store, study, arm), None) is None

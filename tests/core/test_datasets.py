@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,9 @@ import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 from upath import UPath
 
-from dd_core.data import datasets
 from dd_core.data.datasets import Dataset, load, require
 from dd_core.errors import DataMissingError
-from dd_core.study.datasets import IMAGE_SHAPES, NUM_CLASSES, NUM_TRAIN
+from dd_core.study.datasets import DATASETS
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
 
@@ -40,7 +39,7 @@ def make_cifar(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     all_rows, all_labels, sums = [], [], {}
     for file in [*train, test]:
         rows = random.integers(0, 256, (ROWS, 3072), dtype=np.uint8)
-        labels = random.integers(0, NUM_CLASSES[name], ROWS).tolist()
+        labels = random.integers(0, DATASETS[name].num_classes, ROWS).tolist()
         content = {b"data": rows, key: labels}
         if name == "cifar100":
             content[b"coarse_labels"] = [0] * ROWS
@@ -48,11 +47,14 @@ def make_cifar(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
         all_rows.append(rows)
         all_labels += labels
     label_names = {"cifar10": "label_names", "cifar100": "fine_label_names"}[name]
-    (base / meta).write_bytes(pickle.dumps({label_names: [str(i) for i in range(NUM_CLASSES[name])]}, protocol=2))
+    (base / meta).write_bytes(
+        pickle.dumps({label_names: [str(i) for i in range(DATASETS[name].num_classes)]}, protocol=2)
+    )
     for file in [*train, test, meta]:
         sums[file] = hashlib.md5((base / file).read_bytes()).hexdigest()
     # The files are made, so their sums are; torchvision's are the reference.
-    monkeypatch.setitem(datasets._CIFAR_FILES, name, {file: sums[file] for file in [*train, test]})
+    record = replace(DATASETS[name], files={file: sums[file] for file in [*train, test]})
+    monkeypatch.setitem(DATASETS, name, record)
     monkeypatch.setattr(source, "train_list", [[file, sums[file]] for file in train])
     monkeypatch.setattr(source, "test_list", [[test, sums[test]]])
     monkeypatch.setattr(source, "meta", {**source.meta, "filename": meta, "md5": sums[meta]})
@@ -66,7 +68,7 @@ def test_digits_are_the_1797_images_of_scikit_learn() -> None:
     assert (digits.images.shape, digits.images.dtype) == ((1797, 8, 8, 1), np.uint8)
     assert (digits.images.min(), digits.images.max()) == (0, 16)
     assert (digits.labels.dtype, set(digits.labels.tolist())) == (np.int64, set(range(10)))
-    assert digits.num_official_train == NUM_TRAIN["digits"] == 1797
+    assert digits.num_official_train == DATASETS["digits"].num_train == 1797
     # Counts per class of the UCI test set, as its description gives them.
     assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
@@ -78,7 +80,7 @@ def test_cifar_has_official_train_then_test_images_upright_and_in_colour(
     rows, labels = make_cifar(name, tmp_path, monkeypatch)
     require(name)
     dataset = load(name)
-    assert dataset.images.shape == (len(rows), *IMAGE_SHAPES[name])
+    assert dataset.images.shape == (len(rows), *DATASETS[name].image_shape)
     assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int64)
     assert dataset.num_official_train == len(rows) - ROWS
     assert dataset.labels.tolist() == labels
@@ -93,7 +95,7 @@ def test_cifar_has_official_train_then_test_images_upright_and_in_colour(
 @pytest.mark.parametrize("source", [CIFAR10, CIFAR100])
 def test_the_sums_of_the_official_files_are_those_that_torchvision_knows(source: type[CIFAR10]) -> None:
     name = source.__name__.lower()
-    assert datasets._CIFAR_FILES[name] == {file: md5 for file, md5 in [*source.train_list, *source.test_list]}
+    assert DATASETS[name].files == {file: md5 for file, md5 in [*source.train_list, *source.test_list]}
 
 
 @pytest.mark.parametrize("check", [require, load])
@@ -140,14 +142,14 @@ class Trap:
 
 def test_the_fingerprint_changes_with_every_pixel_and_label() -> None:
     images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int64)
-    same = Dataset("digits", images.copy(), labels.copy(), 2)
+    same = Dataset("digits", images.copy(), labels.copy(), 2, 10)
     other_image, other_label = images.copy(), labels.copy()
     other_image[1, 7, 7, 0] = 1
     other_label[1] = 1
-    base = Dataset("digits", images, labels, 2).sha256
+    base = Dataset("digits", images, labels, 2, 10).sha256
     assert same.sha256 == base
-    assert Dataset("digits", other_image, labels, 2).sha256 != base
-    assert Dataset("digits", images, other_label, 2).sha256 != base
+    assert Dataset("digits", other_image, labels, 2, 10).sha256 != base
+    assert Dataset("digits", images, other_label, 2, 10).sha256 != base
 
 
 def test_datasets_lie_below_the_data_root_unless_told_otherwise(

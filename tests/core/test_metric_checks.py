@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dd_core.checks.expected import Course, Expectations, num_test_images
+from dd_core.checks.expected import Course, Expectations
 from dd_core.checks.integrity import largest_batch_loss, metric_gaps
 from dd_core.checks.sentences import Gap, sentences, where
 from dd_core.data.trials import trial_data
@@ -355,8 +355,8 @@ def test_metrics_of_images_that_do_not_exist_may_be_nan(
 def test_the_number_of_test_images_is_that_of_the_trials(make_study: Any) -> None:
     for data in ({"num_train": 100}, {"num_train": 100, "num_validation": 30}, {"num_train": None}):
         study = make_study(data={"dataset": "digits", **data}, variant={"batch_size": 100})
-        assert num_test_images(study) == len(trial_data(study, "plain", 0).test_ids)
-    assert num_test_images(make_study(data={"dataset": "cifar10"})) == 10_000
+        assert study.num_test_images == len(trial_data(study, "plain", 0).test_ids)
+    assert make_study(data={"dataset": "cifar10"}).num_test_images == 10_000
 
 
 # Trials that end before their arm

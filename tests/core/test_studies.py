@@ -159,7 +159,7 @@ REFUSED = {
         ["schedule: factor belongs to step"],
     ),
     "unknown architecture": ("preact_resnet10", "vgg", ["variants.plain.architecture", "'vgg'"]),
-    "unknown data set": ("dataset: digits", "dataset: mnist", ["data.dataset", "'mnist'"]),
+    "unknown data set": ("dataset: digits", "dataset: letters", ["data.dataset", "'letters'"]),
     "batch larger than the data": ("batch_size: 32", "batch_size: 101", ["variants.plain.batch_size", "101", "100"]),
     "last batch of one image": ("batch_size: 32", "batch_size: 33", ["variants.plain.batch_size", "single image"]),
     "unknown estimator": (*with_("curvature: {estimators: [hutchinson]}"), ["curvature.estimators.0", "'hutchinson'"]),

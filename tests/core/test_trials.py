@@ -94,7 +94,7 @@ def colourful(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     images = random.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
     images[..., 1] //= 2
     images[..., 2] = 7
-    dataset = Dataset("cifar10", images, random.integers(0, 10, 30), 20)
+    dataset = Dataset("cifar10", images, random.integers(0, 10, 30), 20, 10)
     monkeypatch.setattr(trials_module, "load", lambda name: dataset)
     return dataset
 

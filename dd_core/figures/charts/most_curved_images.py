@@ -15,7 +15,7 @@ from dd_core.study.study import Checkpoint, Study
 
 COLUMNS, ROWS = 8, 4
 _IMAGE, _CELL, _LINE = 56, 84, 92
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_LONGEST_NAME = 13  # characters of a class that fit
 
 # Ranks from both ends, ties by image_id so that equal data give an equal figure.
 _EXTREMES = """
@@ -47,7 +47,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     cells = [
         {
             **row,
-            "url": data_uri(images[row["image_id"]], study.data.dataset, _IMAGE),
+            "url": data_uri(images[row["image_id"]], study.data.record, _IMAGE),
             "label": caption(study, row),
             "size": style.number(row["trace"], digits=3),
         }
@@ -91,8 +91,8 @@ def choose(connection: duckdb.DuckDBPyConnection, study: Study, selection: Selec
 def caption(study: Study, row: dict[str, Any]) -> str:
     """What the image was called and what it is, on two lines where the classes have long names."""
     given, true = row["given_label"], row["true_label"]
-    if study.data.dataset == "cifar10":
-        return f"given {_CIFAR10[given]}\ntrue {_CIFAR10[true]}"
+    if names := study.data.record.class_names:
+        return f"given {names[given][:_LONGEST_NAME]}\ntrue {names[true][:_LONGEST_NAME]}"
     return f"given {given} · true {true}"
 
 

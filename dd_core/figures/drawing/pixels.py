@@ -7,21 +7,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dd_core.study.datasets import DatasetRecord
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def to_rgb_or_grey(image: "NDArray[np.uint8]", dataset: str) -> "NDArray[np.uint8]":
-    """Displayable values 0 to 255, (height, width, channels); digits (0 to 16) become dark ink on white."""
-    if dataset == "digits":
-        return (255 - np.round(image.astype(np.float64) * (255 / 16))).astype(np.uint8)
-    return image
+def to_rgb_or_grey(image: "NDArray[np.uint8]", record: DatasetRecord) -> "NDArray[np.uint8]":
+    """Displayable values 0 to 255, (height, width, channels); the digits' ink becomes dark on white."""
+    if record.highest == 255 and not record.is_ink:
+        return image
+    bright = np.round(image.astype(np.float64) * (255 / max(record.highest, 1)))
+    return (255 - bright if record.is_ink else bright).astype(np.uint8)
 
 
-def enlarge(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
-    """Repeat pixels until the image is at least ``size`` high; (height, width, channels)."""
+def fit(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
+    """Repeat pixels until the image is at least ``size`` high, or average them where it is twice as high or more."""
     factor = -(-size // image.shape[0])
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    if (step := image.shape[0] // size) < 2:
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = (side // step * step for side in image.shape[:2])
+    blocks = image[:height, :width].reshape(height // step, step, width // step, step, -1)
+    return np.round(blocks.mean((1, 3))).astype(np.uint8)
 
 
 def png(image: "NDArray[np.uint8]") -> bytes:
@@ -38,7 +45,7 @@ def png(image: "NDArray[np.uint8]") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def data_uri(image: "NDArray[np.uint8]", dataset: str, size: int) -> str:
+def data_uri(image: "NDArray[np.uint8]", record: DatasetRecord, size: int) -> str:
     """One image of a data set as a ``data:`` address of a PNG about ``size`` pixels high."""
-    content = png(enlarge(to_rgb_or_grey(image, dataset), size))
+    content = png(fit(to_rgb_or_grey(image, record), size))
     return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

@@ -24,8 +24,6 @@ GREY = "#595959"
 FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 WIDTH = 460
 
-DATASETS = {"digits": "scikit-learn digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-
 
 Panel = alt.LayerChart | alt.FacetChart  # what Altair says properties() of a layered chart returns
 
@@ -55,12 +53,11 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
     used = [study.variants[name] for name in variants]
     noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
     architecture = " / ".join(sorted({label_of(variant.architecture) for variant in used}))
-    dataset = DATASETS.get(study.data.dataset, study.data.dataset)
     images = f"{study.data.num_train:,}" if study.data.num_train else "all"
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
     when = "" if epoch is None else f" · epoch {epoch} of {study.epochs}"
     return [
-        f"{dataset}, {images} training images, {noise} of them mislabelled",
+        f"{study.data.title}, {images} training images, {noise} of them mislabelled",
         f"{architecture} · {trials}{when}",
         *([] if study.width_unit == 1 else [f"Widths are fractions: k = 1 is a width of {study.width_unit:g}"]),
     ]
