@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from dd_core.errors import UserError
+from dd_core.study.calendar import Calendar
 from dd_core.study.curvature import CurvatureSettings, shards
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.monitors import MonitorSettings
@@ -252,6 +253,14 @@ class Study(Strict):
             )
         available = {"digits": _NUM_DIGITS}.get(self.data.dataset, _NUM_CIFAR)
         return self.data.num_train or available - self.data.num_validation
+
+    def calendar(self, variant: str) -> Calendar:
+        """Which steps of a variant's trials belong to which epoch.
+
+        Raises:
+            UserError: as ``num_train_images``.
+        """
+        return Calendar(self.num_train_images, self.variants[variant].batch_size)
 
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:

@@ -223,7 +223,9 @@ def test_products_are_those_of_each_trials_own_hessian(make_study: MakeStudy, ar
     stack = make_stack(make_study, architecture=architecture, k=2)
     positions = torch.arange(30)[:, None].expand(-1, 2)
     with stack.evaluating():
-        product, size = hessian_product(stack.model, *stack.training_images(positions))
+        product, size = hessian_product(
+            stack.model, lambda: stack.losses(*stack.training_examples(positions), torch.float64)
+        )
     vectors = torch.randn(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     got = product(vectors)
     for position in range(2):
@@ -808,7 +810,7 @@ def test_what_is_recorded_is_what_is_expected(make_study: MakeStudy) -> None:
             assert np.isfinite(rows[:, 2]).all()
             recorded.setdefault(metric, []).extend(rows[:, 1].astype(int).tolist())
             assert set(rows[:, 0]) == {epoch}
-    assert recorded == expected_steps(stack.study.monitors, True, stack.steps_per_epoch, 30 * stack.steps_per_epoch)
+    assert recorded == expected_steps(stack.study.monitors, True, stack.calendar, stack.calendar.steps_after(30))
     assert recorded["psd_tail"] == [100, 120]
     assert len(recorded["grad_var"]) == 6
 

@@ -15,6 +15,7 @@ from dd_core.data.trials import TrialData, trial_data
 from dd_core.models.build import build
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
+from dd_core.study.calendar import Calendar
 from dd_core.study.recipe import Schedule
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.optimization import learning_rate
@@ -205,7 +206,7 @@ def test_batches_are_recorded_with_their_recipe_in_nats_and_bits(trained: Store,
     np.testing.assert_allclose(rows.loss_train_bits * np.log(2), rows.loss_train_nats, rtol=1e-14)
     assert set(rows.recipe) == {tiny_study.recipe_hash(ARM)}
     assert (rows.time.diff()[rows.trial == 0].dropna() >= 0).all()
-    expected = [learning_rate(Schedule(name="cosine"), 0.002, step, 4, 4) for step in range(16)]
+    expected = [learning_rate(Schedule(name="cosine"), 0.002, step, Calendar(4, 1), 4) for step in range(16)]
     np.testing.assert_allclose(rows[rows.trial == 1].sort_values("step").lr, expected, rtol=1e-15)
 
 
