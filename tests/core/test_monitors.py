@@ -27,6 +27,7 @@ from dd_core.data.trials import TrialData
 from dd_core.errors import UserError
 from dd_core.models.build import build
 from dd_core.models.stacking import load_state
+from dd_core.study.calendar import Calendar
 from dd_core.study.monitors import (
     HessianMonitor,
     MonitorEntry,
@@ -908,7 +909,7 @@ def test_a_moment_is_made_only_if_somebody_looks() -> None:
     def never() -> Moment:
         raise AssertionError
 
-    Timetable({}).after_step(1, never)
+    Timetable({}, Calendar(4, 1)).after_step(1, never)
 
 
 # --- on a GPU
