@@ -18,7 +18,6 @@ wanted; ``validation``: the passes over the validation images, which no monitor 
 
 import dataclasses
 import functools
-import math
 import statistics
 import tempfile
 import time
@@ -30,12 +29,11 @@ from common import interleaved, load_average, median_ratio, parse_arguments, wri
 from setups import make_setup, use_made_up_cifar, write_made_up_cifar
 
 from dd_assets.catalogue import catalogue
-from dd_core.data.augmentation import plan_epoch
 from dd_core.jobs.worker import device_of, prepare_process
 from dd_core.store.store import Store
-from dd_core.study.monitors import MonitorSettings, period_in_steps
+from dd_core.study.calendar import Calendar
+from dd_core.study.monitors import MonitorSettings, next_due
 from dd_core.study.study import Arm, Checkpoint, Study
-from dd_core.tasks.base import losses_of
 from dd_core.training.monitors import Moment, Monitor, monitor_class
 from dd_core.training.recorder import Recorder
 from dd_core.training.trial_stack import TrialStack, stacking
@@ -49,14 +47,14 @@ class Case:
         name: begins the keys.
         study: with the monitors that are measured.
         arm: of it.
-        steps_per_epoch: as monitors count, where the made-up images are fewer than the real ones.
+        calendar: as monitors count, where the made-up images are fewer than the real ones.
         num_epochs: of the images there are, in one repetition.
     """
 
     name: str
     study: Study
     arm: Arm
-    steps_per_epoch: int
+    calendar: Calendar
     num_epochs: int
 
 
@@ -67,11 +65,13 @@ def cases(quick: bool) -> list[Case]:
     cifar = setup.study.model_copy(update={"monitors": MonitorSettings(), "data": data})
     quickstart = catalogue().get("quickstart")
     (variant,) = quickstart.variants
-    steps = -(-quickstart.num_train_images // quickstart.variants[variant].batch_size)
-    longest = max(period_in_steps(m.every, steps) for m in quickstart.monitors.active(True).values())
+    calendar = quickstart.calendar(variant)
+    num_epochs = max(
+        calendar.epoch_of(next_due(m.every, calendar, 0)) for m in quickstart.monitors.active(True).values()
+    )
     return [
-        Case("cifar_k4", cifar, setup.arm, -(-45_000 // 128), 1),
-        *(Case(f"quickstart_k{k}", quickstart, Arm(variant, k), steps, math.ceil(longest / steps)) for k in (1, 4)),
+        Case("cifar_k4", cifar, setup.arm, Calendar(45_000, 128), 1),
+        *(Case(f"quickstart_k{k}", quickstart, Arm(variant, k), calendar, num_epochs) for k in (1, 4)),
     ]
 
 
@@ -105,12 +105,10 @@ class Trainings:
         stack, size = self.stack, self.stack.variant.batch_size
         stack.model.train()
         for epoch in range(1, self.case.num_epochs + 1):
-            augmentation = stack.variant.augmentation
-            plan = plan_epoch(stack.study.seed, stack.trials, stack.num_train, epoch, augmentation, self.device)
+            plan = stack.examples.plan(epoch)
             for start in range(0, stack.num_train, size):
                 stop = min(start + size, stack.num_train)
-                logits = stack.model(stack.train_images.batch(plan, start, stop))
-                loss = losses_of(logits, stack.train_labels.gather(0, plan.positions[start:stop])).mean(0)
+                loss = stack.losses(*stack.examples.batch(plan, start, stop)).mean(0)
                 stack.stepper.optimizer.zero_grad()
                 loss.sum().backward()
                 stack.stepper.optimizer.step()
@@ -119,7 +117,7 @@ class Trainings:
         """Every batch recorded and written; ``watched``: with the monitors of the study."""
         stack = self.watched if watched else self.stack
         for epoch in range(1, self.case.num_epochs + 1):
-            first_step = (epoch - 1) * stack.steps_per_epoch + 1
+            first_step = stack.calendar.steps_before(epoch) + 1
             self.recorder.add_batches(epoch, first_step, [stack.train_epoch(epoch)])
         self.recorder.flush(self.store, Checkpoint(self.case.arm, self.case.num_epochs))
 
@@ -131,7 +129,7 @@ class Trainings:
     @property
     def num_steps(self) -> int:
         """In one repetition."""
-        return self.stack.steps_per_epoch * self.case.num_epochs
+        return self.stack.calendar.steps_after(self.case.num_epochs)
 
 
 def costs(case: Case, repeats: int, folder: Path) -> dict[str, float]:
@@ -143,7 +141,7 @@ def costs(case: Case, repeats: int, folder: Path) -> dict[str, float]:
         candidates["everything"] = functools.partial(trainings.batches, watched=True)
     candidates["steps again"] = trainings.steps  # before and after: the machine drifts by more than logging costs
     candidates |= {name: functools.partial(trainings.measure, name) for name in trainings.monitors}
-    candidates["evaluation"] = trainings.stack.evaluate
+    candidates["evaluation"] = functools.partial(trainings.stack.evaluate, 1)
     clock = time.process_time if device.type == "cpu" else functools.partial(_clock, device)
     seconds = interleaved(candidates, repeats, clock=clock)
     unit = [(a + b) / 2 / trainings.num_steps for a, b in zip(seconds["steps"], seconds["steps again"], strict=True)]
@@ -155,12 +153,12 @@ def costs(case: Case, repeats: int, folder: Path) -> dict[str, float]:
     print(f"   every batch recorded and written {shares['batches']:26.2%}")
     active = case.study.monitors.active(True)
     for name in trainings.monitors:
-        period = float(period_in_steps(active[name].every, case.steps_per_epoch))
+        period = next_due(active[name].every, case.calendar, 0)
         shares[name] = cost[name] / period
-        print(f"   {name:10s} takes {cost[name]:6.2f} steps every {period:6.1f} {shares[name]:22.2%}")
+        print(f"   {name:10s} takes {cost[name]:6.2f} steps every {period:6d} {shares[name]:22.2%}")
     if "everything" in shares:
         print(f"   all of it as it comes, with against without {shares['everything']:15.2%}")
-    num_images = trainings.stack.eval_images.num_images
+    num_images = trainings.stack.examples.splits(1).num_examples
     shares["evaluation"] = cost["evaluation"] * trainings.stack.variant.batch_size / num_images
     print(f"   an image evaluated costs {shares['evaluation']:.2f} of one trained on")
     groups = {"logging": ("batches", "norms"), "curvature": ("hessian",)}

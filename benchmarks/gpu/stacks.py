@@ -16,7 +16,8 @@ from torch import nn
 
 from dd_core.jobs.worker import prepare_process
 from dd_core.models.build import build
-from dd_core.tasks.base import losses_of
+from dd_core.tasks.images import Classification
+from dd_core.tasks.losses import CROSS_ENTROPY
 from dd_core.training.precision import tensor_cores
 from gpu.timing import DEVICE, as_scripts_do, captured, forget, medians, peak_memory_gib
 
@@ -42,7 +43,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = self.model(self.images)
-        losses_of(logits.float(), self.labels).mean(0).sum().backward()
+        Classification(CROSS_ENTROPY).losses(logits.float(), self.labels).mean(0).sum().backward()
         self.optimizer.step()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from dd_core.errors import UserError
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
+from dd_core.study.calendar import Calendar
 from dd_core.study.monitors import due_steps, expected_steps
 from dd_core.study.study import Arm, Study
 
@@ -18,13 +19,13 @@ class Course:
     """How far a trial got.
 
     Attributes:
-        steps_per_epoch: optimiser steps in an epoch of its arm.
+        calendar: of its arm.
         last_epoch: of its arm's last checkpoint.
         num_steps: optimiser steps up to there, or fewer if the trial ended before.
         ending: stopped early, diverged, or empty if the trial did not end before its arm.
     """
 
-    steps_per_epoch: int
+    calendar: Calendar
     last_epoch: int
     num_steps: int
     ending: str = ""
@@ -41,15 +42,17 @@ class Course:
         Before the loss of a batch ceases to be finite, norms, curvature and the loss of other images do, by some steps:
         of a trial that diverged nothing is asked for the epoch's length before.
         """
-        return self.num_steps - self.steps_per_epoch if self.has_diverged else self.num_steps
+        if not self.has_diverged:
+            return self.num_steps
+        return self.num_steps - self.calendar.steps_of(self.calendar.epoch_of(self.num_steps + 1))
 
     def epoch_of(self, steps: np.ndarray) -> np.ndarray:
         """The epochs that steps belong to, both from 1."""
-        return (steps - 1) // self.steps_per_epoch + 1
+        return self.calendar.epoch_of(steps)
 
     def steps_at(self, epochs: np.ndarray) -> np.ndarray:
         """Optimiser steps behind the weights that are evaluated at some epochs."""
-        return np.minimum(epochs * self.steps_per_epoch, self.num_steps)
+        return np.minimum(self.calendar.steps_after(epochs), self.num_steps)
 
 
 def trained_courses(store: Store, study: Study) -> dict[str, list[Course]]:
@@ -67,12 +70,12 @@ def trained_courses(store: Store, study: Study) -> dict[str, list[Course]]:
 
 def _course(study: Study, arm: Arm, manifest: dict[str, Any], trial: int) -> Course:
     epoch, ending = manifest["epoch"], manifest.get("ended", {}).get(str(trial))
-    steps_per_epoch = -(-study.num_train_images // study.variants[arm.variant].batch_size)
+    calendar = study.calendar(arm.variant)
     if ending is None:
-        return Course(steps_per_epoch, epoch, epoch * steps_per_epoch)
+        return Course(calendar, epoch, calendar.steps_after(epoch))
     # A trial diverges at the step whose loss is not finite, and stops early after a step.
     num_steps = ending["step"] - 1 if ending["status"] == "diverged" else ending["step"]
-    return Course(steps_per_epoch, epoch, num_steps, ending["status"])
+    return Course(calendar, epoch, num_steps, ending["status"])
 
 
 class Expectations:
@@ -88,10 +91,10 @@ class Expectations:
         self._study = study
         self.obstacles: list[str] = []
         self.custom: set[str] = set()
-        longest: dict[int, int] = {}
+        longest: dict[Calendar, int] = {}
         for course in courses:
-            longest[course.steps_per_epoch] = max(longest.get(course.steps_per_epoch, 0), course.num_steps)
-        self._monitors = {size: self._monitor_steps(size, number) for size, number in longest.items()}
+            longest[course.calendar] = max(longest.get(course.calendar, 0), course.num_steps)
+        self._monitors = {calendar: self._monitor_steps(calendar, number) for calendar, number in longest.items()}
 
     def batches(self, course: Course) -> np.ndarray:
         """Steps of ``training_batches``, int64."""
@@ -99,7 +102,7 @@ class Expectations:
 
     def monitors(self, course: Course) -> dict[str, np.ndarray]:
         """Steps of ``training_monitors`` by metric, int64."""
-        by_metric = self._monitors[course.steps_per_epoch]
+        by_metric = self._monitors[course.calendar]
         return {metric: steps[steps <= course.last_sound] for metric, steps in by_metric.items()}
 
     def evaluations(self, course: Course, *, of_images: bool = False) -> np.ndarray:
@@ -109,13 +112,13 @@ class Expectations:
         if not of_images or evaluation.image_progress == "evaluations":
             epochs |= {0, *range(0, course.last_epoch + 1, evaluation.every)}
         # A divergence after an epoch's last step may have been found by the evaluation that is then not recorded.
-        before = (course.num_steps - 1) // course.steps_per_epoch
+        before = course.calendar.epoch_of(course.num_steps) - 1
         latest = before if course.has_diverged else course.last_epoch
         return np.array(sorted(epoch for epoch in epochs if epoch <= latest), dtype=np.int64)
 
-    def _monitor_steps(self, steps_per_epoch: int, num_steps: int) -> dict[str, np.ndarray]:
+    def _monitor_steps(self, calendar: Calendar, num_steps: int) -> dict[str, np.ndarray]:
         settings = self._study.monitors
-        due = dict(expected_steps(settings, self._study.data.num_validation > 0, steps_per_epoch, num_steps))
+        due = dict(expected_steps(settings, self._study.data.num_validation > 0, calendar, num_steps))
         for name, custom in settings.custom.items():
             try:
                 from dd_core.training.monitors import monitor_class  # needs torch
@@ -125,5 +128,5 @@ class Expectations:
                 self.obstacles = list(dict.fromkeys([*self.obstacles, f"{error}; its metrics were not checked"]))
                 continue
             self.custom |= set(metrics)
-            due |= dict.fromkeys(metrics, due_steps(custom.every, steps_per_epoch, num_steps))
+            due |= dict.fromkeys(metrics, due_steps(custom.every, calendar, num_steps))
         return {metric: np.array(steps, dtype=np.int64) for metric, steps in due.items()}

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from dd_core.curvature.input_space.finite_difference import finite_difference_curvature
     from dd_core.curvature.input_space.per_image import ImageCurvature, per_image_curvature
     from dd_core.curvature.input_space.piecewise_linear import is_piecewise_linear
-    from dd_core.curvature.softmax import softmax_hessian, softmax_hessian_factor
+    from dd_core.tasks.output_hessian import softmax_hessian, softmax_hessian_factor
 
 __all__ = [
     "ImageCurvature",
@@ -20,13 +20,13 @@ __all__ = [
 ]
 # Loaded when they are asked for: PyTorch takes a second, which who only needs a name should not wait.
 _PLACES = {
-    "double_backward_curvature": "input_space.double_backward",
-    "finite_difference_curvature": "input_space.finite_difference",
-    "ImageCurvature": "input_space.per_image",
-    "per_image_curvature": "input_space.per_image",
-    "is_piecewise_linear": "input_space.piecewise_linear",
-    "softmax_hessian": "softmax",
-    "softmax_hessian_factor": "softmax",
+    "double_backward_curvature": "dd_core.curvature.input_space.double_backward",
+    "finite_difference_curvature": "dd_core.curvature.input_space.finite_difference",
+    "ImageCurvature": "dd_core.curvature.input_space.per_image",
+    "per_image_curvature": "dd_core.curvature.input_space.per_image",
+    "is_piecewise_linear": "dd_core.curvature.input_space.piecewise_linear",
+    "softmax_hessian": "dd_core.tasks.output_hessian",
+    "softmax_hessian_factor": "dd_core.tasks.output_hessian",
 }
 
 
@@ -35,4 +35,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -183,17 +183,6 @@ def in_layout_of(model: nn.Module, images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def residual_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy's gradient in the logits, p - e_y, and log p, both float64 (B, C).
-
-    1 - p_y is the sum of the other probabilities: a difference would lose every digit of a saturated image, and so does
-    expm1(log p_y), for log p_y itself is rounded to 1e-16.
-    """
-    log_p = logits.detach().double().log_softmax(-1)
-    others = log_p.exp().scatter(-1, labels[:, None], 0)
-    return others.scatter(-1, labels[:, None], -others.sum(-1, keepdim=True)), log_p
-
-
 def mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the last dimension and its standard error, which one sample does not tell."""
     num_samples = samples.shape[-1]

@@ -21,6 +21,7 @@ from dd_core.store.provenance import live_trials
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.files import TABLES, to_arrow, write_parquet
+from dd_core.tasks.losses import make_loss
 
 
 def hessian_of_checkpoint(
@@ -62,7 +63,7 @@ def hessian_of_checkpoint(
     is_sound = rank == 0 and _is_sound(store, study, hessian_manifest(store, study, checkpoint), weights_manifest)
     if int(sum_over(group, torch.tensor([int(is_sound)], device=device))):
         return False
-    dtype = getattr(torch, study.hessian.precision)
+    dtype, loss = getattr(torch, study.hessian.precision), make_loss(study.variants[checkpoint.arm.variant].loss)
     rows = []
     for trial in trials:
         started = time.monotonic()
@@ -72,7 +73,7 @@ def hessian_of_checkpoint(
         own = chosen[rank::num_ranks]
         images = standardised(study, data, data.train_ids[own], device, dtype)
         labels = torch.from_numpy(data.train_labels[own]).to(device)
-        result = analyse_hessian(model, images, labels, study.hessian, seed=study.seed + trial, group=group)
+        result = analyse_hessian(model, images, labels, study.hessian, seed=study.seed + trial, group=group, loss=loss)
         rows.append({"trial": trial, **_row(result, study), "seconds": time.monotonic() - started})
     if rank > 0:
         return True

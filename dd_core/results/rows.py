@@ -20,6 +20,7 @@ from dd_core.data.trials import TrialData
 from dd_core.models.build import in_its_memory, network_of
 from dd_core.models.stacking import load_state
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tasks.losses import Loss, make_loss
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -74,6 +75,7 @@ def compute_rows(
         UserError: the weights are not finite, or there is not memory for one image.
     """
     num_images, started = len(data[0].train_ids), time.monotonic()
+    loss = make_loss(study.variants[checkpoint.arm.variant].loss)
     parts: list[dict[str, np.ndarray]] = []
     for trial in range(rows[0] // num_images, (rows[1] - 1) // num_images + 1):
         if trial not in trials:
@@ -81,7 +83,7 @@ def compute_rows(
         start = max(rows[0] - trial * num_images, 0)
         stop = min(rows[1] - trial * num_images, num_images)
         model = trained_network(study, checkpoint, weights, trial)
-        values = _of_trial(study, model, data[trial], (start, stop), study.seed + trial, families, device)
+        values = _of_trial(study, model, data[trial], (start, stop), study.seed + trial, families, device, loss)
         ids = data[trial].train_ids[start:stop]
         parts.append({"trial": np.full(len(ids), trial), "image_id": ids, **values})
     if not parts:
@@ -97,6 +99,7 @@ def _of_trial(
     seed: int,
     families: Families,
     device: torch.device,
+    loss: Loss,
 ) -> dict[str, np.ndarray]:
     """The families' columns for some training images of one trial."""
     ids = data.train_ids[slice(*positions)]
@@ -116,6 +119,7 @@ def _of_trial(
             relative_error=hessian.get("relative_error", 0.01),
             num_probes=hessian.get("num_probes"),
             seed=seed,
+            loss=loss,
         )
         columns |= {name: values.numpy() for name, values in curvature.columns.items()}
         columns["method"] = np.full(len(ids), curvature.method)
@@ -126,6 +130,7 @@ def _of_trial(
             labels,
             image_ids,
             seed=seed,
+            loss=loss,
             **difference,
         )
         columns |= {name: value.numpy() for name, value in values.items()}

@@ -4,13 +4,13 @@ Batches (loss, accuracy, learning rate) and evaluations are always recorded; mon
 trial, step and metric in the table ``training_monitors``.
 """
 
-import math
 import re
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dd_core.study.calendar import Calendar
 from dd_core.study.own_code import is_own_code
 from dd_core.study.yaml_files import Strict
 
@@ -29,7 +29,12 @@ def _is_interval(text: str) -> str:
     return text
 
 
-def _names_a_class(text: str) -> str:
+def names_a_class(text: str) -> str:
+    """A class that Python can import.
+
+    Raises:
+        ValueError: it has another form.
+    """
     if not is_own_code(text):
         raise ValueError(f"name the class as package.module:Class, not {text!r}")
     return text
@@ -38,25 +43,26 @@ def _names_a_class(text: str) -> str:
 Interval = Annotated[str, AfterValidator(_is_interval)]
 
 
-def due_steps(interval: str, steps_per_epoch: int, num_steps: int) -> list[int]:
+def due_steps(interval: str, calendar: Calendar, num_steps: int) -> list[int]:
     """The steps, counted from 1, after which something with that interval is measured, up to ``num_steps``.
 
     A quarter of an epoch of 10 steps is 2.5 steps: after steps 3, 5, 8, 10. Never more often than every step.
     """
-    period = max(period_in_steps(interval, steps_per_epoch), Fraction(1))
-    return [math.ceil(count * period) for count in range(1, num_steps // period + 1)]
+    steps = []
+    step = next_due(interval, calendar, 0)
+    while step <= num_steps:
+        steps.append(step)
+        step = next_due(interval, calendar, step)
+    return steps
 
 
-def is_due(period: Fraction, step: int) -> bool:
-    """Whether a multiple of the period, in steps, lies in (step - 1, step]."""
-    steps, multiples = period.numerator, period.denominator  # whole numbers: this is asked after every step
-    return step * multiples // steps > (step - 1) * multiples // steps
-
-
-def period_in_steps(interval: str, steps_per_epoch: int) -> Fraction:
-    """The interval as a number of optimiser steps, exact."""
+def next_due(interval: str, calendar: Calendar, step: int) -> int:
+    """The first step after ``step`` in which a multiple of the interval comes."""
     number, unit = interval.split()
-    return Fraction(number) * (steps_per_epoch if unit.startswith("epoch") else 1)
+    if unit.startswith("step"):
+        return (step // int(number) + 1) * int(number)
+    period = Fraction(number)
+    return calendar.step_at((calendar.time_of(step) // period + 1) * period)
 
 
 class MonitorEntry(Strict):
@@ -153,7 +159,7 @@ class CustomMonitor(MonitorEntry):
     Importing runs the module, so a study file is trusted code: whoever may write one may do what its workers may.
     """
 
-    use: Annotated[str, AfterValidator(_names_a_class)]
+    use: Annotated[str, AfterValidator(names_a_class)]
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the class")
 
 
@@ -187,7 +193,7 @@ class MonitorSettings(Strict):
 
 
 def expected_steps(
-    settings: MonitorSettings, has_validation: bool, steps_per_epoch: int, num_steps: int
+    settings: MonitorSettings, has_validation: bool, calendar: Calendar, num_steps: int
 ) -> dict[str, list[int]]:
     """By metric the steps after which a trial that trains for ``num_steps`` has a value in ``training_monitors``.
 
@@ -196,7 +202,7 @@ def expected_steps(
     """
     expected = {}
     for entry in settings.active(has_validation).values():
-        due = due_steps(entry.every, steps_per_epoch, num_steps)
+        due = due_steps(entry.every, calendar, num_steps)
         for metric, first in entry.first_steps.items():
             expected[metric] = [step for step in due if step >= first]
     return expected

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES, architecture_called
 from dd_core.study.datasets import DATASETS, DatasetRecord
+from dd_core.study.monitors import names_a_class
 from dd_core.study.own_data import DatasetName, OwnDataset
 from dd_core.study.yaml_files import Strict
 
@@ -157,6 +158,44 @@ class Schedule(Strict):
         return self
 
 
+# The losses of the platform, and what figures call them.
+LOSSES = {"cross_entropy": "cross-entropy", "mean_squared_error": "mean squared error"}
+
+
+class Loss(Strict):
+    """What training minimises; see ``dd_core.tasks.losses`` for the formulas and docs/training.md for the columns."""
+
+    name: str = Field(
+        default="cross_entropy",
+        description="one of LOSSES (mean_squared_error: of one-hot labels, mean over the classes), or a class of the "
+        "user's own, module:Class",
+    )
+    label_smoothing: float = _added(
+        0.0, ge=0, lt=1, description="cross_entropy only: share of the label that goes to all classes alike"
+    )
+    options: dict[str, Any] = _added({}, description="keyword arguments of a class of the user's own")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_loss(self) -> "Loss":
+        if self.name not in LOSSES and ":" not in self.name:
+            raise ValueError(
+                f"name: there are {' and '.join(LOSSES)}, or name a class of your own as package.module:Class, not "
+                f"{self.name!r}"
+            )
+        if self.name not in LOSSES:
+            names_a_class(self.name)
+        if self.label_smoothing and self.name != "cross_entropy":
+            raise ValueError(f"label_smoothing belongs to cross_entropy, not to {self.name}")
+        if self.options and self.name in LOSSES:
+            raise ValueError(f"options belong to a class of your own, not to {self.name}")
+        return self
+
+    @property
+    def words(self) -> str:
+        """What evaluations record of it, as figures call it: smoothing is a way to train and no part of that."""
+        return LOSSES.get(self.name, self.name)
+
+
 class Variant(Strict):
     """One training recipe; with a width k it is an arm."""
 
@@ -176,6 +215,7 @@ class Variant(Strict):
     batch_size: int = Field(ge=1)
     optimizer: Optimizer
     schedule: Schedule = Schedule()
+    loss: Loss = _added(Loss(), description="cross-entropy by default")
     augmentation: Augmentation = Augmentation()
     early_stopping: EarlyStopping | None = _added(None, description="null: every trial trains to the last epoch")
     precision: Precision = _added(

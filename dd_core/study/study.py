@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES, architecture_called
+from dd_core.study.calendar import Calendar
 from dd_core.study.curvature import CurvatureSettings, shards
 from dd_core.study.datasets import DATASETS
 from dd_core.study.hessian import HessianSettings
@@ -259,6 +260,14 @@ class Study(Strict):
         """Test images of each trial: the data set's own, or those that are left."""
         record = self.data.record
         return record.num_test or record.num_train - self.num_train_images - self.data.num_validation
+
+    def calendar(self, variant: str) -> Calendar:
+        """Which steps of a variant's trials belong to which epoch.
+
+        Raises:
+            UserError: as ``num_train_images``.
+        """
+        return Calendar(self.num_train_images, self.variants[variant].batch_size)
 
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:

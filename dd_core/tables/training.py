@@ -87,8 +87,9 @@ TRAINING_TABLES = (
             Column(
                 "loss_train_nats",
                 "float64",
-                "mean cross-entropy of the batch before the step, nats; the step at which it is no number any more has "
-                "no row, and runs.end_step says which",
+                "mean loss of the batch before the step, as it is trained (of smoothed labels, or mean squared error, "
+                "if the variant says so), nats; the step at which it is no number any more has no row, and "
+                "runs.end_step says which",
             ),
             Column("loss_train_bits", "float64", "the same in bits"),
             Column("acc_train", "float64", "accuracy on the batch (augmented, given labels), fraction"),
@@ -108,7 +109,8 @@ TRAINING_TABLES = (
             Column(
                 "train_loss",
                 "float64",
-                "all training images, given labels, nats; null, as everywhere here: not measured, or NaN where it was "
+                "all training images, given labels: cross-entropy without smoothing, nats, or, as all losses here, "
+                "the mean squared error of variants trained with that; null: not measured, or NaN where it was "
                 "imported from",
             ),
             Column("train_error_clean", "float64", "training images with a right label, fraction"),
@@ -164,7 +166,7 @@ TRAINING_TABLES = (
             EPOCH,
             IMAGE,
             Column("split", "string", "train, validation or test"),
-            Column("loss", "float32", "cross-entropy of the given label, nats"),
+            Column("loss", "float32", "of the given label, nats, as in training_evals"),
             Column("correct", "bool", "the most probable class is the given label"),
         ),
     ),

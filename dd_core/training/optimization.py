@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dd_core.models.stacking import by_trial
+from dd_core.study.calendar import Calendar
 from dd_core.study.recipe import Optimizer, Schedule
 
 
@@ -42,7 +43,7 @@ def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:
                 yield parameter
 
 
-def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: int, num_epochs: int) -> float:
+def learning_rate(schedule: Schedule, base: float, step: int, calendar: Calendar, num_epochs: int) -> float:
     """The rate of the step after ``step`` steps have been done.
 
     Args:
@@ -51,17 +52,17 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: i
             al. 2017, section 2.2), and the cosine begins after it. plateau: constant here.
         base: the optimiser's learning rate, lowered already where a plateau asked for it.
         step: steps done so far, 0 before the first.
-        steps_per_epoch: optimiser steps in an epoch.
+        calendar: which steps belong to which epoch.
         num_epochs: of the whole training.
     """
-    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    warmup = round(calendar.steps_until(schedule.warmup_epochs))
     if step < warmup:
         return base * (step + 1) / warmup
     if schedule.name == "cosine":
-        progress = (step - warmup) / (num_epochs * steps_per_epoch - warmup)
+        progress = (step - warmup) / (calendar.steps_after(num_epochs) - warmup)
         return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))
     if schedule.name == "step":
-        return base * schedule.factor ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
+        return base * schedule.factor ** sum(step >= calendar.steps_after(epoch) for epoch in schedule.milestones)
     if schedule.name == "inverse_sqrt":
         return base / math.sqrt(1 + step // schedule.period)
     return base

@@ -64,7 +64,7 @@ class Recorder:
         columns = [np.full(steps, epoch), first_step + np.arange(steps), metrics[0].time]
         columns += [column for m in metrics for column in m.loss.T]
         columns += [column for m in metrics for column in m.accuracy.T]
-        columns += [m.lr for m in metrics for _ in m.loss.T]
+        columns += [column for m in metrics for column in m.lr.T]
         self.batches.append(np.stack(columns, axis=1))
         self._add_readings([m.readings for m in metrics], [m.loss.shape[1] for m in metrics])
 

@@ -23,6 +23,7 @@ from dd_core.store.checkpoints import (
 from dd_core.store.files import remove
 from dd_core.store.provenance import harmed_best
 from dd_core.store.store import Store
+from dd_core.study.calendar import Calendar
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.recorder import EVAL_METRICS, Recorder
 from dd_core.training.trial_progress import Ending, TrialProgress
@@ -67,14 +68,14 @@ class Session:
         self.progress = [TrialProgress() for _ in range(self.study.trials)]
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch."""
-        return self.stacks[0].steps_per_epoch
+    def calendar(self) -> Calendar:
+        """Which steps belong to which epoch."""
+        return self.stacks[0].calendar
 
     @property
     def step(self) -> int:
         """Optimiser steps behind a trial that still trains."""
-        return self.epoch * self.steps_per_epoch
+        return self.calendar.steps_after(self.epoch)
 
     def train_epoch(self) -> list[int]:
         """Train one epoch and record every batch; returns the trials that ended in it."""
@@ -101,12 +102,12 @@ class Session:
         ended = [i for i in range(len(stack.trials)) if not self.progress[first + i].is_training]
         if len(ended) < len(stack.trials):
             return stack.train_epoch(self.epoch, ended)
-        steps = stack.steps_per_epoch
+        steps = stack.calendar.steps_of(self.epoch)
         nothing = np.full((steps, len(ended)), np.nan)
-        return BatchMetrics(nothing, nothing, np.full(steps, np.nan), np.full(steps, np.nan), {})
+        return BatchMetrics(nothing, nothing, nothing, np.full(steps, np.nan), {})
 
     def _diverge(self, trial: int, step: int, what: str) -> None:
-        epoch = -(-step // self.steps_per_epoch)
+        epoch = self.calendar.epoch_of(step)
         reason = f"{what} at step {step}"
         self.progress[trial].ending = Ending(status="diverged", epoch=epoch, step=step, reason=reason)
         stack, position = self._place_of(trial)
@@ -127,7 +128,9 @@ class Session:
         keep = self.study.evaluation.image_progress == "evaluations" or self.epoch in self.study.checkpoints
         training = [trial.is_training for trial in self.progress]
         steps = [trial.ending.step if trial.ending else self.step for trial in self.progress]
-        rows = self.recorder.add_evaluation(self.epoch, steps, [stack.evaluate() for stack in self.stacks], keep)
+        rows = self.recorder.add_evaluation(
+            self.epoch, steps, [stack.evaluate(self.epoch) for stack in self.stacks], keep
+        )
         for trial, progress in enumerate(self.progress):
             metrics = dict(zip(EVAL_METRICS, rows[trial].tolist(), strict=True))
             if progress.is_training and not math.isfinite(metrics["train_loss"]):

@@ -7,28 +7,36 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.study.recipe import Variant
-from dd_core.tasks.base import losses_of
+from dd_core.tasks.base import Inputs, Targets, Task
 from dd_core.training import cuda_graph
 from dd_core.training.optimization import clip_gradients, gradient_norms, make_optimizer
 from dd_core.training.precision import Arithmetic
 
-# (start, stop) of the batch to images (B, T*channels, H, W) and labels (B, T).
-Batch = Callable[[int, int], tuple[Tensor, Tensor]]
+# (start, stop) of the batch to its inputs and targets.
+Batch = Callable[[int, int], tuple[Inputs, Targets]]
 
 
 class Stepper:
-    """Network, optimiser and arithmetic of some trials.
+    """Network, task, optimiser and arithmetic of some trials.
 
     Attributes:
         optimizer: over all parameters of the stacked network.
         arithmetic: precision and gradient scale.
-        micro_batch: images at a time.
+        micro_batch: examples at a time.
         graph: does whole batches on a GPU; None computes the same kernel by kernel.
     """
 
-    def __init__(self, model: nn.Module, variant: Variant, num_trials: int, device: torch.device, micro_batch: int):
-        """``model`` is stacked, of ``num_trials`` trials."""
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        variant: Variant,
+        num_trials: int,
+        device: torch.device,
+        micro_batch: int,
+    ):
+        """``model`` is stacked, of ``num_trials`` trials; its parameters have one dtype."""
+        self._task = task
         self._network = model
         if variant.compile:
             self._network = torch.compile(model, mode=variant.compile, dynamic=False)  # type: ignore[assignment]
@@ -38,6 +46,7 @@ class Stepper:
         self.optimizer = make_optimizer(model, variant.optimizer)
         self.arithmetic = Arithmetic(variant.precision, device)
         self._parameters = list(model.parameters())
+        self._dtype = self._parameters[0].dtype
         self._norms_before_clipping: Tensor | None = None
         # A graph would repeat a number; it reads a tensor.
         self._rate = torch.zeros((), device=device) if device.type == "cuda" else None
@@ -46,7 +55,7 @@ class Stepper:
         self.graph = cuda_graph.GraphedStep(self._parameters) if has_graph and cuda_graph.wanted() else None
 
     def __call__(self, batch: Batch, start: int, stop: int, rate: float) -> tuple[Tensor, Tensor]:
-        """Train on images ``start:stop`` of the epoch at a learning rate.
+        """Train on examples ``start:stop`` of the epoch at a learning rate.
 
         Returns:
             Mean loss and accuracy of each trial before the step, (T,), on the device.
@@ -72,13 +81,15 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self._rate is None else self._rate
 
-    def _train(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return self.graph(self._train_on, images, labels) if self.graph else self._train_on(images, labels)
+    def _train(self, inputs: Inputs, targets: Targets) -> tuple[Tensor, ...]:
+        if self.graph and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            return self.graph(self._train_on, inputs, targets)
+        return self._train_on(inputs, targets)
 
-    def _train_on(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _train_on(self, inputs: Inputs, targets: Targets) -> tuple[Tensor, ...]:
         """A step on a batch in one piece: loss, accuracy and, where gradients are clipped, their norms before."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, accuracy = self._forward_backward(images, labels, 1.0)
+        loss, accuracy = self._forward_backward(inputs, targets, 1.0)
         return loss, accuracy, *self._apply_gradients()
 
     def _apply_gradients(self) -> list[Tensor]:
@@ -90,16 +101,18 @@ class Stepper:
         self.arithmetic.step(self.optimizer)
         return norms
 
-    def _forward_backward(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def _forward_backward(self, inputs: Inputs, targets: Targets, share: float) -> tuple[Tensor, Tensor]:
         """Add the gradient of a part of the batch; its loss and accuracy, weighted with its share."""
         with self.arithmetic.autocast():
-            logits = self._network(images)
+            outputs = self._network(inputs)
         # The sum over trials leaves each trial the gradient of its own mean loss.
-        loss = losses_of(logits.to(images.dtype), labels).mean(0)
+        loss = self._task.losses(outputs, targets, self._dtype).mean(0)
         if share < 1:
             loss = loss * share
         self.arithmetic.backward(loss.sum())
-        hits = (logits.detach().argmax(2) == labels).sum(0) / len(labels)
+        with torch.no_grad():
+            right = self._task.hits(outputs, targets)
+        hits = right.sum(0) / len(right)
         return loss.detach(), hits * share if share < 1 else hits
 
     def gradient_norms(self) -> Tensor:

@@ -1,6 +1,7 @@
 """The trials of an arm that share one stacked network: an epoch of training, an evaluation, their state as tensors."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd_core.data.augmentation import PlainImages, TrainingImages, plan_epoch
-from dd_core.data.datasets import load
 from dd_core.data.randomness import torch_seed
-from dd_core.data.trials import TrialData, trial_data
 from dd_core.machine.memory import in_blocks
 from dd_core.models.build import build_trials
 from dd_core.models.stacking import by_trial, load_state
 from dd_core.study.architectures import architecture_called
+from dd_core.study.calendar import Calendar
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
-from dd_core.tasks.base import losses_of
+from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
+from dd_core.tasks.images import Classification, Images
+from dd_core.tasks.losses import make_loss
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
 from dd_core.training.optimization import learning_rate
@@ -35,7 +36,8 @@ class BatchMetrics:
 
     Attributes:
         loss, accuracy: float64 (steps, trials), before the step.
-        lr, time: float64 (steps,).
+        lr: float64 (steps, trials).
+        time: float64 (steps,).
         readings: what monitors measured, see ``dd_core.training.monitors.timetable``.
     """
 
@@ -48,11 +50,11 @@ class BatchMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-image results of an evaluation; columns are the training, validation and test images, each in id order.
+    """Results of an evaluation by example: the training, validation and test examples, each in id order.
 
     Attributes:
-        loss: float32 (trials, images), nats, of the given label.
-        correct: bool (trials, images).
+        loss: float32 (trials, examples), the task's score.
+        correct: bool (trials, examples).
     """
 
     loss: np.ndarray
@@ -60,10 +62,13 @@ class Evaluation:
 
 
 class TrialStack:
-    """Model, optimiser, data and monitors of some trials of one arm on one device.
+    """Model, optimiser, examples, task and monitors of some trials of one arm on one device.
 
     Attributes:
-        num_train, num_validation: images of each trial.
+        examples, task: what is learned, see ``dd_core.tasks.base``.
+        data: split and given labels of each trial.
+        num_train, num_validation: examples of each trial.
+        calendar: which steps belong to which epoch, by the examples there are.
         multiple: of the learning rate, where the schedule is a plateau.
     """
 
@@ -84,23 +89,18 @@ class TrialStack:
             trials: numbers of the trials.
             device: where to.
             dtype: of the weights.
-            micro_batch: images at a time, default the batch.
+            micro_batch: examples at a time, default the batch.
         """
         self.study, self.trials, self.device = study, trials, device
         self.variant = study.variants[arm.variant]
-        images = load(study.data.dataset).images
-        self.data: list[TrialData] = [trial_data(study, arm.variant, trial) for trial in trials]
-        self.num_train, self.num_validation = len(self.data[0].train_ids), len(self.data[0].validation_ids)
-        self.steps_per_epoch = -(-self.num_train // self.variant.batch_size)
-        self.train_images = TrainingImages(images, self.data, self.variant.augmentation, device, dtype)
-        self.eval_images = PlainImages(images, [d.image_ids for d in self.data], self.data, device, dtype)
-        given = np.stack([d.train_labels for d in self.data], axis=1)
-        true = [np.concatenate([d.validation_labels, d.test_labels]) for d in self.data]
-        self.train_labels = torch.from_numpy(given).to(device)
-        self.eval_labels = torch.cat([self.train_labels, torch.from_numpy(np.stack(true, axis=1)).to(device)])
+        self.examples: Examples = Images(study, arm.variant, trials, device, dtype)
+        self.task: Task = Classification(make_loss(self.variant.loss))
+        self.data = self.examples.data
+        self.num_train, self.num_validation = self.examples.num_train, self.examples.num_validation
+        self.calendar = Calendar(self.num_train, self.variant.batch_size)
         self.model = build_trials(study, arm, trials).to(device, dtype)
         micro_batch = micro_batch or self.variant.batch_size
-        self.stepper = Stepper(self.model, self.variant, len(trials), device, micro_batch)
+        self.stepper = Stepper(self.model, self.task, self.variant, len(trials), device, micro_batch)
         # What a network draws for itself, as dropout does, is a function of the step, so that resuming is exact.
         self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
@@ -109,7 +109,7 @@ class TrialStack:
         self._eval_size = 600 if device.type == "cpu" else 2000
 
     def train_epoch(self, epoch: int, ended: Collection[int] = ()) -> BatchMetrics:
-        """One pass over the training images; ``epoch`` is 1 for the first. Waits for the device once, at the end.
+        """One pass over the training examples; ``epoch`` is 1 for the first. Waits for the device once, at the end.
 
         Args:
             epoch: the order and the augmentation are functions of it.
@@ -117,36 +117,29 @@ class TrialStack:
                 back at the end.
         """
         kept = [(t, self.weights_of(t)) for t in ended]
-        metrics = self._run(epoch, self.steps_per_epoch)
+        metrics = self._run(epoch, self.calendar.steps_of(epoch))
         for trial, tensors in kept:
             self._put_back(trial, tensors)
         return metrics
 
     def run_steps(self, num_steps: int) -> None:
         """Train for some steps of the first epochs, to see how long they take."""
-        for epoch in range(1, -(-num_steps // self.steps_per_epoch) + 1):
-            self._run(epoch, min(num_steps - (epoch - 1) * self.steps_per_epoch, self.steps_per_epoch))
+        for epoch in range(1, self.calendar.epoch_of(num_steps) + 1):
+            self._run(epoch, min(num_steps - self.calendar.steps_before(epoch), self.calendar.steps_of(epoch)))
 
     def _run(self, epoch: int, num_steps: int) -> BatchMetrics:
         self.model.train()
-        plan = plan_epoch(self.study.seed, self.trials, self.num_train, epoch, self.variant.augmentation, self.device)
-
-        def batch(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            images = self.train_images.batch(plan, start, stop)
-            return images, self.train_labels.gather(0, plan.positions[start:stop])
-
-        size, base = self.variant.batch_size, self.variant.optimizer.learning_rate * self.multiple
-        first = (epoch - 1) * self.steps_per_epoch
+        batch = functools.partial(self.examples.batch, self.examples.plan(epoch))
+        base = self.variant.optimizer.learning_rate * self.multiple
+        before = self.calendar.steps_before(epoch)
         losses, accuracies, rates, times = [], [], [], []
         with tensor_cores(self.variant.precision):
-            for index in range(num_steps):
-                start, stop = index * size, min((index + 1) * size, self.num_train)
-                done = first + index
-                rate = learning_rate(self.variant.schedule, base, done, self.steps_per_epoch, self.study.epochs)
+            for step in range(before + 1, before + num_steps + 1):
+                rate = learning_rate(self.variant.schedule, base, step - 1, self.calendar, self.study.epochs)
                 if self._draws:
-                    torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", done))
-                loss, accuracy = self.stepper(batch, start, stop, rate)
-                self._observe(done + 1, epoch, loss)
+                    torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
+                loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), rate)
+                self._observe(step, epoch, loss)
                 losses.append(loss)
                 accuracies.append(accuracy)
                 rates.append(rate)
@@ -154,7 +147,7 @@ class TrialStack:
             return BatchMetrics(
                 torch.stack(losses).double().cpu().numpy(),
                 torch.stack(accuracies).double().cpu().numpy(),
-                np.array(rates),
+                np.repeat(np.array(rates)[:, None], len(self.trials), axis=1),
                 np.array(times),
                 self.monitors.collect(),
             )
@@ -180,33 +173,38 @@ class TrialStack:
             self.model.train(was_training)
 
     @torch.inference_mode()
-    def evaluate(self) -> Evaluation:
-        """Loss and correctness of every image, BatchNorm in eval mode, no augmentation, float32 in any precision."""
+    def evaluate(self, epoch: int) -> Evaluation:
+        """Score and correctness of every example, BatchNorm in eval mode, no augmentation, float32 in any precision."""
+        splits = self.examples.splits(epoch)
         with self.evaluating():
-            parts = list(in_blocks(self._evaluate_block, self.eval_images.num_images, self._eval_size))
+            evaluate = functools.partial(self._evaluate_block, splits)
+            parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
         losses, hits = zip(*parts, strict=True)
         return Evaluation(
             torch.cat(losses).float().T.contiguous().cpu().numpy(), torch.cat(hits).T.contiguous().cpu().numpy()
         )
 
-    def _evaluate_block(self, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
-        logits = self.model(self.eval_images.batch(start, stop))
-        labels = self.eval_labels[start:stop]
-        return losses_of(logits, labels), logits.argmax(2) == labels
+    def _evaluate_block(self, splits: Splits, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.examples.evaluated(splits, start, stop)
+        outputs = self.model(inputs)
+        return self.task.scores(outputs, targets), self.task.hits(outputs, targets)
 
-    def training_images(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images, not augmented: (B, T*channels, H, W), and their given labels (B, T).
+    def losses(self, inputs: Inputs, targets: Targets, dtype: torch.dtype | None = None) -> Tensor:
+        """What training minimises, of every example and trial, (B, T); outputs are converted to ``dtype`` before."""
+        return self.task.losses(self.model(inputs), targets, dtype)
 
-        ``positions``: int64 (B, T) on the device, of each trial's images among its training images in id order.
+    def training_examples(self, positions: Tensor) -> tuple[Inputs, Targets]:
+        """Training examples, not augmented, with their given targets.
+
+        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples in id order.
         """
-        return self.eval_images.at(positions), self.train_labels.gather(0, positions)
+        return self.examples.at(positions)
 
-    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All validation images, batch by batch, with true labels."""
-        end = self.num_train + self.num_validation
-        for start in range(self.num_train, end, self._eval_size):
-            stop = min(start + self._eval_size, end)
-            yield self.eval_images.batch(start, stop), self.eval_labels[start:stop]
+    def validation_batches(self, epoch: int) -> Iterator[tuple[Inputs, Targets]]:
+        """All validation examples of an epoch, batch by batch, with true targets."""
+        splits = self.examples.splits(epoch)
+        for start in splits.validation[:: self._eval_size]:
+            yield self.examples.evaluated(splits, start, min(start + self._eval_size, splits.validation.stop))
 
     def _tensors_of(self, position: int) -> dict[str, Tensor]:
         """Views of one trial's weights and buffers, by name."""

@@ -19,6 +19,7 @@ from dd_core.checks.integrity import largest_batch_loss, metric_gaps
 from dd_core.checks.sentences import Gap, sentences, where
 from dd_core.data.trials import trial_data
 from dd_core.store.store import Store
+from dd_core.study.calendar import Calendar
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet, write_parquet
 from dd_core.tables.warehouse import connect
@@ -441,9 +442,9 @@ def test_gaps_before_a_divergence_are_told(diverged: tuple[Store, Study]) -> Non
 def test_what_a_course_must_have(make_study: Any) -> None:
     """4 steps an epoch: stopped after step 8 of 16; diverged at step 9, maybe found by the evaluation after step 8."""
     study = make_study(monitors={"hessian": {"every": "2 steps"}, "noise": None}, checkpoints=(0, 4))
-    whole = Course(4, 4, 16)
-    stopped = Course(4, 4, 8, "stopped early")
-    diverged = Course(4, 4, 8, "diverged")
+    whole = Course(Calendar(4, 1), 4, 16)
+    stopped = Course(Calendar(4, 1), 4, 8, "stopped early")
+    diverged = Course(Calendar(4, 1), 4, 8, "diverged")
     expected = Expectations(study, [whole, stopped, diverged])
     assert expected.batches(whole).tolist() == list(range(1, 17))
     assert expected.batches(stopped).tolist() == expected.batches(diverged).tolist() == list(range(1, 9))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dd_core.study.calendar import Calendar
 from dd_core.study.monitors import (
     CustomMonitor,
     HessianMonitor,
@@ -17,8 +18,7 @@ from dd_core.study.monitors import (
     ValidationMonitor,
     due_steps,
     expected_steps,
-    is_due,
-    period_in_steps,
+    next_due,
 )
 
 EPOCHS = st.sampled_from(
@@ -28,30 +28,32 @@ INTERVALS = EPOCHS | st.integers(1, 40).map(lambda steps: f"{steps} steps")
 
 
 def test_a_quarter_of_an_epoch_of_ten_steps() -> None:
-    assert due_steps("1/4 epoch", 10, 20) == [3, 5, 8, 10, 13, 15, 18, 20]
-    assert due_steps("0.25 epochs", 10, 20) == due_steps("1/4 epoch", 10, 20)
-    assert due_steps("500 steps", 391, 1600) == [500, 1000, 1500]
-    assert due_steps("2 epochs", 391, 391 * 5) == [782, 1564]
-    assert due_steps("1 epoch", 7, 6) == []
+    assert due_steps("1/4 epoch", Calendar(10, 1), 20) == [3, 5, 8, 10, 13, 15, 18, 20]
+    assert due_steps("0.25 epochs", Calendar(10, 1), 20) == due_steps("1/4 epoch", Calendar(10, 1), 20)
+    assert due_steps("500 steps", Calendar(391, 1), 1600) == [500, 1000, 1500]
+    assert due_steps("2 epochs", Calendar(391, 1), 391 * 5) == [782, 1564]
+    assert due_steps("1 epoch", Calendar(7, 1), 6) == []
 
 
 @given(INTERVALS, st.integers(1, 60), st.integers(0, 300))
 def test_a_step_is_due_if_a_multiple_of_the_interval_falls_into_it(interval: str, steps_per_epoch: int, num_steps: int):
-    period = period_in_steps(interval, steps_per_epoch)
+    calendar = Calendar(steps_per_epoch, 1)
+    number, unit = interval.split()
+    period = Fraction(number) * (steps_per_epoch if unit.startswith("epoch") else 1)
 
     def holds_a_multiple(step: int) -> bool:
         near = round(step / period)
         return any(step - 1 < count * period <= step for count in range(near - 2, near + 3))
 
     expected = [step for step in range(1, num_steps + 1) if period < 1 or holds_a_multiple(step)]
-    assert due_steps(interval, steps_per_epoch, num_steps) == expected
-    assert [step for step in range(1, num_steps + 1) if is_due(period, step)] == expected
+    assert due_steps(interval, calendar, num_steps) == expected
+    assert [step for step in range(1, num_steps + 1) if next_due(interval, calendar, step - 1) == step] == expected
 
 
 @given(st.integers(1, 12), st.integers(0, 200), st.integers(1, 5))
 def test_parts_of_an_epoch_are_as_many_as_asked_for_and_the_last_is_its_end(parts: int, more: int, epochs: int) -> None:
     steps_per_epoch = parts + more
-    due = due_steps(f"1/{parts} epoch", steps_per_epoch, epochs * steps_per_epoch)
+    due = due_steps(f"1/{parts} epoch", Calendar(steps_per_epoch, 1), epochs * steps_per_epoch)
     assert len(due) == parts * epochs
     for epoch in range(1, epochs + 1):
         within = [step for step in due if (epoch - 1) * steps_per_epoch < step <= epoch * steps_per_epoch]
@@ -63,8 +65,8 @@ def test_parts_of_an_epoch_are_as_many_as_asked_for_and_the_last_is_its_end(part
 
 @given(INTERVALS, st.integers(1, 60), st.integers(0, 300), st.integers(0, 300))
 def test_what_is_due_does_not_depend_on_how_long_the_training_will_be(interval: str, size: int, few: int, more: int):
-    longer = due_steps(interval, size, few + more)
-    assert due_steps(interval, size, few) == [step for step in longer if step <= few]
+    longer = due_steps(interval, Calendar(size, 1), few + more)
+    assert due_steps(interval, Calendar(size, 1), few) == [step for step in longer if step <= few]
 
 
 NO_INTERVALS = (
@@ -93,7 +95,7 @@ def test_any_other_text_is_an_interval_or_refused_with_a_reason(text: str) -> No
         ValidationMonitor(every=text)
     except ValidationError:
         return
-    assert period_in_steps(text, 7) > Fraction(0)
+    assert next_due(text, Calendar(7, 1), 0) > 0
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_impossible_monitors_are_refused_with_the_reason(content: dict[str, Any]
 
 
 def test_by_default_metrics_are_expected_when_the_campaign_logged_them() -> None:
-    expected = expected_steps(MonitorSettings(), True, 391, 391 * 4)
+    expected = expected_steps(MonitorSettings(), True, Calendar(391, 1), 391 * 4)
     quarters = (98, 196, 294, 391, 489, 587, 685, 782, 880, 978, 1076, 1173, 1271, 1369, 1467, 1564)
     steps = {metric: tuple(due) for metric, due in expected.items()}
     assert steps == {
@@ -133,22 +135,22 @@ def test_by_default_metrics_are_expected_when_the_campaign_logged_them() -> None
 
 def test_the_spectrum_of_the_losses_is_expected_from_a_hundred_steps_on() -> None:
     settings = MonitorSettings(noise=NoiseMonitor(every="30 steps"))
-    expected = expected_steps(settings, False, 10, 200)
+    expected = expected_steps(settings, False, Calendar(10, 1), 200)
     assert expected["grad_var"] == [30, 60, 90, 120, 150, 180]
     assert expected["psd_tail"] == expected["resid_power"] == [120, 150, 180]
-    exact = expected_steps(MonitorSettings(noise=NoiseMonitor(every="50 steps")), False, 10, 200)
+    exact = expected_steps(MonitorSettings(noise=NoiseMonitor(every="50 steps")), False, Calendar(10, 1), 200)
     assert exact["psd_tail"] == [100, 150, 200]
 
 
 def test_what_is_off_or_the_users_own_is_not_expected() -> None:
     own = CustomMonitor(use="a.b:C", every="1 epoch")
     settings = MonitorSettings(norms=None, hessian=HessianMonitor(every="1 epoch"), noise=None, custom={"own": own})
-    assert expected_steps(settings, False, 5, 10) == {
+    assert expected_steps(settings, False, Calendar(5, 1), 10) == {
         "lambda_max": [5, 10],
         "lambda_max_residual": [5, 10],
         "hutch_trace": [5, 10],
     }
-    assert set(expected_steps(settings, True, 5, 10)) > {"loss_val_nats", "acc_val"}
+    assert set(expected_steps(settings, True, Calendar(5, 1), 10)) > {"loss_val_nats", "acc_val"}
 
 
 def test_monitors_are_no_part_of_the_recipe(make_study: Any) -> None:

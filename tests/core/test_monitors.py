@@ -27,6 +27,7 @@ from dd_core.data.trials import TrialData
 from dd_core.errors import UserError
 from dd_core.models.build import build
 from dd_core.models.stacking import load_state
+from dd_core.study.calendar import Calendar
 from dd_core.study.monitors import (
     HessianMonitor,
     MonitorEntry,
@@ -223,7 +224,9 @@ def test_products_are_those_of_each_trials_own_hessian(make_study: MakeStudy, ar
     stack = make_stack(make_study, architecture=architecture, k=2)
     positions = torch.arange(30)[:, None].expand(-1, 2)
     with stack.evaluating():
-        product, size = hessian_product(stack.model, *stack.training_images(positions))
+        product, size = hessian_product(
+            stack.model, lambda: stack.losses(*stack.training_examples(positions), torch.float64)
+        )
     vectors = torch.randn(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     got = product(vectors)
     for position in range(2):
@@ -808,7 +811,7 @@ def test_what_is_recorded_is_what_is_expected(make_study: MakeStudy) -> None:
             assert np.isfinite(rows[:, 2]).all()
             recorded.setdefault(metric, []).extend(rows[:, 1].astype(int).tolist())
             assert set(rows[:, 0]) == {epoch}
-    assert recorded == expected_steps(stack.study.monitors, True, stack.steps_per_epoch, 30 * stack.steps_per_epoch)
+    assert recorded == expected_steps(stack.study.monitors, True, stack.calendar, stack.calendar.steps_after(30))
     assert recorded["psd_tail"] == [100, 120]
     assert len(recorded["grad_var"]) == 6
 
@@ -906,7 +909,7 @@ def test_a_moment_is_made_only_if_somebody_looks() -> None:
     def never() -> Moment:
         raise AssertionError
 
-    Timetable({}).after_step(1, never)
+    Timetable({}, Calendar(4, 1)).after_step(1, never)
 
 
 # --- on a GPU

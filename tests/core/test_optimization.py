@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dd_core.models.build import build, build_trials
 from dd_core.models.stacking import load_state
+from dd_core.study.calendar import Calendar
 from dd_core.study.recipe import Optimizer, Schedule
 from dd_core.study.study import Arm
 from dd_core.training.optimization import clip_gradients, gradient_norms, learning_rate, make_optimizer
@@ -124,7 +125,7 @@ def _optimizer(rate: float = 0.3) -> torch.optim.Optimizer:
 def test_the_cosine_is_torchs() -> None:
     optimizer = _optimizer()
     expected = _torch_rates(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50), optimizer, 50)
-    rates = [learning_rate(Schedule(name="cosine"), 0.3, step, 5, 10) for step in range(50)]
+    rates = [learning_rate(Schedule(name="cosine"), 0.3, step, Calendar(5, 1), 10) for step in range(50)]
     assert rates == pytest.approx(expected, abs=1e-15)
 
 
@@ -136,7 +137,7 @@ def test_the_cosine_with_an_end_and_warm_up_is_torchs() -> None:
     both = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cosine], milestones=[20])
     expected = _torch_rates(both, optimizer, 50)
     schedule = Schedule(name="cosine", warmup_epochs=4.0, final=0.1)
-    rates = [learning_rate(schedule, 0.3, step, 5, 10) for step in range(50)]
+    rates = [learning_rate(schedule, 0.3, step, Calendar(5, 1), 10) for step in range(50)]
     assert rates == pytest.approx(expected, abs=1e-15)
 
 
@@ -145,13 +146,15 @@ def test_the_steps_are_torchs() -> None:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[15, 40], gamma=0.2)
     expected = _torch_rates(scheduler, optimizer, 50)
     schedule = Schedule(name="step", milestones=(3, 8), factor=0.2)
-    assert [learning_rate(schedule, 0.3, step, 5, 10) for step in range(50)] == pytest.approx(expected, abs=1e-15)
+    assert [learning_rate(schedule, 0.3, step, Calendar(5, 1), 10) for step in range(50)] == pytest.approx(
+        expected, abs=1e-15
+    )
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 1), (511, 1), (512, 2**-0.5), (1535, 3**-0.5), (500_000, 977**-0.5)])
 def test_the_inverse_square_root_is_that_of_the_paper(step: int, share: float) -> None:
     """Nakkiran et al. 2019, appendix B: 0.1 / sqrt(1 + floor(t / 512)); 500,000 / 512 = 976.6."""
-    rate = learning_rate(Schedule(name="inverse_sqrt"), 0.1, step, 10, 10**6)
+    rate = learning_rate(Schedule(name="inverse_sqrt"), 0.1, step, Calendar(10, 1), 10**6)
     assert rate == pytest.approx(0.1 * share, rel=1e-14)
 
 
@@ -162,5 +165,7 @@ def test_the_inverse_square_root_is_that_of_the_paper(step: int, share: float) -
 )
 def test_no_rate_leaves_the_interval_from_zero_to_the_base(name: Any, warmup: float, steps_per_epoch: int) -> None:
     schedule = Schedule(name=name, warmup_epochs=warmup, milestones=(5,) if name == "step" else ())
-    rates = [learning_rate(schedule, 0.3, step, steps_per_epoch, 10) for step in range(10 * steps_per_epoch)]
+    rates = [
+        learning_rate(schedule, 0.3, step, Calendar(steps_per_epoch, 1), 10) for step in range(10 * steps_per_epoch)
+    ]
     assert all(0 < rate <= 0.3 * (1 + 1e-12) for rate in rates)

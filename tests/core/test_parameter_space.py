@@ -30,11 +30,11 @@ from dd_core.curvature.parameter_space import (
     hutchinson,
     spectral_density,
 )
-from dd_core.curvature.parameter_space import operator as operator_module
 from dd_core.curvature.parameter_space.lanczos import grow, random_signs
 from dd_core.errors import UserError
 from dd_core.models.build import build
 from dd_core.study.hessian import HessianSettings
+from dd_core.tasks.losses import CrossEntropy
 
 NUM_IMAGES = 5
 CASES = [
@@ -195,13 +195,13 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch: pytest.
     operator = operator_of("mlp", 10)
     sizes: list[int] = []
 
-    def scarce(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    def scarce(_: object, logits: Tensor, labels: Tensor) -> Tensor:
         sizes.append(len(labels))
         if len(labels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return cross_entropy(logits, labels, reduction=reduction)
+        return cross_entropy(logits, labels, reduction="sum")
 
-    monkeypatch.setattr(operator_module, "cross_entropy", scarce)
+    monkeypatch.setattr(CrossEntropy, "total", scarce)
     vectors = torch.randn(2, len(hessian), dtype=torch.float64, generator=seeded())
     torch.testing.assert_close(operator.matmat(vectors), vectors @ hessian, rtol=1e-10, atol=1e-12)
     assert sizes == [5, 2, 2, 1]
@@ -213,7 +213,7 @@ def test_memory_that_does_not_hold_one_image_is_a_users_error(monkeypatch: pytes
     def none(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(operator_module, "cross_entropy", none)
+    monkeypatch.setattr(CrossEntropy, "total", none)
     with pytest.raises(UserError, match="memory"):
         operator_of("mlp", 10).loss_and_gradient()
 

@@ -31,8 +31,8 @@ def plain_losses(study: Study, precision: str, trial: int, epochs: int) -> tuple
     for epoch in range(1, epochs + 1):
         plan = plan_epoch(study.seed, [trial], 100, epoch, study.variants["plain"].augmentation, CPU)
         for start in range(0, 100, 32):
-            images = stack.train_images.batch(plan, start, min(start + 32, 100))
-            labels = stack.train_labels.gather(0, plan.positions[start : start + 32])[:, 0]
+            images, labels = stack.examples.batch(plan, start, min(start + 32, 100))
+            labels = labels[:, 0]
             with torch.autocast("cpu", DTYPES[precision]):
                 logits = network(images)
             loss = cross_entropy(logits.float(), labels)

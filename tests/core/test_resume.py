@@ -68,6 +68,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "early_stopping": {"patience": 1, "min_delta": 0.1},
     },
     "bfloat16": {"precision": "bfloat16"},
+    "smoothed labels": {"loss": {"label_smoothing": 0.1}},
+    "squared error": {"loss": {"name": "mean_squared_error"}, "optimizer": SGD},
+    "a loss of somebody's own": {"loss": {"name": "tests.core.test_losses:Focal", "options": {"gamma": 1.0}}},
     "float16": {"precision": "float16", "optimizer": {**SGD, "clip_norm": 1.0}},
     "cnn5 with all augmentation": {
         "architecture": "cnn5",

@@ -12,7 +12,7 @@ from dd_assets.catalogue import catalogue
 from dd_core.errors import StudyError, UserError
 from dd_core.store.store import Store, write_text
 from dd_core.study.files import read_studies, read_study
-from dd_core.study.recipe import Optimizer, Schedule, Variant
+from dd_core.study.recipe import Loss, Optimizer, Schedule, Variant
 from dd_core.study.study import Arm, Study
 
 GOOD = """\
@@ -477,6 +477,12 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     },
     "early_stopping": ({}, {"early_stopping": {"metric": "train_loss", "patience": 3}}),
     "precision": ({}, {"precision": "bfloat16"}),
+    "loss": ({}, {"loss": {"name": "mean_squared_error"}}),
+    "loss.label_smoothing": ({"loss": {"label_smoothing": 0.2}}, {"loss": {"label_smoothing": 0.1}}),
+    "loss.options": (
+        {"loss": {"name": "my_losses:Focal"}},
+        {"loss": {"name": "my_losses:Focal", "options": {"gamma": 1.0}}},
+    ),
     "compile": ({}, {"compile": "default"}),
     "network": ({}, {"network": {"norm": "none"}}),
     "architecture_sha256": (
@@ -493,7 +499,7 @@ def test_the_recipe_hash_changes_with_keys_that_came_later(field: str, make_stud
 
 
 def test_every_key_that_came_later_is_covered_above() -> None:
-    models = {"optimizer.": Optimizer, "schedule.": Schedule, "": Variant}
+    models = {"optimizer.": Optimizer, "schedule.": Schedule, "loss.": Loss, "": Variant}
     later = {
         f"{owner}{name}"
         for owner, model in models.items()

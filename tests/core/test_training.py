@@ -15,7 +15,8 @@ from dd_core.data.trials import TrialData, trial_data
 from dd_core.models.build import build
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
-from dd_core.study.recipe import Schedule
+from dd_core.study.calendar import Calendar
+from dd_core.study.recipe import Loss, Schedule
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.optimization import learning_rate
 from dd_core.training.recorder import EVAL_METRICS
@@ -41,6 +42,13 @@ def standardised(data: TrialData, images: np.ndarray) -> Tensor:
 def plain_network(study: Study, arm: Arm, trial: int) -> nn.Module:
     torch.manual_seed(torch_seed(study.seed, trial, "initialisation"))
     return build(study.variants[arm.variant].architecture, arm.k, 1, 10).double()
+
+
+def plain_loss(settings: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """As torch has it."""
+    if settings.name == "mean_squared_error":
+        return torch.nn.functional.mse_loss(logits, torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits))
+    return torch.nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)(logits, labels)
 
 
 def train_plainly(study: Study, arm: Arm, trial: int, epochs: int) -> tuple[nn.Module, list[list[float]]]:
@@ -76,7 +84,7 @@ def train_plainly(study: Study, arm: Arm, trial: int, epochs: int) -> tuple[nn.M
                 batch.append(image[:, ::-1] if plan.flip[i, 0] else image)
                 labels.append(int(data.train_labels[position]))
             logits = network(standardised(data, np.stack(batch)))
-            loss = cross_entropy(logits, torch.tensor(labels))
+            loss = plain_loss(variant.loss, logits, torch.tensor(labels))
             hits = (logits.argmax(1) == torch.tensor(labels)).double().mean()
             history.append([loss.item(), hits.item(), optimizer.param_groups[0]["lr"]])
             optimizer.zero_grad()
@@ -96,6 +104,8 @@ RECIPES = {
         "schedule": {"name": "cosine"},
     },
     "resnet18": {"architecture": "preact_resnet18"},
+    "smoothed labels": {"loss": {"label_smoothing": 0.1}},
+    "squared error": {"loss": {"name": "mean_squared_error"}},
     "cnn5 with all augmentation": {
         "architecture": "cnn5",
         "optimizer": {"name": "sgd", "learning_rate": 0.05},
@@ -205,7 +215,7 @@ def test_batches_are_recorded_with_their_recipe_in_nats_and_bits(trained: Store,
     np.testing.assert_allclose(rows.loss_train_bits * np.log(2), rows.loss_train_nats, rtol=1e-14)
     assert set(rows.recipe) == {tiny_study.recipe_hash(ARM)}
     assert (rows.time.diff()[rows.trial == 0].dropna() >= 0).all()
-    expected = [learning_rate(Schedule(name="cosine"), 0.002, step, 4, 4) for step in range(16)]
+    expected = [learning_rate(Schedule(name="cosine"), 0.002, step, Calendar(4, 1), 4) for step in range(16)]
     np.testing.assert_allclose(rows[rows.trial == 1].sort_values("step").lr, expected, rtol=1e-15)
 
 

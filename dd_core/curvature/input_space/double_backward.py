@@ -1,7 +1,7 @@
 """Per-image curvature of any twice differentiable network, from Hessian-vector products by double backward.
 
 For networks that are not piecewise linear in the image (GELU, softplus, attention), where no formula gives the Hessian
-H of the cross-entropy. In eval mode images do not interact, so one product serves all images of a batch.
+H of the loss. In eval mode images do not interact, so one product serves all images of a batch.
 
 The gradient g, the loss and g^T H g / ||g||^2 are exact. The rest comes from an orthonormal Krylov basis Q of each
 image (Lanczos) and random signs r in the space it leaves, s = (I - Q Q^T) r:
@@ -18,11 +18,9 @@ signs cancel, and no basis of ten holds them: only more probes help, as their st
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dd_core.curvature.copies import Output
 from dd_core.curvature.evaluation import (
@@ -32,7 +30,6 @@ from dd_core.curvature.evaluation import (
     logits_of,
     mean_and_error,
     padded,
-    residual_of,
 )
 from dd_core.curvature.guard import require_second_derivative
 from dd_core.curvature.input_space.signs import Stream, rademacher
@@ -40,6 +37,7 @@ from dd_core.curvature.network import admitted, as_tensors
 from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
 from dd_core.study.curvature_names import CURVATURE_COLUMNS
+from dd_core.tasks.losses import CROSS_ENTROPY, Loss
 
 Product = Callable[[Tensor], Tensor]
 
@@ -55,8 +53,9 @@ def double_backward_curvature(
     batch_size: int = 100,
     seed: int = 0,
     output: Output = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> dict[str, Tensor]:
-    """Curvature of the cross-entropy in each image.
+    """Curvature of the loss in each image.
 
     Costs 2 + num_probes + lanczos_steps Hessian-vector products, each about two forward passes.
 
@@ -70,10 +69,11 @@ def double_backward_curvature(
         batch_size: images per pass, at least 16; it changes the memory, not the result.
         seed: of the probes.
         output: which of the model's outputs are the logits, where it gives several.
+        loss: whose curvature.
 
     Returns:
         Float64 (N,) on the CPU, by the names in ``CURVATURE_COLUMNS``:
-        loss (nats) and probability of the given label;
+        loss (nats) and probability of the given label (NaN where outputs stand for none);
         gradient_norm, nats per input unit;
         gradient_curvature, g^T H g / ||g||^2, and 0 where g is 0 (by convention: there is no direction);
         trace and trace_standard_error, over the probes (NaN with one probe);
@@ -97,7 +97,7 @@ def double_backward_curvature(
             for number, stream in ((num_probes, Stream.HUTCHINSON), (1, Stream.LANCZOS_START))
         ]
         x, y = padded(images[start:stop], smallest), padded(labels[start:stop], smallest)
-        return _of_images(network, x, y, signs[0], signs[1], lanczos_steps)[:, : stop - start].cpu()
+        return _of_images(network, loss, x, y, signs[0], signs[1], lanczos_steps)[:, : stop - start].cpu()
 
     with admitted(model, images, output=output) as network:
         require_second_derivative(network, images)
@@ -106,34 +106,21 @@ def double_backward_curvature(
     return dict(zip(CURVATURE_COLUMNS, values, strict=True))
 
 
-class _Residual(torch.autograd.Function):
-    """p - e_y of logits, with S = diag p - p p^T as its derivative; nothing cancels where p is almost one-hot."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B, C) float64."""
-        residual, log_p = residual_of(logits, labels)
-        ctx.save_for_backward(log_p.exp())
-        return residual
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, vector: Tensor) -> tuple[Tensor, None]:
-        """S times a vector. S maps constants to 0, so the likeliest class's entry may be made 0 first."""
-        (p,) = ctx.saved_tensors
-        shifted = vector - vector.gather(-1, p.argmax(-1, keepdim=True))
-        return p * (shifted - (p * shifted).sum(-1, keepdim=True)), None
-
-
 def _of_images(
-    model: nn.Module, images: Tensor, labels: Tensor, signs: Tensor, start_signs: Tensor, lanczos_steps: int
+    model: nn.Module,
+    loss: Loss,
+    images: Tensor,
+    labels: Tensor,
+    signs: Tensor,
+    start_signs: Tensor,
+    lanczos_steps: int,
 ) -> Tensor:
     """All columns, float64 (columns, B); signs are int8 (B, P, *shape), those of the start have P = 1."""
     x = in_layout_of(model, images).detach().requires_grad_(True)
     with torch.enable_grad():
         logits = logits_of(model, x, labels)
-        residual = _Residual.apply(logits.double(), labels)
-        # The gradient as a function of x through both its factors, J(x)^T and the residual.
+        residual = loss.gradient(logits, labels)
+        # The gradient as a function of x through both its factors, J(x)^T and that of the loss in the logits.
         (slope,) = torch.autograd.grad(logits, x, residual.to(logits.dtype), create_graph=True)
 
     def product(vectors: Tensor) -> Tensor:
@@ -155,12 +142,10 @@ def _of_images(
         samples.append(torch.stack([(rest * moved).sum(-1), (moved * moved).sum(-1)]))
     average, error = mean_and_error(torch.stack(samples, dim=-1))  # (2, B) each
     frobenius = (krylov.squared_norm + average[1]).sqrt()
-    wrong = -residual.detach().gather(-1, labels[:, None]).squeeze(-1)  # 1 - p of the given label
-    log_p = logits.detach().double().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
-    log_p = torch.where(wrong < 0.5, (-wrong).log1p(), log_p)
+    losses, probability = loss.values(logits.detach(), labels)
     columns = {
-        "loss": -log_p,
-        "probability": log_p.exp(),
+        "loss": losses,
+        "probability": probability,
         "gradient_norm": norm,
         "gradient_curvature": gradient_curvature,
         "trace": krylov.trace + average[0],

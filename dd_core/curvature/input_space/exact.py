@@ -1,14 +1,15 @@
-"""The exact Hessian of the cross-entropy in the input, image by image, in C-1 backward passes.
+"""The exact Hessian of the loss in the input, image by image, in C-1 backward passes (C for the squared error).
 
 For a network that is piecewise linear in its input (ReLU, max-pooling, BatchNorm in eval mode, residual sums) the
 logits z(x) are locally linear, so almost everywhere the Hessian of the loss is the generalised Gauss-Newton matrix
 
-    H = J^T (diag p - p p^T) J,     J = dz/dx  (C x D),   p = softmax(z),
+    H = J^T S J,   J = dz/dx  (C x D),   S = diag p - p p^T  (cross-entropy, p = softmax(z))  or  2/C  (squared error),
 
 whatever the label (Schraudolph 2002, "Fast curvature matrix-vector products", section 3). With the factors of
-``dd_core.curvature.softmax``, H = K^T K for the C-1 rows K_c = sqrt(p_c) d_c^T J, so that the small Gram matrix K K^T
-has H's non-zero eigenvalues, and the gradient g = J^T (p - e_y) is a combination of the same rows. No probe, no noise,
-no second derivative. Where the last layer has fewer features F than C-1, the F rows of d features / dx do.
+``dd_core.tasks.output_hessian``, H = K^T K for the M rows K_c = sqrt(w_c) d_c^T J (M = C-1 and w = p for the
+cross-entropy), so that the small Gram matrix K K^T has H's non-zero eigenvalues, and the gradient g is a combination of
+the same rows. No probe, no noise, no second derivative. Where the last layer has fewer features F than M, the F rows of
+d features / dx do.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dd_core.curvature.softmax import SoftmaxHessian, softmax_hessian
+from dd_core.tasks.output_hessian import OutputHessian
 
 
 class Linearized(Protocol):
@@ -33,18 +34,19 @@ class Linearized(Protocol):
         """The same from the input of the last linear layer, (B, m, F)."""
 
 
-def num_exact_passes(num_classes: int, classifier_weight: Tensor | None) -> int:
-    """Backward passes that the exact Hessian takes: min(C-1, features of the last layer)."""
-    features = num_classes if classifier_weight is None else classifier_weight.shape[1]
-    return min(num_classes - 1, features)
+def num_exact_passes(num_directions: int, classifier_weight: Tensor | None) -> int:
+    """Backward passes that the exact Hessian takes: the directions of S, or the last layer's features if fewer."""
+    return num_directions if classifier_weight is None else min(num_directions, classifier_weight.shape[1])
 
 
-def exact_curvature(linearized: Linearized, labels: Tensor, rows_per_pass: int | None = None) -> dict[str, Tensor]:
+def exact_curvature(
+    linearized: Linearized, hessian: OutputHessian, rows_per_pass: int | None = None
+) -> dict[str, Tensor]:
     """Every exact column of ``CURVATURE_COLUMNS``, float64 (B,), for images already linearised.
 
     Args:
         linearized: the network at the images.
-        labels: int64 (B,), the given labels.
+        hessian: of the loss in the network's outputs there.
         rows_per_pass: cotangents of each image that travel together, default all.
     """
 
@@ -52,15 +54,14 @@ def exact_curvature(linearized: Linearized, labels: Tensor, rows_per_pass: int |
         parts = cotangents.split(rows_per_pass or cotangents.shape[1], dim=1)
         return gram_matrix(torch.cat([pull_back(part) for part in parts], dim=1))
 
-    softmax = softmax_hessian(linearized.logits, labels)
-    weight, num_rows = linearized.classifier_weight, softmax.roots.shape[1]
+    weight, num_rows = linearized.classifier_weight, hessian.roots.shape[1]
     if weight is not None and weight.shape[1] < num_rows:
-        units = torch.eye(weight.shape[1], device=weight.device).expand(len(labels), -1, -1)
-        to_features = softmax.project(weight.double())
+        units = torch.eye(weight.shape[1], device=weight.device).expand(len(hessian.roots), -1, -1)
+        to_features = hessian.project(weight.double())
         gram = to_features @ gram_of(linearized.pull_back_features, units) @ to_features.transpose(1, 2)
     else:
-        gram = gram_of(linearized.pull_back, softmax.directions)
-    return _columns(softmax, gram)
+        gram = gram_of(linearized.pull_back, hessian.directions)
+    return _columns(hessian, gram)
 
 
 def gram_matrix(rows: Tensor) -> Tensor:
@@ -71,18 +72,18 @@ def gram_matrix(rows: Tensor) -> Tensor:
     return (flat @ flat.transpose(1, 2)).double()
 
 
-def _columns(softmax: SoftmaxHessian, gram: Tensor) -> dict[str, Tensor]:
-    """Trace, norms and eigenvalue from the Gram matrix of the rows d_c^T J (B, C-1, C-1)."""
-    scaled = softmax.roots[:, :, None] * gram * softmax.roots[:, None, :]
-    size = softmax.gradient.abs().amax(-1, keepdim=True)
-    unit = softmax.gradient / torch.where(size > 0, size, 1)  # squares of 1e-200 would be 0
+def _columns(hessian: OutputHessian, gram: Tensor) -> dict[str, Tensor]:
+    """Trace, norms and eigenvalue from the Gram matrix of the rows d_c^T J (B, M, M)."""
+    scaled = hessian.roots[:, :, None] * gram * hessian.roots[:, None, :]
+    size = hessian.gradient.abs().amax(-1, keepdim=True)
+    unit = hessian.gradient / torch.where(size > 0, size, 1)  # squares of 1e-200 would be 0
     gram_gradient = (gram @ unit[..., None]).squeeze(-1)
     square = (unit * gram_gradient).sum(-1).clamp(min=0)
-    along = (softmax.roots * gram_gradient).square().sum(-1)  # ||K g||^2 = g^T H g
+    along = (hessian.roots * gram_gradient).square().sum(-1)  # ||K g||^2 = g^T H g
     zero = torch.zeros_like(square)
     return {
-        "loss": softmax.loss,
-        "probability": softmax.probability,
+        "loss": hessian.loss,
+        "probability": hessian.probability,
         "gradient_norm": square.sqrt() * size.squeeze(-1),
         "gradient_curvature": torch.where(square > 0, along / square, zero),
         "trace": scaled.diagonal(dim1=1, dim2=2).sum(-1),

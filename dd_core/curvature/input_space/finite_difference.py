@@ -32,13 +32,13 @@ from dd_core.curvature.evaluation import (
     logits_of,
     mean_and_error,
     padded,
-    residual_of,
 )
 from dd_core.curvature.input_space.signs import Stream, rademacher
 from dd_core.curvature.network import admitted, as_tensors
 from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
 from dd_core.study.curvature_names import columns_of_step
+from dd_core.tasks.losses import CROSS_ENTROPY, Loss
 
 Normalisation = Literal["sum", "per_step", "mean"]
 
@@ -56,6 +56,7 @@ def finite_difference_curvature(
     batch_size: int = 100,
     seed: int = 0,
     output: Output = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> dict[str, Tensor]:
     """Finite-difference curvature of each image, for every step with the same probes.
 
@@ -79,6 +80,7 @@ def finite_difference_curvature(
         batch_size: moved images per pass and images in memory; below 16 it counts as 16.
         seed: of the probes.
         output: which of the model's outputs are the logits, where it gives several.
+        loss: whose curvature.
 
     Returns:
         Float64 (N,) on the CPU by name, see ``columns_of_step``: for each step norm and directional value and the
@@ -98,7 +100,7 @@ def finite_difference_curvature(
         probes = rademacher(
             image_ids[start:stop], num_probes, tuple(images.shape[1:]), seed=seed, stream=Stream.FINITE_DIFFERENCE
         )
-        return _of_images(network, images[start:stop], labels[start:stop], probes.to(images.device), steps, size)
+        return _of_images(network, loss, images[start:stop], labels[start:stop], probes.to(images.device), steps, size)
 
     with admitted(model, images, output=output) as network:
         blocks = list(in_blocks(compute, len(images), max(batch_size, SMALLEST_PASS)))
@@ -110,12 +112,13 @@ def finite_difference_curvature(
 
 
 def _of_images(
-    model: nn.Module, images: Tensor, labels: Tensor, probes: Tensor, steps: Sequence[float], size: int
+    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, probes: Tensor, steps: Sequence[float], size: int
 ) -> Tensor:
     """Norm, its error, directional value and its error of the summed loss, float64 (steps, 4, B) on the CPU.
 
     Args:
         model: frozen.
+        loss: of its outputs.
         images: (B, *shape).
         labels: (B,).
         probes: int8 (B, P, *shape).
@@ -129,7 +132,7 @@ def _of_images(
     moved, repeated = ways.flatten(0, 1), labels.repeat_interleave(num_ways)
     gradients = torch.cat(
         [
-            _gradient(model, moved[first : first + size], repeated[first : first + size], size)
+            _gradient(model, loss, moved[first : first + size], repeated[first : first + size], size)
             for first in range(0, len(moved), size)
         ]
     ).view(num_images, num_ways, -1)
@@ -143,8 +146,8 @@ def _of_images(
     return torch.stack(values).unflatten(0, (len(steps), 4)).cpu()
 
 
-def _gradient(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
-    """The gradient (B, D) of each image's cross-entropy in the image, in a pass of up to ``size`` images."""
+def _gradient(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, size: int) -> Tensor:
+    """The gradient (B, D) of each image's loss in the image, in a pass of up to ``size`` images."""
     shape = size if images.is_cuda else min(size, SMALLEST_PASS)
     x = in_layout_of(model, padded(images, shape)).detach().requires_grad_(True)
     with torch.enable_grad():
@@ -154,7 +157,7 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Te
             "the model gives no gradient back to the images (torch.no_grad(), detach() or NumPy in a forward pass?), "
             "so it has no curvature in them"
         )
-    residual, _ = residual_of(logits, padded(labels, shape))
+    residual = loss.gradient(logits.detach(), padded(labels, shape))
     (gradient,) = torch.autograd.grad(logits, x, residual.to(logits.dtype))
     return gradient[: len(images)].flatten(1)
 

@@ -9,8 +9,9 @@ top_directions   the same for many classes: exact where the energy is,  9 for 5 
 double_backward  any twice differentiable network; unbiased probes      about 50
 ===============  =====================================================  ==============================================
 
-A network that is not piecewise linear gets ``double_backward`` whatever was asked, and the result says so. The
-published finite difference is another quantity and has its own function, ``finite_difference_curvature``.
+A network that is not piecewise linear, or a loss that does not tell its Hessian in the outputs, gets
+``double_backward`` whatever was asked, and the result says so. The published finite difference is another quantity and
+has its own function, ``finite_difference_curvature``.
 """
 
 import logging
@@ -35,12 +36,14 @@ from dd_core.curvature.network import admitted, as_tensors
 from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
 from dd_core.study.curvature_names import CURVATURE_COLUMNS
+from dd_core.tasks.losses import CROSS_ENTROPY, Loss
+from dd_core.tasks.output_hessian import OutputHessian
 
 _LOG = logging.getLogger(__name__)
 
 Method = Literal["exact", "top_directions", "double_backward"]
 Network = LinearizedNetwork | AutogradNetwork
-BlockFunction = Callable[[Linearized, Tensor, Tensor], dict[str, Tensor]]
+BlockFunction = Callable[[Linearized, OutputHessian, Tensor, Tensor], dict[str, Tensor]]
 
 # Cotangents in one pass: enough to fill the convolutions of a CPU, few enough for its caches. GPUs want many more.
 _COTANGENTS_PER_PASS = {"cpu": 288, "cuda": 8192}
@@ -54,8 +57,9 @@ class ImageCurvature:
     """Curvature of N images.
 
     Attributes:
-        columns: float64 (N,) on the CPU, by the names in ``CURVATURE_COLUMNS``. loss: cross-entropy of the given label,
-            nats; probability: of the given label; gradient_norm: of the loss in x, nats per input unit;
+        columns: float64 (N,) on the CPU, by the names in ``CURVATURE_COLUMNS``. loss: of the given label, nats;
+            probability: of the given label, NaN where outputs stand for none; gradient_norm: of the loss in x, nats per
+            input unit;
             gradient_curvature: g^T H g / ||g||^2 (0 where g is 0); trace, frobenius_norm, largest_eigenvalue: of the
             Hessian in x, nats per squared input unit; the standard errors and the residual of the eigenvalue (how far
             below the true one it may lie) are 0 where the method is exact.
@@ -83,8 +87,9 @@ def per_image_curvature(
     batch_size: int | None = None,
     seed: int = 0,
     output: Output = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> ImageCurvature:
-    """Curvature of the cross-entropy in each image, for one network.
+    """Curvature of the loss in each image, for one network.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
     >>> curvature = per_image_curvature(model, torch.ones(5, 3, 2, 2), torch.zeros(5, dtype=torch.int64))
@@ -105,6 +110,7 @@ def per_image_curvature(
             result.
         seed: of the probes.
         output: which of the model's outputs are the logits, where it gives several: a key, a position or an attribute.
+        loss: whose curvature, such as ``dd_core.tasks.losses.MeanSquaredError()``; default cross-entropy.
 
     Raises:
         UserError: the model is in training mode, is no fixed function of one image or cannot be differentiated twice,
@@ -116,21 +122,33 @@ def per_image_curvature(
     check_data(model, images, labels, ids.to(images.device))
     with admitted(model, images, output=output) as network:
         images = in_layout_of(network, images)
-        num_classes = _num_classes(network, images, labels)
+        hessian = _output_hessian(network, images, labels, loss)
         note = None
-        if method != "double_backward":
+        if method != "double_backward" and hessian is None:
+            note = (
+                f"double_backward instead of {method}: {type(loss).__name__} does not tell its Hessian in the outputs"
+            )
+        elif method != "double_backward":
+            assert hessian is not None
             linear, reason = is_piecewise_linear(network, images[:_NUM_CHECKED_IMAGES], labels[:_NUM_CHECKED_IMAGES])
             if linear:
                 at_images = _network(network, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
-                work = _Work(at_images, images, labels, ids, num_classes, batch_size)
+                work = _Work(at_images, images, labels, ids, loss, hessian.roots.shape[1], batch_size)
                 if method == "exact":
                     return work.exact()
                 return work.top_directions(relative_error, num_probes or 1, seed)
             note = f"double_backward instead of {method}: {reason}"
+        if note is not None:
             _LOG.warning(note)
-        size = max(batch_size or 100, 1)
         columns = double_backward_curvature(
-            network, images, labels, ids.to(images.device), num_probes=num_probes or 10, batch_size=size, seed=seed
+            network,
+            images,
+            labels,
+            ids.to(images.device),
+            num_probes=num_probes or 10,
+            batch_size=max(batch_size or 100, 1),
+            seed=seed,
+            loss=loss,
         )
     return ImageCurvature(columns, "double_backward", note, None)
 
@@ -147,8 +165,8 @@ def _check(images: Tensor, method: str, relative_error: float, num_probes: int |
         raise UserError(f"num_probes must be at least 1, not {num_probes}")
 
 
-def _num_classes(network: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Number of classes, which the labels must fit."""
+def _output_hessian(network: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> OutputHessian | None:
+    """Of the loss of the first image; all labels must fit the classes."""
     with torch.no_grad():
         logits = logits_of(network, images[:1], labels[:1])
     if logits.shape[1] < 2:
@@ -157,7 +175,7 @@ def _num_classes(network: nn.Module, images: Tensor, labels: Tensor) -> int:
         raise UserError(
             f"labels from {int(labels.min())} to {int(labels.max())} do not fit the model's {logits.shape[1]} classes"
         )
-    return logits.shape[1]
+    return loss.output_hessian(logits, labels[:1])
 
 
 def _network(model: nn.Module, images: Tensor, precision: torch.dtype) -> Network:
@@ -176,20 +194,27 @@ class _Work:
     """The images of one call, block by block."""
 
     def __init__(
-        self, network: Network, images: Tensor, labels: Tensor, ids: Tensor, num_classes: int, batch_size: int | None
+        self,
+        network: Network,
+        images: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        loss: Loss,
+        num_directions: int,
+        batch_size: int | None,
     ):
-        """Keep what every block needs."""
+        """Keep what every block needs; ``num_directions`` are those of the loss's Hessian in the outputs."""
         self.network, self.images, self.labels, self.ids = network, images, labels, ids
-        self.num_classes, self.batch_size = num_classes, batch_size
+        self.loss, self.batch_size = loss, batch_size
         self.limit = _COTANGENTS_PER_PASS.get(images.device.type, 1024)
         self.weight = network.forward(images[:1]).classifier_weight
-        self.num_exact = num_exact_passes(num_classes, self.weight)
+        self.num_exact = num_exact_passes(num_directions, self.weight)
 
     def exact(self, chosen: Tensor | None = None) -> ImageCurvature:
         """Every image, or those chosen, by the exact Hessian."""
         chosen = torch.arange(len(self.images)) if chosen is None else chosen
         rows = max(1, self.limit // self._block_size(self.num_exact))
-        columns = self._in_blocks(chosen, self.num_exact, lambda at, labels, _: exact_curvature(at, labels, rows))
+        columns = self._in_blocks(chosen, self.num_exact, lambda at, hessian, *_: exact_curvature(at, hessian, rows))
         return ImageCurvature(columns, "exact", None, float(self.num_exact))
 
     def top_directions(self, relative_error: float, num_probes: int, seed: int) -> ImageCurvature:
@@ -199,8 +224,8 @@ class _Work:
             exact = self.exact()
             return replace(exact, note="exact instead of top_directions: the network's last linear layer was not found")
 
-        def plan_block(at: Linearized, labels: Tensor, _: Tensor) -> dict[str, Tensor]:
-            return {"num_top": plan_directions(at.logits, labels, weight).num_top(relative_error, num_probes)}
+        def plan_block(_: Linearized, hessian: OutputHessian, labels: Tensor, __: Tensor) -> dict[str, Tensor]:
+            return {"num_top": plan_directions(hessian, labels, weight).num_top(relative_error, num_probes)}
 
         needed = self._in_blocks(torch.arange(len(self.images)), 1, plan_block)["num_top"]
         levels = [level for level in _LEVELS if level + 1 + num_probes < self.num_exact]
@@ -234,7 +259,10 @@ class _Work:
             linearized = self.network.forward(self.images[index])
             if not torch.isfinite(linearized.logits).all():
                 raise UserError("the model's output is not finite (NaN or infinite weights?): no curvature exists")
-            values = compute(linearized, self.labels[index], self.ids[index])
+            labels = self.labels[index]
+            hessian = self.loss.output_hessian(linearized.logits, labels)
+            assert hessian is not None
+            values = compute(linearized, hessian, labels, self.ids[index])
             return {name: value[: stop - start].cpu() for name, value in values.items()}
 
         parts = list(in_blocks(block, len(chosen), size))
@@ -242,10 +270,17 @@ class _Work:
 
 
 def _top_block(
-    weight: Tensor, level: int, num_probes: int, seed: int, at: Linearized, labels: Tensor, ids: Tensor
+    weight: Tensor,
+    level: int,
+    num_probes: int,
+    seed: int,
+    at: Linearized,
+    hessian: OutputHessian,
+    labels: Tensor,
+    ids: Tensor,
 ) -> dict[str, Tensor]:
     """Top directions and probes for the images of a block, which all need the same number."""
-    plan = plan_directions(at.logits, labels, weight)
-    shape = (at.logits.shape[1] - 1,)
+    plan = plan_directions(hessian, labels, weight)
+    shape = (hessian.roots.shape[1],)
     signs = rademacher(ids, num_probes, shape, seed=seed, stream=Stream.OUTPUT_SPACE, dtype=torch.float64)
     return top_directions_curvature(at, plan, level, signs.to(labels.device))

@@ -1,9 +1,10 @@
 """Per-image curvature for many classes: the directions that carry it exactly, unbiased probes for the rest.
 
-H = K^T K with C-1 rows K = L J_f, where J_f = d features / dx and L = diag(sqrt p) d W is known without any backward
-pass. For every orthonormal Q (C-1, m) the trace splits into an exact and a random part,
+H = K^T K with M rows K = L J_f (M = C-1 and w = p for the cross-entropy, see ``exact``), where J_f = d features / dx,
+and L = diag(sqrt w) d W is known without any backward pass. For every orthonormal Q (M, m) the trace splits into an
+exact and a random part,
 
-    trace H = ||Q^T K||_F^2 + E ||K^T (I - Q Q^T) r||^2,     r Rademacher in R^(C-1),
+    trace H = ||Q^T K||_F^2 + E ||K^T (I - Q Q^T) r||^2,     r Rademacher in R^M,
 
 each row one backward pass. Q holds the direction whose row is the gradient, and the top eigenvectors of L L^T (the
 energy of the last layer) among the classes that have most of it. On a trained network a handful holds nearly
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dd_core.curvature.input_space.exact import Linearized, gram_matrix
-from dd_core.curvature.softmax import SoftmaxHessian, softmax_hessian
+from dd_core.tasks.output_hessian import OutputHessian
 
 # Classes among which eigenvectors are sought. Those beyond are left to the probes.
 MAX_CANDIDATES = 32
@@ -30,8 +31,8 @@ class Plan:
     """What the backward passes of some images should be, known from their logits alone.
 
     Attributes:
-        softmax: of these images.
-        gradient_direction: (B, C-1), unit vectors whose rows of K are the gradients over ``gradient_scale``.
+        hessian: of the loss in the outputs of these images.
+        gradient_direction: (B, M), unit vectors whose rows of K are the gradients over ``gradient_scale``.
         gradient_scale: (B,).
         candidates: int64 (B, n), the rows of K that the eigenvectors combine.
         top: (B, n, r), their coefficients, orthonormal, orthogonal to ``gradient_direction``, by falling energy.
@@ -40,7 +41,7 @@ class Plan:
         variance: (B, r+1), predicted for one probe of what is left, in units of energy squared.
     """
 
-    softmax: SoftmaxHessian
+    hessian: OutputHessian
     gradient_direction: Tensor
     gradient_scale: Tensor
     candidates: Tensor
@@ -67,47 +68,46 @@ class Plan:
         return torch.cat([self.gradient_direction[:, None], rows], dim=1)
 
 
-def plan_directions(logits: Tensor, labels: Tensor, classifier_weight: Tensor) -> Plan:
+def plan_directions(hessian: OutputHessian, labels: Tensor, classifier_weight: Tensor) -> Plan:
     """Find each image's directions.
 
     Args:
-        logits: (B, C).
+        hessian: of the loss in the outputs.
         labels: int64 (B,).
         classifier_weight: W of the last layer, (C, F).
     """
-    softmax = softmax_hessian(logits, labels)
     weight = classifier_weight.double()
-    unit, scale = _gradient_direction(softmax)
-    energy = _energy(softmax, weight)
+    unit, scale = _gradient_direction(hessian)
+    energy = _energy(hessian, weight)
     # The given class is always among them: of a mislabelled image it has no energy but nearly all of the gradient's
     # direction, and what is orthogonal to the little of it that others have would miss the largest energies.
-    score = energy.masked_fill(softmax.classes == labels[:, None], torch.inf)
+    score = energy.masked_fill(hessian.classes == labels[:, None], torch.inf)
     candidates = score.topk(min(MAX_CANDIDATES, energy.shape[1]), dim=1).indices
-    factor = softmax.project(weight, candidates) * softmax.roots.gather(1, candidates)[..., None]
+    factor = hessian.project(weight, candidates) * hessian.roots.gather(1, candidates)[..., None]
     complement = _complement(unit.gather(1, candidates))  # (B, n, n-1), orthogonal to the gradient's direction
     reduced = complement.transpose(1, 2) @ factor
     values, vectors = torch.linalg.eigh(reduced @ reduced.transpose(1, 2))
     values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
     total = energy.sum(1)
-    residual = softmax.combine(softmax.gradient[:, None]).squeeze(1)
+    residual = hessian.combine(hessian.gradient[:, None]).squeeze(1)
     along_gradient = ((residual @ weight) / scale[:, None]).square().sum(1)
     left = (total - along_gradient)[:, None] - torch.nn.functional.pad(values.cumsum(1), (1, 0))
     left = left.clamp(min=0)
     top = complement @ vectors
-    return Plan(softmax, unit, scale, candidates, top, total, left, _predicted_variance(values, left))
+    return Plan(hessian, unit, scale, candidates, top, total, left, _predicted_variance(values, left))
 
 
-def _energy(softmax: SoftmaxHessian, weight: Tensor) -> Tensor:
-    """||L_c||^2 = p_c ||W^T d_c||^2, (B, C-1), from the classifier's own Gram matrix, (C, C) whatever the images."""
+def _energy(hessian: OutputHessian, weight: Tensor) -> Tensor:
+    """||L_c||^2 = w_c ||W^T d_c||^2, (B, M), from the classifier's own Gram matrix, (C, C) whatever the images."""
     gram = weight @ weight.T
-    common = softmax.common @ gram
-    own = gram.diagonal() - 2 * common + (common * softmax.common).sum(1, keepdim=True)
-    return softmax.roots.square() * own.gather(1, softmax.classes).clamp(min=0)
+    common = hessian.common @ gram
+    own = gram.diagonal() - 2 * common + (common * hessian.common).sum(1, keepdim=True)
+    return hessian.roots.square() * own.gather(1, hessian.classes).clamp(min=0)
 
 
-def _gradient_direction(softmax: SoftmaxHessian) -> tuple[Tensor, Tensor]:
-    """The unit vector v and scale with v^T K = g^T / scale, from g = sum_c (a_c / sqrt p_c) K_c."""
-    coefficients = softmax.gradient / softmax.roots.clamp(min=1e-140)
+def _gradient_direction(hessian: OutputHessian) -> tuple[Tensor, Tensor]:
+    """The unit vector v and scale with v^T K = g^T / scale, from g = sum_c (a_c / sqrt w_c) K_c."""
+    coefficients = hessian.gradient / hessian.roots.clamp(min=1e-140)
     scale = coefficients.norm(dim=1).clamp(min=1e-300)
     return coefficients / scale[:, None], scale
 
@@ -155,14 +155,14 @@ def top_directions_curvature(linearized: Linearized, plan: Plan, num_top: int, s
         linearized: the network at the images.
         plan: for the same images.
         num_top: eigenvectors used, for all of them.
-        signs: (B, q, C-1), Rademacher.
+        signs: (B, q, M), Rademacher.
     """
     basis, signs = plan.basis(num_top), signs.double()
     rest = signs - (signs @ basis.transpose(1, 2)) @ basis
-    # Combinations of the rows sqrt(p_c) d_c, each scaled to unit length for the pass and back in the Gram matrix.
-    cotangents = plan.softmax.combine(torch.cat([basis, rest], dim=1) * plan.softmax.roots[:, None])
-    # That of the gradient is p - e_y itself: where p_y is too small for a number, sqrt(p_y) has lost it.
-    cotangents[:, :1] = plan.softmax.combine(plan.softmax.gradient[:, None]) / plan.gradient_scale[:, None, None]
+    # Combinations of the rows sqrt(w_c) d_c, each scaled to unit length for the pass and back in the Gram matrix.
+    cotangents = plan.hessian.combine(torch.cat([basis, rest], dim=1) * plan.hessian.roots[:, None])
+    # That of the gradient is the loss's own (p - e_y): where p_y is too small for a number, sqrt(p_y) has lost it.
+    cotangents[:, :1] = plan.hessian.combine(plan.hessian.gradient[:, None]) / plan.gradient_scale[:, None, None]
     lengths = cotangents.norm(dim=2, keepdim=True).clamp(min=1e-300)
     gram = gram_matrix(linearized.pull_back(cotangents / lengths)) * lengths * lengths.transpose(1, 2)
     exact, cross = gram[:, : 1 + num_top, : 1 + num_top], gram[:, : 1 + num_top, 1 + num_top :]
@@ -198,8 +198,8 @@ def _columns(plan: Plan, exact: Tensor, cross: Tensor, random: Tensor, predicted
     zero = torch.zeros_like(trace)
     safe = exact[:, 0, 0].clamp(min=1e-300)
     return {
-        "loss": plan.softmax.loss,
-        "probability": plan.softmax.probability,
+        "loss": plan.hessian.loss,
+        "probability": plan.hessian.probability,
         "gradient_norm": square.sqrt(),
         "gradient_curvature": torch.where(square > 0, products.sum(1) / safe, zero),
         "trace": trace,

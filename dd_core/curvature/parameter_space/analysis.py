@@ -23,17 +23,18 @@ from dd_core.curvature.parameter_space.lanczos import (
 from dd_core.curvature.parameter_space.operator import HessianOperator
 from dd_core.curvature.parameter_space.traces import hutch_plus_plus, hutchinson
 from dd_core.study.hessian import HessianSettings
+from dd_core.tasks.losses import CROSS_ENTROPY, Loss
 
 
 @dataclass(frozen=True)
 class HessianResult:
-    """Of the Hessian H of the mean cross-entropy in the chosen layers' parameters theta; None: not asked for.
+    """Of the Hessian H of the mean loss in the chosen layers' parameters theta; None: not asked for.
 
     Loss in nats, so eigenvalues and traces are in nats per squared parameter unit. Arrays are float64.
 
     Attributes:
         num_images, num_parameters, layers: what the loss and the Hessian extend over.
-        loss: mean cross-entropy.
+        loss: mean over the images.
         eigenvalues: the largest, descending; eigenvalue_residuals: ||Hv - lambda v|| of each.
         smallest_eigenvalue, smallest_eigenvalue_residual: at the other end.
         density_grid, density, log10_density: smoothed density of the eigenvalues, (points,), integral 1.
@@ -84,6 +85,7 @@ def analyse_hessian(
     seed: int = 0,
     group: Group | None = None,
     output: Output = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> HessianResult:
     """Compute what the settings ask for.
 
@@ -96,6 +98,7 @@ def analyse_hessian(
         seed: of the random vectors.
         group: processes that share the images, see ``distributed.process_group``; each gets the same result.
         output: which of the model's outputs are the logits, where it gives several.
+        loss: that is averaged over the images, as in training.
 
     Raises:
         UserError: as of ``HessianOperator``, or the model does not have a quantity that is asked for.
@@ -111,11 +114,12 @@ def analyse_hessian(
         dtype=dtype,
         group=group,
         output=output,
+        loss=loss,
     )
     images, labels = operator.batches.images, operator.batches.labels
     # The cheap parts first: they refuse what cannot be had before hours go into the rest.
     exact = _exact(operator, images, settings) if "exact_trace" in settings.quantities else {}
-    loss, gradient = operator.loss_and_gradient()
+    mean_loss, gradient = operator.loss_and_gradient()
     variance = _variance(operator, images, labels, gradient, settings)
     generator = torch.Generator().manual_seed(seed)
     pairs, density = _spectrum(operator, settings, generator)
@@ -123,7 +127,7 @@ def analyse_hessian(
         num_images=operator.num_images,
         num_parameters=operator.size,
         layers=operator.layers.names,
-        loss=loss,
+        loss=mean_loss,
         gradient_norm=float(gradient.double().norm()),
         **exact,
         **variance,
@@ -136,7 +140,12 @@ def analyse_hessian(
 
 def _exact(operator: HessianOperator, images: Tensor, settings: HessianSettings) -> dict[str, Any]:
     trace = exact_trace(
-        operator.network, images, layers=settings.layers, batch_size=settings.batch_size, dtype=operator.dtype
+        operator.network,
+        images,
+        layers=settings.layers,
+        batch_size=settings.batch_size,
+        dtype=operator.dtype,
+        loss=operator.loss,
     )
     own = torch.tensor(list(trace.per_layer.values()), dtype=torch.float64, device=operator.device) * len(images)
     by_layer = sum_over(operator.group, own) / operator.num_images
@@ -151,7 +160,14 @@ def _variance(
 ) -> dict[str, Any]:
     if "gradient_variance" not in settings.quantities:
         return {}
-    sums = gradient_sums(operator.network, images, labels, layers=settings.layers, batch_size=settings.batch_size)
+    sums = gradient_sums(
+        operator.network,
+        images,
+        labels,
+        layers=settings.layers,
+        batch_size=settings.batch_size,
+        loss=operator.loss,
+    )
     squared = gather_over(operator.group, sums.squared_norms)
     norms = squared.sqrt()
     return {

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from dd_core.curvature.parameter_space.twice_differentiable import TwiceDifferentiable
 from dd_core.curvature.second_derivatives import second_derivatives
-from dd_core.tasks.base import losses_of
 
 # Every trial's vector to its product, (T, P) to (T, P).
 Product = Callable[[Tensor], Tensor]
@@ -98,7 +97,7 @@ def _trace(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
 
-def hessian_product(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Product, int]:
+def hessian_product(model: nn.Module, losses: Callable[[], Tensor]) -> tuple[Product, int]:
     """The product of every trial's Hessian with a vector, (T, P) to (T, P), and P.
 
     The sum of the trials' losses has a Hessian of T blocks, as no trial's weights occur in another's loss, so that one
@@ -106,14 +105,13 @@ def hessian_product(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[P
 
     Args:
         model: stacked, in eval mode; its ``.grad`` and buffers are left alone.
-        images: (B, T*channels, H, W).
-        labels: int64 (B, T).
+        losses: computes those of B examples of each trial with the model, (B, T).
     """
-    parameters, num_trials = list(model.parameters()), labels.shape[1]
+    parameters = list(model.parameters())
     with torch.enable_grad(), second_derivatives(), TwiceDifferentiable():
-        # The softmax in float64 keeps saturated images exact; it is small work.
-        loss = losses_of(model(images).double(), labels).mean(0).sum()
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        by_example = losses()
+        num_trials = by_example.shape[1]
+        gradients = torch.autograd.grad(by_example.mean(0).sum(), parameters, create_graph=True)
 
     def product(vectors: Tensor) -> Tensor:
         directions = shaped(vectors, parameters)

@@ -30,11 +30,12 @@ from dd_core.curvature.parameter_space.stock_layers import stock_network
 from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
 from dd_core.models.strided_pointwise import SoundConvolutions
+from dd_core.tasks.losses import CROSS_ENTROPY, Loss
 
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Over this process's images; g_n is the gradient of image n's cross-entropy in the chosen parameters.
+    """Over this process's images; g_n is the gradient of image n's loss in the chosen parameters.
 
     Attributes:
         squared_norms: ||g_n||^2, float64 (N,).
@@ -56,6 +57,7 @@ def gradient_sums(
     layers: tuple[str, ...] = (),
     batch_size: int = 250,
     output: Output = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> GradientSums:
     """What the gradients' norms and variances are made of: (sum g^2)/N - (sum g / N)^2 is the variance of each entry.
 
@@ -66,6 +68,7 @@ def gradient_sums(
         layers: names or regular expressions, see ``choose_layers``; none for all.
         batch_size: images per pass; it changes the memory, not the result.
         output: which of the model's outputs are the logits, where it gives several.
+        loss: of an image.
 
     Raises:
         UserError: the model cannot be rewritten, has layers that BackPACK does not know or weights that are used more
@@ -77,7 +80,7 @@ def gradient_sums(
     norms: list[Tensor] = []
     total: dict[str, Tensor] = {}
     total_squared: dict[str, Tensor] = {}
-    for part in _quantities(model, images, labels, batch_size, names, (BatchL2Grad(), SumGradSquared())):
+    for part in _quantities(model, images, labels, batch_size, names, (BatchL2Grad(), SumGradSquared()), loss):
         norms.append(torch.stack([part[name]["batch_l2"].double() for name in names]).sum(0))
         for name in names:
             total[name] = total.get(name, 0) + part[name]["grad"]
@@ -89,7 +92,7 @@ def gradient_sums(
 def diagonal_ggn(
     model: nn.Module, images: Tensor, labels: Tensor, *, layers: tuple[str, ...] = (), batch_size: int = 250
 ) -> dict[str, Tensor]:
-    """The diagonal of the Gauss-Newton matrix of the mean loss, by parameter, in the parameter's shape.
+    """The diagonal of the Gauss-Newton matrix of the mean cross-entropy, by parameter, in the parameter's shape.
 
     For a piecewise linear network it is the diagonal of the Hessian. Arguments and errors as for ``gradient_sums``.
     """
@@ -97,7 +100,7 @@ def diagonal_ggn(
     model = prepared(model, images)
     names = list(choose_layers(model, layers).parameters)
     total: dict[str, Tensor] = {}
-    for part in _quantities(model, images, labels, batch_size, names, (DiagGGNExact(),)):
+    for part in _quantities(model, images, labels, batch_size, names, (DiagGGNExact(),), CROSS_ENTROPY):
         for name in names:
             total[name] = total.get(name, 0) + part[name]["diag_ggn_exact"] / len(images)
     return total
@@ -110,6 +113,7 @@ def _quantities(
     batch_size: int,
     names: list[str],
     extensions: tuple[BackpropExtension, ...],
+    loss: Loss,
 ) -> Iterator[dict[str, dict[str, Tensor]]]:
     """For each batch and parameter the gradient ("grad") and what the extensions give, of the batch's summed loss."""
     first = next(model.parameters())
@@ -122,7 +126,8 @@ def _quantities(
             f"BackPACK does not know an operation of the network ({first_line(error)}); leave gradient_variance out of "
             "the quantities"
         ) from error
-    loss = extend(nn.CrossEntropyLoss(reduction="sum"))
+    # First derivatives need no extension of the loss.
+    total = extend(nn.CrossEntropyLoss(reduction="sum")) if loss is CROSS_ENTROPY else loss.total
     own = dict(network.named_parameters())
     parameters = {name: own[name].requires_grad_(True) if name in own else _unknown(name) for name in names}
     fields = ("grad", *(extension.savefield for extension in extensions))
@@ -132,7 +137,7 @@ def _quantities(
         # The gradient in the images is not wanted, but without it PyTorch warns about the first layer's hook.
         source = batch.detach().requires_grad_(True)
         with backpack(*extensions), _default_dtype(first.dtype), _without_warnings(), SoundConvolutions():
-            value = loss(network(source), own_labels)
+            value = total(network(source), own_labels)
             try:
                 value.backward()
             except (NotImplementedError, AssertionError) as error:  # its two ways to say so

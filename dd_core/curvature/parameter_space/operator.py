@@ -1,4 +1,4 @@
-"""The Hessian of a network's mean cross-entropy in its parameters, as a linear operator over a whole data set.
+"""The Hessian of a network's mean loss in its parameters, as a linear operator over a whole data set.
 
 ``HessianOperator`` is a ``CurvatureOperator`` of hessian-eigenthings 1.0.0a5, so every algorithm of that package runs
 on it. Its own operator averages batches without weighting them by their size (with 64 + 6 images Hv is off by 140 %),
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from hessian_eigenthings.operators.base import CurvatureOperator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dd_core.curvature.copies import Output
 from dd_core.curvature.evaluation import logits_of
@@ -25,6 +24,7 @@ from dd_core.curvature.parameter_space.layers import ChosenLayers, choose_layers
 from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
 from dd_core.models.strided_pointwise import SoundConvolutions
+from dd_core.tasks.losses import CROSS_ENTROPY, Loss
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class HessianOperator(CurvatureOperator):
     """H = (1/N) sum of the Hessians of all N images' losses, restricted to chosen layers; symmetric (P, P).
 
     Attributes:
+        loss: of an image, from the network's outputs.
         network: a private copy of the model in eval mode; the model itself is never touched.
         layers: the chosen layers and their parameters, P numbers in all.
         batches: this process's images.
@@ -52,6 +53,7 @@ class HessianOperator(CurvatureOperator):
         dtype: torch.dtype = torch.float32,
         group: Group | None = None,
         output: Output = None,
+        loss: Loss = CROSS_ENTROPY,
     ):
         """Copy the model.
 
@@ -65,13 +67,14 @@ class HessianOperator(CurvatureOperator):
             dtype: of weights, images and vectors.
             group: of the processes that share the images; None: this process has them all.
             output: which of the model's outputs are the logits, where it gives several.
+            loss: that is averaged over the images.
 
         Raises:
             UserError: the model is in training mode, is no fixed function of one image or has no right second
                 derivative, weights are not finite, images or labels do not fit (on every rank if it is so on one), or a
                 pattern matches no layer. See docs/networks.md.
         """
-        self.block_size, self.group, self._dtype = block_size, group, dtype
+        self.block_size, self.group, self._dtype, self.loss = block_size, group, dtype, loss
         images, labels = as_tensors(images, labels, model)
         self._device = next((p.device for p in model.parameters()), images.device)
         with agreeing(group, self._device):
@@ -122,7 +125,7 @@ class HessianOperator(CurvatureOperator):
             return sum_over(self.group, total).div_(self.num_images)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """The mean cross-entropy in nats and its gradient (P,)."""
+        """The mean loss in nats and its gradient (P,)."""
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         gradient = torch.zeros(self.size, dtype=self._dtype, device=self._device)
         with second_derivatives():
@@ -140,8 +143,8 @@ class HessianOperator(CurvatureOperator):
         """The loss summed over the images, and its gradient by parameter, to be differentiated again if asked for."""
         with SoundConvolutions(), torch.enable_grad():
             logits = logits_of(self.network, images)
-            # The softmax in float64 keeps saturated images exact; it is small work.
-            loss = cross_entropy(logits.double(), labels, reduction="sum")
+            # The loss in float64 keeps saturated images exact; it is small work.
+            loss = self.loss.total(logits.double(), labels)
         if not loss.requires_grad:  # it depends on no chosen parameter
             return loss, tuple(torch.zeros_like(parameter) for parameter in self._parameters)
         return loss, torch.autograd.grad(loss, self._parameters, create_graph=create_graph, materialize_grads=True)

@@ -64,6 +64,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             widths[variant].threshold if variant in widths else None,
             published[variant],
             colour,
+            style.loss_title(study, [variant]),
         )
         for variant in variants
     }
@@ -130,6 +131,7 @@ def _panels(
     threshold: int | None,
     published: list[dict[str, Any]],
     colour: alt.Color,
+    loss_title: str,
 ) -> alt.VConcatChart:
     ks = sorted({row["k"] for row in [*means, *published]})
 
@@ -161,5 +163,5 @@ def _panels(
         return alt.layer(*layers).properties(width=style.WIDTH, height=height)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in means)]
-    titles = {"error": ("error, %", 230), "loss": ("cross-entropy, nats", 170)}
+    titles = {"error": ("error, %", 230), "loss": (loss_title, 170)}
     return alt.vconcat(*(panel(value, *titles[value], last=value == measured[-1]) for value in measured), spacing=14)

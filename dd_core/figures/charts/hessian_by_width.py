@@ -48,7 +48,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, variants, selection.epoch),
-            weight_hessian.about(trials),
+            weight_hessian.about(study, trials),
             weight_hessian.about_marks(trials),
             lifted,
             selection.note(study),

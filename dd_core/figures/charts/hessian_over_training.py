@@ -46,7 +46,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, list(drawn)),
-            weight_hessian.about(shown),
+            weight_hessian.about(study, shown),
             weight_hessian.about_marks(shown),
             lifted,
             selection.note(study),

@@ -50,7 +50,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         headline(shown) if len(drawn) == 1 else "Eigenvalues of the Hessian in the weights, by variant and width",
         [
             *style.describe(study, list(drawn), selection.epoch),
-            weight_hessian.about(shown),
+            weight_hessian.about(study, shown),
             "Trial 0. Area: density of the eigenvalues by stochastic Lanczos quadrature, smoothed with Gaussians; each "
             "axis of densities begins below the density of one single eigenvalue",
             f"Orange ticks: the {most} largest eigenvalues by Lanczos, and the smallest" if most else None,

@@ -80,7 +80,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             ]
         ),
     )
-    return style.dress(_panels(curves, max(epochs)).add_params(choice).properties(title=title))
+    return style.dress(
+        _panels(curves, max(epochs), style.loss_title(study, study.variants)).add_params(choice).properties(title=title)
+    )
 
 
 def thin(epochs: list[int], most: int = MAX_EPOCHS) -> list[int]:
@@ -122,7 +124,7 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
     return f"{name} {', '.join(parts or ['the losses against the epoch'])}"
 
 
-def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
+def _panels(curves: list[dict[str, Any]], last_epoch: int, loss_title: str) -> alt.VConcatChart:
     present = {row["split"] for row in curves}
     colours = {
         _TEST: style.TEST,
@@ -152,7 +154,7 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int) -> alt.VConcatChart:
         return alt.layer(band, line, point).properties(width=style.WIDTH, height=height)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in curves)]
-    titles = {"error": ("error, %", 220), "loss": ("cross-entropy, nats", 170)}
+    titles = {"error": ("error, %", 220), "loss": (loss_title, 170)}
     return alt.vconcat(
         *(panel(value, *titles[value], last=value == measured[-1]) for value in measured),
         data=style.csv_data(curves),

@@ -155,6 +155,13 @@ INPUT_CURVATURE = "nats per squared standardised pixel"
 TRACE = ["trace of the input Hessian,", INPUT_CURVATURE]
 
 
+def loss_title(study: Study, variants: Iterable[str]) -> str:
+    """The axis of losses that evaluations recorded of some variants."""
+    words = {study.variants[variant].loss.words for variant in variants}
+    title = words.pop() if len(words) == 1 else "loss"
+    return f"{title}, nats" if title == "cross-entropy" else title
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number with so many digits that count, without exponent unless it is very small: ``170``, ``0.024``."""
     return f"{float(f'{value:.{digits}g}'):,.12g}"

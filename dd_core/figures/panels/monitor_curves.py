@@ -85,12 +85,8 @@ def read_curves(connection: duckdb.DuckDBPyConnection, study: Study, drawn: list
     variants, metrics, steps = map(list, zip(*kept, strict=True))
     parameters = {"variants": variants, "metrics": metrics, "steps": steps, "drawn": drawn}
     curves = fetch(connection, study, "training_monitors", _CURVES, **parameters)
-    return [{**row, "epoch": round(row["step"] / steps_per_epoch(study, row["variant"]), 4)} for row in curves]
-
-
-def steps_per_epoch(study: Study, variant: str) -> int:
-    """Optimiser steps in an epoch."""
-    return -(-study.num_train_images // study.variants[variant].batch_size)
+    times = {variant: study.calendar(variant).time_of for variant in {row["variant"] for row in curves}}
+    return [{**row, "epoch": round(float(times[row["variant"]](row["step"])), 4)} for row in curves]
 
 
 def metrics_shown(present: Collection[str]) -> tuple[list[str], list[str]]:
@@ -130,7 +126,7 @@ def headline(study: Study, roles: dict[str, dict[int, str]], extremes: list[dict
         ("grad_norm", "highest", "the gradient is largest"),
     ):
         epochs = [
-            f"{style.number(row[which] / steps_per_epoch(study, variant), 3)} (k = {row['k']})"
+            f"{style.number(float(study.calendar(variant).time_of(row[which])), 3)} (k = {row['k']})"
             for row in extremes
             if row["metric"] == metric
         ]

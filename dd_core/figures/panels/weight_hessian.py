@@ -64,13 +64,14 @@ def thresholds(connection: duckdb.DuckDBPyConnection, study: Study, selection: S
     return errors_by_width(connection, study, everything)
 
 
-def about(rows: list[dict[str, Any]]) -> str:
+def about(study: Study, rows: list[dict[str, Any]]) -> str:
     """What the Hessian is of, for the subtitle."""
     numbers = sorted({row["num_images"] for row in rows})
     images = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
     restricted = sorted({", ".join(row["layers"] or ()) for row in rows})
     weights = " / ".join(f"the weights of {layers}" if layers else "all weights" for layers in restricted)
-    return f"Hessian of the mean cross-entropy of {images} training images in {weights}"
+    words = " / ".join(sorted({study.variants[row["variant"]].loss.words for row in rows}))
+    return f"Hessian of the mean {words} of {images} training images in {weights}"
 
 
 def about_marks(rows: list[dict[str, Any]]) -> str:

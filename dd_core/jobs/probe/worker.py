@@ -117,9 +117,7 @@ class Trainee:
 
 def _images(stack: TrialStack, num_steps: int) -> int:
     """How many images the trials of a stack see in so many steps; the last batch of an epoch may be a smaller one."""
-    epochs, rest = divmod(num_steps, stack.steps_per_epoch)
-    images = epochs * stack.num_train + min(rest * stack.variant.batch_size, stack.num_train)
-    return images * len(stack.trials)
+    return stack.calendar.examples_within(num_steps) * len(stack.trials)
 
 
 class _GpuUtilisation:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.study.monitors import CustomMonitor, MonitorEntry, period_in_steps
+from dd_core.study.monitors import CustomMonitor, MonitorEntry
 from dd_core.study.own_code import load_own_code
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
 from dd_core.training.monitors.timetable import Timetable
@@ -28,13 +28,12 @@ def make_monitors(stack: Watched) -> Timetable:
     entries = {}
     measured_by: dict[str, str] = {}
     for name, settings in active.items():
-        period = period_in_steps(settings.every, stack.steps_per_epoch)
         monitor = _make(name, settings, stack)
         for metric in monitor.metrics:
             if measured_by.setdefault(metric, name) != name:
                 raise UserError(f"monitors.{name}: {metric} is measured by monitors.{measured_by[metric]}; rename one")
-        entries[name] = (period, monitor)
-    return Timetable(entries)
+        entries[name] = (settings.every, monitor)
+    return Timetable(entries, stack.calendar)
 
 
 def monitor_class(name: str, settings: MonitorEntry) -> type[Monitor]:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from dd_core.data.trials import TrialData
+    from dd_core.study.calendar import Calendar
     from dd_core.study.recipe import Variant
     from dd_core.study.study import Study
+    from dd_core.tasks.base import Inputs, Targets, Task
 
 # Of each metric one value per trial, (T,), or values and their standard errors.
 Measurement = dict[str, Tensor | tuple[Tensor, Tensor]]
@@ -30,12 +32,13 @@ class Watched(Protocol):
         trials: numbers of the trials, in the order of the network.
         data: their splits and labels.
         device: where the network lives.
-        model: the stacked network, (B, T*channels, H, W) to (B, T, classes). Parameters and buffers are the trials'
-            tensors, concatenated along dimension 0; ``.grad`` is the gradient of the last batch, clipped if the study
-            says so.
-        num_train: training images of each trial.
-        num_validation: validation images of each trial.
-        steps_per_epoch: optimiser steps in an epoch.
+        model: the stacked network; of images (B, T*channels, H, W) to (B, T, classes). Parameters and buffers are the
+            trials' tensors, concatenated along dimension 0; ``.grad`` is the gradient of the last batch, clipped if the
+            study says so.
+        task: how its outputs are scored.
+        num_train: training examples of each trial.
+        num_validation: validation examples of each trial.
+        calendar: which optimiser steps belong to which epoch.
     """
 
     study: "Study"
@@ -46,21 +49,32 @@ class Watched(Protocol):
     model: nn.Module
     num_train: int
     num_validation: int
-    steps_per_epoch: int
+    task: "Task"
+    calendar: "Calendar"
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Inside, BatchNorm uses its running statistics and leaves them alone; autocast is off."""
         ...
 
-    def training_images(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images, not augmented: (B, T*channels, H, W), and their given labels (B, T).
+    def training_examples(self, positions: Tensor) -> "tuple[Inputs, Targets]":
+        """Training examples, not augmented, and their given targets; of images (B, T*channels, H, W) and labels (B, T).
 
-        ``positions``: int64 (B, T) on the device, of each trial's images among its training images in id order.
+        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples in id order.
         """
         ...
 
-    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All validation images, batch by batch, as above, with true labels."""
+    def validation_batches(self, epoch: int) -> "Iterator[tuple[Inputs, Targets]]":
+        """All validation examples of an epoch, batch by batch, as above, with true targets."""
+        ...
+
+    def losses(self, inputs: "Inputs", targets: "Targets", dtype: torch.dtype | None = None) -> Tensor:
+        """What training minimises, of every example and trial, (B, T).
+
+        Args:
+            inputs: what the model takes.
+            targets: of these.
+            dtype: in which the loss is computed from the model's outputs; None: theirs.
+        """
         ...
 
 
@@ -70,7 +84,7 @@ class Moment:
     Attributes:
         step: optimiser steps done, from 1.
         epoch: that the step belongs to, from 1.
-        loss: mean cross-entropy of the step's batch before the step, nats, (T,), on the device.
+        loss: mean loss of the step's batch before the step, (T,), on the device.
     """
 
     def __init__(self, step: int, epoch: int, loss: Tensor, gradient_norms: Tensor | Callable[[], Tensor]):

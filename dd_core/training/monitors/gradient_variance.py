@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dd_core.curvature.parameter_space.by_trial import by_trial, mean_and_error
-from dd_core.tasks.base import losses_of
 from dd_core.training.monitors.base import Watched
 from dd_core.training.monitors.vectors import drawn
 
@@ -55,12 +54,12 @@ class BatchVariance:
         return value * scale, error * scale
 
     def _gradient(self, positions: Tensor) -> Tensor:
-        """Of the mean loss of each trial's images at ``positions`` (B, T): (T, P)."""
-        images, labels = self._stack.training_images(positions)
+        """Of the mean loss of each trial's examples at ``positions`` (B, T): (T, P)."""
+        inputs, targets = self._stack.training_examples(positions)
         parameters = list(self._stack.model.parameters())
         with torch.enable_grad():
-            loss = losses_of(self._stack.model(images), labels).mean(0).sum()
-            return by_trial(torch.autograd.grad(loss, parameters), labels.shape[1])
+            loss = self._stack.losses(inputs, targets).mean(0).sum()
+            return by_trial(torch.autograd.grad(loss, parameters), positions.shape[1])
 
     def state(self) -> dict[str, Tensor]:
         """Nothing."""

@@ -19,7 +19,7 @@ from dd_core.training.monitors.vectors import random_signs
 class Hessian(Monitor):
     """``lambda_max`` with ``lambda_max_residual``, and ``hutch_trace`` with its standard error.
 
-    Of the Hessian, in all weights of a trial, of the mean cross-entropy (nats) of the trial's first ``num_images``
+    Of the Hessian, in all weights of a trial, of the mean loss that is trained of the trial's first ``num_images``
     training images with their given labels: not augmented, BatchNorm in eval mode, in the precision of the weights.
 
     - ``lambda_max``: within ``lambda_max_residual`` of it lies an eigenvalue. By Lanczos it is a lower bound of the
@@ -53,10 +53,12 @@ class Hessian(Monitor):
         """The metrics above, (T,) float64."""
         stack = self.stack
         positions = torch.arange(self._num_images, device=stack.device)[:, None].expand(-1, len(stack.trials))
-        images, labels = stack.training_images(positions)
+        inputs, targets = stack.training_examples(positions)
         with stack.evaluating():
-            product, size = hessian_product(stack.model, images, labels)
-            signs = random_signs(stack, moment.step, 1 + self._num_probes, size, images.dtype)
+            # The loss in float64 keeps saturated examples exact; it is small work.
+            product, size = hessian_product(stack.model, lambda: stack.losses(inputs, targets, torch.float64))
+            dtype = next(stack.model.parameters()).dtype
+            signs = random_signs(stack, moment.step, 1 + self._num_probes, size, dtype)
             value, residual = self._largest(product, next(signs), self._iterations)
             trace = self._trace(product, signs, self._num_probes)
         return {"lambda_max": value, "lambda_max_residual": residual, "hutch_trace": trace}

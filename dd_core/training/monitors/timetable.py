@@ -1,7 +1,6 @@
 """Which monitor is due after which step; collects on the device what they measure until the epoch ends."""
 
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -9,7 +8,8 @@ from torch import Tensor
 
 from dd_core.errors import UserError
 from dd_core.machine.memory import is_out_of_memory
-from dd_core.study.monitors import is_due
+from dd_core.study.calendar import Calendar
+from dd_core.study.monitors import next_due
 from dd_core.training.monitors.base import Measurement, Moment, Monitor
 
 # Per metric an array (measurements, 2 + 2 T): epoch, step, values by trial, standard errors by trial (NaN if none).
@@ -19,15 +19,16 @@ Readings = dict[str, np.ndarray]
 class Timetable:
     """The monitors of one stack, and the readings of the present epoch."""
 
-    def __init__(self, entries: dict[str, tuple[Fraction, Monitor]]):
-        """``entries``: by name the period in steps, and the monitor."""
-        self._entries = entries
+    def __init__(self, entries: dict[str, tuple[str, Monitor]], calendar: Calendar):
+        """``entries``: by name the interval, as in the study file, and the monitor."""
+        self._entries, self._calendar = entries, calendar
+        self._due: dict[str, tuple[int, int]] = {}  # a step, and the first after it that is due
         self._watchers = [monitor for _, monitor in entries.values() if monitor.watches_every_step]
         self._readings: dict[str, list[tuple[int, int, Tensor, Tensor | None]]] = {}
 
     def after_step(self, step: int, moment: Callable[[], Moment]) -> None:
         """Let every monitor look that is due; ``moment`` is called only if one is."""
-        due = {name: monitor for name, (period, monitor) in self._entries.items() if is_due(period, step)}
+        due = {name: monitor for name, (_, monitor) in self._entries.items() if self._is_due(name, step)}
         if not due and not self._watchers:
             return
         now = moment()
@@ -38,6 +39,14 @@ class Timetable:
                 value, error = result if isinstance(result, tuple) else (result, None)
                 _check(monitor, metric, value, now)
                 self._readings.setdefault(metric, []).append((now.epoch, step, value.detach(), error))
+
+    def _is_due(self, name: str, step: int) -> bool:
+        """Worked out once for all steps up to the next that is due: this is asked after every step."""
+        since, due = self._due.get(name, (0, 0))
+        if not since < step <= due:
+            due = next_due(self._entries[name][0], self._calendar, step - 1)
+            self._due[name] = step - 1, due
+        return step == due
 
     def collect(self) -> Readings:
         """What was measured since the last call, fetched from the device."""

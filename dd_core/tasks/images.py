@@ -1,0 +1,87 @@
+"""Image classification: the images of a data set, augmented, and losses of stacked logits."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd_core.data.augmentation import EpochPlan, PlainImages, TrainingImages, plan_epoch
+from dd_core.data.datasets import load
+from dd_core.data.trials import TrialData, trial_data
+from dd_core.study.study import Study
+from dd_core.tasks.base import Splits
+from dd_core.tasks.losses import Loss
+
+
+class Images:
+    """The images and labels of some trials of a variant, resident on a device; see ``dd_core.tasks.base.Examples``.
+
+    Inputs are (B, T*channels, H, W), channels-last, as stacked networks take them; targets are labels, int64 (B, T).
+    """
+
+    def __init__(self, study: Study, variant: str, trials: list[int], device: torch.device, dtype: torch.dtype):
+        """Load the data.
+
+        Args:
+            study: gives data set and seed.
+            variant: gives label noise and augmentation.
+            trials: numbers of the trials.
+            device: where to.
+            dtype: floating point type of the batches.
+        """
+        images = load(study.data.dataset).images
+        self.data: list[TrialData] = [trial_data(study, variant, trial) for trial in trials]
+        self.num_train, self.num_validation = len(self.data[0].train_ids), len(self.data[0].validation_ids)
+        self._seed, self._trials, self._device = study.seed, trials, device
+        self._augmentation = study.variants[variant].augmentation
+        self._training = TrainingImages(images, self.data, self._augmentation, device, dtype)
+        self._plain = PlainImages(images, [d.image_ids for d in self.data], self.data, device, dtype)
+        given = np.stack([d.train_labels for d in self.data], axis=1)
+        true = [np.concatenate([d.validation_labels, d.test_labels]) for d in self.data]
+        self._train_labels = torch.from_numpy(given).to(device)
+        self._labels = torch.cat([self._train_labels, torch.from_numpy(np.stack(true, axis=1)).to(device)])
+        num_test = self._plain.num_images - self.num_train - self.num_validation
+        self._splits = Splits(self.num_train, self.num_validation, num_test)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Order, shifts and flips of an epoch."""
+        return plan_epoch(self._seed, self._trials, self.num_train, epoch, self._augmentation, self._device)
+
+    def batch(self, plan: EpochPlan, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Training images ``start:stop`` of the epoch, augmented, and their given labels."""
+        return self._training.batch(plan, start, stop), self._train_labels.gather(0, plan.positions[start:stop])
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images at ``positions`` in the order of their ids, and their given labels."""
+        return self._plain.at(positions), self._train_labels.gather(0, positions)
+
+    def splits(self, epoch: int) -> Splits:
+        """All images there are, in the order of ``TrialData.image_ids``."""
+        return self._splits
+
+    def evaluated(self, splits: Splits, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Images ``start:stop`` of these, with given labels in training and true ones elsewhere."""
+        return self._plain.batch(start, stop), self._labels[start:stop]
+
+
+class Classification:
+    """One class for every image, by a loss of the study's choice; see ``dd_core.tasks.base.Task``.
+
+    Outputs are those of a stacked network, (B, T, classes); targets are labels, int64 (B, T).
+    """
+
+    def __init__(self, loss: Loss):
+        """``loss``: of an image, from one network's outputs."""
+        self._loss = loss
+
+    def losses(self, outputs: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The loss that is trained, (B, T)."""
+        outputs = outputs if dtype is None else outputs.to(dtype)
+        return self._loss.losses(outputs.flatten(0, 1), targets.flatten()).view(targets.shape)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss that evaluations record, (B, T)."""
+        return self._loss.scores(outputs.flatten(0, 1), targets.flatten()).view(targets.shape)
+
+    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Whether the largest output is that of the label."""
+        return outputs.argmax(2) == targets
