@@ -35,6 +35,7 @@ from dd_core.tables.warehouse import connect
 
 WIDTHS = range(1, 65)
 IMAGES_PER_WIDTH = 5 * 4000 * 50_000
+_CIFAR = ("cifar10", "cifar100")
 EPOCHS = len(WIDTHS) * 5 * 4000
 # Seconds of the B200 for an epoch of one network.
 PUBLISHED = {
@@ -81,7 +82,7 @@ def from_rates(rows: list[dict[str, Any]]) -> dict[str, list[Speed]]:
     """Speeds by device and precision; of each width the row with most trials."""
     found: dict[str, dict[int, Speed]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: row["trials"]):
-        if row["dataset"] != "digits":
+        if row["dataset"] in _CIFAR:
             speed = Speed(row["k"], row["num_devices"] / row["images_per_second"], row["trials"])
             found[f"{row['device']}, {row['precision']}"][row["k"]] = speed
     return {name: sorted(speeds.values(), key=lambda s: s.k) for name, speeds in found.items()}
@@ -132,7 +133,7 @@ def _row(
 ) -> list[dict[str, Any]]:
     """One row, or none where it is not ResNet18k on CIFAR."""
     variant, dataset = recipe["variant"], recipe["data"]["dataset"]
-    if variant["architecture"] != "preact_resnet18" or dataset == "digits":
+    if variant["architecture"] != "preact_resnet18" or dataset not in _CIFAR:
         return []
     precision = variant.get("precision", "float32")
     keys = ("dataset", "k", "trials", "device", "num_devices", "precision", "images_per_second")
