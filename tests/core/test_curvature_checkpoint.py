@@ -19,11 +19,11 @@ from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
 from dd_core.models.build import build
 from dd_core.models.stacking import load_state
+from dd_core.results import kinds
 from dd_core.results import per_image_curvature as checkpoint_module
 from dd_core.results.kinds import curvature_is_current, curvature_manifest, missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard, prove_complete
 from dd_core.results.rows import standardised, trained_network
-from dd_core.results import kinds
 from dd_core.store.checkpoints import load_checkpoint, save_tensors
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
