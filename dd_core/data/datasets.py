@@ -173,7 +173,8 @@ def _load_own(dataset: OwnDataset) -> Dataset:
     if (loaded.sha256, own.num_train, shape) != (found.sha256, found.num_train, found.image_shape):
         raise DataMissingError(
             f"data.dataset: {dataset.source} has other images or labels than when the study file was read; if they "
-            "were changed meanwhile, run the same command again, else make them the same each time and on each machine"
+            "were changed meanwhile, run the same command again (in the UI, reload the definitions first), else make "
+            "them the same each time and on each machine"
         )
     return loaded
 

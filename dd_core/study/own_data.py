@@ -128,6 +128,8 @@ def read_dataset(value: Any, info: ValidationInfo) -> str | OwnDataset:
         if not _NAME.fullmatch(value):
             raise ValueError(f"is {_FORMS}; a name is letters, digits, and _ . + - behind the first")
         return value
+    if info.context and isinstance(value, dict) and "found" in value and len(value) > 1:
+        raise ValueError("found: is what the platform finds out, and not for study files")
     folder = Path((info.context or {}).get("folder") or Path.cwd()).absolute()
     content = _absolute(value, folder)
     try:

@@ -1,5 +1,6 @@
 """Images of a user's own: from a function, an npz file or class folders, as docs/data.md says."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,10 @@ from dd_core.data.datasets import Dataset, fingerprint, load, require
 from dd_core.data.own import examination
 from dd_core.data.own.arrays import checked_images, checked_labels
 from dd_core.data.trials import trial_data
-from dd_core.errors import DataMissingError
+from dd_core.errors import DataMissingError, StudyError
+from dd_core.exchange.runs import Run
+from dd_core.exchange.settings import agreed_data
+from dd_core.exchange.sources import Source
 from dd_core.figures.drawing.pixels import data_uri
 from dd_core.forecast.speed import speed_key
 from dd_core.results.rows import compute_rows
@@ -28,6 +32,7 @@ from dd_core.store.store import Store
 from dd_core.study.datasets import DATASETS
 from dd_core.study.files import Catalogue, read_studies
 from dd_core.study.own_data import OwnDataset
+from dd_core.study.recipe import recipe_of
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.train import train_arm
 
@@ -383,6 +388,24 @@ def test_a_study_needs_no_files_any_more_once_it_is_read(folder: Path) -> None:
     again = Study.model_validate_json(study.model_dump_json())  # as in a job file
     assert again == study
     assert isinstance(again.data.dataset, OwnDataset) and Path(str(again.data.dataset.npz)).is_absolute()
+
+
+def test_metrics_of_own_images_can_be_imported_without_the_images(folder: Path) -> None:
+    save_npz(folder / "cells.npz", 8, 8)
+    study = mine(folder, "{npz: cells.npz}")
+    exported = json.loads(json.dumps(recipe_of(study.data)))
+    source = Source(folder / "metrics.csv", "plain", 1, 0, {"data": exported})
+    data = agreed_data(None, [Run([source])], {}, "mine")
+    text = STUDY.format(dataset=json.dumps(data.model_dump(mode="json")["dataset"])) + "imported: true\n"
+    (folder / "imported.yaml").write_text(text)
+    imported = read_studies([folder]).get("imported")
+    assert imported.data.record.image_shape == (8, 8, 1)
+    assert json.loads(json.dumps(recipe_of(imported.data))) == exported
+    with pytest.raises(DataMissingError, match="the images themselves are not known"):
+        load(imported.data.dataset)
+    (folder / "imported.yaml").write_text(text.replace('{"found"', '{npz: cells.npz, "found"'))
+    with pytest.raises(StudyError, match=r"data\.dataset: found: .* not for study files"):
+        read_studies([folder]).get("imported")
 
 
 def test_recipes_of_named_data_sets_are_what_they_were(make_study: MakeStudy) -> None:
