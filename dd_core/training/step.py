@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dd_core.study.architectures import architecture_called
 from dd_core.study.recipe import Variant
 from dd_core.tasks.base import Inputs, Targets, Task
 from dd_core.training import cuda_graph
@@ -52,6 +53,8 @@ class Stepper:
         self._rate = torch.zeros((), device=device) if device.type == "cuda" else None
         # torch.compile has graphs of its own, and the gradient scale of float16 is decided upon in Python.
         has_graph = device.type == "cuda" and variant.compile is None and self.arithmetic.scaler is None
+        # What a network of the user's own does in its forward pass may wait for the device, or depend on values.
+        has_graph = has_graph and not architecture_called(variant.architecture).is_own
         self.graph = cuda_graph.GraphedStep(self._parameters) if has_graph and cuda_graph.wanted() else None
 
     def __call__(self, batch: Batch, start: int, stop: int, rate: float) -> tuple[Tensor, Tensor]:
