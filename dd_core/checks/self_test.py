@@ -74,8 +74,10 @@ def kinds_of(network: Network) -> list[Kind]:
         found[Kind(*channels, *geometry, copies, module.bias is not None, side, network.precision)] = None
 
     with torch.no_grad():
-        options = {"settings": dict(network.settings), "size": (network.side, network.side)}
-        model = build(network.architecture, network.k, network.channels, 10, network.copies, **options)  # type: ignore[arg-type]
+        size, settings = (network.side, network.side), dict(network.settings)
+        model = build(
+            network.architecture, network.k, network.channels, 10, network.copies, settings=settings, size=size
+        )
         for module in model.modules():
             if isinstance(module, Convolution):
                 module.register_forward_pre_hook(note)

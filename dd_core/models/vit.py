@@ -31,7 +31,9 @@ class LayerNorm(nn.LayerNorm):
         if self.trials is None:
             return super().forward(input)
         shape = (self.trials, 1, 1, -1)
-        return layer_norm(input, self.normalized_shape, eps=self.eps) * self.weight.view(shape) + self.bias.view(shape)
+        return layer_norm(input, list(self.normalized_shape), eps=self.eps) * self.weight.view(shape) + self.bias.view(
+            shape
+        )
 
 
 class Block(nn.Module):
