@@ -50,8 +50,8 @@ def lay_out(root: Path, study: Study) -> None:
         curvature_job(root, {study.name: study}, [(study.name, model)], 1, 1),
     ):
         for event in run_job(job):
-            if event["event"] == "failed":
-                raise RuntimeError(event["error"])
+            if event.name == "failed":
+                raise RuntimeError(event.error)
     weights = json.loads(store.checkpoint_manifest_path(study.name, model).read_text(encoding="utf-8"))
     curvature = json.loads(store.manifest_path(store.curvature_path(study.name, model)).read_text(encoding="utf-8"))
     table = pq.ParquetFile(store.curvature_path(study.name, model)).read()

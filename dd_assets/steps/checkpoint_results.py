@@ -28,6 +28,7 @@ from dd_assets.steps.versions import (
 )
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
+from dd_core.events import Event, Finished
 from dd_core.jobs.job import Job, by_ranks, digest_of, is_of_checkpoint
 from dd_core.store.provenance import checkpoint_manifest, live_trials, trained_checkpoints
 from dd_core.store.store import Store
@@ -113,10 +114,10 @@ class CheckpointResult:
         recorded: set[tuple[str, Checkpoint]] = set()
         recorder = _Recorder(context, store, self)
 
-        def on_event(event: dict[str, Any]) -> None:
-            if event["event"] != "finished":
+        def on_event(event: Event) -> None:
+            if not isinstance(event, Finished):
                 return
-            study, checkpoint = names[event["task"]]
+            study, checkpoint = names[event.task]
             if (study.name, checkpoint) in recorded:
                 return
             manifest = store.read_manifest(self.path(store, study, checkpoint))

@@ -11,6 +11,7 @@ from dd_assets.steps.partitions import (
 )
 from dd_assets.steps.versions import declared_inputs, event_tags, recipes
 from dd_core.errors import StaleError
+from dd_core.events import CheckpointWritten, Event
 from dd_core.jobs.forecast import Forecast
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
@@ -32,11 +33,11 @@ class PartitionRecorder:
         self.forecast: Forecast | None = None
         self.recorded: set[Checkpoint] = set()
 
-    def on_event(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: Event) -> None:
         """Record the checkpoint an event speaks of."""
-        if event["event"] == "checkpoint":
-            task = event["task"].partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
-            checkpoint = self._of_event.get((task, event["epoch"]))
+        if isinstance(event, CheckpointWritten):
+            task = event.task.partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
+            checkpoint = self._of_event.get((task, event.epoch))
             if checkpoint is not None:
                 self._record(checkpoint)
 

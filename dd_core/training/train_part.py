@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dd_core.errors import StaleError
+from dd_core.events import CheckpointWritten, Event, Report
 from dd_core.store.best_checkpoints import prune_best
 from dd_core.store.checkpoints import check_checkpoint
 from dd_core.store.files import remove
@@ -23,7 +24,6 @@ from dd_core.training.ledger import mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.settling import settle
 from dd_core.training.train import (
-    Report,
     arm_lock,
     remove_foreign_files,
     set_recipe_right,
@@ -79,17 +79,17 @@ def train_part(
         put_together(store, study, arm)
         return
 
-    def pass_on(event: dict[str, Any]) -> None:
-        if event["event"] != "checkpoint":
+    def pass_on(event: Event) -> None:
+        if not isinstance(event, CheckpointWritten):
             report(event)
             return
         for epoch in put_together(store, study, arm, held=part):
-            report({"event": "checkpoint", "epoch": epoch})
+            report(CheckpointWritten(epoch=epoch))
 
     train_arm(part.study, arm, part.store, until, report=pass_on, **options)
     # Once more: what the last of several parts that end at the same time could not do while others held their locks.
     for epoch in put_together(store, study, arm):
-        report({"event": "checkpoint", "epoch": epoch})
+        report(CheckpointWritten(epoch=epoch))
 
 
 def put_together(store: Store, study: Study, arm: Arm, held: Part | None = None) -> list[int]:

@@ -31,7 +31,7 @@ def other(make_study: Any) -> Study:
 def train(store: Store, study: Study) -> str:
     """Train the arm; returns what was said."""
     notes: list[str] = []
-    train_arm(study, ARM, store, 4, report=lambda news: notes.append(news.get("text", "")))
+    train_arm(study, ARM, store, 4, report=lambda news: notes.append(getattr(news, "text", "")))
     return " ".join(notes).strip()
 
 

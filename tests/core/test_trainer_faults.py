@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import UserError
+from dd_core.events import Event
 from dd_core.results.hessian import hessian_of_checkpoint
 from dd_core.results.kinds import curvature_manifest, missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature
@@ -69,7 +70,7 @@ def test_a_diverging_trial_leaves_the_others_untouched_to_the_bit(
     undisturbed = Store(store.root / "undisturbed")
     train_arm(study, ARM, undisturbed, 4)
     poison(monkeypatch, trial=0, step=6, value=value)
-    news: list[dict[str, Any]] = []
+    news: list[Event] = []
     train_arm(study, ARM, store, 4, report=news.append)
     for epoch in (0, 2, 4):
         ours, manifest = load_checkpoint(store, study, Checkpoint(ARM, epoch))
@@ -279,14 +280,14 @@ def test_out_of_memory_halves_the_images_at_a_time_and_is_told(
 ) -> None:
     study = make_study({"batch_size": 100})
     tried = short_of_memory(monkeypatch, largest=30)
-    news: list[dict[str, Any]] = []
+    news: list[Event] = []
     train_arm(study, ARM, store, 4, report=news.append)
     assert tried[:2] == [100, 50] and set(tried[2:]) == {25}
     runs = ends(store, study)
     assert runs.status.tolist() == ["failed"] * 4 + ["finished"] * 2
     assert runs.micro_batch_size.tolist() == [100, 100, 50, 50, 25, 25]
     assert runs.reason[0] == "out of memory with 100 images at a time (no memory for 100 images)"
-    notes = [event["text"] for event in news if event["event"] == "note"]
+    notes = [event.text for event in news if event.name == "note"]
     assert len(notes) == 2 and "with 25, whose gradients are added up" in notes[1] and "BatchNorm sees 25" in notes[1]
     assert len(table(store, study, "training_batches")) == 2 * 4
 
@@ -312,11 +313,11 @@ def test_memory_that_runs_out_in_a_monitor_is_told_with_its_name(
         raise torch.OutOfMemoryError("no memory for 20 vectors\nand a long table")
 
     monkeypatch.setattr(Hessian, "measure", measure)
-    news: list[dict[str, Any]] = []
+    news: list[Event] = []
     message = r"monitor hessian at step \d+ \(no memory for 20 vectors\); .* monitors: {hessian: null}"
     with pytest.raises(UserError, match=message):
         train_arm(make_study(monitors={"hessian": {"every": "1 epoch"}}), ARM, store, 4, report=news.append)
-    assert not any(event["event"] == "note" for event in news)
+    assert not any(event.name == "note" for event in news)
 
 
 def test_too_little_memory_for_16_images_fails_with_the_numbers(
