@@ -247,11 +247,11 @@ def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> No
     own = identity(study, arm)
     paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
     found = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
-    others = [m for m in found if any(m.get(name) != own[name] for name in ("recipe", "data_sha256"))]
+    others = [m for m in found if (m.recipe, m.data_sha256) != (own.recipe, own.data_sha256)]
     # One among others that are right is damaged, not of another recipe; its checkpoint is trained again.
     if others and len(others) == len(found):
-        target = retire(store, study.name, arm.key, str(others[0].get("recipe")))
-        what = "recipe" if others[0].get("recipe") != own["recipe"] else "data set"
+        target = retire(store, study.name, arm.key, others[0].recipe or "unknown")
+        what = "recipe" if others[0].recipe != own.recipe else "data set"
         report(Note(text=f"{arm.key}: its {what} has changed; the old results lie in {target}"))
     if (folder := restore(store, study.name, arm.key, own)) is not None:
         mark_interrupted(store, study, arm)

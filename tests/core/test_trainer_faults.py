@@ -18,7 +18,6 @@ from dd_core.results.kinds import curvature_manifest, missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import load_checkpoint
-from dd_core.store.provenance import live_trials
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet
@@ -78,7 +77,7 @@ def test_a_diverging_trial_leaves_the_others_untouched_to_the_bit(
         for name, tensor in theirs.items():
             assert torch.equal(ours[name][1], tensor[1]), (epoch, name)
             assert epoch == 0 or ours[name][0].isnan().all()
-        assert live_trials(manifest) == ([0, 1] if epoch == 0 else [1])
+        assert manifest.live_trials == ([0, 1] if epoch == 0 else [1])
     for name in ("training_batches", "training_evals", "training_monitors", "image_progress"):
         here, there = (table(s, study, name).drop(columns="time", errors="ignore") for s in (store, undisturbed))
         pd.testing.assert_frame_equal(
@@ -149,7 +148,7 @@ def test_when_every_trial_has_diverged_the_arm_ends_quickly_and_in_good_order(
     assert epochs == [1]
     assert ends(store, study).status.tolist() == ["diverged", "diverged"]
     weights, manifest = load_checkpoint(store, study, Checkpoint(ARM, 4))
-    assert live_trials(manifest) == [] and next(iter(weights.values())).isnan().all()
+    assert manifest.live_trials == [] and next(iter(weights.values())).isnan().all()
     train_arm(study, ARM, store, 4)  # and it is not trained again
     assert len(ends(store, study)) == 2
 
@@ -165,7 +164,7 @@ def test_curvature_and_hessian_are_of_the_trials_that_have_weights(
     rows = read_parquet(store.curvature_path(study.name, last)).to_pandas()
     assert set(rows.trial) == {1} and len(rows) == 100 and np.isfinite(rows.trace).all()
     manifest = curvature_manifest(store, study, last)
-    assert manifest is not None and manifest["rows"]["table"] == 100
+    assert manifest is not None and manifest.rows["table"] == 100
     hessian_of_checkpoint(study, last, store)
     assert read_parquet(store.hessian_path(study.name, last))["trial"].to_pylist() == [1]
 
@@ -207,7 +206,7 @@ def test_a_stopped_trial_keeps_its_weights_and_its_evaluations_while_others_trai
     six, manifest = load_checkpoint(store, study, Checkpoint(ARM, 6))
     assert all(torch.equal(four[name][0], tensor[0]) for name, tensor in six.items())
     assert not any(torch.equal(four[name][1], tensor[1]) for name, tensor in six.items() if tensor.ndim > 3)
-    assert live_trials(manifest) == [0, 1] and manifest["ended"]["0"]["epoch"] == 3
+    assert manifest.live_trials == [0, 1] and manifest.ended[0].epoch == 3
     evals = table(store, study, "training_evals")
     stopped = evals[(evals.trial == 0) & (evals.epoch >= 3)]
     assert stopped.epoch.tolist() == [3, 4, 5, 6] and set(stopped.step) == {12}
@@ -243,8 +242,8 @@ def test_the_best_checkpoints_are_those_with_the_lowest_validation_loss(make_stu
         own = evals[(evals.trial == trial) & (evals.epoch > 0)].sort_values("loss_val_nats")
         expected |= {f"trial-{trial:03d}.epoch-{epoch:04d}.safetensors" for epoch in own.epoch[:2]}
         weights, manifest = load_best(store, study, ARM, trial)
-        assert manifest["epoch"] == own.epoch.iloc[0] and manifest["loss_val_nats"] == own.loss_val_nats.iloc[0]
-        if manifest["epoch"] == 6:
+        assert manifest.epoch == own.epoch.iloc[0] and manifest.loss_val_nats == own.loss_val_nats.iloc[0]
+        if manifest.epoch == 6:
             last, _ = load_checkpoint(store, study, Checkpoint(ARM, 6))
             assert all(torch.equal(weights[name], last[name][trial]) for name in last)
     assert files == expected
