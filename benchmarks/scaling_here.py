@@ -53,11 +53,11 @@ def seconds_of(job: Job) -> tuple[float, float]:
     began = time.perf_counter()
     first = last = 0.0
     for event in run_job(job):
-        if event["event"] == "failed":
-            raise RuntimeError(event["error"])
-        if event["event"] == "started":
+        if event.name == "failed":
+            raise RuntimeError(event.error)
+        if event.name == "started":
             first = first or time.perf_counter()
-        if event["event"] == "finished":
+        if event.name == "finished":
             last = time.perf_counter()
     return last - first, first - began
 

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -31,6 +30,7 @@ from dd_assets.compute import Place
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.follow import _Meter
 from dd_assets.steps.recording import PartitionRecorder
+from dd_core.events import CheckpointWritten, Event, Finished
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, curvature_job
@@ -59,12 +59,12 @@ class Instant:
         """64 GPUs."""
         return MACHINE
 
-    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[dict[str, Any], None, None]:
+    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
         """Put the results there, and say so."""
         self.aside.rename(self.results)
         self.began, began = time.perf_counter(), time.process_time()
         for number, task in enumerate(job.tasks):
-            yield {"task": task.name, "number": number, "event": "finished", "seconds": 0.0}
+            yield Finished(task=task.name, number=number, seconds=0.0)
             self.told.append(time.perf_counter())
         self.ended, self.processor_seconds = time.perf_counter(), time.process_time() - began
 
@@ -166,23 +166,23 @@ def pieces(root: Path, study: Study) -> dict[str, float]:
     for number, task in enumerate(whole.tasks):
         path = folder.path / "outcomes" / f"{number}.json"
         path.parent.mkdir(exist_ok=True)
-        event = {"task": task.name, "number": number, "event": "finished", "seconds": 1.0}
-        path.write_text(json.dumps(event), encoding="utf-8")
+        event = Finished(task=task.name, number=number, seconds=1.0)
+        path.write_text(event.to_json(), encoding="utf-8")
     known = set(range(len(whole.tasks)))
     found["outcomes read (each pod's start)"] = seconds(folder.outcomes)
     found["outcomes looked for (each poll)"] = seconds(lambda: folder.outcomes(known))
     folder.remove()
     meter, recorder = _Meter(job), PartitionRecorder(None, store, study, [c for _, c in chosen])  # type: ignore[arg-type]
     for task in job.tasks:
-        meter.update({"task": task.name, "event": "finished"})
-    last = {"task": job.tasks[0].name, "event": "finished"}
+        meter.update(Finished(task=task.name, seconds=1.0))
+    last = Finished(task=job.tasks[0].name, seconds=1.0)
 
     def progress() -> float:
         meter.update(last)
         return meter.fraction
 
     found["progress, for each event, x 1000"] = 1000 * seconds(progress, 101)
-    nothing = {"task": "none", "event": "checkpoint", "epoch": -1}
+    nothing = CheckpointWritten(task="none", epoch=-1)
     found["a checkpoint's event, x 1000"] = 1000 * seconds(lambda: recorder.on_event(nothing), 31)
     found["views rebuilt"] = seconds(lambda: refresh(store))
     found["connection with views"] = seconds(lambda: connect(store).close())

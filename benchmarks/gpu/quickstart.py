@@ -33,7 +33,7 @@ def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:
             for kind, job in jobs.items():
                 started = time.monotonic()
                 events = list(run_crew(job, root))
-                failures = [event["error"] for event in events if event["event"] == "failed"]
+                failures = [event.error for event in events if event.name == "failed"]
                 yield {
                     "what": kind,
                     "workers": workers,

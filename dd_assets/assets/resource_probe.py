@@ -14,6 +14,7 @@ from dd_assets.steps.partitions import checkpoints_key
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, UserError
+from dd_core.events import Event, Finished, Measured
 from dd_core.forecast.work import training_cost
 from dd_core.jobs.job import probe_job
 from dd_core.jobs.probe.run import default_counts
@@ -105,13 +106,13 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 f"probing {len(arms)} arm{'s' if len(arms) > 1 else ''} on {machine.describe()}, workers side by side: "
                 f"{', '.join(map(str, counts))}, about {config.seconds:g} s each"
             )
-            found: dict[str, Any] = {}
+            ended: list[Finished] = []
 
-            def on_event(event: dict[str, Any]) -> None:
-                if event["event"] == "measured":
-                    context.log.info(event["text"])
-                elif event["event"] == "finished":
-                    found.update(event)
+            def on_event(event: Event) -> None:
+                if isinstance(event, Measured):
+                    context.log.info(event.text)
+                elif isinstance(event, Finished):
+                    ended.append(event)
 
             named = {study.name: study for study, _ in arms}
             asked = [(study.name, arm) for study, arm in arms]
@@ -121,10 +122,10 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(
             asset_key="resource_probe",
             metadata={
-                "dagster/row_count": found["rows"],
+                "dagster/row_count": ended[0].rows,
                 "dagster/uri": str(store.table_folder("resource_probe")),
-                "machine": found["machine"],
-                "recommended_workers": found["recommended"],
+                "machine": ended[0].machine,
+                "recommended_workers": ended[0].recommended,
             },
         )
 

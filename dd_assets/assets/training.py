@@ -118,7 +118,7 @@ def _asked_later(store: Store, study: Study, arms: set[Arm]) -> list[str]:
     """What the study asks to be measured of arms that were trained, up to some epoch, without it."""
     lacking: dict[str, dict[str, int]] = {}
     for checkpoint, manifest in trained_checkpoints(store, study, arms).items():
-        for what in asked_later(manifest, study):
+        for what in asked_later(manifest.measured, study):
             lacking.setdefault(what, {})[checkpoint.arm.key] = checkpoint.epoch
     return [
         f"{study.name} now asks for {what}; this is not there for what is trained: "

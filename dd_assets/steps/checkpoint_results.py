@@ -28,8 +28,10 @@ from dd_assets.steps.versions import (
 )
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
+from dd_core.events import Event, Finished
 from dd_core.jobs.job import Job, by_ranks, digest_of, is_of_checkpoint
-from dd_core.store.provenance import checkpoint_manifest, live_trials, trained_checkpoints
+from dd_core.store.manifests import Manifest
+from dd_core.store.provenance import checkpoint_manifest, trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 
@@ -53,7 +55,7 @@ class CheckpointResult:
     what: str
     key: Callable[[str], dg.AssetKey]
     path: Callable[[Store, Study, Checkpoint], Path]
-    is_current: Callable[[dict[str, Any] | None, dict[str, Any], Study], bool]
+    is_current: Callable[[Manifest | None, Manifest, Study], bool]
     settings: Callable[[Study, int], dict[str, Any]]
     job: Callable[..., Job]
     code_version: str
@@ -95,7 +97,7 @@ class CheckpointResult:
             wanted: what of it is missing.
             declared: the studies as their files say, whatever the run config asks for.
         """
-        has_weights = [bool(live_trials(weights)) for weights in _weights(store, wanted)]
+        has_weights = [bool(weights.live_trials) for weights in _weights(store, wanted)]
         if not all(has_weights):
             lost = itertools.compress(wanted, (not has for has in has_weights))
             skipped = ", ".join(f"{study.name}/{checkpoint.key}" for study, checkpoint in lost)
@@ -113,10 +115,10 @@ class CheckpointResult:
         recorded: set[tuple[str, Checkpoint]] = set()
         recorder = _Recorder(context, store, self)
 
-        def on_event(event: dict[str, Any]) -> None:
-            if event["event"] != "finished":
+        def on_event(event: Event) -> None:
+            if not isinstance(event, Finished):
                 return
-            study, checkpoint = names[event["task"]]
+            study, checkpoint = names[event.task]
             if (study.name, checkpoint) in recorded:
                 return
             manifest = store.read_manifest(self.path(store, study, checkpoint))
@@ -191,8 +193,8 @@ class _Recorder:
         self,
         study: Study,
         checkpoint: Checkpoint,
-        manifest: dict[str, Any],
-        weights: dict[str, Any],
+        manifest: Manifest,
+        weights: Manifest,
         again: bool = True,
     ) -> None:
         """Log one result.
@@ -204,31 +206,31 @@ class _Recorder:
             weights: manifest of the checkpoint.
             again: also where Dagster knows all this.
         """
-        key, table = self.kind.key(study.name), manifest["files"]["table"]
+        key, table = self.kind.key(study.name), manifest.files["table"]
         declared = [*recipes(study), *self.kind.declared_settings(study)]
         wanted = [part.key for part in declared if part.concerns(checkpoint)]
         if not self.kind.is_current(manifest, weights, study):  # the run config wanted others than the study file
-            wanted[-1] = settings_key(key, manifest["settings"])
-        sha256 = weights["files"]["weights"]["sha256"]
+            wanted[-1] = settings_key(key, manifest.settings)
+        sha256 = weights.files["weights"].sha256
         source = (sha256, self._event_of(study, checkpoint, weights))
         inputs = {checkpoints_key(study.name): source, **declared_inputs(wanted)}
-        tags = event_tags(table["sha256"], self.kind.code_version, inputs)
+        tags = event_tags(table.sha256, self.kind.code_version, inputs)
         recorded = self._latest_of(key).get(checkpoint.key, (0, {}))[1]
         if not again and is_up_to_date(self.context.instance, recorded, tags, checkpoints_key(study.name)):
             return
         metadata = {
-            **manifest["headline"],
-            "dagster/row_count": manifest["rows"]["table"],
-            "dagster/uri": str(self.store.root / table["path"]),
-            "recipe": manifest["recipe"],
-            "device": manifest["device"],
-            "settings": dg.MetadataValue.json(manifest["settings"]),
+            **manifest.headline,
+            "dagster/row_count": manifest.rows["table"],
+            "dagster/uri": str(self.store.root / table.path),
+            "recipe": manifest.recipe,
+            "device": manifest.device,
+            "settings": dg.MetadataValue.json(manifest.settings),
         }
         log_partition(self.context, key, checkpoint, metadata, tags)
 
-    def _event_of(self, study: Study, checkpoint: Checkpoint, weights: dict[str, Any]) -> int:
+    def _event_of(self, study: Study, checkpoint: Checkpoint, weights: Manifest) -> int:
         """The number of the event that recorded these weights; where it was lost they are recorded now."""
-        key, sha256 = checkpoints_key(study.name), weights["files"]["weights"]["sha256"]
+        key, sha256 = checkpoints_key(study.name), weights.files["weights"].sha256
         latest = self._latest_of(key)
         for attempt in range(3):
             number, tags = latest.get(checkpoint.key, (0, {}))
@@ -245,7 +247,7 @@ class _Recorder:
         return self._latest[key]
 
 
-def _weights(store: Store, work: Work) -> list[dict[str, Any]]:
+def _weights(store: Store, work: Work) -> list[Manifest]:
     """The manifests of trained checkpoints.
 
     Raises:
@@ -254,9 +256,7 @@ def _weights(store: Store, work: Work) -> list[dict[str, Any]]:
     found = store.read_manifests([store.checkpoint_manifest_path(study.name, c) for study, c in work])
     # The usual sentence for what is missing or of another recipe.
     return [
-        manifest
-        if manifest and manifest.get("recipe") == study.recipe_hash(c.arm)
-        else checkpoint_manifest(store, study, c)
+        manifest if manifest and manifest.recipe == study.recipe_hash(c.arm) else checkpoint_manifest(store, study, c)
         for manifest, (study, c) in zip(found, work, strict=True)
     ]
 
@@ -301,7 +301,7 @@ def select(
         if (not arms or checkpoint.arm.key in arms) and (not epochs or checkpoint.epoch in epochs)
     ]
     trained = {study.name: trained_checkpoints(store, study) for study in asked}
-    chosen = [(s, c) for s, c in meant if c in trained[s.name] and live_trials(trained[s.name][c])]
+    chosen = [(s, c) for s, c in meant if c in trained[s.name] and trained[s.name][c].live_trials]
     changed = _of_another_recipe(store, [(s, c) for s, c in meant if c not in trained[s.name]])
     if changed and not chosen:
         raise UserError(changed)

@@ -88,7 +88,7 @@ def recipes(study: Study) -> list[Declared]:
     return found
 
 
-def settings_key(asset: dg.AssetKey, settings: dict[str, Any]) -> dg.AssetKey:
+def settings_key(asset: dg.AssetKey, settings: Mapping[str, Any]) -> dg.AssetKey:
     """The key of the settings of what an asset computes."""
     return dg.AssetKey([*asset.path[:-1], f"settings-{asset.path[-1]}-{digest_of_content(settings)}"])
 
@@ -155,9 +155,10 @@ class Stock:
             if own[0].parent.parent.is_dir():  # the study's folder; most studies have nothing, and many checkpoints
                 paths += own
         lines = [
-            f"{entry['path']} {entry['sha256']}"
+            f"{entry.path} {entry.sha256}"
             for manifest in store.read_manifests(paths)
-            for entry in (manifest or {"files": {}})["files"].values()
+            if manifest is not None
+            for entry in manifest.files.values()
         ]
         return digest_of(sorted(lines))
 

@@ -17,9 +17,9 @@ def damaged_checkpoints(store: Store, study: Study) -> tuple[list[str], int]:
     problems = []
     trained = trained_checkpoints(store, study)
     for checkpoint, manifest in trained.items():
-        for role in manifest["files"]:
+        for entry in manifest.files.values():
             try:
-                store.verify(manifest, role)
+                store.verify(entry)
             except StaleError as error:
                 problems.append(f"{checkpoint.key}: {error}")
     for arm in sorted({checkpoint.arm for checkpoint in trained}):
@@ -50,8 +50,8 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
     present = curvature_manifests(store, study, trained)
     for checkpoint, weights in trained.items():
         manifest = present[checkpoint]
-        if manifest is not None and describes(manifest, weights):
-            expected[checkpoint.arm.key, checkpoint.epoch] = manifest["rows"]["table"]
+        if manifest is not None and describes(manifest, weights.files["weights"].sha256):
+            expected[checkpoint.arm.key, checkpoint.epoch] = manifest.rows["table"]
     if not expected:
         return [], 0
     try:

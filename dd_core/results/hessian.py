@@ -2,6 +2,7 @@
 
 import datetime
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from dd_core.results.per_image_curvature import unchanged_weights
 from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import identity, load_checkpoint
 from dd_core.store.files import remove
-from dd_core.store.provenance import live_trials
+from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.files import TABLES, to_arrow, write_parquet
@@ -51,7 +52,7 @@ def hessian_of_checkpoint(
     rank, num_ranks = (group.rank(), group.size()) if group else (0, 1)
     with agreeing(group, device):
         weights, weights_manifest = load_checkpoint(store, study, checkpoint)
-        trials = live_trials(weights_manifest)
+        trials = weights_manifest.live_trials
         if not trials:
             raise UserError(
                 f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
@@ -85,7 +86,7 @@ def _write(
     store: Store,
     study: Study,
     checkpoint: Checkpoint,
-    weights_manifest: dict[str, Any],
+    weights_manifest: Manifest,
     rows: list[dict[str, Any]],
     device: torch.device,
     num_ranks: int,
@@ -107,9 +108,9 @@ def _write(
     seconds = sum(row["seconds"] for row in rows)
     manifest = {
         "kind": "hessian",
-        **identity(study, checkpoint.arm),
+        **asdict(identity(study, checkpoint.arm)),
         "epoch": checkpoint.epoch,
-        "checkpoint_sha256": weights_manifest["files"]["weights"]["sha256"],
+        "checkpoint_sha256": weights_manifest.files["weights"].sha256,
         "hessian_version": HESSIAN_VERSION,
         "settings": hessian_settings(study),
         "rows": {"table": len(rows)},
@@ -126,7 +127,7 @@ def _write(
     store.write_manifest(store.manifest_path(path), manifest, {"table": path})
 
 
-def _is_sound(store: Store, study: Study, hessian: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:
+def _is_sound(store: Store, study: Study, hessian: Manifest | None, checkpoint: Manifest) -> bool:
     """Whether the file is current and unharmed."""
     return hessian is not None and hessian_is_current(hessian, checkpoint, study) and store.is_sound(hessian)
 

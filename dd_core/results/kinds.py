@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from dd_core.store.provenance import live_trials, trained_checkpoints
+from dd_core.store.manifests import Manifest
+from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.curvature import covers
 from dd_core.study.study import Checkpoint, Study
@@ -16,18 +17,21 @@ CURVATURE_VERSION = "2"
 HESSIAN_VERSION = "1"
 
 
-def curvature_is_current(curvature: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
+def curvature_is_current(curvature: Manifest | None, checkpoint: Manifest, study: Study) -> bool:
     """Whether per-image curvature is of these weights, by this code version, and has all that the study wants."""
-    wanted = study.curvature.families(checkpoint["epoch"])
-    return describes(curvature, checkpoint) and covers((curvature or {})["settings"], wanted)
-
-
-def describes(curvature: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:
-    """Whether per-image curvature is of these weights, by this code version, whatever its settings."""
+    wanted = study.curvature.families(checkpoint.epoch)
     return (
         curvature is not None
-        and curvature.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
-        and curvature.get("curvature_version") == CURVATURE_VERSION
+        and describes(curvature, checkpoint.files["weights"].sha256)
+        and covers(curvature.settings, wanted)
+    )
+
+
+def describes(curvature: Manifest, weights_sha256: str) -> bool:
+    """Whether per-image curvature is of these weights, by this code version, whatever its settings."""
+    return (
+        curvature.checkpoint_sha256 == weights_sha256
+        and curvature.content.get("curvature_version") == CURVATURE_VERSION
     )
 
 
@@ -38,32 +42,32 @@ def missing_curvature(store: Store, study: Study) -> list[Checkpoint]:
     return [
         checkpoint
         for checkpoint, manifest in trained.items()
-        if live_trials(manifest)
+        if manifest.live_trials
         and not ((own := present[checkpoint]) and curvature_is_current(own, manifest, study) and store.is_sound(own))
     ]
 
 
-def curvature_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
+def curvature_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest | None:
     """The manifest of a checkpoint's per-image curvature, if there is one."""
     return store.read_manifest(store.manifest_path(store.curvature_path(study.name, checkpoint)))
 
 
 def curvature_manifests(
     store: Store, study: Study, checkpoints: Iterable[Checkpoint]
-) -> dict[Checkpoint, dict[str, Any] | None]:
+) -> dict[Checkpoint, Manifest | None]:
     """As ``curvature_manifest``, of several checkpoints."""
     wanted = list(checkpoints)
     paths = [store.manifest_path(store.curvature_path(study.name, checkpoint)) for checkpoint in wanted]
     return dict(zip(wanted, store.read_manifests(paths), strict=True))
 
 
-def hessian_is_current(hessian: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
+def hessian_is_current(hessian: Manifest | None, checkpoint: Manifest, study: Study) -> bool:
     """Whether a Hessian in the weights is of these weights, by this code version, with the study's settings."""
     return (
         hessian is not None
-        and hessian.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
-        and hessian.get("hessian_version") == HESSIAN_VERSION
-        and hessian.get("settings") == hessian_settings(study)
+        and hessian.checkpoint_sha256 == checkpoint.files["weights"].sha256
+        and hessian.content.get("hessian_version") == HESSIAN_VERSION
+        and hessian.settings == hessian_settings(study)
     )
 
 
@@ -72,6 +76,6 @@ def hessian_settings(study: Study) -> dict[str, Any]:
     return study.hessian.model_dump(mode="json", exclude={"epochs", "batch_size", "block_size", "ranks"})
 
 
-def hessian_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any] | None:
+def hessian_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest | None:
     """The manifest of a checkpoint's Hessian in the weights, if there is one."""
     return store.read_manifest(store.manifest_path(store.hessian_path(study.name, checkpoint)))

@@ -9,6 +9,7 @@ anew.
 import contextlib
 import datetime
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from dd_core.results.kinds import CURVATURE_VERSION, curvature_manifest, describ
 from dd_core.results.rows import Families, compute_rows
 from dd_core.store.checkpoints import check_checkpoint, identity, read_tensors
 from dd_core.store.files import remove
-from dd_core.store.provenance import checkpoint_manifest, live_trials
+from dd_core.store.manifests import Manifest
+from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
 from dd_core.study.curvature import covers
 from dd_core.study.study import Checkpoint, Study
@@ -84,14 +86,14 @@ def compute_shard(
     """
     device = device or torch.device("cpu")
     weights_manifest = check_checkpoint(store, study, checkpoint)
-    trials = live_trials(weights_manifest)
+    trials = weights_manifest.live_trials
     if not trials:
         raise UserError(
             f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
         )
-    present = sound_curvature(store, study, checkpoint, weights_manifest)
+    present = sound_curvature(store, study, checkpoint, weights_manifest.files["weights"].sha256)
     wanted = study.curvature.families(checkpoint.epoch)
-    families = {name: own for name, own in wanted.items() if present is None or present["settings"].get(name) != own}
+    families = {name: own for name, own in wanted.items() if present is None or present.settings.get(name) != own}
     if not families:
         return False
     about = _identity(study, checkpoint, weights_manifest, families)
@@ -110,14 +112,14 @@ def compute_shard(
     ):
         for leftover in (path, path_of_all):
             store.clean_temporaries(leftover.parent, f"{checkpoint.epoch:04d}.")
-        present = sound_curvature(store, study, checkpoint, weights_manifest)
-        if present is not None and covers(present["settings"], families):
+        present = sound_curvature(store, study, checkpoint, weights_manifest.files["weights"].sha256)
+        if present is not None and covers(present.settings, families):
             return is_missing
         if is_missing:
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             shard = {**about, "seconds": seconds, "device": name}
             if len(study.curvature_ranges) == 1:
-                _write_whole(store, study, checkpoint, [(columns, shard)], about, live)
+                _write_whole(store, study, checkpoint, [(columns, Manifest.of(shard, {}))], about, live)
                 return True
             remove(path.with_suffix(".json"))
             write_parquet(path, pa.table(columns))
@@ -126,15 +128,13 @@ def compute_shard(
     return is_missing
 
 
-def sound_curvature(
-    store: Store, study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any]
-) -> dict[str, Any] | None:
+def sound_curvature(store: Store, study: Study, checkpoint: Checkpoint, weights_sha256: str) -> Manifest | None:
     """The manifest of a checkpoint's curvature if it is of these weights and its file is unharmed."""
     manifest = curvature_manifest(store, study, checkpoint)
-    if manifest is None or not describes(manifest, weights_manifest):
+    if manifest is None or not describes(manifest, weights_sha256):
         return None
     try:
-        store.verify(manifest, "table")
+        store.verify(manifest.files["table"])
     except StaleError:
         return None
     return manifest
@@ -142,7 +142,7 @@ def sound_curvature(
 
 @contextlib.contextmanager
 def unchanged_weights(
-    store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any], result: Path
+    store: Store, study: Study, checkpoint: Checkpoint, manifest: Manifest, result: Path
 ) -> Iterator[None]:
     """Write a result of a checkpoint only while its weights are those that it was computed from.
 
@@ -161,7 +161,7 @@ def unchanged_weights(
         _refuse_other_weights(store, study, checkpoint, manifest)
     except StaleError:
         own = store.read_manifest(store.manifest_path(result))
-        if own is None or own.get("checkpoint_sha256") == manifest["files"]["weights"]["sha256"]:
+        if own is None or own.checkpoint_sha256 == manifest.files["weights"].sha256:
             remove(store.manifest_path(result))
             remove(result)
         raise
@@ -169,24 +169,22 @@ def unchanged_weights(
         raise gone
 
 
-def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]) -> None:
+def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: Manifest) -> None:
     now = checkpoint_manifest(store, study, checkpoint)
-    if now["files"]["weights"]["sha256"] != manifest["files"]["weights"]["sha256"]:
+    if now.files["weights"].sha256 != manifest.files["weights"].sha256:
         raise StaleError(
             f"the weights of {checkpoint.key} of {study.name} have changed while this was computed; run the same "
             "command again"
         )
 
 
-def _identity(
-    study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any], families: Families
-) -> dict[str, Any]:
+def _identity(study: Study, checkpoint: Checkpoint, weights_manifest: Manifest, families: Families) -> dict[str, Any]:
     """What a shard or result belongs to."""
     return {
         "kind": "per_image_curvature",
-        **identity(study, checkpoint.arm),
+        **asdict(identity(study, checkpoint.arm)),
         "epoch": checkpoint.epoch,
-        "checkpoint_sha256": weights_manifest["files"]["weights"]["sha256"],
+        "checkpoint_sha256": weights_manifest.files["weights"].sha256,
         "curvature_version": CURVATURE_VERSION,
         "settings": families,
     }
@@ -194,21 +192,21 @@ def _identity(
 
 def _read_shard(
     store: Store, study: Study, checkpoint: Checkpoint, rows: Rows, about: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+) -> tuple[dict[str, np.ndarray], Manifest] | None:
     """A shard's columns and manifest, or None if it is absent, damaged or of something else."""
     manifest = store.read_manifest(store.shard_path(study.name, checkpoint, rows).with_suffix(".json"))
     if manifest is None or not _belongs(manifest, about):
         return None
     try:
-        table = read_parquet(store.verify(manifest, "table"))
+        table = read_parquet(store.verify(manifest.files["table"]))
     except (StaleError, OSError):  # a merge in another process removes shards
         return None
     return {name: table[name].to_numpy() for name in table.column_names}, manifest
 
 
-def _belongs(manifest: dict[str, Any] | None, about: dict[str, Any]) -> bool:
+def _belongs(manifest: Manifest | None, about: dict[str, Any]) -> bool:
     """Whether a shard is there and of that."""
-    return manifest is not None and all(manifest.get(key) == value for key, value in about.items())
+    return manifest is not None and all(manifest.content.get(key) == value for key, value in about.items())
 
 
 def _merge_if_complete(
@@ -237,7 +235,7 @@ def _write_whole(
     store: Store,
     study: Study,
     checkpoint: Checkpoint,
-    parts: list[tuple[dict[str, np.ndarray], dict[str, Any]]],
+    parts: list[tuple[dict[str, np.ndarray], Manifest]],
     about: dict[str, Any],
     data: dict[int, TrialData],
 ) -> None:
@@ -277,14 +275,13 @@ def write_curvature(
     columns: dict[str, np.ndarray],
     about: dict[str, Any],
     data: dict[int, TrialData],
-    shard_manifests: list[dict[str, Any]],
+    shard_manifests: list[Manifest],
 ) -> None:
     """Write the file of a checkpoint and its manifest: new columns, and those of other families it had before."""
-    weights_manifest = {"files": {"weights": {"sha256": about["checkpoint_sha256"]}}}
-    present = sound_curvature(store, study, checkpoint, weights_manifest)
-    kept = present["settings"] if present else {}
+    present = sound_curvature(store, study, checkpoint, about["checkpoint_sha256"])
+    kept = present.settings if present else {}
     if present is not None and not covers(about["settings"], kept):
-        table = read_parquet(store.verify(present, "table"))
+        table = read_parquet(store.verify(present.files["table"]))
         old = {name: table[name].to_numpy() for name in table.column_names}
         prove_complete(old, columns)
         replaced = {c for f in about["settings"] for c in _columns_of(f, table.column_names)}
@@ -303,8 +300,8 @@ def write_curvature(
     path = store.curvature_path(study.name, checkpoint)
     remove(store.manifest_path(path))  # it must not vouch for what is written in its place
     write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
-    seconds = sum(manifest["seconds"] for manifest in shard_manifests)
-    devices = sorted({manifest["device"] for manifest in shard_manifests})
+    seconds = sum(manifest.seconds for manifest in shard_manifests)
+    devices = sorted({manifest.device for manifest in shard_manifests})
     by_trial = [auroc(columns["trace"][columns["trial"] == t], d.is_noisy) for t, d in data.items()]
     manifest = {
         **about,

@@ -129,10 +129,10 @@ def test_a_volume_that_is_another_one_in_the_worker(lab: ClusterLab, tmp_path: P
     events = lab.run(lab.training_job())
     assert set(ends(events).values()) == {"failed"}
     for event in events:
-        if event["event"] == "failed":
-            assert "does not see the data root" in event["error"]
-            assert "is the volume mounted" in event["error"]
-            assert event["is_user_error"]
+        if event.name == "failed":
+            assert "does not see the data root" in event.error
+            assert "is the volume mounted" in event.error
+            assert event.is_user_error
     assert sorted(lab.pods_made()) == [0, 1], "it was tried again"
 
 

@@ -132,9 +132,9 @@ def verdict(job: Job, ends: list[tuple[dict[str, Any], list[str]]], manifest: di
         ending = ending_of(thing)
         assert ending
         judge.add(ending, lines)
-    events = [e for e in judge.on(manifest, {task.name for task in job.tasks}) if e["event"] == "failed"]
+    events = [e for e in judge.on(manifest, {task.name for task in job.tasks}) if e.name == "failed"]
     assert len(events) == len(job.tasks)
-    return {e["task"]: e for e in events}
+    return {e.task: e for e in events}
 
 
 def failed(reason: str, message: str = "", **status: Any) -> dict[str, Any]:
@@ -145,18 +145,18 @@ def test_the_pod_that_the_condition_names_is_the_culprit(job: Job) -> None:
     ends = [(ended(0, 1), ["zero"]), (ended(1, 2), ["ImportError: one", '{"method": "closed"}'])]
     message = f"Container worker for pod lab/{JOB}-1-abcde failed with exit code 2 matching FailJob rule at index 1"
     events = verdict(job, ends, failed("PodFailurePolicy", message))
-    assert events["tiny/plain.k001"]["error"] == f"the pod {JOB}-1-abcde ended with exit code 2: ImportError: one"
-    assert "ImportError: one" in events["tiny/plain.k001"]["traceback"]
-    assert "traceback" not in events["tiny/plain.k002"], "the log once"
-    assert not any(e["is_user_error"] for e in events.values())
+    assert events["tiny/plain.k001"].error == f"the pod {JOB}-1-abcde ended with exit code 2: ImportError: one"
+    assert "ImportError: one" in (events["tiny/plain.k001"].traceback or "")
+    assert events["tiny/plain.k002"].traceback is None, "the log once"
+    assert not any(e.is_user_error for e in events.values())
 
 
 def test_a_pod_that_failed_too_often_speaks_for_its_own_tasks(job: Job) -> None:
     ends = [(ended(1, 137, "OOMKilled"), ["a"]), (ended(1, 139), ["Segmentation fault"])]
     events = verdict(job, ends, failed("FailedIndexes", "Job has failed indexes", failedIndexes="1"))
-    assert "ended with exit code 139 (Segmentation fault), as 1 before it" in events["tiny/plain.k001"]["error"]
-    assert "Job has failed indexes (failed: 1)" in events["tiny/plain.k002"]["error"]
-    assert all(e["is_user_error"] for e in events.values())
+    assert "ended with exit code 139 (Segmentation fault), as 1 before it" in events["tiny/plain.k001"].error
+    assert "Job has failed indexes (failed: 1)" in events["tiny/plain.k002"].error
+    assert all(e.is_user_error for e in events.values())
 
 
 def test_a_deadline_and_a_deletion_are_called_so(job: Job) -> None:
@@ -164,9 +164,9 @@ def test_a_deadline_and_a_deletion_are_called_so(job: Job) -> None:
         (failed("DeadlineExceeded"), "took longer than allowed"),
         (None, "somebody deleted the Job"),
     ):
-        assert all(words in e["error"] for e in verdict(job, [], manifest).values())
+        assert all(words in e.error for e in verdict(job, [], manifest).values())
 
 
 def test_a_job_that_went_well_without_an_outcome_is_not_taken_for_done(job: Job) -> None:
     manifest = {"metadata": {}, "status": {"conditions": [true("Complete")]}}
-    assert all("outcome" in e["error"] for e in verdict(job, [], manifest).values())
+    assert all("outcome" in e.error for e in verdict(job, [], manifest).values())

@@ -37,7 +37,7 @@ def test_ranks_meet_again_after_a_pod_was_lost(
     evicted = []
 
     def evict(event: Event) -> None:
-        if event["event"] == "finished" and not evicted:
+        if event.name == "finished" and not evicted:
             evicted.append(cluster.evict(lab.pod(place)))
 
     events = lab.run(job_of(lab), evict)
@@ -48,7 +48,7 @@ def test_ranks_meet_again_after_a_pod_was_lost(
     for path in lab.root.glob("tables/hessian_spectra/**/[0-9]*.*"):
         path.unlink()
     monkeypatch.setenv("DD_WORKERS", "2")
-    assert {e["event"] for e in run_job(job_of(lab)) if e["event"] in ("finished", "failed")} == {"finished"}
+    assert {e.name for e in run_job(job_of(lab)) if e.name in ("finished", "failed")} == {"finished"}
     assert results(lab.root) == together
 
 
@@ -57,7 +57,7 @@ def test_cancelled_ranks_leave_no_job_no_pod_and_no_service(lab: ClusterLab, clu
         """Whoever follows the job leaves."""
 
     def leave(event: Event) -> None:
-        if event["event"] == "started":
+        if event.name == "started":
             assert [s["metadata"]["name"] for s in cluster.objects("Service")] == [job_of(lab).name]
             raise Enough
 

@@ -129,14 +129,14 @@ def test_the_headline_is_what_the_rows_say(trained: Store, tiny_study: Study) ->
     compute_curvature(tiny_study, LAST, trained)
     rows, manifest = rows_of(trained, tiny_study), curvature_manifest(trained, tiny_study, LAST)
     assert manifest is not None
-    headline = manifest["headline"]
+    headline = manifest.headline
     assert headline["mean_trace"] == pytest.approx(rows.trace.mean())
     assert headline["median_trace"] == pytest.approx(rows.trace.median())
     by_trial = [auroc(own.trace.to_numpy(), own.is_noisy.to_numpy()) for _, own in rows.groupby("trial")]
     assert headline["auroc_trace"] == pytest.approx(np.mean(by_trial))
     assert headline["method"] == "exact"
     assert headline["images_per_second"] > 0
-    assert (manifest["device"], headline["gpu_seconds"], manifest["rows"]) == ("cpu", 0.0, {"table": 200})
+    assert (manifest.device, headline["gpu_seconds"], manifest.rows) == ("cpu", 0.0, {"table": 200})
 
 
 # Again
@@ -405,8 +405,7 @@ def test_shards_that_make_no_whole_are_refused_and_nothing_is_written(
     manifest = trained.read_manifest(manifest_path)
     assert manifest is not None
     write_parquet(path, harm(read_parquet(path)))
-    del manifest["files"]
-    trained.write_manifest(manifest_path, manifest, {"table": path})  # vouched for, as a wrong worker would
+    trained.write_manifest(manifest_path, manifest.content, {"table": path})  # vouched for, as a wrong worker would
     with pytest.raises(StaleError, match=sentence) as caught:
         compute_curvature(tiny_study, LAST, trained)
     assert "\n" not in str(caught.value)
@@ -466,7 +465,7 @@ def test_processes_that_finish_at_once_leave_one_sound_file(
     assert shard_files(trained) == []
     rows, manifest = rows_of(trained, tiny_study), curvature_manifest(trained, tiny_study, LAST)
     assert manifest is not None
-    trained.verify(manifest, "table")
+    trained.verify(manifest.files["table"])
     assert not rows.duplicated(["trial", "image_id"]).any()
     assert len(rows) == 200
     trained.curvature_path("tiny", LAST).unlink()
@@ -503,8 +502,8 @@ def test_weights_that_are_not_finite_leave_nothing_written(
     weights["linear.weight"][trial, 3, 2] = torch.nan
     path = trained.checkpoint_path("tiny", LAST)
     save_tensors(path, weights, {})
-    files = {role: trained.root / entry["path"] for role, entry in manifest.pop("files").items()}
-    trained.write_manifest(path.with_suffix(".json"), manifest, files)
+    files = {role: trained.root / entry.path for role, entry in manifest.files.items()}
+    trained.write_manifest(path.with_suffix(".json"), manifest.content, files)
     with pytest.raises(UserError, match="not finite"):
         compute_curvature(study, LAST, trained)
     assert not trained.curvature_path("tiny", LAST).exists()

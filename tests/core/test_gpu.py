@@ -189,5 +189,5 @@ def test_a_checkpoint_curved_on_a_gpu_has_the_values_of_the_cpu(trained, make_st
     for name in ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_norm", "fd_norm_h1", "fd_norm_h3"):
         assert (rows[1][name] / rows[0][name] - 1).abs().median() < 1e-4, name
     manifest = curvature_manifest(trained, study, checkpoint)
-    assert manifest["device"] == torch.cuda.get_device_name()
-    assert manifest["headline"]["gpu_seconds"] > 0
+    assert manifest.device == torch.cuda.get_device_name()
+    assert manifest.headline["gpu_seconds"] > 0

@@ -87,7 +87,7 @@ def best(store: Store) -> dict[str, Any]:
         if path.suffix == ".json":
             content = store.read_manifest(path)  # without the seal, which holds a digest of the time as well
             assert content is not None, path
-            found[path.name] = {**content, "written_at": None}
+            found[path.name] = (content.files, {**content.content, "written_at": None})
     return found
 
 
@@ -161,8 +161,8 @@ def test_a_disk_that_is_full_from_any_write_on_costs_nothing_but_time(
             train(study, other)
         assert "\n" not in str(caught.value)
         for checkpoint, manifest in trained_checkpoints(other, study, {ARM}).items():
-            for role in manifest["files"]:
-                assert other.verify(manifest, role), checkpoint
+            for entry in manifest.files.values():
+                assert other.verify(entry), checkpoint
         assert [path for path in other.root.rglob("*") if ".tmp" in path.name] == []
         train(study, other)
         assert (results(other.root), best(other)) == expected, number

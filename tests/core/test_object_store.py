@@ -245,7 +245,7 @@ def test_a_training_killed_while_it_puts_a_checkpoint_goes_on_with_the_same_bits
         "resume.safetensors"
     }
     epochs: list[int] = []
-    train_arm(study, ARM, remote, 4, report=lambda news: epochs.append(news.get("epoch", 0)))
+    train_arm(study, ARM, remote, 4, report=lambda news: epochs.append(getattr(news, "epoch", 0)))
     assert set(epochs) == {4}, "only what had not been kept is trained again"
     assert_same_results(remote, folder, study)
     runs = remote.table_folder("runs", study.name, ARM.key).glob("*.end.parquet")
@@ -335,7 +335,7 @@ def test_retiring_an_arm_moves_all_of_it_even_if_it_is_interrupted(
         assert results(remote.root).items() >= checkpoints.items()
     notes: list[str] = []
     changed = make_study({"label_noise": 0.1})
-    train_arm(changed, ARM, remote, 2, report=lambda news: notes.append(news.get("text", "")))
+    train_arm(changed, ARM, remote, 2, report=lambda news: notes.append(getattr(news, "text", "")))
     retired = remote.root / "retired" / study.name / ARM.key / recipe
     assert str(retired) in notes[0]
     assert results(retired) == before

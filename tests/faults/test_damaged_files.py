@@ -37,7 +37,7 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 
 def notes(events: list[dict[str, str]]) -> str:
-    return " ".join(event["text"] for event in events if event["event"] == "note")
+    return " ".join(event.text for event in events if event.name == "note")
 
 
 def of_arm(digests: dict[str, str]) -> dict[str, str]:
@@ -50,7 +50,7 @@ def test_curvature_refuses_damaged_weights(damage: Callable[[Path], None], train
     before = stamps(trained.root, "tables/per_image_curvature/**/*.*")
     worker = Worker(trained, trained.curvature_job())
     assert worker.end() == 1
-    failed = {event["task"]: event["error"] for event in worker.log if event["event"] == "failed"}
+    failed = {event.task: event.error for event in worker.log if event.name == "failed"}
     assert set(failed) == {f"tiny/{ARM}|0016"}
     assert f"{trained.root / WEIGHTS} is damaged" in failed[f"tiny/{ARM}|0016"]
     assert stamps(trained.root, "tables/per_image_curvature/**/*.*") == before
@@ -72,7 +72,7 @@ def test_a_manifest_that_is_cut_off_makes_its_checkpoint_not_exist(trained: Lab,
     truncate(manifest)
     worker = Worker(trained, trained.curvature_job())
     assert worker.end() == 1
-    assert f"{manifest} is damaged, so" in next(event["error"] for event in worker.log if event["event"] == "failed")
+    assert f"{manifest} is damaged, so" in next(event.error for event in worker.log if event.name == "failed")
     work(trained, trained.training_job(ARM))
     assert results(trained.root) == expected
 

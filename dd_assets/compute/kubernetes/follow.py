@@ -7,7 +7,6 @@ end is told by its conditions: its counters are zero for a moment whenever a pod
 import re
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
 
 from dd_assets.compute.kubernetes.api import ApiUnavailableError, Cluster, Object
 from dd_assets.compute.kubernetes.explain import (
@@ -26,10 +25,10 @@ from dd_assets.compute.kubernetes.logs import EventReader, LogStreams
 from dd_assets.compute.kubernetes.manifests import CONTAINER
 from dd_assets.compute.kubernetes.verdict import Verdict
 from dd_core.errors import UserError
+from dd_core.events import End, Event, Note
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 
-Event = dict[str, Any]
 _LOG_LINES = 20
 # For how long a Job's controller may be busy after its last task, pods of a Job that has failed may take to leave, and
 # logs may be read after their end.
@@ -54,7 +53,7 @@ class Following:
         self._manifest: Object | None = manifest
         self._reader, self._streams = reader, LogStreams(cluster, reader)
         self._ended: set[str] = set()
-        self._held: dict[int, tuple[float, Event]] = {}
+        self._held: dict[int, tuple[float, End]] = {}
         self._verdict = Verdict(running, self.name)
         self._pods_seen: dict[str, float] = {}
         self._pods_over: set[str] = set()
@@ -110,27 +109,27 @@ class Following:
     def _of(self, wanted: set[str], events: Iterator[Event]) -> Iterator[Event]:
         """Only of the tasks asked for, and nothing of a task that has ended but notes."""
         for event in events:
-            if event["event"] == "note" and wanted and event["task"] not in wanted:
-                event = {**event, "task": min(wanted)}
-            if event["task"] in wanted and (event["event"] == "note" or event["task"] not in self._ended):
-                if event["event"] in ("finished", "failed"):
-                    self._ended.add(event["task"])
+            if isinstance(event, Note) and wanted and event.task not in wanted:
+                event = event.of(min(wanted))
+            if event.task in wanted and (isinstance(event, Note) or event.task not in self._ended):
+                if isinstance(event, End):
+                    self._ended.add(event.task)
                 yield event
 
     def _messages(self, seconds: float) -> Iterator[Event]:
         """What workers tell within so many seconds."""
         deadline = time.monotonic() + seconds
         while (event := self._reader.event(max(0.0, deadline - time.monotonic()))) is not None:
-            yield {key: value for key, value in event.items() if key != "place"}
+            yield event
 
     def _outcomes(self, grace: float) -> Iterator[Event]:
         """Tasks that have ended, once the messages about them had their time to arrive."""
         now = time.monotonic()
-        for number, event in self.folder.outcomes(set(self._held)).items():
-            self._held[number] = (now, event)
-        for since, event in self._held.values():
-            if event["task"] not in self._ended and now - since >= grace:
-                yield event
+        for number, end in self.folder.outcomes(set(self._held)).items():
+            self._held[number] = (now, end)
+        for since, end in self._held.values():
+            if end.task not in self._ended and now - since >= grace:
+                yield end
 
     def _late_outcomes(self, wanted: set[str]) -> Iterator[Event]:
         """What a Job that went well must have left; a network file system may show it a while later."""
@@ -280,4 +279,4 @@ class Following:
     def _note(self, text: str, place: int = 0) -> Event:
         numbers = self.running.places[place] if place < self._places else ()
         task = self.running.tasks[numbers[0] if numbers else 0]
-        return {"task": task.name, "event": "note", "text": text}
+        return Note(task=task.name, text=text)

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Generator, Mapping
 from functools import partial
-from typing import Any
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, PipesEnvContextInjector, open_pipes_session
@@ -23,6 +22,7 @@ from dd_assets.compute.kubernetes.logs import EventReader
 from dd_assets.compute.kubernetes.manifests import JOB_FILE_ANNOTATION, Order, job_manifest, service_manifest
 from dd_assets.compute.kubernetes.settings import KubernetesSettings, settings_from_environment
 from dd_core.errors import UserError
+from dd_core.events import End, Event, Failed, Note
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
@@ -30,7 +30,6 @@ from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.resources import Resources, largest
 
-Event = dict[str, Any]
 # A person who cancels a run should not wait for a cluster that does not answer.
 _PATIENCE_OF_CANCELLING = 30.0
 # Those on a node that was lost never go.
@@ -110,10 +109,10 @@ class _Launch:
                     yield self._found(manifest)
                 following = Following(self._cluster, manifest, folder, running, self._reader)
                 for event in following.events(left):
-                    if event["event"] in ("finished", "failed"):
-                        left.discard(event["task"])
-                        failed = failed or event["event"] == "failed"
-                    yield {**event, "number": numbers[event["task"]]}
+                    if isinstance(event, End):
+                        left.discard(event.task)
+                        failed = failed or isinstance(event, Failed)
+                    yield event.of(event.task, numbers[event.task])
                 if not failed and following.is_over:
                     folder.remove()
 
@@ -200,7 +199,7 @@ class _Launch:
     def _found(self, manifest: Object) -> Event:
         name = manifest["metadata"]["name"]
         text = f"the Job {name} is there already, since {manifest['metadata'].get('creationTimestamp')}; it is followed"
-        return {"task": self._job.tasks[0].name, "event": "note", "text": text}
+        return Note(task=self._job.tasks[0].name, text=text)
 
 
 def _is_final(context: dg.AssetExecutionContext) -> bool:

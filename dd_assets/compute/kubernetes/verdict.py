@@ -1,12 +1,11 @@
 """What to say of tasks that left no outcome, from how the Job and its pods ended. Speaks with nobody."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from dd_assets.compute.kubernetes.explain import Ending, Object, condition, indexes
+from dd_core.events import Event, Failed, Note
 from dd_core.jobs.job import Job
 
-Event = dict[str, Any]
 _KEPT = "what it had finished is kept, run the same command again to go on"
 _DEFECT, _NO_JOB_FILE = (1, 2), 78
 
@@ -70,7 +69,7 @@ class Verdict:
         first = min(names & place or names)
         for name in sorted(names, key=lambda name: (name != first, name)):
             text = error if name in place else f"the Job was ended because {error}"
-            yield {**self._failed(name, text, is_user_error=False), **({"traceback": log} if name == first else {})}
+            yield Failed(task=name, error=text, traceback=log if name == first else None)
 
     def _by_place(self, manifest: Object, failed: Object, names: set[str]) -> Iterator[Event]:
         """Each task for the reason of its own pod."""
@@ -88,7 +87,7 @@ class Verdict:
             if place not in said and lines:
                 said.add(place)
                 log = "\n".join([f"the last lines of the log of {ending.pod}:", *lines])
-                yield {"task": name, "event": "note", "text": log}
+                yield Note(task=name, text=log)
             times = f", as {len(mine) - 1} before it" if len(mine) > 1 else ""
             last = f" ({_last(lines)})" if _last(lines) and not ending.is_out_of_memory else ""
             yield self._failed(name, f"the pod {ending.pod} {ending.reason}{last}{times}; {_KEPT}")
@@ -97,8 +96,8 @@ class Verdict:
         number = next(number for number, task in enumerate(self._job.tasks) if task.name == name)
         return next((place for place, numbers in enumerate(self._job.places) if number in numbers), 0)
 
-    def _failed(self, name: str, error: str, is_user_error: bool = True) -> Event:
-        return {"task": name, "event": "failed", "error": error, "is_user_error": is_user_error}
+    def _failed(self, name: str, error: str) -> Failed:
+        return Failed(task=name, error=error, is_user_error=True)
 
 
 def _last(lines: list[str]) -> str:

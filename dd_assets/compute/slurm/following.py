@@ -3,17 +3,15 @@
 import time
 from collections.abc import Generator, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dd_assets.compute.slurm import commands
 from dd_assets.compute.slurm.commands import NO_FILES, Element, SlurmError, UnreachableError
 from dd_assets.compute.slurm.news import News, last_lines
 from dd_assets.compute.slurm.script import Submission
 from dd_assets.compute.slurm.verdict import Verdict, describe_reason, is_hopeless, judge
+from dd_core.events import Event
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.pod import NO_JOB_FILE
-
-Event = dict[str, Any]
 
 # So often in a row an element is started again without having got any further.
 _MOST_RESTARTS = 3

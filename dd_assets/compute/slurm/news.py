@@ -1,17 +1,12 @@
 """What is heard from a job's machines through the data root: outcomes, which are the truth, and events on the way."""
 
-import contextlib
-import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from dd_core.events import CheckpointWritten, End, Event, Failed, Note, parse
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
-
-Event = dict[str, Any]
-_ENDS = ("finished", "failed")
 
 
 class News:
@@ -55,28 +50,26 @@ class News:
     def _told(self, place: int, tail: "_Tail") -> Iterator[Event]:
         """Events of a place, but for ends: those are read where they cannot be lost."""
         for event in tail.read():
-            self.steps[place] += event["event"] == "checkpoint"
-            if event["event"] not in _ENDS and event.get("number") in self.left & self._wanted:
+            self.steps[place] += isinstance(event, CheckpointWritten)
+            if not isinstance(event, End) and event.number in self.left & self._wanted:
                 yield event
 
-    def _end(self, number: int, event: Event) -> list[Event]:
+    def _end(self, number: int, end: End) -> list[Event]:
         """The end of a task, if anyone asked for it."""
         self.left.discard(number)
-        self.any_failed |= event["event"] == "failed"
-        return [event] if number in self._wanted else []
+        self.any_failed |= isinstance(end, Failed)
+        return [end] if number in self._wanted else []
 
     def give_up(self, numbers: Iterable[int], error: str, traceback: str | None = None) -> Iterator[Event]:
         """Tasks fail for want of an outcome; with a ``traceback`` it is a defect, otherwise circumstances."""
-        event = {"event": "failed", "error": error, "is_user_error": traceback is None}
-        if traceback is not None:
-            event["traceback"] = traceback
+        failed = Failed(error=error, is_user_error=traceback is None, traceback=traceback)
         for number in sorted(set(numbers) & self.left):
-            yield from self._end(number, {"task": self._names[number], "number": number, **event})
+            yield from self._end(number, failed.of(self._names[number], number))
 
     def note(self, text: str) -> Event:
         """News for people."""
         task = min(self.left & self._wanted, default=0)
-        return {"task": self._names[task], "event": "note", "text": text}
+        return Note(task=self._names[task], text=text)
 
 
 class _Tail:
@@ -93,13 +86,8 @@ class _Tail:
         except FileNotFoundError:
             return []
         self._offset += len(whole) + bool(whole)
-        events = []
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError):  # cut off by a kill, and gone on with by the next process
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event:
-                    events.append(event)
-        return events
+        # A line may be cut off by a kill, and gone on with by the next process.
+        return [event for line in whole.splitlines() if (event := parse(line)) is not None]
 
 
 def last_lines(path: Path, count: int = 20) -> str:

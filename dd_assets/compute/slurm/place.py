@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
@@ -19,14 +18,13 @@ from dd_assets.compute.slurm.refusals import refusal
 from dd_assets.compute.slurm.script import Submission
 from dd_assets.compute.slurm.settings import SlurmSettings, read_settings, settings_path
 from dd_core.errors import UserError
+from dd_core.events import End, Event
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.resources import Resources, largest
-
-Event = dict[str, Any]
 
 # Seconds after which an unanswered sbatch is tried again; first it is looked whether the job has got through.
 _SUBMIT_PAUSES = (2.0, 5.0, 10.0, 20.0)
@@ -90,11 +88,11 @@ class SlurmPlace:
                     f"{len(submitted.job.places)} machines; logs: {submitted.logs}"
                 )
                 for event in following.events():
-                    if event["event"] in ("finished", "failed"):
-                        left.discard(event["task"])
+                    if isinstance(event, End):
+                        left.discard(event.task)
                     # News may be about a task that only the running job has.
-                    task = event["task"] if event["task"] in numbers else job.tasks[0].name
-                    yield {**event, "task": task, "number": numbers[task]}
+                    task = event.task if event.task in numbers else job.tasks[0].name
+                    yield event.of(task, numbers[task])
             except GeneratorExit:
                 _leave(context, store, job)
                 raise

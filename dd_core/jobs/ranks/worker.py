@@ -10,9 +10,9 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from dd_core.errors import UserError
+from dd_core.events import Event, Failed, Finished, Started
 from dd_core.jobs.job import HessianTask, Job
 from dd_core.jobs.worker import Events, defect, device_of, prepare_process
 from dd_core.store.store import Store
@@ -39,27 +39,27 @@ def main(path: Path) -> None:
     device = device_of(int(os.environ["LOCAL_RANK"]))
     store = Store(job.root)
 
-    def tell(task: HessianTask, event: dict[str, Any]) -> None:
+    def tell(event: Event) -> None:
         if rank == 0:
-            events.emit(task.name, event)
+            events.emit(event)
 
     with process_group(rank, num_ranks, "env://", device=device, timeout_seconds=_TIMEOUT_SECONDS) as group:
         for task in job.tasks:
             assert isinstance(task, HessianTask)
             started = time.monotonic()
-            tell(task, {"event": "started"})
+            tell(Started(task=task.name))
             try:
                 hessian_of_checkpoint(job.studies[task.study], task.checkpoint, store, device=device, group=group)
             except UserError as error:
-                tell(task, {"event": "failed", "error": str(error), "is_user_error": True})
+                tell(Failed(task=task.name, error=str(error), is_user_error=True))
                 continue
             except Exception as error:
                 traceback.print_exc()
                 if isinstance(error, dist.DistError) or _speaks_of_a_lost_peer(error):
                     os._exit(_TRY_AGAIN)  # the group cannot be taken down in order any more
-                events.emit(task.name, defect(error))
+                events.emit(defect(task.name, error))
                 os._exit(1)
-            tell(task, {"event": "finished", "seconds": time.monotonic() - started})
+            tell(Finished(task=task.name, seconds=time.monotonic() - started))
 
 
 def _speaks_of_a_lost_peer(error: Exception) -> bool:
