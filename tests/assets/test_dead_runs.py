@@ -109,6 +109,11 @@ class Ui:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     lab = Lab(tmp_path_factory.mktemp("dead") / "lab")
     lab.write_study("endless", ENDLESS)
+    settings = (REPOSITORY / "dd_assets" / "dagster.yaml").read_text(encoding="utf-8")
+    assert "poll_interval_seconds: 15" in settings
+    lab.home.mkdir()
+    often = settings.replace("poll_interval_seconds: 15", "poll_interval_seconds: 2")
+    (lab.home / "dagster.yaml").write_text(often, encoding="utf-8")
     return lab
 
 
