@@ -4,8 +4,7 @@ The data root is ``DD_ROOT`` and the job file lies below it. Which share is ours
 Kubernetes (JOB_COMPLETION_INDEX) or SLURM (SLURM_ARRAY_TASK_ID, with ranks SLURM_NODEID). What ended in an earlier life
 of this machine is left out. Needs no Dagster; where one listens, events reach it through Pipes.
 
-Exit codes: 0 all tasks finished; 42 some failed, and their outcomes say why; 75 other machines of this job are gone,
-try again; 78 the data root lacks the job file; 143 told to end; 1 and 2 a defect.
+Its exit code is 0 when all tasks have finished, or else one of ``exit_codes.py``.
 """
 
 import argparse
@@ -22,14 +21,13 @@ from typing import TextIO
 from dd_core.errors import UserError
 from dd_core.events import End, Event, Failed, Progress, Report
 from dd_core.jobs.crew import run_crew
+from dd_core.jobs.exit_codes import NO_JOB_FILE, TASKS_FAILED, TOLD_TO_END, TRY_AGAIN
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 from dd_core.jobs.probe.run import run_probe
 from dd_core.jobs.ranks.team import PeersLostError, run_ranks
 from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
 from dd_core.store.store import Store
-
-TASKS_FAILED, TRY_AGAIN, NO_JOB_FILE, TOLD_TO_END = 42, 75, 78, 143
 
 
 def work(folder: JobFolder, job: Job, place: int, tell: Report) -> int:

@@ -59,7 +59,8 @@ def prepare_process(threads: int) -> None:
     # Values below 1e-38 would otherwise slow the processor down by an order of magnitude.
     torch.set_flush_denormal(True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms, which loads the whole compiler, a second's work, in order to tell it too.
+    torch.set_deterministic_debug_mode("error")
     # Deterministic mode would also write NaN into every new tensor, one operation in twenty, to expose code that reads
     # memory it has not written; nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -139,9 +140,13 @@ def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> Non
 
 
 def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Report) -> None:
+    import torch
+
     from dd_core.training.train import train_arm
     from dd_core.training.train_part import train_part
 
+    if study.variants[task.arm.variant].compile is not None:
+        torch.use_deterministic_algorithms(True)
     options = {"device": device, "gpu_share": task.gpu_share, "predicted_seconds": task.predicted_seconds}
     if task.trials is None:
         train_arm(study, task.arm, store, task.until, report=report, **options)

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 from kubernetes_simulator import Cluster
 from ruamel.yaml import YAML
-from support import Lab, results, work
+from support import REPOSITORY, Lab, results, work
 
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import read_settings
@@ -38,6 +38,7 @@ class ClusterLab(Lab):
         content = {
             "kubeconfig": str(self.cluster.kubeconfig()),
             "image": "worker:1",
+            "env": {"PYTHONPATH": str(REPOSITORY)},
             "data_volume": {"claim": "data", "mount_path": str(self.root)},
             "resources": {"pods": 2, "gpus_per_pod": 0, "cpus_per_pod": 1, "memory_gib_per_pod": 2},
             "poll_seconds": 0.1,

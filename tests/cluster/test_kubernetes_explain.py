@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from dd_assets.compute.elsewhere import News
 from dd_assets.compute.kubernetes.explain import condition, ending_of, indexes, is_ending, why_no_pods, why_waiting
 from dd_assets.compute.kubernetes.verdict import Verdict
+from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, training_job
+from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 JOB = "dd-train-tiny-0123456789"
@@ -127,12 +130,13 @@ def job(tiny_study: Study) -> Job:
 
 def verdict(job: Job, ends: list[tuple[dict[str, Any], list[str]]], manifest: dict[str, Any] | None) -> dict[str, Any]:
     """Events by task; every task has one."""
-    judge = Verdict(job, JOB)
+    names = {task.name for task in job.tasks}
+    judge = Verdict(News(JobFolder.of(Store("/data"), job), job, names), JOB)
     for thing, lines in ends:
         ending = ending_of(thing)
         assert ending
         judge.add(ending, lines)
-    events = [e for e in judge.on(manifest, {task.name for task in job.tasks}) if e.name == "failed"]
+    events = [e for e in judge.on(manifest) if e.name == "failed"]
     assert len(events) == len(job.tasks)
     return {e.task: e for e in events}
 

@@ -16,7 +16,8 @@ from dd_core.errors import UserError
 from dd_core.jobs.folder import JobFolder
 
 FINISHED = {"tiny/plain.k001": "finished", "tiny/plain.k002": "finished"}
-
+# One pod does where it makes no difference.
+ONE = {"tiny/plain.k001": "finished"}
 
 TRAIN = (
     "asset",
@@ -166,19 +167,18 @@ def test_an_api_server_in_trouble_costs_nothing_but_time(lab: ClusterLab, undist
 def test_an_api_server_that_stays_away_is_given_up_and_the_job_goes_on(lab: ClusterLab) -> None:
     leave = Once(lambda: lab.cluster.faults.refuse_connections(5), event="started")
     with pytest.raises(UserError, match=r"does not answer .* goes on by itself, run the same command again"):
-        lab.run(lab.training_job(), leave, api_patience_seconds=1)
+        lab.run(lab.training_job("k001"), leave, api_patience_seconds=1)
     wait_until(lambda: [c for j in lab.cluster.objects("Job") for c in j["status"].get("conditions", [])], "the Job")
     (job,) = lab.cluster.objects("Job")
-    assert job["status"]["succeeded"] == 2
+    assert job["status"]["succeeded"] == 1
 
 
 def test_a_log_stream_that_breaks_loses_nothing(lab: ClusterLab) -> None:
     cut = Once(lab.cluster.faults.break_log_streams, event="checkpoint", epoch=8)
-    events = lab.run(lab.training_job(), cut)
+    events = lab.run(lab.training_job("k001"), cut)
     assert cut.done
-    assert ends(events) == FINISHED
-    seen = [(event.task, event.epoch) for event in events if event.name == "checkpoint"]
-    assert sorted(seen) == [(task, epoch) for task in sorted(FINISHED) for epoch in (0, 8, 16, 24)]
+    assert ends(events) == ONE
+    assert [event.epoch for event in events if event.name == "checkpoint"] == [0, 8, 16, 24]
 
 
 def test_without_any_message_the_outcomes_tell_even_where_the_volume_shows_them_late(
@@ -216,9 +216,9 @@ def test_pods_that_fit_nowhere_say_why_and_begin_when_there_is_room(lab: Cluster
         ),
         event="note",
     )
-    events = lab.run(lab.training_job(), add, node_selector={"kind": "large"}, check_nodes=False)
+    events = lab.run(lab.training_job("k001"), add, node_selector={"kind": "large"}, check_nodes=False)
     assert "waits for a node (0/2 nodes are available" in notes(events)
-    assert ends(events) == FINISHED
+    assert ends(events) == ONE
 
 
 def test_pods_that_fit_nowhere_are_given_up_after_as_long_as_configured(lab: ClusterLab) -> None:
@@ -282,11 +282,11 @@ def test_an_orchestrator_inside_the_cluster_leaves_its_job_to_the_next_unless_th
         raise Drained
 
     with pytest.raises(Drained):
-        lab.run(lab.training_job(), Once(leave, event="started"))
+        lab.run(lab.training_job("k001"), Once(leave, event="started"))
     if is_cancelled:
         wait_until(lambda: not lab.cluster.objects("Job") and not lab.cluster.objects("Pod"), "the end of the Job")
     else:
-        events = lab.run(lab.training_job())
+        events = lab.run(lab.training_job("k001"))
         assert "is there already" in notes(events)
-        assert ends(events) == FINISHED
-        assert lab.pods_made() == [0, 1]
+        assert ends(events) == ONE
+        assert lab.pods_made() == [0]

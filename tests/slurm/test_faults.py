@@ -236,7 +236,7 @@ def test_a_defect_ends_the_job_at_once_with_the_end_of_the_log(site: Site, machi
     assert not first.is_user_error
     assert "ended with exit code 1: NameError: it is broken (log: " in first.error
     assert first.traceback == "NameError: it is broken"
-    assert {first["number"], second["number"]} == {0, 1}
+    assert {first.number, second.number} == {0, 1}
 
 
 def test_an_interpreter_that_is_not_there_is_a_matter_of_the_settings(site: Site) -> None:

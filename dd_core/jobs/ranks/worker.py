@@ -13,14 +13,13 @@ from pathlib import Path
 
 from dd_core.errors import UserError
 from dd_core.events import Event, Failed, Finished, Started
+from dd_core.jobs.exit_codes import TRY_AGAIN
 from dd_core.jobs.job import HessianTask, Job
 from dd_core.jobs.worker import Events, defect, device_of, prepare_process
 from dd_core.store.store import Store
 
 # After which a collective operation gives up: a rank is gone, and torchrun will begin anew.
 _TIMEOUT_SECONDS = float(os.environ.get("DD_RANK_TIMEOUT", "600"))
-# To be tried again: a peer is gone.
-_TRY_AGAIN = 75
 
 
 def main(path: Path) -> None:
@@ -56,7 +55,7 @@ def main(path: Path) -> None:
             except Exception as error:
                 traceback.print_exc()
                 if isinstance(error, dist.DistError) or _speaks_of_a_lost_peer(error):
-                    os._exit(_TRY_AGAIN)  # the group cannot be taken down in order any more
+                    os._exit(TRY_AGAIN)  # the group cannot be taken down in order any more
                 events.emit(defect(task.name, error))
                 os._exit(1)
             tell(Finished(task=task.name, seconds=time.monotonic() - started))
