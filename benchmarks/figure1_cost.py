@@ -6,11 +6,12 @@ not below 0, and summed over the widths. The standard error is the jackknife's o
 alone, not of what a width between two measured ones may have of its own. Training alone: evaluating all 60,000 images
 every epoch would add up to 40 %.
 
-Speeds come from ``--rates FILE`` (``python training.py --json FILE``, on a GPU), or from ``--root FOLDER`` (a data
-root: ``resource_probe``, where it knows ResNet18k on CIFAR, else ``runs``, whose times have evaluations in them), or
-are measured here now. Hours are of a GPU, or without one of a CPU core. Beside them what a public rerun with a plain
-PyTorch loop implies, which timed the same networks, data and batches on one B200 (github.com/HP2706/ATDL-Group-Work,
-reports of b200-2026-09-26 and complete-400-cifar10-noise20-2026-09-26 under Assignment 2).
+Speeds come from ``--rates FILE`` (``python training.py --json FILE`` or ``results/DEVICE.json``, on a GPU), or from
+``--root FOLDER`` (a data root: ``resource_probe``, where it knows ResNet18k on CIFAR, else ``runs``, whose times have
+evaluations in them), or are measured here now. Hours are of a GPU, or without one of a CPU core. Beside them what a
+public rerun with a plain PyTorch loop implies, which timed the same networks, data and batches on one B200
+(github.com/HP2706/ATDL-Group-Work, reports of b200-2026-09-26 and complete-400-cifar10-noise20-2026-09-26 under
+Assignment 2).
 """
 
 import argparse
@@ -71,6 +72,12 @@ def hours(model: tuple[float, float], widths: range) -> float:
     return sum(model[0] + model[1] * flops(k) for k in widths) * IMAGES_PER_WIDTH / 3600
 
 
+def interpolated(speeds: list[Speed]) -> float:
+    """Hours of all widths from the logarithms of the times measured, for devices that the fit is not true of."""
+    known = np.log([speed.k for speed in speeds]), np.log([speed.seconds for speed in speeds])
+    return float(np.exp(np.interp(np.log(list(WIDTHS)), *known)).sum()) * IMAGES_PER_WIDTH / 3600
+
+
 def jackknife_error(speeds: list[Speed]) -> float:
     """Standard error of the total (Efron & Tibshirani 1993, eq. 11.5)."""
     totals = np.array([hours(fit([s for s in speeds if s is not left]), WIDTHS) for left in speeds])
@@ -85,6 +92,17 @@ def from_rates(rows: list[dict[str, Any]]) -> dict[str, list[Speed]]:
             speed = Speed(row["k"], row["num_devices"] / row["images_per_second"], row["trials"])
             found[f"{row['device']}, {row['precision']}"][row["k"]] = speed
     return {name: sorted(speeds.values(), key=lambda s: s.k) for name, speeds in found.items()}
+
+
+def from_on_gpu(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows as ``training.py`` has them, from the results of ``on_gpu.py``."""
+    device = content["machine"]["gpu"]
+    return [
+        {"dataset": "cifar10", "device": device, "num_devices": 1, "images_per_second": row["ours"]}
+        | {key: row[key] for key in ("k", "trials", "precision")}
+        for row in content["sections"]["training"]
+        if "ours" in row
+    ]
 
 
 def from_root(root: Path) -> list[dict[str, Any]]:
@@ -167,6 +185,7 @@ def report(name: str, speeds: list[Speed]) -> dict[str, float]:
     edges = [1, 9, 17, 33, 49, 65]
     for first, end in itertools.pairwise(edges):
         print(f"   widths {first:2d} to {end - 1:2d} {hours(model, range(first, end)):14,.0f} {unit}")
+    print(f"   Figure 1        {interpolated(speeds):14,.0f} {unit}, by times between those of the widths measured")
     total, error = hours(model, WIDTHS), jackknife_error(speeds)
     print(f"   Figure 1        {total:14,.0f} +- {error:,.0f} {unit}")
     print(f"   which is {total * 3600 / EPOCHS:.3f} s for an epoch of one network on average")
@@ -177,13 +196,14 @@ def report(name: str, speeds: list[Speed]) -> dict[str, float]:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rates", type=Path, help="file written by training.py --json")
+    parser.add_argument("--rates", type=Path, help="file written by training.py --json, or by on_gpu.py")
     parser.add_argument("--root", type=Path, help="data root with the tables resource_probe or runs")
     parser.add_argument("--quick", action="store_true", help="measure fewer widths and steps")
     parser.add_argument("--json", type=Path, help='write {"ratios": {name: hours, ...}} to this file')
     arguments = parser.parse_args()
     if arguments.rates:
-        rows = json.loads(arguments.rates.read_text(encoding="utf-8"))["rates"]
+        content = json.loads(arguments.rates.read_text(encoding="utf-8"))
+        rows = content["rates"] if "rates" in content else from_on_gpu(content)
     else:
         rows = from_root(arguments.root) if arguments.root else measured_now(arguments.quick)
     speeds = from_rates(rows)

@@ -25,6 +25,7 @@ from dd_core.machine.disk import flush
 
 # As safetensors itself allows.
 _LARGEST_HEADER = 100_000_000
+_USUAL_HEADER = 64 * 1024  # bytes that one request may as well fetch
 # No write takes so long: older temporaries of a file that is written without a lock are left by a killed process.
 _LONGEST_WRITE_SECONDS = 3600.0
 # How much of a file's name its temporary bears; names may be as long as the operating system allows.
@@ -92,8 +93,11 @@ def tensors_metadata(path: Path) -> dict[str, str]:
         ValueError: it is no safetensors file.
     """
     # https://huggingface.co/docs/safetensors: the header's length as a little-endian 64-bit number, the header as JSON.
-    length = int.from_bytes(_read_part(path, 0, 8), "little")
-    header = json.loads(_read_part(path, 8, min(length, _LARGEST_HEADER)))
+    start = _read_part(path, 0, _USUAL_HEADER)
+    end = 8 + min(int.from_bytes(start[:8], "little"), _LARGEST_HEADER)
+    if end > _USUAL_HEADER:
+        start += _read_part(path, _USUAL_HEADER, end - _USUAL_HEADER)
+    header = json.loads(start[8:end])
     return dict(header.get("__metadata__", {})) if isinstance(header, dict) else {}
 
 
