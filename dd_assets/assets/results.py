@@ -9,16 +9,15 @@ from typing import Any
 
 import dagster as dg
 
-from dd_assets.assets.checks import record_evaluations, selected_checks
+from dd_assets.assets.checks import record_evaluations
+from dd_assets.assets.study_asset import Done, StudyAsset
 from dd_assets.assets.tables import table_spec
 from dd_assets.compute import COMPUTE_POOL
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.checkpoint_results import CheckpointResult, Work, refresh_views, select
-from dd_assets.steps.follow import reason_at_partitions
 from dd_assets.steps.harms import warn_of_harms
 from dd_assets.steps.narrowing import Narrowing
-from dd_assets.steps.partitions import checkpoint_partitions
-from dd_assets.steps.recording import RETRY, already_logged
+from dd_assets.steps.recording import RETRY
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_assets.steps.versions import input_tags, record_stocks, stock_of, table_version
 from dd_core.errors import UserError
@@ -51,56 +50,21 @@ class ResultAssets:
     def of_study(self, study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
         """The asset of one of the studies."""
         result = CheckpointResult(self.kind)
-        partitions, key = checkpoint_partitions(study), result.key(study.name)
-        checks = self.check_specs(key)
         spec = dg.AssetSpec(
-            key,
+            result.key(study.name),
             deps=result.deps(study),
-            skippable=bool(checks),
             description=self.kind.description,
             group_name=study.name,
             kinds={"pytorch", "parquet"},
             code_version=self.kind.version,
-            partitions_def=partitions,
         )
 
-        def compute(context: dg.AssetExecutionContext, laboratory: Laboratory, asked: Study) -> Iterator[Any]:
-            store = laboratory.store()
-            if not context.selected_asset_keys:  # a check alone
-                refresh_views(store)
-                yield from selected_checks(context, self.check(store, study, key))
-                return
-            outcome, num_wanted, recorded = result.compute_partitions(context, laboratory, store, study, asked)
-            with outcome.raised_after("checkpoints", num_wanted, f"{recorded} of {num_wanted} are recorded"):
-                refresh_views(store)
-                record_stocks(context, store, studies)
-                yield from selected_checks(context, self.check(store, study, key))
-            yield already_logged(key)
+        def work(context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, config: Any) -> Done:
+            asked = _applied(config, study)
+            outcome, total, recorded = result.compute_partitions(context, laboratory, store, study, asked)
+            return Done(outcome, "checkpoints", total, f"{recorded} of {total} are recorded")
 
-        decorated = dg.multi_asset(
-            name=f"{study.name}__{self.kind.name}",
-            specs=[spec],
-            check_specs=checks,
-            partitions_def=partitions,
-            can_subset=bool(checks),
-            backfill_policy=dg.BackfillPolicy.single_run(),
-            retry_policy=RETRY,
-            pool=COMPUTE_POOL,
-        )
-        if self.config is None:
-
-            def plain(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
-                with shown_as_sentence(), reason_at_partitions(context, key):
-                    yield from compute(context, laboratory, study)
-
-            return decorated(plain)
-
-        def configured(context: dg.AssetExecutionContext, config: Any, laboratory: Laboratory) -> Iterator[Any]:
-            with shown_as_sentence(), reason_at_partitions(context, key):
-                yield from compute(context, laboratory, _applied(config, study))
-
-        configured.__annotations__["config"] = self.config
-        return decorated(configured)
+        return StudyAsset(study, studies, spec, self.check_specs(spec.key), self.check, self.config).computed_by(work)
 
     def driver(self, studies: dict[str, Study]) -> dg.AssetsDefinition:
         """The asset of all studies: computes what is missing, reports each partition, then rebuilds the summary."""

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from dagster import PipesMessageReader
-from dagster._core.pipes.context import PipesMessageHandler
+from dagster import PipesMessageHandler, PipesMessageReader
 from dagster_k8s.pipes import _process_log_stream
 from dagster_pipes import PIPES_PROTOCOL_VERSION_FIELD, PipesDefaultMessageWriter, PipesParams
 from kubernetes.client.exceptions import ApiException

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dd_assets.compute.slurm import commands
 from dd_assets.compute.slurm.commands import Element, SlurmError, UnreachableError
@@ -96,7 +95,7 @@ class SlurmPlace:
             except GeneratorExit:
                 _leave(context, store, job)
                 raise
-            except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
+            except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as interrupt:
                 if not _leave(context, store, job):
                     raise
                 raise UserError(
