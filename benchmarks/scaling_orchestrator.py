@@ -25,15 +25,16 @@ import numpy as np
 from common import load_average
 from scaling_partitions import lay_out, study_of
 
-from dd_assets.assets.curvature import PER_IMAGE_CURVATURE, curvature_asset
+from dd_assets.assets.curvature import CURVATURE_ASSETS
 from dd_assets.compute import Place
 from dd_assets.laboratory import Laboratory
+from dd_assets.steps.checkpoint_results import CheckpointResult
 from dd_assets.steps.follow import _Meter
 from dd_assets.steps.recording import PartitionRecorder
 from dd_core.events import CheckpointWritten, Event, Finished
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.job import Job, curvature_job
+from dd_core.jobs.job import Job, result_job
 from dd_core.machine.devices import Machine
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
@@ -88,7 +89,7 @@ def drive(root: Path, study: Study, instance: dg.DagsterInstance) -> tuple[float
         results.rename(aside)
     shutil.rmtree(root / "tables" / "curvature", ignore_errors=True)
     _INSTANT.append(place := Instant(results, aside))
-    assets = [curvature_asset({study.name: study})]
+    assets = [CURVATURE_ASSETS.driver({study.name: study})]
     began = time.perf_counter()
     result = dg.materialize(
         assets,
@@ -150,15 +151,15 @@ def pieces(root: Path, study: Study) -> dict[str, float]:
     store, studies = Store(root), {study.name: study}
     chosen = [(study, checkpoint) for checkpoint in study.iter_checkpoints()]
     work = [(study.name, checkpoint) for _, checkpoint in chosen]
-    job = curvature_job(root, studies, work, 8, 8)
+    job = result_job("per_image_curvature", root, studies, work, 8, 8)
     whole = divided(job, MACHINE)
     folder = JobFolder.of(store, whole)
     folder.prepare(whole)
     found = {
         "which are trained": seconds(lambda: trained_checkpoints(store, study)),
-        "which lack curvature": seconds(lambda: PER_IMAGE_CURVATURE.missing(store, chosen)),
-        "digest of the request": seconds(lambda: PER_IMAGE_CURVATURE._request(chosen)),
-        "job": seconds(lambda: curvature_job(root, studies, work, 8, 8)),
+        "which lack curvature": seconds(lambda: CheckpointResult(CURVATURE_ASSETS.kind).missing(store, chosen)),
+        "digest of the request": seconds(lambda: CheckpointResult(CURVATURE_ASSETS.kind)._request(chosen)),
+        "job": seconds(lambda: result_job("per_image_curvature", root, studies, work, 8, 8)),
         "division among 64 GPUs": seconds(lambda: divided(job, MACHINE)),
         "job file written": seconds(lambda: folder.prepare(whole)),
         "job file read": seconds(folder.read_job),

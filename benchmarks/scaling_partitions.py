@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dd_assets.compute.local import run_job
-from dd_core.jobs.job import curvature_job, training_job
+from dd_core.jobs.job import result_job, training_job
 from dd_core.store.manifests import Manifest, sealed
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.study import Study
@@ -48,7 +48,7 @@ def lay_out(root: Path, study: Study) -> None:
     model = next(c for c in checkpoints if c.epoch == 1)
     for job in (
         training_job(root, study, [model], 1, 1),
-        curvature_job(root, {study.name: study}, [(study.name, model)], 1, 1),
+        result_job("per_image_curvature", root, {study.name: study}, [(study.name, model)], 1, 1),
     ):
         for event in run_job(job):
             if event.name == "failed":
@@ -56,11 +56,11 @@ def lay_out(root: Path, study: Study) -> None:
     weights, curvature = store.read_manifests(
         [
             store.checkpoint_manifest_path(study.name, model),
-            store.manifest_path(store.curvature_path(study.name, model)),
+            store.manifest_path(store.result_path("per_image_curvature", study.name, model)),
         ]
     )
     assert weights is not None and curvature is not None
-    table = pq.ParquetFile(store.curvature_path(study.name, model)).read()
+    table = pq.ParquetFile(store.result_path("per_image_curvature", study.name, model)).read()
     content = store.checkpoint_path(study.name, model).read_bytes()
     shutil.rmtree(root / "tables")
     shutil.rmtree(root / "manifests")
@@ -70,7 +70,7 @@ def lay_out(root: Path, study: Study) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         _write_manifest(store, path, "weights", weights, about)
-        path = store.curvature_path(study.name, checkpoint)
+        path = store.result_path("per_image_curvature", study.name, checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {"variant": checkpoint.arm.variant, "recipe": about["recipe"], "epoch": checkpoint.epoch}
         for name, value in values.items():

@@ -17,7 +17,7 @@ from scaling_partitions import study_of
 
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
-from dd_core.jobs.job import curvature_job
+from dd_core.jobs.job import result_job
 from dd_core.study.resources import Resources
 
 _SECONDS, _POLL_SECONDS, _PODS = 10.0, 1.0, 2
@@ -77,7 +77,7 @@ def _counted(num_tasks: int) -> Counter[str]:
                     **settings, resources=Resources(pods=_PODS, gpus_per_pod=0, cpus_per_pod=1, memory_gib_per_pod=2)
                 )
             )
-            job = curvature_job(root, {study.name: study}, work, 1, 1)
+            job = result_job("per_image_curvature", root, {study.name: study}, work, 1, 1)
 
             @dg.asset
             def work_on_it(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:

@@ -26,7 +26,7 @@ import dagster as dg
 import pytest
 
 from dd_core.events import Event, parse
-from dd_core.jobs.job import Job, curvature_job, training_job
+from dd_core.jobs.job import Job, result_job, training_job
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.files import read_study
 from dd_core.study.study import Study
@@ -208,7 +208,7 @@ class Lab:
     def curvature_job(self) -> Job:
         """Per-image curvature of every checkpoint, in the order of the study: arms, then epochs."""
         wanted = [("tiny", checkpoint) for checkpoint in self.study.iter_checkpoints()]
-        job = curvature_job(self.root, {"tiny": self.study}, wanted, 1, 1)
+        job = result_job("per_image_curvature", self.root, {"tiny": self.study}, wanted, 1, 1)
         return job.model_copy(update={"tasks": tuple(sorted(job.tasks, key=lambda task: task.name))})
 
 

@@ -10,6 +10,7 @@ from dd_assets.assets.tables import table_spec
 from dd_assets.compute import COMPUTE_POOL
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.follow import follow
+from dd_assets.steps.narrowing import OfStudies, refuse_unknown
 from dd_assets.steps.partitions import checkpoints_key
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.data.datasets import require
@@ -22,7 +23,7 @@ from dd_core.machine.devices import Machine
 from dd_core.study.study import Arm, Study
 
 
-class ProbeConfig(dg.Config):
+class ProbeConfig(OfStudies):
     """Narrows what is measured; empty lists mean everything."""
 
     studies: list[str] = Field(default=[], description="names of studies; default all whose data set is there")
@@ -52,17 +53,9 @@ class ProbeConfig(dg.Config):
         Raises:
             UserError: an unknown name, or nothing is left to measure.
         """
-        unknown = sorted(set(self.studies) - set(studies))
-        if unknown:
-            raise UserError(f"there is no study {', '.join(unknown)}; there are {', '.join(studies)}")
-        asked = [studies[name] for name in self.studies or studies]
-        for what, wanted, known in (
-            ("variant", self.variants, {name for study in asked for name in study.variants}),
-            ("width", self.widths, {k for study in asked for k in study.widths}),
-        ):
-            missing = [str(value) for value in wanted if value not in known]
-            if missing:
-                raise UserError(f"no study asked for has the {what} {', '.join(missing)}")
+        asked = self.asked(studies)
+        refuse_unknown("the variant", self.variants, {name for study in asked for name in study.variants})
+        refuse_unknown("the width", self.widths, {k for study in asked for k in study.widths})
         trained, without_data = [], []
         for study in asked:
             try:

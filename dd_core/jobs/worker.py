@@ -20,7 +20,7 @@ from typing import Any
 from dd_core.checks.machine import networks_of, require_sound
 from dd_core.errors import UserError
 from dd_core.events import Event, Failed, Finished, Note, Progress, Report, Started
-from dd_core.jobs.job import CurvatureTask, HessianTask, Job, Task, TrainTask
+from dd_core.jobs.job import CheckpointTask, Job, Task, TrainTask
 from dd_core.machine.devices import keep_freed_memory
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -106,19 +106,8 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
             if device.type == "cpu":
                 _see_that_pytorch_is_sound(task, job, events)
             _train(task, study, store, device, lambda event: events.emit(event.of(task.name)))
-        elif isinstance(task, HessianTask):
-            from dd_core.results.hessian import hessian_of_checkpoint
-
-            hessian_of_checkpoint(study, task.checkpoint, store, device=device)
-        elif isinstance(task, CurvatureTask):
-            from dd_core.results.per_image_curvature import compute_curvature, compute_shard
-
-            if task.rows is None:
-                compute_curvature(study, task.checkpoint, store, device=device)
-            else:
-                for rows in study.curvature_ranges:
-                    if task.rows[0] <= rows[0] and rows[1] <= task.rows[1]:
-                        compute_shard(study, task.checkpoint, store, rows, device=device)
+        elif isinstance(task, CheckpointTask):
+            task.compute(study, store, device=device)
     except UserError as error:
         events.emit(Failed(task=task.name, error=str(error), is_user_error=True))
         return False

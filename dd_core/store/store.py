@@ -114,18 +114,14 @@ class Store:
             folder /= f"arm={arm}"
         return folder
 
-    def curvature_path(self, study: str, checkpoint: Checkpoint) -> Path:
-        """Per-image curvature of one checkpoint, parquet."""
-        return self.table_folder("per_image_curvature", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
+    def result_path(self, table: str, study: str, checkpoint: Checkpoint) -> Path:
+        """What was computed from one checkpoint (``dd_core.tables.kinds``), parquet."""
+        return self.table_folder(table, study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
 
-    def shard_path(self, study: str, checkpoint: Checkpoint, rows: tuple[int, int]) -> Path:
-        """Per-image curvature of some rows of a checkpoint until all are there, parquet."""
-        folder = self.root / "shards" / "per_image_curvature" / study / checkpoint.arm.key
+    def shard_path(self, table: str, study: str, checkpoint: Checkpoint, rows: tuple[int, int]) -> Path:
+        """Some rows of that until all are there, parquet."""
+        folder = self.root / "shards" / table / study / checkpoint.arm.key
         return folder / f"{checkpoint.epoch:04d}.rows-{rows[0]}-{rows[1]}.parquet"
-
-    def hessian_path(self, study: str, checkpoint: Checkpoint) -> Path:
-        """The Hessian in the weights at one checkpoint, parquet."""
-        return self.table_folder("hessian_spectra", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
 
     def manifest_path(self, file: Path) -> Path:
         """The manifest of one file: beside it, but for tables, whose folders hold nothing but parquet."""

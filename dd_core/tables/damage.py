@@ -19,9 +19,11 @@ from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.kinds import KINDS
 from dd_core.tables.training import METRIC_TABLES
 
-_ASSETS = {"per_image_curvature": "per_image_curvature", "hessian_spectra": "hessian"}
+# The assets of the tables of results of checkpoints.
+_ASSETS = {kind.table.name: kind.name for kind in KINDS.values()}
 
 
 @dataclass(frozen=True, order=True)
@@ -106,12 +108,11 @@ def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLE
         for table in METRIC_TABLES
         if table in tables and table in manifest.files
     ]
-    for table, path_of in (("per_image_curvature", store.curvature_path), ("hessian_spectra", store.hessian_path)):
-        if table in tables:
-            paths = [store.manifest_path(path_of(study.name, checkpoint)) for checkpoint in trained]
+    for kind in KINDS.values():
+        if kind.table.name in tables:
             entries += [
                 (checkpoint, "analysed", manifest.files["table"])
-                for checkpoint, manifest in zip(trained, store.read_manifests(paths), strict=True)
+                for checkpoint, manifest in kind.manifests(store, study, trained).items()
                 if manifest is not None and manifest.checkpoint_sha256 == trained[checkpoint].files["weights"].sha256
             ]
     found = _lost_alone(store, study, tables)

@@ -15,7 +15,7 @@ from dd_assets.compute import local
 from dd_core.errors import UserError
 from dd_core.events import _TYPES, Event, Started
 from dd_core.jobs import crew
-from dd_core.jobs.job import HessianTask, Job, TrainTask
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask
 from dd_core.jobs.process import News, Process
 from dd_core.machine.devices import Machine
 from dd_core.study.study import Study
@@ -131,7 +131,9 @@ def test_what_is_there_is_used(run_on) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_other_work_takes_a_gpu_or_core_each(run_on) -> None:  # type: ignore[no-untyped-def]
-    tasks: list[Any] = [HessianTask(study="tiny", variant="plain", k=k, epoch=0) for k in range(1, 6)]
+    tasks: list[Any] = [
+        CheckpointTask(kind="hessian", study="tiny", variant="plain", k=k, epoch=0) for k in range(1, 6)
+    ]
     for num_gpus, num_workers in ((2, 2), (0, 2), (2, 3), (4, 2)):
         events = run_on(num_gpus, tasks, num_workers)
         running = 0

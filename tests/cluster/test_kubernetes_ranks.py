@@ -8,7 +8,7 @@ from support import TINY, results, wait_until, work
 
 from cluster.conftest import ClusterLab, Event, ends, notes
 from dd_assets.compute.local import run_job
-from dd_core.jobs.job import Job, hessian_job
+from dd_core.jobs.job import Job, result_job
 
 pytestmark = pytest.mark.skipif(not Cluster.can_isolate(), reason="pods have no host names here")
 
@@ -26,7 +26,7 @@ def lab(tmp_path: Path, cluster: Cluster) -> ClusterLab:
 
 def job_of(lab: ClusterLab) -> Job:
     wanted = [("tiny", c) for c in lab.study.iter_checkpoints() if c.arm.k == 1]
-    return hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1)
+    return result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
 
 
 @pytest.mark.parametrize("place", [0, 1])

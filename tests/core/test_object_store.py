@@ -22,10 +22,9 @@ from dd_core.errors import StaleError, StoreError
 from dd_core.exchange import importer
 from dd_core.exchange.exporter import export_arm
 from dd_core.figures.drawing.render import preview_markdown, render
-from dd_core.jobs.job import curvature_job, training_job
+from dd_core.jobs.job import result_job, training_job
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
-from dd_core.results.kinds import missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard
 from dd_core.store import leases, objects, s3
 from dd_core.store.checkpoints import load_checkpoint, read_tensors
@@ -39,6 +38,7 @@ from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.access import give_access, httpfs, quoted
 from dd_core.tables.files import TABLES, read_parquet
 from dd_core.tables.images import write_images
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import ArmBusyError, train_arm
 
@@ -124,7 +124,7 @@ def test_every_result_has_the_bits_it_has_in_a_folder(bucket: Store, folder: Sto
 def test_what_is_there_is_recognised_and_sound(bucket: Store, study: Study, server: S3Server) -> None:
     store = Store(bucket.address)
     assert [c.epoch for c in trained_checkpoints(store, study)] == [0, 2, 4]
-    assert missing_curvature(store, study) == [Checkpoint(ARM, 0)]
+    assert PER_IMAGE_CURVATURE.missing(store, study) == [Checkpoint(ARM, 0)]
     assert damaged_checkpoints(store, study) == ([], 3)
     with contextlib.closing(connect(store)) as connection:
         assert curvature_gaps(store, study, connection) == ([], 2)
@@ -558,7 +558,7 @@ def test_commands_work_as_typed_with_an_address_as_data_root(server: S3Server, a
     bits = results(Store(address).root)
     wanted = [c for c in lab.study.iter_checkpoints() if c.arm.key == "plain.k001" and c.epoch <= 8]
     training = training_job(lab.root, lab.study, wanted, 1, 1)
-    curvature = curvature_job(lab.root, {"tiny": lab.study}, [("tiny", c) for c in wanted], 1, 1)
+    curvature = result_job("per_image_curvature", lab.root, {"tiny": lab.study}, [("tiny", c) for c in wanted], 1, 1)
     work(lab, training.model_copy(update={"tasks": training.tasks + curvature.tasks}))
     expected = results(lab.root)
     assert expected.items() <= bits.items() and len(expected) == 10

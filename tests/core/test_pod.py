@@ -18,7 +18,7 @@ from dd_assets.compute.local import run_job
 from dd_core.events import CheckpointWritten, Event, Note, Progress, event_from, parse
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.job import Job, hessian_job
+from dd_core.jobs.job import Job, result_job
 from dd_core.jobs.pod import work as work_of_place
 from dd_core.jobs.process import Process
 from dd_core.jobs.ranks import team as rank_team
@@ -84,7 +84,7 @@ def test_each_place_does_its_share_and_all_together_the_whole(lab: Lab, start: S
 
 def test_a_failed_task_is_told_with_its_reason_and_not_tried_again(lab: Lab, start: Start) -> None:
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints() if checkpoint.epoch == 4]
-    job = hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1)
+    job = result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
     job = job.model_copy(update={"tasks": tuple(task.model_copy(update={"ranks": 1}) for task in job.tasks)})
     folder = prepared(lab, job)
     code, _, _ = ends(start(folder.job_file))
@@ -173,7 +173,7 @@ def _environment_names(root: Path, process: Path) -> bool:
 def test_ranks_of_a_machine_that_ran_out_of_memory_take_less(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two places is told to halve; torchrun's place is taken by a process that prints what it got."""
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
-    folder = prepared(lab, hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1), num_places=2)
+    folder = prepared(lab, result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1), num_places=2)
     folder.halve(1)
     said = "{'task': 'tiny/plain.k001|0000', 'event': 'note', 'text': os.environ['DD_HALVINGS']}"
     code = f"import json, os; print(json.dumps({said}))"
@@ -194,7 +194,7 @@ def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
     """SIGKILL of a rank in the middle: torchrun begins anew everywhere, and the result has the same bits."""
     work(lab, lab.training_job())
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
-    job = hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1)
+    job = result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
     folder = prepared(lab, job, num_places=2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         meet = {"DD_RENDEZVOUS": f"127.0.0.1:{server.getsockname()[1]}"}

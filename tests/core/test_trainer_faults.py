@@ -14,13 +14,13 @@ from torch import Tensor
 from dd_core.errors import UserError
 from dd_core.events import Event
 from dd_core.results.hessian import hessian_of_checkpoint
-from dd_core.results.kinds import curvature_manifest, missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.training.monitors.hessian import Hessian
 from dd_core.training.session import Session
 from dd_core.training.step import Stepper
@@ -161,18 +161,18 @@ def test_curvature_and_hessian_are_of_the_trials_that_have_weights(
     train_arm(study, ARM, store, 4)
     last = Checkpoint(ARM, 4)
     compute_curvature(study, last, store)
-    rows = read_parquet(store.curvature_path(study.name, last)).to_pandas()
+    rows = read_parquet(store.result_path("per_image_curvature", study.name, last)).to_pandas()
     assert set(rows.trial) == {1} and len(rows) == 100 and np.isfinite(rows.trace).all()
-    manifest = curvature_manifest(store, study, last)
+    manifest = PER_IMAGE_CURVATURE.manifest(store, study, last)
     assert manifest is not None and manifest.rows["table"] == 100
     hessian_of_checkpoint(study, last, store)
-    assert read_parquet(store.hessian_path(study.name, last))["trial"].to_pylist() == [1]
+    assert read_parquet(store.result_path("hessian_spectra", study.name, last))["trial"].to_pylist() == [1]
 
 
 def test_a_checkpoint_without_any_weights_is_not_looked_at(make_study: Any, store: Store) -> None:
     study = make_study({"optimizer": {"name": "sgd", "learning_rate": 1e30}, "schedule": {"name": "constant"}})
     train_arm(study, ARM, store, 4)
-    assert missing_curvature(store, study) == [Checkpoint(ARM, 0)]
+    assert PER_IMAGE_CURVATURE.missing(store, study) == [Checkpoint(ARM, 0)]
     for look in (compute_curvature, hessian_of_checkpoint):
         with pytest.raises(UserError, match=r"every trial of plain\.k002\|0004 of tiny has diverged"):
             look(study, Checkpoint(ARM, 4), store)

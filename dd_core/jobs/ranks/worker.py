@@ -14,7 +14,7 @@ from pathlib import Path
 from dd_core.errors import UserError
 from dd_core.events import Event, Failed, Finished, Started
 from dd_core.jobs.exit_codes import TRY_AGAIN
-from dd_core.jobs.job import HessianTask, Job
+from dd_core.jobs.job import CheckpointTask, Job
 from dd_core.jobs.worker import Events, defect, device_of, prepare_process
 from dd_core.store.store import Store
 
@@ -28,7 +28,6 @@ def main(path: Path) -> None:
 
     from dd_core.curvature.parameter_space import process_group
     from dd_core.machine.memory import set_halvings
-    from dd_core.results.hessian import hessian_of_checkpoint
 
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     events = Events()
@@ -44,11 +43,11 @@ def main(path: Path) -> None:
 
     with process_group(rank, num_ranks, "env://", device=device, timeout_seconds=_TIMEOUT_SECONDS) as group:
         for task in job.tasks:
-            assert isinstance(task, HessianTask)
+            assert isinstance(task, CheckpointTask)
             started = time.monotonic()
             tell(Started(task=task.name))
             try:
-                hessian_of_checkpoint(job.studies[task.study], task.checkpoint, store, device=device, group=group)
+                task.compute(job.studies[task.study], store, device=device, group=group)
             except UserError as error:
                 tell(Failed(task=task.name, error=str(error), is_user_error=True))
                 continue
