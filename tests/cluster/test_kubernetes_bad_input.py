@@ -95,7 +95,9 @@ def test_each_permission_that_is_missing_is_named(lab: ClusterLab, missing: tupl
 
 
 def test_the_permissions_that_are_asked_for_are_enough(lab: ClusterLab) -> None:
-    assert set(ends(lab.run(lab.training_job(), kubeconfig=kubeconfig_of_account(lab, None))).values()) == {"finished"}
+    assert set(ends(lab.run(lab.training_job("k001"), kubeconfig=kubeconfig_of_account(lab, None))).values()) == {
+        "finished"
+    }
 
 
 def test_a_namespace_that_does_not_exist(lab: ClusterLab) -> None:

@@ -29,6 +29,8 @@ from tests.support import results
 
 from .comparison import ARM
 
+pytestmark = pytest.mark.slow
+
 MakeStudy = Callable[..., Study]
 SMALL = {"architecture": "cnn5", "batch_size": 30, "optimizer": {"name": "sgd", "learning_rate": 0.05}}
 KINDS = {"whole": {**SMALL, "schedule": {"name": "constant"}}, "in parts": {**SMALL, "precision": "float16"}}

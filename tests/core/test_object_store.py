@@ -45,6 +45,8 @@ from dd_core.training.train import ArmBusyError, train_arm
 from .comparison import ARM, assert_same_results
 from .object_store import BUCKET, Request, S3Server, count_up, hold, quick_leases, start, train
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = Checkpoint(ARM, 4)
 HESSIAN = {"num_images": 20, "quantities": ("exact_trace",), "epochs": (2, 4)}
 

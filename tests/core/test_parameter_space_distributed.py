@@ -17,6 +17,8 @@ from dd_core.curvature.parameter_space.distributed import gather_over
 from dd_core.errors import UserError
 from dd_core.study.hessian import HessianSettings
 
+pytestmark = pytest.mark.slow
+
 NUM_IMAGES = 7
 PATIENCE = 120  # seconds
 _context = multiprocessing.get_context("forkserver")

@@ -34,6 +34,8 @@ from tests.support import Death, Lab, Worker, results
 
 from .comparison import Killed
 
+pytestmark = pytest.mark.slow
+
 ARM = Arm("plain", 2)
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
 # Each trial needs a rate of its own, so that none shares its network; the data has everything that is drawn at random.

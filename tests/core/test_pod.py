@@ -24,6 +24,8 @@ from dd_core.jobs.process import Process
 from dd_core.jobs.ranks import team as rank_team
 from dd_core.machine.devices import Machine
 
+pytestmark = pytest.mark.slow
+
 SHORT = TINY.replace("epochs: 24", "epochs: 4").replace("[0, 8, 16, 24]", "[0, 2, 4]").replace("trials: 2", "trials: 1")
 HESSIAN = "hessian: {num_images: 40, num_eigenvalues: 2, lanczos_steps: 8, quantities: [eigenvalues], ranks: 2}\n"
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -24,6 +24,8 @@ from dd_core.study.study import Arm, Study
 from dd_core.tables.files import read_parquet
 from dd_core.tables.warehouse import connect
 
+pytestmark = pytest.mark.slow
+
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 MEGABYTE = 1 << 20
 

@@ -24,6 +24,8 @@ from dd_core.training.train import train_arm
 
 from .comparison import ARM, Killed, assert_same_results, killer, table
 
+pytestmark = pytest.mark.slow
+
 # Exact resume
 
 

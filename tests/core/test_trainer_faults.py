@@ -27,6 +27,8 @@ from dd_core.training.step import Stepper
 from dd_core.training.train import train_arm
 from dd_core.training.trial_stack import TrialStack
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 ARM = Arm("plain", 2)
 
