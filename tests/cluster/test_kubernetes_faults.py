@@ -50,7 +50,7 @@ class Once:
 
     def __call__(self, event: Event) -> None:
         """An event has come."""
-        if not self.done and self.items.items() <= event.items():
+        if not self.done and self.items.items() <= {**vars(event), "event": event.name}.items():
             self.done = True
             self.action()
 
