@@ -100,7 +100,7 @@ def expected(lab: Lab, epoch: int, trial: int) -> float:
     pixels = torch.from_numpy(load("digits").images[data.train_ids].astype(np.float32)).permute(0, 3, 1, 2)
     mean = torch.as_tensor(data.mean, dtype=torch.float32).view(1, -1, 1, 1)
     std = torch.as_tensor(data.std, dtype=torch.float32).view(1, -1, 1, 1)
-    images = (pixels / 255 - mean) / std
+    images = (pixels - mean) / std
     with torch.no_grad():
         return float(torch.softmax(model.eval()(images), 1).max(1).values.mean())
 

@@ -88,7 +88,7 @@ def test_a_diverging_trial_leaves_the_others_untouched_to_the_bit(
         assert np.isfinite(here.select_dtypes("number").drop(columns="standard_error", errors="ignore").fillna(0)).all(
             axis=None
         )
-    assert any("trial 0 diverged in epoch 2" in event.get("text", "") for event in news)
+    assert any("trial 0 diverged in epoch 2" in getattr(event, "text", "") for event in news)
 
 
 def test_a_diverged_trial_is_told_with_its_step_and_leaves_no_row_after_it(
