@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart test lint types ui lock clean
+.PHONY: setup quickstart check test lint types ui lock clean
 
 setup: $(VENV)/.installed
 
@@ -18,9 +18,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 quickstart: setup
 	$(IN) python -m dd_assets.run_study quickstart
 
-# Files side by side, a core each; more than one thread would be in their way.
+# Files side by side, a core each; more than one thread would be in their way. They come in the order of tests/conftest.py,
+# the longest first.
+PYTEST := $(IN) OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# For daily work: what needs no process, no cluster and no browser.
+check: setup lint types
+	$(PYTEST) -m "not slow" tests/core tests/figures
+
+# Everything.
 test: setup lint types
-	$(IN) OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
 
 lint: setup
 	$(VENV)/bin/ruff check .

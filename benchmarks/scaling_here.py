@@ -18,7 +18,7 @@ from common import load_average
 from setups import RECIPES, make_setup, use_made_up_cifar, write_made_up_cifar
 
 from dd_assets.compute.local import run_job
-from dd_core.jobs.job import Job, curvature_job, training_job
+from dd_core.jobs.job import Job, result_job, training_job
 from dd_core.jobs.worker import prepare_process
 from dd_core.machine.devices import num_cores
 from dd_core.models.build import build
@@ -53,11 +53,11 @@ def seconds_of(job: Job) -> tuple[float, float]:
     began = time.perf_counter()
     first = last = 0.0
     for event in run_job(job):
-        if event["event"] == "failed":
-            raise RuntimeError(event["error"])
-        if event["event"] == "started":
+        if event.name == "failed":
+            raise RuntimeError(event.error)
+        if event.name == "started":
             first = first or time.perf_counter()
-        if event["event"] == "finished":
+        if event.name == "finished":
             last = time.perf_counter()
     return last - first, first - began
 
@@ -78,7 +78,9 @@ def report(quick: bool) -> dict[str, float]:
         def curve(workers: int) -> tuple[float, float]:
             shutil.rmtree(Store(folder / "train").table_folder("per_image_curvature"), ignore_errors=True)
             work = [(study.name, checkpoint) for checkpoint in checkpoints]
-            return seconds_of(curvature_job(folder / "train", {study.name: study}, work, workers, 1))
+            return seconds_of(
+                result_job("per_image_curvature", folder / "train", {study.name: study}, work, workers, 1)
+            )
 
         print(f"{NUM_ARMS} equal tasks, {num_cores()} cores, medians of {repeats} ({load_average()})")
         print(f"{'':12s}{'workers':>8s}{'seconds':>9s}{'speed-up (smallest, largest)':>30s}", end="")

@@ -19,21 +19,22 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import numpy as np
 from common import load_average
 from scaling_partitions import lay_out, study_of
 
-from dd_assets.assets.curvature import PER_IMAGE_CURVATURE, curvature_asset
+from dd_assets.assets.curvature import CURVATURE_ASSETS
 from dd_assets.compute import Place
 from dd_assets.laboratory import Laboratory
+from dd_assets.steps.checkpoint_results import CheckpointResult
 from dd_assets.steps.follow import _Meter
 from dd_assets.steps.recording import PartitionRecorder
+from dd_core.events import CheckpointWritten, Event, Finished
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.job import Job, curvature_job
+from dd_core.jobs.job import Job, result_job
 from dd_core.machine.devices import Machine
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
@@ -59,12 +60,12 @@ class Instant:
         """64 GPUs."""
         return MACHINE
 
-    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[dict[str, Any], None, None]:
+    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
         """Put the results there, and say so."""
         self.aside.rename(self.results)
         self.began, began = time.perf_counter(), time.process_time()
         for number, task in enumerate(job.tasks):
-            yield {"task": task.name, "number": number, "event": "finished", "seconds": 0.0}
+            yield Finished(task=task.name, number=number, seconds=0.0)
             self.told.append(time.perf_counter())
         self.ended, self.processor_seconds = time.perf_counter(), time.process_time() - began
 
@@ -88,7 +89,7 @@ def drive(root: Path, study: Study, instance: dg.DagsterInstance) -> tuple[float
         results.rename(aside)
     shutil.rmtree(root / "tables" / "curvature", ignore_errors=True)
     _INSTANT.append(place := Instant(results, aside))
-    assets = [curvature_asset({study.name: study})]
+    assets = [CURVATURE_ASSETS.driver({study.name: study})]
     began = time.perf_counter()
     result = dg.materialize(
         assets,
@@ -150,15 +151,15 @@ def pieces(root: Path, study: Study) -> dict[str, float]:
     store, studies = Store(root), {study.name: study}
     chosen = [(study, checkpoint) for checkpoint in study.iter_checkpoints()]
     work = [(study.name, checkpoint) for _, checkpoint in chosen]
-    job = curvature_job(root, studies, work, 8, 8)
+    job = result_job("per_image_curvature", root, studies, work, 8, 8)
     whole = divided(job, MACHINE)
     folder = JobFolder.of(store, whole)
     folder.prepare(whole)
     found = {
         "which are trained": seconds(lambda: trained_checkpoints(store, study)),
-        "which lack curvature": seconds(lambda: PER_IMAGE_CURVATURE.missing(store, chosen)),
-        "digest of the request": seconds(lambda: PER_IMAGE_CURVATURE._request(chosen)),
-        "job": seconds(lambda: curvature_job(root, studies, work, 8, 8)),
+        "which lack curvature": seconds(lambda: CheckpointResult(CURVATURE_ASSETS.kind).missing(store, chosen)),
+        "digest of the request": seconds(lambda: CheckpointResult(CURVATURE_ASSETS.kind)._request(chosen)),
+        "job": seconds(lambda: result_job("per_image_curvature", root, studies, work, 8, 8)),
         "division among 64 GPUs": seconds(lambda: divided(job, MACHINE)),
         "job file written": seconds(lambda: folder.prepare(whole)),
         "job file read": seconds(folder.read_job),
@@ -166,23 +167,23 @@ def pieces(root: Path, study: Study) -> dict[str, float]:
     for number, task in enumerate(whole.tasks):
         path = folder.path / "outcomes" / f"{number}.json"
         path.parent.mkdir(exist_ok=True)
-        event = {"task": task.name, "number": number, "event": "finished", "seconds": 1.0}
-        path.write_text(json.dumps(event), encoding="utf-8")
+        event = Finished(task=task.name, number=number, seconds=1.0)
+        path.write_text(event.to_json(), encoding="utf-8")
     known = set(range(len(whole.tasks)))
     found["outcomes read (each pod's start)"] = seconds(folder.outcomes)
     found["outcomes looked for (each poll)"] = seconds(lambda: folder.outcomes(known))
     folder.remove()
     meter, recorder = _Meter(job), PartitionRecorder(None, store, study, [c for _, c in chosen])  # type: ignore[arg-type]
     for task in job.tasks:
-        meter.update({"task": task.name, "event": "finished"})
-    last = {"task": job.tasks[0].name, "event": "finished"}
+        meter.update(Finished(task=task.name, seconds=1.0))
+    last = Finished(task=job.tasks[0].name, seconds=1.0)
 
     def progress() -> float:
         meter.update(last)
         return meter.fraction
 
     found["progress, for each event, x 1000"] = 1000 * seconds(progress, 101)
-    nothing = {"task": "none", "event": "checkpoint", "epoch": -1}
+    nothing = CheckpointWritten(task="none", epoch=-1)
     found["a checkpoint's event, x 1000"] = 1000 * seconds(lambda: recorder.on_event(nothing), 31)
     found["views rebuilt"] = seconds(lambda: refresh(store))
     found["connection with views"] = seconds(lambda: connect(store).close())

@@ -6,6 +6,7 @@ are copied under the names of the others.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dd_assets.compute.local import run_job
-from dd_core.jobs.job import curvature_job, training_job
-from dd_core.store.manifests import sealed
+from dd_core.jobs.job import result_job, training_job
+from dd_core.store.manifests import Manifest, sealed
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.study import Study
 
@@ -47,14 +48,19 @@ def lay_out(root: Path, study: Study) -> None:
     model = next(c for c in checkpoints if c.epoch == 1)
     for job in (
         training_job(root, study, [model], 1, 1),
-        curvature_job(root, {study.name: study}, [(study.name, model)], 1, 1),
+        result_job("per_image_curvature", root, {study.name: study}, [(study.name, model)], 1, 1),
     ):
         for event in run_job(job):
-            if event["event"] == "failed":
-                raise RuntimeError(event["error"])
-    weights = json.loads(store.checkpoint_manifest_path(study.name, model).read_text(encoding="utf-8"))
-    curvature = json.loads(store.manifest_path(store.curvature_path(study.name, model)).read_text(encoding="utf-8"))
-    table = pq.ParquetFile(store.curvature_path(study.name, model)).read()
+            if event.name == "failed":
+                raise RuntimeError(event.error)
+    weights, curvature = store.read_manifests(
+        [
+            store.checkpoint_manifest_path(study.name, model),
+            store.manifest_path(store.result_path("per_image_curvature", study.name, model)),
+        ]
+    )
+    assert weights is not None and curvature is not None
+    table = pq.ParquetFile(store.result_path("per_image_curvature", study.name, model)).read()
     content = store.checkpoint_path(study.name, model).read_bytes()
     shutil.rmtree(root / "tables")
     shutil.rmtree(root / "manifests")
@@ -63,8 +69,8 @@ def lay_out(root: Path, study: Study) -> None:
         path = store.checkpoint_path(study.name, checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        _write_manifest(store, path, {**weights, **about}, {"weights": path})
-        path = store.curvature_path(study.name, checkpoint)
+        _write_manifest(store, path, "weights", weights, about)
+        path = store.result_path("per_image_curvature", study.name, checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {"variant": checkpoint.arm.variant, "recipe": about["recipe"], "epoch": checkpoint.epoch}
         for name, value in values.items():
@@ -72,17 +78,15 @@ def lay_out(root: Path, study: Study) -> None:
             column = pa.array([value] * len(table), table.schema.field(name).type)
             table = table.set_column(position, table.schema.field(name), column)
         pq.write_table(table, path)
-        _write_manifest(store, path, {**curvature, **about}, {"table": path})
+        _write_manifest(store, path, "table", curvature, about)
 
 
-def _write_manifest(store: Store, path: Path, manifest: dict[str, Any], files: dict[str, Path]) -> None:
+def _write_manifest(store: Store, path: Path, role: str, model: Manifest, about: dict[str, Any]) -> None:
     """As the store does, but without waiting for the disk."""
-    entries = {
-        role: {**manifest["files"][role], "path": str(file.relative_to(store.root))} for role, file in files.items()
-    }
-    if "table" in files:
-        entries["table"] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    entry = replace(model.files[role], path=str(path.relative_to(store.root)))
+    if role == "table":
+        entry = replace(entry, sha256=sha256_of(path), bytes=path.stat().st_size)
     where = store.manifest_path(path)
     where.parent.mkdir(parents=True, exist_ok=True)
-    content = sealed({**manifest, "files": entries}, str(where.relative_to(store.root)))
+    content = sealed(Manifest.of({**model.content, **about}, {role: entry}), str(where.relative_to(store.root)))
     where.write_text(json.dumps(content), encoding="utf-8")

@@ -17,12 +17,13 @@ from scaling_partitions import study_of
 
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
-from dd_core.jobs.job import curvature_job
+from dd_core.jobs.job import result_job
 from dd_core.study.resources import Resources
 
 _SECONDS, _POLL_SECONDS, _PODS = 10.0, 1.0, 2
 _STAND_IN = f"""#!{sys.executable}
 import os, sys, time
+from dd_core.events import Finished
 from dd_core.jobs.folder import JobFolder
 from dd_core.store.store import Store
 
@@ -31,8 +32,7 @@ job = folder.read_job()
 numbers = job.places[int(os.environ["JOB_COMPLETION_INDEX"])]
 for number in numbers:
     time.sleep({_SECONDS} / len(numbers))
-    event = {{"task": job.tasks[number].name, "number": number, "event": "finished", "seconds": 0.0}}
-    folder.write_outcome(number, event)
+    folder.write_outcome(number, Finished(task=job.tasks[number].name, number=number, seconds=0.0))
 """
 
 
@@ -77,13 +77,13 @@ def _counted(num_tasks: int) -> Counter[str]:
                     **settings, resources=Resources(pods=_PODS, gpus_per_pod=0, cpus_per_pod=1, memory_gib_per_pod=2)
                 )
             )
-            job = curvature_job(root, {study.name: study}, work, 1, 1)
+            job = result_job("per_image_curvature", root, {study.name: study}, work, 1, 1)
 
             @dg.asset
             def work_on_it(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
                 with contextlib.closing(place.run(context, job)) as events:
-                    ended = [event for event in events if event["event"] in ("finished", "failed")]
-                if len(ended) != num_tasks or any(event["event"] == "failed" for event in ended):
+                    ended = [event for event in events if event.name in ("finished", "failed")]
+                if len(ended) != num_tasks or any(event.name == "failed" for event in ended):
                     raise RuntimeError(f"{len(ended)} of {num_tasks} tasks ended: {ended[:3]}")
                 return dg.MaterializeResult()
 

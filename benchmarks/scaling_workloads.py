@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dd_core.jobs.job import CurvatureTask, Job, curvature_job, training_job
+from dd_core.jobs.job import Job, result_job, training_job
 from dd_core.study.architectures import forward_flops
 from dd_core.study.study import Checkpoint, Study
 
@@ -122,13 +122,13 @@ def curvature(study: Study, num_checkpoints: int, trials: int) -> Workload:
     study = study.model_copy(update={"trials": trials})
     arm = list(study.arms.values())[-1]
     work = [(study.name, Checkpoint(arm, epoch)) for epoch in range(num_checkpoints)]
-    job = curvature_job("/nowhere", {study.name: study}, work, GPUS_PER_POD, 8)
+    job = result_job("per_image_curvature", "/nowhere", {study.name: study}, work, GPUS_PER_POD, 8)
     job = job.model_copy(update={"num_workers": GPUS_PER_POD})
     per_image = PUBLISHED_CHECKPOINT_SECONDS / 50_000
     all_rows = study.trials * study.num_train_images
 
     def rows(task: Any) -> int:
-        assert isinstance(task, CurvatureTask)
+        assert task.kind == "per_image_curvature"
         return task.rows[1] - task.rows[0] if task.rows else all_rows
 
     seconds = tuple(rows(task) * per_image + shard_seconds(trials) for task in job.tasks)

@@ -6,24 +6,30 @@ from typing import Any
 
 import dagster as dg
 
-from dd_assets.assets.curvature import PER_IMAGE_CURVATURE, curvature_asset, per_image_curvature_asset
+from dd_assets.assets.curvature import CURVATURE_ASSETS
 from dd_assets.assets.figures import figure_assets
-from dd_assets.assets.hessian import HESSIAN, hessian_asset, hessian_spectra_asset
 from dd_assets.assets.metric_exports import metric_exports_asset
 from dd_assets.assets.resource_probe import resource_probe_asset
+from dd_assets.assets.results import ResultAssets
 from dd_assets.assets.tables import tables_asset
 from dd_assets.assets.training import checkpoints_asset
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import Laboratory
 from dd_assets.running.command import refuse_mistakes
 from dd_assets.running.executor import in_this_process
+from dd_assets.steps.checkpoint_results import CheckpointResult
 from dd_assets.steps.user_errors import install_cli_hook, shown_as_sentence
 from dd_assets.steps.versions import STOCKS, recipes
 from dd_core.errors import StudyError
 from dd_core.study.files import Catalogue
+from dd_core.tables.kinds import KINDS
 
 # backfill_policy is still marked beta; one warning per asset would bury what matters.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+
+# Kinds of results with more than the usual assets.
+_SPECIAL = {assets.kind.name: assets for assets in (CURVATURE_ASSETS,)}
 
 
 def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | None = None) -> dg.Definitions:
@@ -36,12 +42,13 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     found = studies or catalogue()
     assets: list[dg.AssetsDefinition] = []
     trained = {name: study for name, study in found.studies.items() if not study.imported}
+    results = [_SPECIAL.get(kind.name, ResultAssets(kind)) for kind in KINDS.values()]
     for study in trained.values():
-        assets += [make(study, trained) for make in (checkpoints_asset, per_image_curvature_asset, hessian_asset)]
-        settings = (part for kind in (PER_IMAGE_CURVATURE, HESSIAN) for part in kind.declared_settings(study))
+        assets += [checkpoints_asset(study, trained), *(result.of_study(study, trained) for result in results)]
+        settings = (part for kind in KINDS.values() for part in CheckpointResult(kind).declared_settings(study))
         assets += [dg.AssetsDefinition(specs=[part.spec]) for part in (*recipes(study), *settings)]
     assets += [stock.asset(trained) for stock in STOCKS]
-    assets += [curvature_asset(trained), hessian_spectra_asset(trained), tables_asset(found.studies)]
+    assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]
     assets += [resource_probe_asset(trained), metric_exports_asset(found.studies)]
     assets += figure_assets(found.studies)
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]

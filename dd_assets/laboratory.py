@@ -3,12 +3,12 @@
 import os
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from dd_assets.compute import Place, place_called
+from dd_core.events import Event
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.store.layout import bring_up_to_date
@@ -58,6 +58,6 @@ class Laboratory(dg.ConfigurableResource):
         """What work for these studies is done on."""
         return self.place().machine(largest(study.resources for study in studies))
 
-    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[dict[str, Any], None, None]:
+    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
         """Run a job and yield its events."""
         return self.place().run(context, job)

@@ -8,7 +8,6 @@ saves five seconds each; they can be killed like any other.
 import contextlib
 import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import re
@@ -26,7 +25,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dd_core.jobs.job import Job, curvature_job, training_job
+from dd_core.events import Event, parse
+from dd_core.jobs.job import Job, result_job, training_job
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.files import read_study
 from dd_core.study.study import Study
@@ -208,7 +208,7 @@ class Lab:
     def curvature_job(self) -> Job:
         """Per-image curvature of every checkpoint, in the order of the study: arms, then epochs."""
         wanted = [("tiny", checkpoint) for checkpoint in self.study.iter_checkpoints()]
-        job = curvature_job(self.root, {"tiny": self.study}, wanted, 1, 1)
+        job = result_job("per_image_curvature", self.root, {"tiny": self.study}, wanted, 1, 1)
         return job.model_copy(update={"tasks": tuple(sorted(job.tasks, key=lambda task: task.name))})
 
 
@@ -237,11 +237,12 @@ class Death:
     """When a worker shall be killed, exactly: right after an event, or before a file gets its final name.
 
     Attributes:
-        event: items that an event must have.
+        event: name of the event, and of what epoch; None: of any.
         file: number of the file, counted from 1.
     """
 
-    event: dict[str, Any] | None = None
+    event: str | None = None
+    epoch: int | None = None
     file: int | None = None
 
     def await_in_this_process(self) -> None:
@@ -250,9 +251,9 @@ class Death:
 
         emit, replace, replaced = Events.emit, Path.replace, itertools.count(1)
 
-        def emit_or_die(events: Events, task: str, event: dict[str, Any]) -> None:
-            emit(events, task, event)
-            if self.event is not None and self.event.items() <= event.items():
+        def emit_or_die(events: Events, event: Event) -> None:
+            emit(events, event)
+            if self.event == event.name and self.epoch in (None, getattr(event, "epoch", None)):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def replace_or_die(path: Path, target: Path) -> Path:
@@ -297,12 +298,13 @@ class Worker:
         return self.process.exitcode
 
     @property
-    def log(self) -> list[dict[str, Any]]:
+    def log(self) -> list[Event]:
         """Its events."""
-        return [json.loads(line) for line in self._events.read_text(encoding="utf-8").splitlines()]
+        lines = self._events.read_text(encoding="utf-8").splitlines()
+        return [event for line in lines if (event := parse(line)) is not None]
 
 
-def work(lab: Lab, job: Job) -> list[dict[str, Any]]:
+def work(lab: Lab, job: Job) -> list[Event]:
     """Let a worker do all tasks of a job; returns its events."""
     worker = Worker(lab, job)
     assert worker.end() == 0, worker.log

@@ -8,7 +8,7 @@ from typing import Any
 
 import dd_assets
 from dd_core.jobs.crew import run_crew
-from dd_core.jobs.job import curvature_job, hessian_job, training_job
+from dd_core.jobs.job import result_job, training_job
 from dd_core.study.files import read_study
 
 STUDY = Path(dd_assets.__file__).parent / "studies" / "quickstart.yaml"
@@ -25,15 +25,15 @@ def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:
             checkpoints = [(study.name, checkpoint) for checkpoint in study.iter_checkpoints()]
             jobs = {
                 "training": training_job(root, study, [checkpoint for _, checkpoint in checkpoints], workers, 1),
-                "curvature": curvature_job(root, {study.name: study}, checkpoints, workers, 1),
+                "curvature": result_job("per_image_curvature", root, {study.name: study}, checkpoints, workers, 1),
             }
             if study.hessian_epochs:
                 asked = [pair for pair in checkpoints if pair[1].epoch in study.hessian_epochs]
-                jobs["hessian"] = hessian_job(root, {study.name: study}, asked, workers, 1)
+                jobs["hessian"] = result_job("hessian", root, {study.name: study}, asked, workers, 1)
             for kind, job in jobs.items():
                 started = time.monotonic()
                 events = list(run_crew(job, root))
-                failures = [event["error"] for event in events if event["event"] == "failed"]
+                failures = [event.error for event in events if event.name == "failed"]
                 yield {
                     "what": kind,
                     "workers": workers,

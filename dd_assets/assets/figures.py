@@ -9,10 +9,11 @@ import dagster as dg
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.harms import warn_of_harms
 from dd_assets.steps.user_errors import shown_as_sentence
-from dd_assets.steps.versions import CURVED
+from dd_assets.steps.versions import stock_of
 from dd_core.errors import DataMissingError, UserError
 from dd_core.figures import FIGURES, Figure
 from dd_core.study.study import Study
+from dd_core.tables.kinds import KINDS
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,15 +26,16 @@ def figure_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
     return [_figure_asset(figure, studies) for figure in FIGURES]
 
 
-def _table_keys(table: str, studies: dict[str, Study]) -> list[dg.AssetKey]:
-    """The node that stands for a table: of per-image curvature the one for that of all studies."""
-    return [CURVED.key if table == "per_image_curvature" else dg.AssetKey(table)]
+def _table_key(table: str) -> dg.AssetKey:
+    """The node that stands for a table: of results that are summarised the one for those of all studies."""
+    summarised = next((kind for kind in KINDS.values() if kind.table.name == table and kind.summary), None)
+    return stock_of(summarised).key if summarised else dg.AssetKey(table)
 
 
 def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinition:
     spec = dg.AssetSpec(
         figure.name,
-        deps=[key for table in figure.tables for key in _table_keys(table, studies)],
+        deps=[_table_key(table) for table in figure.tables],
         description=figure.description,
         group_name="figures",
         kinds={"altair"},

@@ -1,12 +1,12 @@
 """Asset ``metric_exports``: the metrics of every run as CSV and JSON lines, for other systems."""
 
 import dagster as dg
-from pydantic import Field
 
 from dd_assets.laboratory import Laboratory
+from dd_assets.steps.narrowing import OfArms
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.errors import UserError
-from dd_core.study.study import Arm, Study
+from dd_core.study.study import Study
 
 _TABLES = ("training_batches", "training_evals", "training_monitors")
 _DESCRIPTION = """\
@@ -18,11 +18,8 @@ would not change are not written. `python -m dd_assets.import_metrics` reads the
 """
 
 
-class ExportConfig(dg.Config):
+class ExportConfig(OfArms):
     """Narrows what is exported; empty lists mean everything."""
-
-    studies: list[str] = Field(default=[], description="names of studies")
-    arms: list[str] = Field(default=[], description="arms, for example s-core.k008")
 
 
 def metric_exports_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
@@ -43,7 +40,7 @@ def metric_exports_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         exports: list[ArmExport] = []
         with shown_as_sentence():
             store = laboratory.store()
-            for study, arms in _asked(studies, config).items():
+            for study, arms in {s.name: config.of(s) for s in config.asked(studies)}.items():
                 found = {arm: export_arm(store, studies[study], arm) for arm in arms}
                 old = [arm for arm in arms if not found[arm] and (store.exports_folder(study) / arm.key).exists()]
                 if old:
@@ -68,20 +65,3 @@ def metric_exports_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         )
 
     return metric_exports
-
-
-def _asked(studies: dict[str, Study], config: ExportConfig) -> dict[str, list[Arm]]:
-    """The arms the config asks for, by study.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    unknown = sorted(set(config.studies) - set(studies))
-    if unknown:
-        raise UserError(f"there is no study {', '.join(unknown)}; there are {', '.join(studies)}")
-    asked = [studies[name] for name in config.studies or studies]
-    unknown = sorted(set(config.arms) - {arm for study in asked for arm in study.arms})
-    if unknown:
-        raise UserError(f"no study asked for has the arm {', '.join(unknown)}")
-    wanted = set(config.arms)
-    return {study.name: [arm for key, arm in study.arms.items() if not wanted or key in wanted] for study in asked}

@@ -10,10 +10,12 @@ from dd_assets.assets.tables import table_spec
 from dd_assets.compute import COMPUTE_POOL
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.follow import follow
+from dd_assets.steps.narrowing import OfStudies, refuse_unknown
 from dd_assets.steps.partitions import checkpoints_key
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, UserError
+from dd_core.events import Event, Finished, Measured
 from dd_core.forecast.work import training_cost
 from dd_core.jobs.job import probe_job
 from dd_core.jobs.probe.run import default_counts
@@ -21,7 +23,7 @@ from dd_core.machine.devices import Machine
 from dd_core.study.study import Arm, Study
 
 
-class ProbeConfig(dg.Config):
+class ProbeConfig(OfStudies):
     """Narrows what is measured; empty lists mean everything."""
 
     studies: list[str] = Field(default=[], description="names of studies; default all whose data set is there")
@@ -51,17 +53,9 @@ class ProbeConfig(dg.Config):
         Raises:
             UserError: an unknown name, or nothing is left to measure.
         """
-        unknown = sorted(set(self.studies) - set(studies))
-        if unknown:
-            raise UserError(f"there is no study {', '.join(unknown)}; there are {', '.join(studies)}")
-        asked = [studies[name] for name in self.studies or studies]
-        for what, wanted, known in (
-            ("variant", self.variants, {name for study in asked for name in study.variants}),
-            ("width", self.widths, {k for study in asked for k in study.widths}),
-        ):
-            missing = [str(value) for value in wanted if value not in known]
-            if missing:
-                raise UserError(f"no study asked for has the {what} {', '.join(missing)}")
+        asked = self.asked(studies)
+        refuse_unknown("the variant", self.variants, {name for study in asked for name in study.variants})
+        refuse_unknown("the width", self.widths, {k for study in asked for k in study.widths})
         trained, without_data = [], []
         for study in asked:
             try:
@@ -105,13 +99,13 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 f"probing {len(arms)} arm{'s' if len(arms) > 1 else ''} on {machine.describe()}, workers side by side: "
                 f"{', '.join(map(str, counts))}, about {config.seconds:g} s each"
             )
-            found: dict[str, Any] = {}
+            ended: list[Finished] = []
 
-            def on_event(event: dict[str, Any]) -> None:
-                if event["event"] == "measured":
-                    context.log.info(event["text"])
-                elif event["event"] == "finished":
-                    found.update(event)
+            def on_event(event: Event) -> None:
+                if isinstance(event, Measured):
+                    context.log.info(event.text)
+                elif isinstance(event, Finished):
+                    ended.append(event)
 
             named = {study.name: study for study, _ in arms}
             asked = [(study.name, arm) for study, arm in arms]
@@ -121,10 +115,10 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(
             asset_key="resource_probe",
             metadata={
-                "dagster/row_count": found["rows"],
+                "dagster/row_count": ended[0].rows,
                 "dagster/uri": str(store.table_folder("resource_probe")),
-                "machine": found["machine"],
-                "recommended_workers": found["recommended"],
+                "machine": ended[0].machine,
+                "recommended_workers": ended[0].recommended,
             },
         )
 

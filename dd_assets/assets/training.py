@@ -1,41 +1,33 @@
 """Assets ``<study>/checkpoints``: the weights of every arm at the study's epochs, and the metrics up to them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
-from dd_assets.assets.checks import check_checkpoints, checkpoint_check_specs, selected_checks
-from dd_assets.compute import COMPUTE_POOL
+from dd_assets.assets.checks import check_checkpoints, checkpoint_check_specs
+from dd_assets.assets.study_asset import Done, StudyAsset
 from dd_assets.laboratory import Laboratory
-from dd_assets.steps.follow import Outcome, follow, reason_at_partitions
-from dd_assets.steps.partitions import (
-    checkpoint_partitions,
-    checkpoints_key,
-    wanted_checkpoints,
-    with_those_of_backfill,
-)
-from dd_assets.steps.recording import RETRY, PartitionRecorder, already_logged
-from dd_assets.steps.user_errors import shown_as_sentence
-from dd_assets.steps.versions import recipes, record_stocks
+from dd_assets.steps.follow import Outcome, follow
+from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
+from dd_assets.steps.recording import PartitionRecorder
+from dd_assets.steps.versions import recipes
 from dd_core.data.datasets import require
 from dd_core.jobs.forecast import forecast
 from dd_core.jobs.job import TrainTask, digest_of, training_job
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.measured import asked_later
-from dd_core.study.study import TRAINER_VERSION, Arm, Study
+from dd_core.study.study import TRAINER_VERSION, Arm, Checkpoint, Study
 from dd_core.tables.attempts import arm_is_complete
 
 
 def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
     """The asset of one of the studies."""
     key = checkpoints_key(study.name)
-    partitions = checkpoint_partitions(study)
     spec = dg.AssetSpec(
         key,
         deps=[recipe.dep for recipe in recipes(study)],
-        skippable=True,
         description=(
             f"{study.description}\n\nWeights of all {study.trials} trials of an arm after an epoch, safetensors. "
             "Training an arm to an epoch writes every earlier checkpoint of it too, and the tables training_batches, "
@@ -44,7 +36,6 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
         group_name=study.name,
         kinds={"pytorch", "safetensors"},
         code_version=TRAINER_VERSION,
-        partitions_def=partitions,
         metadata={
             "arms": len(study.arms),
             "trials": study.trials,
@@ -54,71 +45,55 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
         },
     )
 
-    @dg.multi_asset(
-        name=f"{study.name}__checkpoints",
-        specs=[spec],
-        check_specs=checkpoint_check_specs(key),
-        partitions_def=partitions,
-        can_subset=True,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        retry_policy=RETRY,
-        pool=COMPUTE_POOL,
-    )
-    def checkpoints(context: dg.AssetExecutionContext, laboratory: Laboratory) -> Iterator[Any]:
-        from dd_core.tables.warehouse import refresh
+    def work(context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, config: Any) -> Done:
+        own = wanted_checkpoints(study, context)
+        wanted = with_those_of_backfill(study, context, key, own)
+        done = _train(context, laboratory, store, study, wanted)
+        if len(wanted) > len(own):
+            done.outcome.keep_only({f"{study.name}/{c.arm.key}" for c in own})
+        return done
 
-        with shown_as_sentence(), reason_at_partitions(context, key):
-            store = laboratory.store()
-            if not context.selected_asset_keys:  # a check alone
-                refresh(store)
-                yield from selected_checks(context, check_checkpoints(store, study, key))
-                return
-            own = wanted_checkpoints(study, context)
-            wanted = with_those_of_backfill(study, context, key, own)
-            require(study.data.dataset)
-            machine = laboratory.machine([study])
-            job = training_job(store.root, study, wanted, *machine.workers_and_threads())
-            arms = {checkpoint.arm for checkpoint in wanted}
-            until = {task.arm: task.until for task in job.tasks if isinstance(task, TrainTask)}
-            unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
-            todo = [task for task in job.tasks if isinstance(task, TrainTask) and task.arm in unfinished]
-            recorder = PartitionRecorder(context, store, study, wanted)
-            for sentence in _asked_later(store, study, arms):
-                context.log.warning(sentence)
-            in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
-            context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts}")
-            outcome = Outcome()
-            if todo:
-                asked = digest_of([f"{c.key} {study.recipe_hash(c.arm)}" for c in sorted(wanted)])
-                job = job.model_copy(update={"tasks": tuple(todo), "request": asked})
-                expected = forecast(store, study, job, machine)
-                recorder.forecast = expected
-                context.log.info(expected.order())
-                context.log.info(expected.describe())
-                outcome = follow(context, laboratory, expected.job, recorder.on_event)
-                context.log.info(expected.compare(outcome.seconds, outcome.finished))
-            recorder.record_rest()
-            if not outcome.failed:
-                missing = {f"{study.name}/{c.arm.key}" for c in wanted if c not in recorder.recorded}
-                outcome.failed |= dict.fromkeys(missing, "trained, but not all there; run the same command again")
-            kept = f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded"
-            what, total = ("parts of arms", len(todo)) if in_parts else ("arms", len(arms))
-            if len(wanted) > len(own):
-                outcome.keep_only({f"{study.name}/{c.arm.key}" for c in own})
-            with outcome.raised_after(what, total, kept):
-                refresh(store)
-                record_stocks(context, store, studies)
-                yield from selected_checks(context, check_checkpoints(store, study, key))
-        yield already_logged(key)
+    return StudyAsset(study, studies, spec, checkpoint_check_specs(key), check_checkpoints).computed_by(work)
 
-    return checkpoints
+
+def _train(
+    context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, study: Study, wanted: list[Checkpoint]
+) -> Done:
+    """Train what of the checkpoints is not there, and record all of them."""
+    require(study.data.dataset)
+    machine = laboratory.machine([study])
+    job = training_job(store.root, study, wanted, *machine.workers_and_threads())
+    arms = {checkpoint.arm for checkpoint in wanted}
+    until = {task.arm: task.until for task in job.tasks if isinstance(task, TrainTask)}
+    unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
+    todo = [task for task in job.tasks if isinstance(task, TrainTask) and task.arm in unfinished]
+    recorder = PartitionRecorder(context, store, study, wanted)
+    for sentence in _asked_later(store, study, arms):
+        context.log.warning(sentence)
+    in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
+    context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts}")
+    outcome = Outcome()
+    if todo:
+        asked = digest_of([f"{c.key} {study.recipe_hash(c.arm)}" for c in sorted(wanted)])
+        job = job.model_copy(update={"tasks": tuple(todo), "request": asked})
+        recorder.forecast = expected = forecast(store, study, job, machine)
+        context.log.info(expected.order())
+        context.log.info(expected.describe())
+        outcome = follow(context, laboratory, expected.job, recorder.on_event)
+        context.log.info(expected.compare(outcome.seconds, outcome.finished))
+    recorder.record_rest()
+    if not outcome.failed:
+        missing = {f"{study.name}/{c.arm.key}" for c in wanted if c not in recorder.recorded}
+        outcome.failed |= dict.fromkeys(missing, "trained, but not all there; run the same command again")
+    what, total = ("parts of arms", len(todo)) if in_parts else ("arms", len(arms))
+    return Done(outcome, what, total, f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded")
 
 
 def _asked_later(store: Store, study: Study, arms: set[Arm]) -> list[str]:
     """What the study asks to be measured of arms that were trained, up to some epoch, without it."""
     lacking: dict[str, dict[str, int]] = {}
     for checkpoint, manifest in trained_checkpoints(store, study, arms).items():
-        for what in asked_later(manifest, study):
+        for what in asked_later(manifest.measured, study):
             lacking.setdefault(what, {})[checkpoint.arm.key] = checkpoint.epoch
     return [
         f"{study.name} now asks for {what}; this is not there for what is trained: "

@@ -1,11 +1,12 @@
 """Where a job runs. One module per place; every place takes the same job and yields the same events."""
 
 from collections.abc import Callable, Generator
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import dagster as dg
 
 from dd_core.errors import UserError
+from dd_core.events import Event
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.study.resources import Resources
@@ -17,7 +18,7 @@ class Place(Protocol):
     def machine(self, asked: Resources | None = None) -> Machine:
         """What there is to compute on, for forecasts and for dividing the work; ``asked`` by the studies."""
 
-    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[dict[str, Any], None, None]:
+    def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
         """Run a job to its end; yields for every task one event ``finished`` or ``failed``, and others before.
 
         Closing the generator early stops the job, unless another orchestrator shall go on with it.

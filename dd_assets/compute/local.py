@@ -5,11 +5,11 @@ import os
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from dd_core.errors import UserError
+from dd_core.events import Event
 from dd_core.jobs.crew import run_crew
 from dd_core.jobs.division import divided
 from dd_core.jobs.job import Job
@@ -17,8 +17,6 @@ from dd_core.jobs.probe.run import run_probe
 from dd_core.jobs.ranks.team import run_ranks
 from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
 from dd_core.study.resources import Resources
-
-Event = dict[str, Any]
 
 
 def this_machine() -> Machine:

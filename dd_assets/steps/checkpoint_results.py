@@ -1,20 +1,18 @@
 """What is computed from trained checkpoints, partition by partition: which, by a job, each recorded as it finishes.
 
-Per-image curvature and the Hessian in the weights are two ``CheckpointResult``s; their modules say what is special.
+``dd_core.tables.kinds`` says which kinds there are, ``dd_assets.assets.results`` makes their assets.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.follow import Outcome, follow
-from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
+from dd_assets.steps.narrowing import Narrowing
+from dd_assets.steps.partitions import checkpoints_key, result_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.steps.recording import log_partition, record_checkpoint
 from dd_assets.steps.versions import (
     Declared,
@@ -28,39 +26,30 @@ from dd_assets.steps.versions import (
 )
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
-from dd_core.jobs.job import Job, by_ranks, digest_of, is_of_checkpoint
-from dd_core.store.provenance import checkpoint_manifest, live_trials, trained_checkpoints
+from dd_core.events import Event, Finished
+from dd_core.jobs.job import CheckpointTask, by_ranks, digest_of, result_job
+from dd_core.store.manifests import Manifest
+from dd_core.store.provenance import checkpoint_manifest, trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.kinds import Kind
 
 Work = list[tuple[Study, Checkpoint]]
 
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """One kind of result of a checkpoint.
+    """One kind of result of a checkpoint, as steps compute and record it."""
 
-    Attributes:
-        what: for the log, for example "curvature".
-        key: the asset of a study.
-        path: of the manifest of a checkpoint's result.
-        is_current: whether that is of these weights and has what the study wants.
-        settings: what the study wants at an epoch, as plain JSON values, as far as values depend on it.
-        job: the job that computes the results named; of root, studies, checkpoints, workers, threads.
-        code_version: of the code that computes it.
-    """
+    kind: Kind
 
-    what: str
-    key: Callable[[str], dg.AssetKey]
-    path: Callable[[Store, Study, Checkpoint], Path]
-    is_current: Callable[[dict[str, Any] | None, dict[str, Any], Study], bool]
-    settings: Callable[[Study, int], dict[str, Any]]
-    job: Callable[..., Job]
-    code_version: str
+    def key(self, study: str) -> dg.AssetKey:
+        """The asset of a study."""
+        return result_key(self.kind, study)
 
     def declared_settings(self, study: Study) -> list[Declared]:
         """The nodes of the settings in the study file."""
-        return settings_of(study, self.key(study.name), self.settings)
+        return settings_of(study, self.key(study.name), self.kind.settings)
 
     def deps(self, study: Study) -> list[dg.AssetDep]:
         """What a study's asset depends on: the weights, their recipes, and the settings."""
@@ -69,12 +58,15 @@ class CheckpointResult:
 
     def missing(self, store: Store, chosen: Work) -> Work:
         """Those of the trained checkpoints that lack a current result, the file itself included."""
-        results = store.read_manifests([self.path(store, study, checkpoint) for study, checkpoint in chosen])
+        results = self._results(store, chosen)
         return [
             (study, checkpoint)
             for (study, checkpoint), result, weights in zip(chosen, results, _weights(store, chosen), strict=True)
-            if not (result and self.is_current(result, weights, study) and store.is_sound(result))
+            if not (result and self.kind.is_current(result, weights, study) and store.is_sound(result))
         ]
+
+    def _results(self, store: Store, chosen: Work) -> list[Manifest | None]:
+        return store.read_manifests([self.kind.manifest_path(store, study, c) for study, c in chosen])
 
     def compute(
         self,
@@ -95,7 +87,7 @@ class CheckpointResult:
             wanted: what of it is missing.
             declared: the studies as their files say, whatever the run config asks for.
         """
-        has_weights = [bool(live_trials(weights)) for weights in _weights(store, wanted)]
+        has_weights = [bool(weights.live_trials) for weights in _weights(store, wanted)]
         if not all(has_weights):
             lost = itertools.compress(wanted, (not has for has in has_weights))
             skipped = ", ".join(f"{study.name}/{checkpoint.key}" for study, checkpoint in lost)
@@ -108,25 +100,29 @@ class CheckpointResult:
             require(study.data.dataset)
         machine = laboratory.machine(studies.values())
         work = [(study.name, checkpoint) for study, checkpoint in wanted]
-        whole = self.job(store.root, studies, work, *machine.workers_and_threads())
-        names = {task.name: (studies[task.study], task.checkpoint) for task in whole.tasks if is_of_checkpoint(task)}
+        whole = result_job(self.kind.name, store.root, studies, work, *machine.workers_and_threads())
+        names = {
+            task.name: (studies[task.study], task.checkpoint)
+            for task in whole.tasks
+            if isinstance(task, CheckpointTask)
+        }
         recorded: set[tuple[str, Checkpoint]] = set()
         recorder = _Recorder(context, store, self)
 
-        def on_event(event: dict[str, Any]) -> None:
-            if event["event"] != "finished":
+        def on_event(event: Event) -> None:
+            if not isinstance(event, Finished):
                 return
-            study, checkpoint = names[event["task"]]
+            study, checkpoint = names[event.task]
             if (study.name, checkpoint) in recorded:
                 return
-            manifest = store.read_manifest(self.path(store, study, checkpoint))
+            manifest = self.kind.manifest(store, study, checkpoint)
             weights = checkpoint_manifest(store, study, checkpoint)
             # Of a checkpoint in several parts, the last one to finish makes it current.
-            if manifest and self.is_current(manifest, weights, study):
+            if manifest and self.kind.is_current(manifest, weights, study):
                 recorded.add((study.name, checkpoint))
                 recorder.record(declared[study.name], checkpoint, manifest, weights)
 
-        context.log.info(f"{self.what} of {len(wanted)} checkpoints on {machine.describe()}")
+        context.log.info(f"{self.kind.what} of {len(wanted)} checkpoints on {machine.describe()}")
         outcome = Outcome()
         for job in by_ranks(whole.model_copy(update={"request": self._request(asked)})):
             outcome.add(follow(context, laboratory, job, on_event))
@@ -168,31 +164,31 @@ class CheckpointResult:
             f"{study.hessian.model_dump_json()}"
             for study, c in asked
         ]
-        return digest_of([self.what, self.code_version, *sorted(lines)])
+        return digest_of([self.kind.what, self.kind.version, *sorted(lines)])
 
     def record_what_is_there(self, context: dg.AssetExecutionContext, store: Store, chosen: Work) -> None:
         """Record current results of which Dagster knows nothing, or that it holds for stale."""
         recorder = _Recorder(context, store, self)
-        results = store.read_manifests([self.path(store, study, checkpoint) for study, checkpoint in chosen])
+        results = self._results(store, chosen)
         for (study, checkpoint), result, weights in zip(chosen, results, _weights(store, chosen), strict=True):
-            if result is not None and self.is_current(result, weights, study):
+            if result is not None and self.kind.is_current(result, weights, study):
                 recorder.record(study, checkpoint, result, weights, again=False)
 
 
 class _Recorder:
     """Logs results as materialisations of their partitions, with what they were made from."""
 
-    def __init__(self, context: dg.AssetExecutionContext, store: Store, kind: CheckpointResult):
+    def __init__(self, context: dg.AssetExecutionContext, store: Store, result: CheckpointResult):
         """Nothing is read yet."""
-        self.context, self.store, self.kind = context, store, kind
+        self.context, self.store, self.result = context, store, result
         self._latest: dict[dg.AssetKey, dict[str, tuple[int, dict[str, str]]]] = {}
 
     def record(
         self,
         study: Study,
         checkpoint: Checkpoint,
-        manifest: dict[str, Any],
-        weights: dict[str, Any],
+        manifest: Manifest,
+        weights: Manifest,
         again: bool = True,
     ) -> None:
         """Log one result.
@@ -204,31 +200,33 @@ class _Recorder:
             weights: manifest of the checkpoint.
             again: also where Dagster knows all this.
         """
-        key, table = self.kind.key(study.name), manifest["files"]["table"]
-        declared = [*recipes(study), *self.kind.declared_settings(study)]
+        key, table = self.result.key(study.name), manifest.files["table"]
+        declared = [*recipes(study), *self.result.declared_settings(study)]
         wanted = [part.key for part in declared if part.concerns(checkpoint)]
-        if not self.kind.is_current(manifest, weights, study):  # the run config wanted others than the study file
-            wanted[-1] = settings_key(key, manifest["settings"])
-        sha256 = weights["files"]["weights"]["sha256"]
+        if not self.result.kind.is_current(
+            manifest, weights, study
+        ):  # the run config wanted others than the study file
+            wanted[-1] = settings_key(key, manifest.settings)
+        sha256 = weights.files["weights"].sha256
         source = (sha256, self._event_of(study, checkpoint, weights))
         inputs = {checkpoints_key(study.name): source, **declared_inputs(wanted)}
-        tags = event_tags(table["sha256"], self.kind.code_version, inputs)
+        tags = event_tags(table.sha256, self.result.kind.version, inputs)
         recorded = self._latest_of(key).get(checkpoint.key, (0, {}))[1]
         if not again and is_up_to_date(self.context.instance, recorded, tags, checkpoints_key(study.name)):
             return
         metadata = {
-            **manifest["headline"],
-            "dagster/row_count": manifest["rows"]["table"],
-            "dagster/uri": str(self.store.root / table["path"]),
-            "recipe": manifest["recipe"],
-            "device": manifest["device"],
-            "settings": dg.MetadataValue.json(manifest["settings"]),
+            **manifest.headline,
+            "dagster/row_count": manifest.rows["table"],
+            "dagster/uri": str(self.store.root / table.path),
+            "recipe": manifest.recipe,
+            "device": manifest.device,
+            "settings": dg.MetadataValue.json(manifest.settings),
         }
         log_partition(self.context, key, checkpoint, metadata, tags)
 
-    def _event_of(self, study: Study, checkpoint: Checkpoint, weights: dict[str, Any]) -> int:
+    def _event_of(self, study: Study, checkpoint: Checkpoint, weights: Manifest) -> int:
         """The number of the event that recorded these weights; where it was lost they are recorded now."""
-        key, sha256 = checkpoints_key(study.name), weights["files"]["weights"]["sha256"]
+        key, sha256 = checkpoints_key(study.name), weights.files["weights"].sha256
         latest = self._latest_of(key)
         for attempt in range(3):
             number, tags = latest.get(checkpoint.key, (0, {}))
@@ -245,7 +243,7 @@ class _Recorder:
         return self._latest[key]
 
 
-def _weights(store: Store, work: Work) -> list[dict[str, Any]]:
+def _weights(store: Store, work: Work) -> list[Manifest]:
     """The manifests of trained checkpoints.
 
     Raises:
@@ -254,19 +252,9 @@ def _weights(store: Store, work: Work) -> list[dict[str, Any]]:
     found = store.read_manifests([store.checkpoint_manifest_path(study.name, c) for study, c in work])
     # The usual sentence for what is missing or of another recipe.
     return [
-        manifest
-        if manifest and manifest.get("recipe") == study.recipe_hash(c.arm)
-        else checkpoint_manifest(store, study, c)
+        manifest if manifest and manifest.recipe == study.recipe_hash(c.arm) else checkpoint_manifest(store, study, c)
         for manifest, (study, c) in zip(found, work, strict=True)
     ]
-
-
-class Narrowing(dg.Config):
-    """Narrows what a driver looks at; empty lists mean everything trained."""
-
-    studies: list[str] = Field(default=[], description="names of studies")
-    arms: list[str] = Field(default=[], description="arms, for example s-core.k008")
-    epochs: list[int] = Field(default=[], description="checkpoint epochs")
 
 
 def select(
@@ -283,25 +271,16 @@ def select(
     Raises:
         UserError: an unknown name, or nothing trained among what was asked for.
     """
-    unknown = sorted(set(config.studies) - set(studies))
-    if unknown:
-        raise UserError(f"there is no study {', '.join(unknown)}; there are {', '.join(studies)}")
-    asked = [studies[name] for name in config.studies or studies]
-    arms, epochs = set(config.arms), set(config.epochs)
-    unknown = sorted(arms - {arm for study in asked for arm in study.arms})
-    if unknown:
-        raise UserError(f"no study asked for has the arm {', '.join(unknown)}")
-    unknown_epochs = sorted(epochs - {epoch for study in asked for epoch in study.checkpoints})
-    if unknown_epochs:
-        raise UserError(f"no study asked for has a checkpoint at epoch {', '.join(map(str, unknown_epochs))}")
+    asked = config.asked(studies)
     meant = [
-        (study, checkpoint)
+        (study, Checkpoint(arm, epoch))
         for study in asked
-        for checkpoint in study.iter_checkpoints()
-        if (not arms or checkpoint.arm.key in arms) and (not epochs or checkpoint.epoch in epochs)
+        for arm in config.of(study)
+        for epoch in study.checkpoints
+        if not config.epochs or epoch in config.epochs
     ]
     trained = {study.name: trained_checkpoints(store, study) for study in asked}
-    chosen = [(s, c) for s, c in meant if c in trained[s.name] and live_trials(trained[s.name][c])]
+    chosen = [(s, c) for s, c in meant if c in trained[s.name] and trained[s.name][c].live_trials]
     changed = _of_another_recipe(store, [(s, c) for s, c in meant if c not in trained[s.name]])
     if changed and not chosen:
         raise UserError(changed)

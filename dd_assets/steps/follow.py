@@ -3,16 +3,17 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import dagster as dg
 from tqdm import tqdm
 
 from dd_assets.laboratory import Laboratory
 from dd_core.errors import UserError
+from dd_core.events import CheckpointWritten, Event, Failed, Finished, Note, Progress, Report, Started
 from dd_core.jobs.job import Job, TrainTask, predicted_cost
 
 _LOG_SECONDS = 10.0
@@ -101,9 +102,7 @@ def reason_at_partitions(context: dg.AssetExecutionContext, key: dg.AssetKey) ->
         raise
 
 
-def follow(
-    context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Callable[[dict[str, Any]], None]
-) -> Outcome:
+def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Report) -> Outcome:
     """Run a job, log its progress, pass every event on, and return how it ended."""
     outcome = Outcome()
     meter = _Meter(job)
@@ -120,15 +119,15 @@ def follow(
         ) as bar,
     ):
         for event in _events(context, laboratory, job):
-            if event["event"] == "note":
-                context.log.warning(event["text"])
-            elif event["event"] == "failed":
-                outcome.failed[event["task"]] = event["error"]
-                if event.get("traceback"):
-                    outcome.defects.append(event["traceback"])
-                context.log.error(f"{event['task']}: {event['error']}")
-            elif event["event"] == "finished":
-                outcome.finished[event["task"]] = event["seconds"]
+            if isinstance(event, Note):
+                context.log.warning(event.text)
+            elif isinstance(event, Failed):
+                outcome.failed[event.task] = event.error
+                if event.traceback:
+                    outcome.defects.append(event.traceback)
+                context.log.error(f"{event.task}: {event.error}")
+            elif isinstance(event, Finished):
+                outcome.finished[event.task] = event.seconds
             began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
             outcome.seconds = time.monotonic() - began
             meter.update(event)
@@ -150,7 +149,7 @@ def _terminal() -> Iterator[TextIO | None]:
         yield terminal
 
 
-def _events(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job) -> Iterator[dict[str, Any]]:
+def _events(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job) -> Iterator[Event]:
     """The job's events; the workers are stopped when the caller leaves early (a run cancelled in the UI)."""
     events = laboratory.run(context, job)
     try:
@@ -174,16 +173,16 @@ class _Meter:
         self.first: dict[str, float] = {}
         self.finished = 0
 
-    def update(self, event: dict[str, Any]) -> None:
+    def update(self, event: Event) -> None:
         """Take an event into account."""
-        task = event["task"]
-        if event["event"] == "started" and not self.done:
+        task = event.task
+        if isinstance(event, Started) and not self.done:
             self.started = time.monotonic()  # the start of the workers is no measure of the work
-        if event["event"] in ("progress", "checkpoint") and self.until.get(task):
-            share = event["epoch"] / self.until[task]
-            self.first.setdefault(task, (event["epoch"] - 1) / self.until[task] if event["epoch"] else 0.0)
+        if isinstance(event, Progress | CheckpointWritten) and self.until.get(task):
+            share = event.epoch / self.until[task]
+            self.first.setdefault(task, (event.epoch - 1) / self.until[task] if event.epoch else 0.0)
             self._is_done(task, max(share, self.done.get(task, 0.0)))  # a checkpoint may be behind one of the parts
-        elif event["event"] in ("finished", "failed"):
+        elif isinstance(event, Finished | Failed):
             if task not in self.done:
                 self.first[task] = 1.0 if self.until else 0.0
             self._is_done(task, 1.0)

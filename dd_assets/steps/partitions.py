@@ -7,6 +7,7 @@ from dagster import DagsterRunStatus as Status
 
 from dd_core.errors import UserError
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.kinds import Kind
 
 
 def checkpoint_partitions(study: Study) -> dg.MultiPartitionsDefinition:
@@ -89,11 +90,6 @@ def checkpoints_key(study: str) -> dg.AssetKey:
     return dg.AssetKey([study, "checkpoints"])
 
 
-def per_image_curvature_key(study: str) -> dg.AssetKey:
-    """Key of the study's per-image curvature."""
-    return dg.AssetKey([study, "per_image_curvature"])
-
-
-def hessian_key(study: str) -> dg.AssetKey:
-    """Key of the study's Hessians in the weights."""
-    return dg.AssetKey([study, "hessian"])
+def result_key(kind: Kind, study: str) -> dg.AssetKey:
+    """Key of the study's results of a kind."""
+    return dg.AssetKey([study, kind.name])

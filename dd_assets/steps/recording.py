@@ -11,7 +11,9 @@ from dd_assets.steps.partitions import (
 )
 from dd_assets.steps.versions import declared_inputs, event_tags, recipes
 from dd_core.errors import StaleError
+from dd_core.events import CheckpointWritten, Event
 from dd_core.jobs.forecast import Forecast
+from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
 from dd_core.study.study import TRAINER_VERSION, Checkpoint, Study
@@ -32,11 +34,11 @@ class PartitionRecorder:
         self.forecast: Forecast | None = None
         self.recorded: set[Checkpoint] = set()
 
-    def on_event(self, event: dict[str, Any]) -> None:
+    def on_event(self, event: Event) -> None:
         """Record the checkpoint an event speaks of."""
-        if event["event"] == "checkpoint":
-            task = event["task"].partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
-            checkpoint = self._of_event.get((task, event["epoch"]))
+        if isinstance(event, CheckpointWritten):
+            task = event.task.partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
+            checkpoint = self._of_event.get((task, event.epoch))
             if checkpoint is not None:
                 self._record(checkpoint)
 
@@ -61,22 +63,22 @@ def record_checkpoint(
     store: Store,
     study: Study,
     checkpoint: Checkpoint,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     expected: Mapping[str, float] | None = None,
 ) -> None:
     """Log that a checkpoint is there: its numbers, its place, its versions, and what was expected of its training."""
-    weights = manifest["files"]["weights"]
+    weights = manifest.files["weights"]
     metadata = {
-        **{name: value for name, value in manifest["headline"].items() if value == value},
-        "dagster/uri": str(store.root / weights["path"]),
-        "recipe": manifest["recipe"],
-        "bytes": weights["bytes"],
-        "device": manifest["device"],
+        **{name: value for name, value in manifest.headline.items() if value == value},
+        "dagster/uri": str(store.root / weights.path),
+        "recipe": manifest.recipe,
+        "bytes": weights.bytes,
+        "device": manifest.device,
         **(expected or {}),
     }
     inputs = declared_inputs(recipe.key for recipe in recipes(study) if recipe.concerns(checkpoint))
     key = checkpoints_key(study.name)
-    log_partition(context, key, checkpoint, metadata, event_tags(weights["sha256"], TRAINER_VERSION, inputs))
+    log_partition(context, key, checkpoint, metadata, event_tags(weights.sha256, TRAINER_VERSION, inputs))
 
 
 def already_logged(key: dg.AssetKey) -> dg.Output[None]:

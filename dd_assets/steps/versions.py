@@ -12,18 +12,20 @@ Nothing has to be recorded for that.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import dagster as dg
 
 from dd_assets.laboratory import Laboratory
-from dd_assets.steps.partitions import box, checkpoints_key, hessian_key, per_image_curvature_key
+from dd_assets.steps.partitions import box, checkpoints_key, result_key
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.jobs.job import digest_of
 from dd_core.store.files import size_and_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.kinds import KINDS, Kind
 
 # Records that are fetched at a time; SQLite takes no more than some thousand parameters.
 _CHUNK: Final = 500
@@ -88,7 +90,7 @@ def recipes(study: Study) -> list[Declared]:
     return found
 
 
-def settings_key(asset: dg.AssetKey, settings: dict[str, Any]) -> dg.AssetKey:
+def settings_key(asset: dg.AssetKey, settings: Mapping[str, Any]) -> dg.AssetKey:
     """The key of the settings of what an asset computes."""
     return dg.AssetKey([*asset.path[:-1], f"settings-{asset.path[-1]}-{digest_of_content(settings)}"])
 
@@ -155,9 +157,10 @@ class Stock:
             if own[0].parent.parent.is_dir():  # the study's folder; most studies have nothing, and many checkpoints
                 paths += own
         lines = [
-            f"{entry['path']} {entry['sha256']}"
+            f"{entry.path} {entry.sha256}"
             for manifest in store.read_manifests(paths)
-            for entry in (manifest or {"files": {}})["files"].values()
+            if manifest is not None
+            for entry in manifest.files.values()
         ]
         return digest_of(sorted(lines))
 
@@ -180,23 +183,24 @@ TRAINED: Final = Stock(
     checkpoints_key,
     lambda store, study, checkpoint: store.checkpoint_manifest_path(study.name, checkpoint),
 )
-CURVED: Final = Stock(
-    "computed_curvature",
-    "All per-image curvature of all studies as one version: what its summary and figures are made of. It is recorded "
-    "whenever some was computed, or moved away because its arm was trained anew.",
-    per_image_curvature_key,
-    lambda store, study, checkpoint: store.manifest_path(store.curvature_path(study.name, checkpoint)),
-)
-HESSIANS: Final = Stock(
-    "computed_hessians",
-    "All Hessians in the weights of all studies as one version: what hessian_spectra holds. It is recorded whenever "
-    "some were computed, or moved away because their arm was trained anew.",
-    hessian_key,
-    lambda store, study, checkpoint: store.manifest_path(store.hessian_path(study.name, checkpoint)),
-)
 
 
-STOCKS: Final = (TRAINED, CURVED, HESSIANS)
+def _stock(kind: Kind) -> Stock:
+    return Stock(
+        kind.stock or f"computed_{kind.name}",
+        f"All results of {kind.what} of all studies as one version: what {kind.driver} and figures are made of. It is "
+        "recorded whenever some were computed, or moved away because their arm was trained anew.",
+        partial(result_key, kind),
+        kind.manifest_path,
+    )
+
+
+STOCKS: Final = (TRAINED, *map(_stock, KINDS.values()))
+
+
+def stock_of(kind: Kind) -> Stock:
+    """The node that stands for all results of a kind."""
+    return STOCKS[1 + list(KINDS).index(kind.name)]
 
 
 def record_stocks(

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dd_core.errors import UserError
+from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
@@ -68,14 +68,14 @@ def trained_courses(store: Store, study: Study) -> dict[str, list[Course]]:
     }
 
 
-def _course(study: Study, arm: Arm, manifest: dict[str, Any], trial: int) -> Course:
-    epoch, ending = manifest["epoch"], manifest.get("ended", {}).get(str(trial))
+def _course(study: Study, arm: Arm, manifest: Manifest, trial: int) -> Course:
+    epoch, ending = manifest.epoch, manifest.ended.get(trial)
     calendar = study.calendar(arm.variant)
     if ending is None:
         return Course(calendar, epoch, calendar.steps_after(epoch))
     # A trial diverges at the step whose loss is not finite, and stops early after a step.
-    num_steps = ending["step"] - 1 if ending["status"] == "diverged" else ending["step"]
-    return Course(calendar, epoch, num_steps, ending["status"])
+    num_steps = ending.step - 1 if ending.status == "diverged" else ending.step
+    return Course(calendar, epoch, num_steps, ending.status)
 
 
 class Expectations:

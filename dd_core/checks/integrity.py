@@ -4,10 +4,10 @@ import duckdb
 
 from dd_core.checks.metrics import metric_gaps
 from dd_core.errors import StaleError
-from dd_core.results.kinds import curvature_manifests, describes
 from dd_core.store.provenance import harmed_best, trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 
 __all__ = ["curvature_gaps", "damaged_checkpoints", "largest_batch_loss", "metric_gaps"]
 
@@ -17,9 +17,9 @@ def damaged_checkpoints(store: Store, study: Study) -> tuple[list[str], int]:
     problems = []
     trained = trained_checkpoints(store, study)
     for checkpoint, manifest in trained.items():
-        for role in manifest["files"]:
+        for entry in manifest.files.values():
             try:
-                store.verify(manifest, role)
+                store.verify(entry)
             except StaleError as error:
                 problems.append(f"{checkpoint.key}: {error}")
     for arm in sorted({checkpoint.arm for checkpoint in trained}):
@@ -47,11 +47,11 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
     """Compare the images of every current curvature file with the manifest and with each other."""
     expected = {}
     trained = trained_checkpoints(store, study)
-    present = curvature_manifests(store, study, trained)
+    present = PER_IMAGE_CURVATURE.manifests(store, study, trained)
     for checkpoint, weights in trained.items():
         manifest = present[checkpoint]
-        if manifest is not None and describes(manifest, weights):
-            expected[checkpoint.arm.key, checkpoint.epoch] = manifest["rows"]["table"]
+        if manifest is not None and PER_IMAGE_CURVATURE.describes(manifest, weights):
+            expected[checkpoint.arm.key, checkpoint.epoch] = manifest.rows["table"]
     if not expected:
         return [], 0
     try:

@@ -9,7 +9,6 @@ are not written.
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -28,6 +27,7 @@ from dd_core.exchange.queries import (
 )
 from dd_core.exchange.staging import replace_if_changed, staging_folder
 from dd_core.store.files import remove
+from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store, sha256_of, write_atomically
 from dd_core.study.study import Arm, Study
@@ -87,8 +87,8 @@ def export_arm(store: Store, study: Study, arm: Arm) -> ArmExport | None:
             "sources": _sources(store, study, arm),
         }
         manifest_path = folder / arm.key / MANIFEST
-        former = store.read_manifest(manifest_path) or {"files": {}}
-        if {name: former.get(name) for name in identity} == identity and _is_sound(store, former):
+        former = store.read_manifest(manifest_path) or Manifest({}, {})
+        if {name: former.content.get(name) for name in identity} == identity and store.is_sound(former):
             return _summary(store, former, written=0)
         if not identity["sources"]:
             return None
@@ -99,8 +99,8 @@ def export_arm(store: Store, study: Study, arm: Arm) -> ArmExport | None:
             written = sum(replace_if_changed(staging / name, folder / name) for name in rows)
         if not rows:
             return None
-        for entry in former["files"].values():
-            path = store.root / entry["path"]
+        for entry in former.files.values():
+            path = store.root / entry.path
             if str(path.relative_to(folder)) not in rows:  # a trial that the present recipe does not have
                 path.unlink(missing_ok=True)
         store.write_manifest(manifest_path, {**identity, "rows": rows}, {name: folder / name for name in rows})
@@ -109,17 +109,10 @@ def export_arm(store: Store, study: Study, arm: Arm) -> ArmExport | None:
         return _summary(store, manifest, written)
 
 
-def _summary(store: Store, manifest: dict[str, Any], written: int) -> ArmExport:
-    entries = manifest["files"].values()
-    files = tuple(store.root / entry["path"] for entry in entries)
-    return ArmExport(files, sum(manifest["rows"].values()), sum(entry["bytes"] for entry in entries), written)
-
-
-def _is_sound(store: Store, manifest: dict[str, Any]) -> bool:
-    try:
-        return all(store.verify(manifest, role) for role in manifest["files"])
-    except StaleError:
-        return False
+def _summary(store: Store, manifest: Manifest, written: int) -> ArmExport:
+    entries = manifest.files.values()
+    files = tuple(store.root / entry.path for entry in entries)
+    return ArmExport(files, sum(manifest.rows.values()), sum(entry.bytes for entry in entries), written)
 
 
 def _sources(store: Store, study: Study, arm: Arm) -> dict[str, str]:
@@ -131,7 +124,7 @@ def _sources(store: Store, study: Study, arm: Arm) -> dict[str, str]:
 def _megabytes(store: Store, study: Study, arm: Arm) -> dict[int, float]:
     """By epoch, the size of one trial's checkpoint; all trials of an arm share a file."""
     found = trained_checkpoints(store, study, {arm})
-    return {c.epoch: m["files"]["weights"]["bytes"] / study.trials / 1e6 for c, m in found.items()}
+    return {c.epoch: m.files["weights"].bytes / study.trials / 1e6 for c, m in found.items()}
 
 
 def _stage(

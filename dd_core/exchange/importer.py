@@ -147,8 +147,8 @@ class _Part:
         """What an earlier import made from the same files may change: the study file describes them anew."""
         if not self.final.exists():
             return
-        former = store.read_manifest(store.manifest_path(self.final)) or {}
-        if former.get("sources") != self.manifest["sources"]:
+        former = store.read_manifest(store.manifest_path(self.final))
+        if former is None or former.sources != self.manifest["sources"]:
             run = f"{self.manifest['study']}/{self.manifest['arm']}, trial {self.manifest['trial']}"
             raise UserError(
                 f"{run} has rows of other files already ({self.final}); import as another --trial, --variant or --k, "

@@ -10,16 +10,14 @@ import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from dd_core.events import CheckpointWritten, End, Event, Failed, Note, Progress
 from dd_core.jobs.division import shares
 from dd_core.jobs.job import Job
 from dd_core.jobs.placement import Placement
 from dd_core.jobs.process import News, Process
 from dd_core.machine.devices import num_gpus, num_oom_kills
 from dd_core.store.store import write_text
-
-Event = dict[str, Any]
 
 # A task whose worker was killed for want of memory this often, with fewer images at a time each time, is given up.
 _MOST_HALVINGS = 3
@@ -87,8 +85,8 @@ class _Crew:
 
     def note_progress(self, worker: _Worker, event: Event) -> None:
         """Remember how far a task is."""
-        if worker.task is not None and "epoch" in event:
-            self._epochs[worker.task] = event["epoch"]
+        if worker.task is not None and isinstance(event, Progress | CheckpointWritten):
+            self._epochs[worker.task] = event.epoch
 
     def bury(self, worker: _Worker) -> Event | None:
         """A worker has ended: what to say of the task it was at.
@@ -101,12 +99,12 @@ class _Crew:
             return None
         task = self.numbers.index(worker.task)
         kills, self._oom_kills = num_oom_kills() - self._oom_kills, num_oom_kills()
-        about = {"task": self.job.tasks[worker.task].name, "number": worker.task}
+        number, name = worker.task, self.job.tasks[worker.task].name
         if worker.process.was_killed and kills and self.halvings[task] < _MOST_HALVINGS:
             self.halvings[task] += 1
             self.placement.again(task)
             worker.task = None
-            return {**about, "event": "note", "text": _less_memory(about["task"], self.halvings[task])}
+            return Note(task=name, number=number, text=_less_memory(name, self.halvings[task]))
         if worker.process.has_crashed:
             how = f"{worker.process.describe_end()} {self._place_of(worker.task)}"
             before = self._crashes.get(worker.task)
@@ -114,18 +112,16 @@ class _Crew:
                 self._crashes[worker.task] = how
                 self.placement.again(task)
                 worker.task = None
-                return {**about, "event": "note", "text": f"{about['task']}: its worker {how}; a new one goes on"}
+                return Note(task=name, number=number, text=f"{name}: its worker {how}; a new one goes on")
             self.task_done(worker)
-            return {**about, "event": "failed", "error": _crashed_again(before, how), "is_user_error": True}
+            return Failed(task=name, number=number, error=_crashed_again(before, how), is_user_error=True)
         self.task_done(worker)
         hint = " (out of memory, perhaps)" if worker.process.was_killed else ""
-        return {
-            **about,
-            "event": "failed",
-            "error": f"its worker {worker.process.describe_end()}{hint}; what it had finished is kept, run the same "
-            "command again to go on",
-            "is_user_error": True,
-        }
+        error = (
+            f"its worker {worker.process.describe_end()}{hint}; what it had finished is kept, run the same command "
+            "again to go on"
+        )
+        return Failed(task=name, number=number, error=error, is_user_error=True)
 
     def _place_of(self, number: int) -> str:
         return f"after epoch {self._epochs[number]}" if number in self._epochs else "before it reported any progress"
@@ -139,7 +135,7 @@ def _crashed_again(before: str, now: str) -> str:
     )
 
 
-def _less_memory(name: Any, halvings: int) -> str:
+def _less_memory(name: str, halvings: int) -> str:
     return f"{name}: its worker was killed for want of memory; again with 1/{2**halvings} of the images at a time"
 
 
@@ -159,7 +155,7 @@ def run_crew(
         halvings: begin with 2^-halvings of the images at a time.
 
     Yields:
-        Events with the keys ``task`` (name), ``number``, ``event`` and what ``dd_core.jobs.worker`` says with it.
+        Events with the name and number of their task.
     """
     path = folder / f"{uuid.uuid4().hex}.json"
     write_text(path, job.model_dump_json())
@@ -175,8 +171,8 @@ def run_crew(
                 crew.hand_out()
                 continue
             crew.note_progress(worker, event)
-            yield {**event, "number": worker.task}
-            if event["event"] in ("finished", "failed"):
+            yield event.of(event.task, worker.task)
+            if isinstance(event, End):
                 crew.task_done(worker)
                 crew.hand_out()
     finally:

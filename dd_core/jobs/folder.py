@@ -13,8 +13,8 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from dd_core.events import End, parse
 from dd_core.jobs.job import Job
 from dd_core.store.files import is_object, read_all, remove_leftovers
 from dd_core.store.store import Store, write_text
@@ -76,17 +76,18 @@ class JobFolder:
         job = Job.model_validate_json((self.path / _JOB_FILE).read_text(encoding="utf-8"))
         return job.model_copy(update={"root": self.store.address})
 
-    def write_outcome(self, number: int, event: dict[str, Any]) -> None:
-        """Keep how a task ended: its event ``finished`` or ``failed``."""
-        write_text(self.path / "outcomes" / f"{number}.json", json.dumps(event))
+    def write_outcome(self, number: int, end: End) -> None:
+        """Keep how a task ended."""
+        write_text(self.path / "outcomes" / f"{number}.json", end.to_json())
 
-    def outcomes(self, known: frozenset[int] | set[int] = frozenset()) -> dict[int, dict[str, Any]]:
+    def outcomes(self, known: frozenset[int] | set[int] = frozenset()) -> dict[int, End]:
         """How tasks ended, by number, but for those known already."""
         # By name alone: this is asked every other second, and another question about each file would be a request.
         paths = {int(path.stem): path for path in _visible(self.path / "outcomes")}
         new = sorted(paths.keys() - known)
         contents = read_all([paths[number] for number in new])
-        return {number: json.loads(content) for number, content in zip(new, contents, strict=True) if content}
+        ends = {number: parse(content) for number, content in zip(new, contents, strict=True) if content}
+        return {number: end for number, end in ends.items() if isinstance(end, End)}
 
     def halvings(self, place: int) -> int:
         """How often a machine was out of memory as a whole."""

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeGuard
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -12,6 +12,7 @@ from dd_core.forecast.work import training_cost
 from dd_core.store.parts import division
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.kinds import KINDS, Rows
 
 # Of a job; whoever follows it looks at all of them every few seconds.
 _MOST_TASKS = 10_000
@@ -62,20 +63,23 @@ class TrainTask(BaseModel):
         return f"{self.study}/{self.arm.key} trial{f' {first}' if first == last else f's {first}-{last}'}"
 
 
-class CurvatureTask(BaseModel):
-    """Per-image curvature of one checkpoint, or of some rows of it.
+class CheckpointTask(BaseModel):
+    """A result of one checkpoint, or some rows of it.
 
     Attributes:
-        rows: from the first to before the second, of one or several of the study's ``curvature_ranges``; None: all.
+        kind: name of a ``Kind``.
+        rows: from the first to before the second, of one or several of the kind's ranges; None: all.
+        ranks: processes that share its images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["per_image_curvature"] = "per_image_curvature"
+    kind: str
     study: str
     variant: str
     k: int
     epoch: int
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
+    ranks: int = 1
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -88,31 +92,10 @@ class CurvatureTask(BaseModel):
         part = f" rows {self.rows[0]}-{self.rows[1]}" if self.rows else ""
         return f"{self.study}/{self.checkpoint.key}{part}"
 
-
-class HessianTask(BaseModel):
-    """The Hessian in the weights of every trial at one checkpoint.
-
-    Attributes:
-        ranks: processes that share its images.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["hessian"] = "hessian"
-    study: str
-    variant: str
-    k: int
-    epoch: int
-    ranks: int = 1
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The checkpoint to look at."""
-        return Checkpoint(Arm(self.variant, self.k), self.epoch)
-
-    @property
-    def name(self) -> str:
-        """For people and events."""
-        return f"{self.study}/{self.checkpoint.key}"
+    def compute(self, study: Study, store: Store, **options: Any) -> None:
+        """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there."""
+        rows = {} if self.rows is None else {"rows": self.rows}
+        KINDS[self.kind].function(study, self.checkpoint, store, **rows, **options)
 
 
 class ProbeTask(BaseModel):
@@ -137,7 +120,7 @@ class ProbeTask(BaseModel):
         return "resource_probe"
 
 
-Task = TrainTask | CurvatureTask | HessianTask | ProbeTask
+Task = TrainTask | ProbeTask | CheckpointTask
 CheckpointOfStudy = tuple[str, Checkpoint]
 
 
@@ -164,7 +147,7 @@ class Job(BaseModel):
     @property
     def ranks(self) -> int:
         """Processes that share each task; with more than one the tasks come one after the other, under torchrun."""
-        return max((task.ranks for task in self.tasks if isinstance(task, HessianTask)), default=1)
+        return max((task.ranks for task in self.tasks if isinstance(task, CheckpointTask)), default=1)
 
     @property
     def is_probe(self) -> bool:
@@ -191,16 +174,11 @@ def digest_of(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def is_of_checkpoint(task: Task) -> TypeGuard[CurvatureTask | HessianTask]:
-    """Whether it computes something from a checkpoint."""
-    return isinstance(task, CurvatureTask | HessianTask)
-
-
 def by_ranks(job: Job) -> list[Job]:
     """The job in parts whose tasks are shared by equally many ranks."""
     parts: dict[int, list[Task]] = {}
     for task in job.tasks:
-        parts.setdefault(task.ranks if isinstance(task, HessianTask) else 1, []).append(task)
+        parts.setdefault(task.ranks if isinstance(task, CheckpointTask) else 1, []).append(task)
     if len(parts) == 1:
         return [job]
     return [
@@ -219,7 +197,7 @@ def predicted_cost(study: Study, task: Task) -> float:
     if isinstance(task, ProbeTask):
         return 1.0  # alone in its job
     cost = training_cost(study, task.checkpoint.arm, 0, 1)
-    if isinstance(task, CurvatureTask) and task.rows:
+    if task.rows:
         cost *= (task.rows[1] - task.rows[0]) / (study.trials * study.num_train_images)
     return cost
 
@@ -238,33 +216,37 @@ def training_job(root: Path | str, study: Study, checkpoints: list[Checkpoint], 
     return _job(root, {study.name: study}, tasks, num_workers, threads)
 
 
-def curvature_job(
-    root: Path | str, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
+def result_job(
+    kind: str,
+    root: Path | str,
+    studies: dict[str, Study],
+    checkpoints: list[CheckpointOfStudy],
+    num_workers: int,
+    threads: int,
 ) -> Job:
-    """Per-image curvature of every checkpoint named, large ones in several tasks, longest first.
+    """One kind of result of every checkpoint named, large ones in several tasks, longest first.
 
-    A task has one of the study's ranges of rows, or as many in a row as keep the number of tasks bearable.
+    A task has one of the kind's ranges of rows, or as many in a row as keep the number of tasks bearable.
     """
-    ranges = {study: studies[study].curvature_ranges for study, _ in checkpoints}
-    at_a_time = -(-sum(len(ranges[study]) for study, _ in checkpoints) // _MOST_TASKS)
+    of = KINDS[kind]
+    ranges = {study: list(of.ranges(studies[study])) for study, _ in checkpoints}
+    at_a_time = max(1, -(-sum(len(ranges[study]) for study, _ in checkpoints) // _MOST_TASKS))
     tasks = []
     for study, c in checkpoints:
         own = ranges[study]
-        for start in range(0, len(own), at_a_time):
-            rows = (own[start][0], own[start : start + at_a_time][-1][1])
-            part = rows if len(own) > 1 else None
-            tasks.append(CurvatureTask(study=study, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch, rows=part))
-    return _job(root, studies, tasks, num_workers, threads)
-
-
-def hessian_job(
-    root: Path | str, studies: dict[str, Study], checkpoints: list[CheckpointOfStudy], num_workers: int, threads: int
-) -> Job:
-    """The Hessian in the weights of every checkpoint named, longest first."""
-    tasks = [
-        HessianTask(study=name, variant=c.arm.variant, k=c.arm.k, epoch=c.epoch, ranks=studies[name].hessian.ranks)
-        for name, c in checkpoints
-    ]
+        chunks = [own[start : start + at_a_time] for start in range(0, len(own), at_a_time)] if len(own) > 1 else [[]]
+        for chunk in chunks:
+            rows = (chunk[0][0], chunk[-1][1]) if chunk else None
+            task = CheckpointTask(
+                kind=kind,
+                study=study,
+                variant=c.arm.variant,
+                k=c.arm.k,
+                epoch=c.epoch,
+                rows=rows,
+                ranks=of.ranks(studies[study]),
+            )
+            tasks.append(task)
     return _job(root, studies, tasks, num_workers, threads)
 
 

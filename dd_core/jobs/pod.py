@@ -4,8 +4,7 @@ The data root is ``DD_ROOT`` and the job file lies below it. Which share is ours
 Kubernetes (JOB_COMPLETION_INDEX) or SLURM (SLURM_ARRAY_TASK_ID, with ranks SLURM_NODEID). What ended in an earlier life
 of this machine is left out. Needs no Dagster; where one listens, events reach it through Pipes.
 
-Exit codes: 0 all tasks finished; 42 some failed, and their outcomes say why; 75 other machines of this job are gone,
-try again; 78 the data root lacks the job file; 143 told to end; 1 and 2 a defect.
+Its exit code is 0 when all tasks have finished, or else one of ``exit_codes.py``.
 """
 
 import argparse
@@ -15,12 +14,14 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from dd_core.errors import UserError
+from dd_core.events import End, Event, Failed, Progress, Report
 from dd_core.jobs.crew import run_crew
+from dd_core.jobs.exit_codes import NO_JOB_FILE, TASKS_FAILED, TOLD_TO_END, TRY_AGAIN
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 from dd_core.jobs.probe.run import run_probe
@@ -28,29 +29,26 @@ from dd_core.jobs.ranks.team import PeersLostError, run_ranks
 from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
 from dd_core.store.store import Store
 
-TASKS_FAILED, TRY_AGAIN, NO_JOB_FILE, TOLD_TO_END = 42, 75, 78, 143
-Event = dict[str, Any]
-Tell = Callable[[Event], None]
 
-
-def work(folder: JobFolder, job: Job, place: int, tell: Tell) -> int:
+def work(folder: JobFolder, job: Job, place: int, tell: Report) -> int:
     """Do what is left of one place's tasks; returns how many failed, now or before.
 
     Raises:
         PeersLostError: other machines that share the tasks are gone.
     """
     before = folder.outcomes()
-    failed = {number for number, event in before.items() if event["event"] == "failed"} & set(job.places[place])
+    failed = {number for number, end in before.items() if isinstance(end, Failed)} & set(job.places[place])
     left = [number for number in job.places[place] if number not in before]
     if not left:
         return len(failed)
     with tempfile.TemporaryDirectory(prefix="dd-pod-") as scratch:
         for event in _events(job, left, Path(scratch), folder.halvings(place)):
-            if event["event"] in ("finished", "failed"):
-                folder.write_outcome(event["number"], event)
-            if event["event"] == "failed":
-                failed.add(event["number"])
-            tell({"place": place, **event})
+            if isinstance(event, End):
+                assert event.number is not None
+                folder.write_outcome(event.number, event)
+                if isinstance(event, Failed):
+                    failed.add(event.number)
+            tell(event)
     return len(failed)
 
 
@@ -62,7 +60,7 @@ def _events(job: Job, left: list[int], scratch: Path, halvings: int) -> Generato
 
 
 @contextlib.contextmanager
-def _told(events_file: Path | None) -> Iterator[Tell]:
+def _told(events_file: Path | None) -> Iterator[Report]:
     """Tell of events: people on stdout, a file if there is one, and Dagster if it listens."""
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
@@ -76,13 +74,12 @@ def _told(events_file: Path | None) -> Iterator[Tell]:
             pipes = stack.enter_context(open_dagster_pipes())
 
         def tell(event: Event) -> None:
-            if event["event"] != "progress":
-                about = event.get("text") or event.get("error") or ""
-                print(f"{event['task']}: {event['event']}{f': {about}' if about else ''}", flush=True)
+            if not isinstance(event, Progress):
+                print(event, flush=True)
             if file:
-                file.write(json.dumps(event) + "\n")
+                file.write(event.to_json() + "\n")
             if pipes:
-                pipes.report_custom_message(event)
+                pipes.report_custom_message(json.loads(event.to_json()))
 
         yield tell
 

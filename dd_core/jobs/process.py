@@ -1,17 +1,18 @@
 """A Python process that is told what to do line by line, and answers in lines of JSON."""
 
 import contextlib
-import json
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from dd_core.events import Event, parse
 
 # The number of a process and what it says; None: it has ended.
-News: TypeAlias = "queue.Queue[tuple[int, dict[str, Any] | None]]"
+News: TypeAlias = "queue.Queue[tuple[int, Event | None]]"
 
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP, signal.SIGSYS)
 
@@ -43,8 +44,8 @@ class Process:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                with contextlib.suppress(ValueError):  # a line cut off by a kill
-                    news.put((self.number, json.loads(line)))
+                if (event := parse(line)) is not None:  # else a line cut off by a kill
+                    news.put((self.number, event))
         self._process.wait()
         news.put((self.number, None))
 

@@ -7,20 +7,20 @@ checkpoint, note, finished, failed, ... Results are files; an event that is lost
 """
 
 import argparse
-import json
 import os
 import queue
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dd_core.checks.machine import networks_of, require_sound
 from dd_core.errors import UserError
-from dd_core.jobs.job import CurvatureTask, HessianTask, Job, Task, TrainTask
+from dd_core.events import Event, Failed, Finished, Note, Progress, Report, Started
+from dd_core.jobs.job import CheckpointTask, Job, Task, TrainTask
 from dd_core.machine.devices import keep_freed_memory
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -35,14 +35,14 @@ class Events:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         self._last_progress = 0.0
 
-    def emit(self, task: str, event: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """Write one event; a closed pipe means the orchestrator is gone, and so should we be."""
-        if event["event"] == "progress":
+        if isinstance(event, Progress):
             if time.monotonic() - self._last_progress < 1:
                 return
             self._last_progress = time.monotonic()
         try:
-            self._out.write(json.dumps({"task": task, **event}) + "\n")
+            self._out.write(event.to_json() + "\n")
         except BrokenPipeError:
             os._exit(1)
 
@@ -59,7 +59,8 @@ def prepare_process(threads: int) -> None:
     # Values below 1e-38 would otherwise slow the processor down by an order of magnitude.
     torch.set_flush_denormal(True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms, which loads the whole compiler, a second's work, in order to tell it too.
+    torch.set_deterministic_debug_mode("error")
     # Deterministic mode would also write NaN into every new tensor, one operation in twenty, to expose code that reads
     # memory it has not written; nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -99,33 +100,22 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
     """Do one task; what goes wrong is reported and does not keep the worker from the next."""
     study = job.studies[task.study]
     started = time.monotonic()
-    events.emit(task.name, {"event": "started"})
+    events.emit(Started(task=task.name))
     try:
         if isinstance(task, TrainTask):
             if device.type == "cpu":
                 _see_that_pytorch_is_sound(task, job, events)
-            _train(task, study, store, device, lambda event: events.emit(task.name, event))
-        elif isinstance(task, HessianTask):
-            from dd_core.results.hessian import hessian_of_checkpoint
-
-            hessian_of_checkpoint(study, task.checkpoint, store, device=device)
-        elif isinstance(task, CurvatureTask):
-            from dd_core.results.per_image_curvature import compute_curvature, compute_shard
-
-            if task.rows is None:
-                compute_curvature(study, task.checkpoint, store, device=device)
-            else:
-                for rows in study.curvature_ranges:
-                    if task.rows[0] <= rows[0] and rows[1] <= task.rows[1]:
-                        compute_shard(study, task.checkpoint, store, rows, device=device)
+            _train(task, study, store, device, lambda event: events.emit(event.of(task.name)))
+        elif isinstance(task, CheckpointTask):
+            task.compute(study, store, device=device)
     except UserError as error:
-        events.emit(task.name, {"event": "failed", "error": str(error), "is_user_error": True})
+        events.emit(Failed(task=task.name, error=str(error), is_user_error=True))
         return False
     except Exception as error:
         traceback.print_exc()
-        events.emit(task.name, defect(error))
+        events.emit(defect(task.name, error))
         return False
-    events.emit(task.name, {"event": "finished", "seconds": time.monotonic() - started})
+    events.emit(Finished(task=task.name, seconds=time.monotonic() - started))
     return True
 
 
@@ -135,13 +125,17 @@ def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> Non
     others = set().union(*(networks_of(job.studies[t.study], t.arm) for t in trained))
     problem = require_sound(networks_of(job.studies[task.study], task.arm), others, task.threads or job.threads)
     if problem:
-        events.emit(task.name, {"event": "note", "text": f"{task.name}: {problem}"})
+        events.emit(Note(task=task.name, text=f"{task.name}: {problem}"))
 
 
-def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Callable[[dict[str, Any]], None]) -> None:
+def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Report) -> None:
+    import torch
+
     from dd_core.training.train import train_arm
     from dd_core.training.train_part import train_part
 
+    if study.variants[task.arm.variant].compile is not None:
+        torch.use_deterministic_algorithms(True)
     options = {"device": device, "gpu_share": task.gpu_share, "predicted_seconds": task.predicted_seconds}
     if task.trials is None:
         train_arm(study, task.arm, store, task.until, report=report, **options)
@@ -149,11 +143,10 @@ def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Cal
         train_part(study, task.arm, store, task.until, range(*task.trials), report=report, **options)
 
 
-def defect(error: Exception) -> dict[str, Any]:
+def defect(task: str, error: Exception) -> Failed:
     """The event of a task that failed by no fault of the user."""
     text = "".join(traceback.format_exception(error))
-    message = f"{type(error).__name__}: {error}"
-    return {"event": "failed", "error": message, "is_user_error": False, "traceback": text}
+    return Failed(task=task, error=f"{type(error).__name__}: {error}", traceback=text)
 
 
 class TasksFromOrchestrator:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from dd_core.analysis.auroc import auroc
-from dd_core.results.kinds import curvature_manifests, describes
 from dd_core.store.files import remove
+from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.files import read_parquet, to_arrow, write_result
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 
 _QUANTILES = {"trace_p05": 0.05, "trace_p25": 0.25, "trace_p50": 0.5, "trace_p75": 0.75, "trace_p95": 0.95}
 _MEANS = (
@@ -70,11 +71,11 @@ def rebuild(store: Store, study: Study) -> int:
     rows: list[dict[str, Any]] = []
     changed: set[str] = set()
     trained = trained_checkpoints(store, study)
-    present = curvature_manifests(store, study, trained)
+    present = PER_IMAGE_CURVATURE.manifests(store, study, trained)
     for checkpoint, weights in trained.items():
         manifest = present[checkpoint]
-        if manifest is not None and describes(manifest, weights) and store.is_sound(manifest):
-            known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest["files"]["table"]["sha256"]))
+        if manifest is not None and PER_IMAGE_CURVATURE.describes(manifest, weights) and store.is_sound(manifest):
+            known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest.files["table"].sha256))
             if known_rows is None:
                 changed.add(checkpoint.arm.key)
             rows += known_rows or _summarise_file(store, study, checkpoint, manifest)
@@ -108,10 +109,8 @@ def _known_rows(store: Store, study: Study) -> dict[tuple[str, int, str], list[d
     return known
 
 
-def _summarise_file(
-    store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]
-) -> list[dict[str, Any]]:
-    table = read_parquet(store.verify(manifest, "table"))
+def _summarise_file(store: Store, study: Study, checkpoint: Checkpoint, manifest: Manifest) -> list[dict[str, Any]]:
+    table = read_parquet(store.verify(manifest.files["table"]))
     names = ["trial", "is_noisy", *_MEANS, *(name for name in table.column_names if name.startswith("fd_"))]
     columns = {name: table[name].to_numpy() for name in names}
     rows = []
@@ -126,7 +125,7 @@ def _summarise_file(
                     "trial": trial,
                     "recipe": study.recipe_hash(checkpoint.arm),
                     "epoch": checkpoint.epoch,
-                    "source_sha256": manifest["files"]["table"]["sha256"],
+                    "source_sha256": manifest.files["table"].sha256,
                     **row,
                 }
             )

@@ -6,9 +6,9 @@ there once. What a file already holds of the same weights is kept: another estim
 anew.
 """
 
-import contextlib
-import datetime
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,21 @@ import torch
 
 from dd_core.analysis.auroc import auroc
 from dd_core.data.trials import TrialData, trial_data
-from dd_core.errors import StaleError, UserError
-from dd_core.results.kinds import CURVATURE_VERSION, curvature_manifest, describes
+from dd_core.errors import StaleError
+from dd_core.machine.memory import name_of
+from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_table
 from dd_core.results.rows import Families, compute_rows
-from dd_core.store.checkpoints import check_checkpoint, identity, read_tensors
+from dd_core.store.checkpoints import check_checkpoint, read_tensors
 from dd_core.store.files import remove
-from dd_core.store.provenance import checkpoint_manifest, live_trials
+from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store
 from dd_core.study.curvature import covers
 from dd_core.study.study import Checkpoint, Study
-from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
+from dd_core.tables.files import TABLES, read_parquet, write_parquet
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE, Rows
 
-Rows = tuple[int, int]
 _OWN_COLUMNS = ("variant", "k", "recipe", "epoch", "trial", "image_id", "true_label", "given_label", "is_noisy")
+Columns = dict[str, np.ndarray]
 
 
 def compute_curvature(
@@ -39,6 +41,7 @@ def compute_curvature(
     store: Store,
     *,
     device: torch.device | None = None,
+    rows: Rows | None = None,
 ) -> bool:
     """Compute the curvature of every training image of every trial, unless a current result is there.
 
@@ -47,15 +50,18 @@ def compute_curvature(
         checkpoint: a trained checkpoint.
         store: where the weights are and the result goes.
         device: default the CPU.
+        rows: some of ``study.curvature_ranges``, from the first to before the second; default all.
 
     Returns:
         Whether anything was computed now.
 
     Raises:
         StaleError: the checkpoint is absent, damaged or of another recipe.
-        UserError: the weights are not finite.
+        UserError: the weights are not finite, or every trial has diverged.
     """
-    return any([compute_shard(study, checkpoint, store, rows, device=device) for rows in study.curvature_ranges])
+    first, last = rows or (0, study.trials * study.num_train_images)
+    ranges = [own for own in study.curvature_ranges if first <= own[0] and own[1] <= last]
+    return any([compute_shard(study, checkpoint, store, own, device=device) for own in ranges])
 
 
 def compute_shard(
@@ -68,188 +74,200 @@ def compute_shard(
 ) -> bool:
     """Compute one shard unless it is there, and merge all if none is missing.
 
-    Args:
-        study: says which estimators, too.
-        checkpoint: a trained checkpoint.
-        store: where the weights are and the result goes.
-        rows: one of ``study.curvature_ranges``.
-        device: default the CPU.
-
-    Returns:
-        Whether it was computed now.
-
-    Raises:
-        StaleError: the checkpoint is absent, damaged or of another recipe.
-        UserError: every trial has diverged.
+    Arguments, result and errors are those of ``compute_curvature``; ``rows`` is one of ``study.curvature_ranges``.
     """
     device = device or torch.device("cpu")
-    weights_manifest = check_checkpoint(store, study, checkpoint)
-    trials = live_trials(weights_manifest)
-    if not trials:
-        raise UserError(
-            f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
-        )
-    present = sound_curvature(store, study, checkpoint, weights_manifest)
+    weights = check_checkpoint(store, study, checkpoint)
+    refuse_without_weights(study, checkpoint, weights)
+    present = sound_curvature(store, study, checkpoint, weights)
     wanted = study.curvature.families(checkpoint.epoch)
-    families = {name: own for name, own in wanted.items() if present is None or present["settings"].get(name) != own}
+    families = {name: own for name, own in wanted.items() if present is None or present.settings.get(name) != own}
     if not families:
         return False
-    about = _identity(study, checkpoint, weights_manifest, families)
-    path = store.shard_path(study.name, checkpoint, rows)
-    is_missing = _read_shard(store, study, checkpoint, rows, about) is None
-    data = {trial: trial_data(study, checkpoint.arm.variant, trial) for trial in range(study.trials)}
-    live = {trial: data[trial] for trial in trials}
-    if is_missing:
-        weights, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
-        columns, seconds = compute_rows(study, checkpoint, weights, list(data.values()), rows, families, device, trials)
-    # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
-    path_of_all = store.curvature_path(study.name, checkpoint)
-    with (
-        store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"),
-        unchanged_weights(store, study, checkpoint, weights_manifest, path_of_all),
-    ):
-        for leftover in (path, path_of_all):
-            store.clean_temporaries(leftover.parent, f"{checkpoint.epoch:04d}.")
-        present = sound_curvature(store, study, checkpoint, weights_manifest)
-        if present is not None and covers(present["settings"], families):
-            return is_missing
-        if is_missing:
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            shard = {**about, "seconds": seconds, "device": name}
-            if len(study.curvature_ranges) == 1:
-                _write_whole(store, study, checkpoint, [(columns, shard)], about, live)
-                return True
-            remove(path.with_suffix(".json"))
-            write_parquet(path, pa.table(columns))
-            store.write_manifest(path.with_suffix(".json"), shard, {"table": path})
-        _merge_if_complete(store, study, checkpoint, about, live)
-    return is_missing
+    whole = _Whole(study, checkpoint, store, weights, families)
+    computed = whole.computed(rows, device) if whole.shard(rows) is None else None
+    whole.add(rows, computed)
+    return computed is not None
 
 
-def sound_curvature(
-    store: Store, study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any]
-) -> dict[str, Any] | None:
+def sound_curvature(store: Store, study: Study, checkpoint: Checkpoint, weights: Manifest) -> Manifest | None:
     """The manifest of a checkpoint's curvature if it is of these weights and its file is unharmed."""
-    manifest = curvature_manifest(store, study, checkpoint)
-    if manifest is None or not describes(manifest, weights_manifest):
-        return None
-    try:
-        store.verify(manifest, "table")
-    except StaleError:
-        return None
-    return manifest
+    manifest = PER_IMAGE_CURVATURE.manifest(store, study, checkpoint)
+    is_right = manifest is not None and PER_IMAGE_CURVATURE.describes(manifest, weights) and store.is_sound(manifest)
+    return manifest if is_right else None
 
 
-@contextlib.contextmanager
-def unchanged_weights(
-    store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any], result: Path
-) -> Iterator[None]:
-    """Write a result of a checkpoint only while its weights are those that it was computed from.
+@dataclass(frozen=True)
+class _Shard:
+    """Columns of some rows, and what is known of their computation."""
 
-    They may be retired or trained again while it is computed, even while it is written; then it is removed.
+    columns: Columns
+    seconds: float
+    device: str
 
-    Raises:
-        StaleError: they are others, or gone.
+
+@dataclass(frozen=True)
+class _Whole:
+    """What one checkpoint lacks, and the shards of it.
+
+    Attributes:
+        weights: manifest of the checkpoint.
+        families: the settings of what is lacking.
     """
-    _refuse_other_weights(store, study, checkpoint, manifest)
-    gone: FileNotFoundError | None = None
-    try:
-        yield
-    except FileNotFoundError as error:  # it was retired with the weights before its manifest was written
-        gone = error
-    try:
-        _refuse_other_weights(store, study, checkpoint, manifest)
-    except StaleError:
-        own = store.read_manifest(store.manifest_path(result))
-        if own is None or own.get("checkpoint_sha256") == manifest["files"]["weights"]["sha256"]:
-            remove(store.manifest_path(result))
-            remove(result)
-        raise
-    if gone is not None:
-        raise gone
 
+    study: Study
+    checkpoint: Checkpoint
+    store: Store
+    weights: Manifest
+    families: Families
 
-def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]) -> None:
-    now = checkpoint_manifest(store, study, checkpoint)
-    if now["files"]["weights"]["sha256"] != manifest["files"]["weights"]["sha256"]:
-        raise StaleError(
-            f"the weights of {checkpoint.key} of {study.name} have changed while this was computed; run the same "
-            "command again"
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What a shard or the result belongs to."""
+        return described(PER_IMAGE_CURVATURE, self.study, self.checkpoint, self.weights, self.families)
+
+    @cached_property
+    def data(self) -> list[TrialData]:
+        """Of every trial."""
+        return [trial_data(self.study, self.checkpoint.arm.variant, trial) for trial in range(self.study.trials)]
+
+    @property
+    def live(self) -> dict[int, TrialData]:
+        """Of the trials that have weights."""
+        return {trial: self.data[trial] for trial in self.weights.live_trials}
+
+    @property
+    def present(self) -> Manifest | None:
+        """Of the file that is there, if it is of these weights and unharmed."""
+        return sound_curvature(self.store, self.study, self.checkpoint, self.weights)
+
+    def computed(self, rows: Rows, device: torch.device) -> _Shard:
+        """Compute a shard."""
+        tensors, _ = read_tensors(self.store.checkpoint_path(self.study.name, self.checkpoint))
+        columns, seconds = compute_rows(
+            self.study, self.checkpoint, tensors, self.data, rows, self.families, device, self.weights.live_trials
         )
+        return _Shard(columns, seconds, name_of(device))
+
+    def add(self, rows: Rows, shard: _Shard | None) -> None:
+        """Keep a shard that was computed now, and merge all if none is missing.
+
+        Merging removes the shards. So all of this happens under one lock, and where the file has become whole meanwhile
+        nothing is written.
+        """
+        store, study, checkpoint = self.store, self.study, self.checkpoint
+        path, path_of_all = self._path(rows), PER_IMAGE_CURVATURE.path(store, study, checkpoint)
+        with (
+            store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"),
+            unchanged_weights(store, study, checkpoint, self.weights, path_of_all),
+        ):
+            for leftover in (path, path_of_all):
+                store.clean_temporaries(leftover.parent, f"{checkpoint.epoch:04d}.")
+            present = self.present
+            if present is not None and covers(present.settings, self.families):
+                return
+            if shard is not None and len(study.curvature_ranges) == 1:
+                self._write([shard])
+                return
+            if shard is not None:
+                remove(path.with_suffix(".json"))
+                write_parquet(path, pa.table(shard.columns))
+                content = {**self.about, "seconds": shard.seconds, "device": shard.device}
+                store.write_manifest(path.with_suffix(".json"), content, {"table": path})
+            self._merge_if_complete()
+
+    def _path(self, rows: Rows) -> Path:
+        return self.store.shard_path(PER_IMAGE_CURVATURE.table.name, self.study.name, self.checkpoint, rows)
+
+    def _belongs(self, manifest: Manifest | None) -> bool:
+        """Whether a shard is there and of this."""
+        return manifest is not None and all(manifest.content.get(key) == value for key, value in self.about.items())
+
+    def shard(self, rows: Rows) -> _Shard | None:
+        """A shard that is there, or None if it is absent, damaged or of something else."""
+        manifest = self.store.read_manifest(self._path(rows).with_suffix(".json"))
+        if manifest is None or not self._belongs(manifest):
+            return None
+        try:
+            table = read_parquet(self.store.verify(manifest.files["table"]))
+        except (StaleError, OSError):  # a merge in another process removes shards
+            return None
+        columns = {name: table[name].to_numpy() for name in table.column_names}
+        return _Shard(columns, manifest.seconds, manifest.device)
+
+    def _merge_if_complete(self) -> None:
+        """Put the shards together once all are there; hold the lock."""
+        ranges = self.study.curvature_ranges
+        paths = [self._path(rows).with_suffix(".json") for rows in ranges]
+        # Manifests alone, as long as one is missing: else all shards would be read once for each.
+        if not all(map(self._belongs, self.store.read_manifests(paths))):
+            return
+        found = [self.shard(rows) for rows in ranges]
+        shards = [shard for shard in found if shard is not None]
+        if len(shards) < len(found):
+            return
+        self._write(shards)
+        remove(*paths)
+        remove(*(path.with_suffix(".parquet") for path in paths))
+
+    def _write(self, shards: list[_Shard]) -> None:
+        """Write the file from all its shards, after proving that they are the whole; hold the lock."""
+        filled = [shard.columns for shard in shards if len(shard.columns["trial"])]  # of a diverged trial it is empty
+        new = {name: np.concatenate([columns[name] for columns in filled]) for name in filled[0]}
+        live = self.live
+        expected = {
+            "trial": np.repeat(list(live), [len(d.train_ids) for d in live.values()]),
+            "image_id": np.concatenate([d.train_ids for d in live.values()]),
+        }
+        prove_complete(new, expected)
+        present = self.present
+        kept = present.settings if present else {}
+        columns = new if present is None else self._with_others(new, present)
+        num_rows, arm = len(columns["trial"]), self.checkpoint.arm
+        full = {
+            "variant": arm.variant,
+            "k": arm.k,
+            "recipe": self.about["recipe"],
+            "epoch": self.checkpoint.epoch,
+            "true_label": np.concatenate([d.true_train_labels for d in live.values()]),
+            "given_label": np.concatenate([d.train_labels for d in live.values()]),
+            "is_noisy": np.concatenate([d.is_noisy for d in live.values()]),
+            **columns,
+        }
+        devices = sorted({shard.device for shard in shards})
+        about = {
+            **self.about,
+            "settings": {**kept, **self.families},
+            "headline": _headline(columns, live, sum(shard.seconds for shard in shards), devices),
+            "device": ", ".join(devices),
+        }
+        write_table(PER_IMAGE_CURVATURE, self.store, self.study, self.checkpoint, full, num_rows, about)
+
+    def _with_others(self, new: Columns, present: Manifest) -> Columns:
+        """New columns with those of other families that the file has."""
+        if covers(self.families, present.settings):
+            return new
+        table = read_parquet(self.store.verify(present.files["table"]))
+        old = {name: table[name].to_numpy() for name in table.column_names}
+        prove_complete(old, new)
+        replaced = {c for family in self.families for c in _columns_of(family, table.column_names)}
+        return {**{n: v for n, v in old.items() if n not in (*_OWN_COLUMNS, *replaced)}, **new}
 
 
-def _identity(
-    study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any], families: Families
-) -> dict[str, Any]:
-    """What a shard or result belongs to."""
+def _headline(
+    columns: Columns, data: Mapping[int, TrialData], seconds: float, devices: list[str]
+) -> dict[str, float | str]:
+    """Numbers for people."""
+    trace, is_noisy = columns["trace"], np.concatenate([d.is_noisy for d in data.values()])
+    by_trial = [auroc(trace[columns["trial"] == trial], d.is_noisy) for trial, d in data.items()]
     return {
-        "kind": "per_image_curvature",
-        **identity(study, checkpoint.arm),
-        "epoch": checkpoint.epoch,
-        "checkpoint_sha256": weights_manifest["files"]["weights"]["sha256"],
-        "curvature_version": CURVATURE_VERSION,
-        "settings": families,
+        "mean_trace": float(trace.mean()),
+        "median_trace": float(np.median(trace)),
+        **({"auroc_trace": float(np.mean(by_trial))} if is_noisy.any() and not is_noisy.all() else {}),
+        "method": ", ".join(sorted(set(columns["method"]))),
+        "images_per_second": len(trace) / seconds,
+        "gpu_seconds": seconds if devices != ["cpu"] else 0.0,
     }
-
-
-def _read_shard(
-    store: Store, study: Study, checkpoint: Checkpoint, rows: Rows, about: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """A shard's columns and manifest, or None if it is absent, damaged or of something else."""
-    manifest = store.read_manifest(store.shard_path(study.name, checkpoint, rows).with_suffix(".json"))
-    if manifest is None or not _belongs(manifest, about):
-        return None
-    try:
-        table = read_parquet(store.verify(manifest, "table"))
-    except (StaleError, OSError):  # a merge in another process removes shards
-        return None
-    return {name: table[name].to_numpy() for name in table.column_names}, manifest
-
-
-def _belongs(manifest: dict[str, Any] | None, about: dict[str, Any]) -> bool:
-    """Whether a shard is there and of that."""
-    return manifest is not None and all(manifest.get(key) == value for key, value in about.items())
-
-
-def _merge_if_complete(
-    store: Store,
-    study: Study,
-    checkpoint: Checkpoint,
-    about: dict[str, Any],
-    data: dict[int, TrialData],
-) -> None:
-    """Put the shards together once all are there, with what the present file holds of other families; hold the lock."""
-    ranges = study.curvature_ranges
-    paths = [store.shard_path(study.name, checkpoint, rows).with_suffix(".json") for rows in ranges]
-    # Manifests alone, as long as one is missing: else all shards would be read once for each.
-    if not all(_belongs(manifest, about) for manifest in store.read_manifests(paths)):
-        return
-    found = [_read_shard(store, study, checkpoint, rows, about) for rows in ranges]
-    parts = [part for part in found if part is not None]
-    if len(parts) < len(found):
-        return
-    _write_whole(store, study, checkpoint, parts, about, data)
-    remove(*paths)
-    remove(*(path.with_suffix(".parquet") for path in paths))
-
-
-def _write_whole(
-    store: Store,
-    study: Study,
-    checkpoint: Checkpoint,
-    parts: list[tuple[dict[str, np.ndarray], dict[str, Any]]],
-    about: dict[str, Any],
-    data: dict[int, TrialData],
-) -> None:
-    """Write the file of a checkpoint from all its shards, after proving that they are the whole; hold the lock."""
-    filled = [part for part, _ in parts if len(part["trial"])]  # a shard of a diverged trial is empty
-    columns = {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}
-    expected = {
-        "trial": np.repeat(list(data), [len(d.train_ids) for d in data.values()]),
-        "image_id": np.concatenate([d.train_ids for d in data.values()]),
-    }
-    prove_complete(columns, expected)
-    write_curvature(store, study, checkpoint, columns, about, data, [manifest for _, manifest in parts])
 
 
 def prove_complete(columns: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -268,60 +286,6 @@ def prove_complete(columns: dict[str, np.ndarray], expected: dict[str, np.ndarra
         f"the shards of a curvature file are no whole: {len(got)} rows for {len(due)} images, {missing} missing, "
         f"{extra} doubled or strange{order}; remove them and compute it again"
     )
-
-
-def write_curvature(
-    store: Store,
-    study: Study,
-    checkpoint: Checkpoint,
-    columns: dict[str, np.ndarray],
-    about: dict[str, Any],
-    data: dict[int, TrialData],
-    shard_manifests: list[dict[str, Any]],
-) -> None:
-    """Write the file of a checkpoint and its manifest: new columns, and those of other families it had before."""
-    weights_manifest = {"files": {"weights": {"sha256": about["checkpoint_sha256"]}}}
-    present = sound_curvature(store, study, checkpoint, weights_manifest)
-    kept = present["settings"] if present else {}
-    if present is not None and not covers(about["settings"], kept):
-        table = read_parquet(store.verify(present, "table"))
-        old = {name: table[name].to_numpy() for name in table.column_names}
-        prove_complete(old, columns)
-        replaced = {c for f in about["settings"] for c in _columns_of(f, table.column_names)}
-        columns = {**{n: v for n, v in old.items() if n not in (*_OWN_COLUMNS, *replaced)}, **columns}
-    num_rows, is_noisy = len(columns["trial"]), np.concatenate([d.is_noisy for d in data.values()])
-    full = {
-        "variant": checkpoint.arm.variant,
-        "k": checkpoint.arm.k,
-        "recipe": about["recipe"],
-        "epoch": checkpoint.epoch,
-        "true_label": np.concatenate([d.true_train_labels for d in data.values()]),
-        "given_label": np.concatenate([d.train_labels for d in data.values()]),
-        "is_noisy": is_noisy,
-        **columns,
-    }
-    path = store.curvature_path(study.name, checkpoint)
-    remove(store.manifest_path(path))  # it must not vouch for what is written in its place
-    write_parquet(path, to_arrow("per_image_curvature", full, num_rows))
-    seconds = sum(manifest["seconds"] for manifest in shard_manifests)
-    devices = sorted({manifest["device"] for manifest in shard_manifests})
-    by_trial = [auroc(columns["trace"][columns["trial"] == t], d.is_noisy) for t, d in data.items()]
-    manifest = {
-        **about,
-        "settings": {**kept, **about["settings"]},
-        "rows": {"table": num_rows},
-        "headline": {
-            "mean_trace": float(columns["trace"].mean()),
-            "median_trace": float(np.median(columns["trace"])),
-            **({"auroc_trace": float(np.mean(by_trial))} if is_noisy.any() and not is_noisy.all() else {}),
-            "method": ", ".join(sorted(set(columns["method"]))),
-            "images_per_second": num_rows / seconds,
-            "gpu_seconds": seconds if devices != ["cpu"] else 0.0,
-        },
-        "device": ", ".join(devices),
-        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    store.write_manifest(store.manifest_path(path), manifest, {"table": path})
 
 
 def _columns_of(family: str, names: list[str]) -> list[str]:

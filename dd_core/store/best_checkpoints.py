@@ -1,8 +1,8 @@
 """The best checkpoints of each trial, by lowest loss on its validation images, beside those that the study names."""
 
 import datetime
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from dd_core.errors import StaleError
 from dd_core.store.checkpoints import identity, read_tensors, save_tensors
 from dd_core.store.files import remove
+from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import harmed_best
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -23,7 +24,7 @@ def save_best(
     save_tensors(path, weights, {"checkpoint": f"{study.name}/{arm.key}/{trial}/{epoch}"})
     manifest = {
         "kind": "best checkpoint",
-        **identity(study, arm),
+        **asdict(identity(study, arm)),
         "trial": trial,
         "epoch": epoch,
         "loss_val_nats": loss_val_nats,
@@ -33,7 +34,7 @@ def save_best(
     store.write_manifest(path.with_suffix(".json"), manifest, {"weights": path})
 
 
-def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[str, Tensor], Manifest]:
     """A trial's weights where its loss_val_nats was lowest, as those of a plain network, and their manifest.
 
     Raises:
@@ -46,7 +47,7 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
                 f"{harm}; run: dagster asset materialize --select '{study.name}/checkpoints' --partition '{key}'"
             )
     found = [
-        (manifest["loss_val_nats"], manifest["epoch"], manifest)
+        (manifest.loss_val_nats, manifest.epoch, manifest)
         for manifest in best_manifests(store, study, arm, f"trial-{trial:03d}.*.json")
     ]
     if not found:
@@ -55,15 +56,15 @@ def load_best(store: Store, study: Study, arm: Arm, trial: int) -> tuple[dict[st
             "and keep_best in the study, and training"
         )
     manifest = min(found, key=lambda entry: entry[:2])[2]
-    tensors, _ = read_tensors(store.verify(manifest, "weights"))
+    tensors, _ = read_tensors(store.verify(manifest.files["weights"]))
     return tensors, manifest
 
 
-def best_manifests(store: Store, study: Study, arm: Arm, pattern: str = "trial-*.json") -> list[dict[str, Any]]:
+def best_manifests(store: Store, study: Study, arm: Arm, pattern: str = "trial-*.json") -> list[Manifest]:
     """The manifests of the best checkpoints that are kept, of this recipe."""
     own = identity(study, arm)
     manifests = store.read_manifests(sorted(store.best_folder(study.name, arm.key).glob(pattern)))
-    return [m for m in manifests if m is not None and all(m.get(key) == value for key, value in own.items())]
+    return [m for m in manifests if m is not None and not own.differs_from(m)]
 
 
 def prune_best(store: Store, study: Study, arm: Arm, kept: list[list[int]]) -> None:

@@ -4,8 +4,8 @@ import datetime
 import hashlib
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,7 @@ from dd_core.data.datasets import fingerprint
 from dd_core.errors import StaleError
 from dd_core.models.stacking import by_trial
 from dd_core.store.files import local_copy, write_atomically
+from dd_core.store.manifests import Ending, Identity, Manifest
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
 from dd_core.study.measured import measured
@@ -74,7 +75,7 @@ def save_checkpoint(
     tables: dict[str, tuple[Path, int]],
     headline: dict[str, float],
     device: str,
-    ended: dict[int, dict[str, Any]],
+    ended: dict[int, Ending],
 ) -> None:
     """Write the weights of all trials, then the manifest that vouches for them and for the metrics up to them.
 
@@ -95,14 +96,14 @@ def save_checkpoint(
     save_tensors(path, stacked, {"checkpoint": f"{study.name}/{checkpoint.key}"})
     manifest = {
         "kind": "checkpoint",
-        **identity(study, checkpoint.arm),
+        **asdict(identity(study, checkpoint.arm)),
         "epoch": checkpoint.epoch,
         "recipe_content": study.recipe(checkpoint.arm),
         "measured": measured(study),
         "headline": headline,
         "rows": {name: rows for name, (_, rows) in tables.items()},
         "device": device,
-        "ended": {str(trial): ending for trial, ending in ended.items()},
+        "ended": {str(trial): ending.model_dump() for trial, ending in ended.items()},
         "torch_version": torch.__version__,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -110,33 +111,26 @@ def save_checkpoint(
     store.write_manifest(store.checkpoint_manifest_path(study.name, checkpoint), manifest, files)
 
 
-def identity(study: Study, arm: Arm) -> dict[str, Any]:
+def identity(study: Study, arm: Arm) -> Identity:
     """What ties a result to its recipe and data; compared before anything is used."""
-    return {
-        "study": study.name,
-        "arm": arm.key,
-        "recipe": study.recipe_hash(arm),
-        "trials": study.trials,
-        "data_sha256": fingerprint(study.data.dataset),
-    }
+    return Identity(study.name, arm.key, study.recipe_hash(arm), study.trials, fingerprint(study.data.dataset))
 
 
-def check_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+def check_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest:
     """The manifest of a checkpoint after its identity and every file it vouches for have been checked.
 
     Raises:
         StaleError: there is no such checkpoint, or it is damaged, or of another recipe or data set.
     """
     manifest = checkpoint_manifest(store, study, checkpoint)
-    for name, value in identity(study, checkpoint.arm).items():
-        if manifest.get(name) != value:
-            raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has another {name}; train it again")
-    for role in manifest["files"]:
-        store.verify(manifest, role)
+    for name in identity(study, checkpoint.arm).differs_from(manifest):
+        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has another {name}; train it again")
+    for entry in manifest.files.values():
+        store.verify(entry)
     return manifest
 
 
-def load_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Manifest]:
     """The stacked weights of all trials and their manifest, after every check.
 
     Returns:

@@ -6,6 +6,7 @@ readers of these folders stumbled over them.
 
 import json
 
+from dd_core.store.manifests import opened
 from dd_core.store.store import Store, write_text
 
 _VERSION = "2"
@@ -20,7 +21,9 @@ def bring_up_to_date(store: Store) -> None:
         for path in sorted((store.root / "tables").glob("**/*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                store.seal(store.manifest_path(path), content)
+                content.pop("manifest", None)  # the seal, which holds for this place only
+                if (manifest := opened(json.dumps(content).encode(), "")) is not None:
+                    store.seal(store.manifest_path(path), manifest)
             except (TypeError, AttributeError, ValueError):
                 pass  # it is none, and its file does not exist then
             path.unlink()

@@ -6,16 +6,16 @@ The orchestrator asks here what is to be done; workers ask again, with the stric
 import contextlib
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from dd_core.errors import StaleError
+from dd_core.store.manifests import Manifest
 from dd_core.store.parts import PartStore
 from dd_core.store.resume_points import resume_metadata
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 
 
-def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest:
     """The manifest of a checkpoint of the study's present recipe; opens no large file.
 
     Raises:
@@ -30,19 +30,19 @@ def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> d
     return _of_present_recipe(manifest, study, checkpoint)
 
 
-def _of_present_recipe(manifest: dict[str, Any] | None, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+def _of_present_recipe(manifest: Manifest | None, study: Study, checkpoint: Checkpoint) -> Manifest:
     if manifest is None:
         raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has not been trained")
     recipe = study.recipe_hash(checkpoint.arm)
-    if manifest.get("recipe") != recipe:
+    if manifest.recipe != recipe:
         raise StaleError(
-            f"checkpoint {checkpoint.key} of {study.name} was trained with another recipe ({manifest.get('recipe')}, "
+            f"checkpoint {checkpoint.key} of {study.name} was trained with another recipe ({manifest.recipe}, "
             f"the study file now says {recipe}); train it again"
         )
     return manifest
 
 
-def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None) -> dict[Checkpoint, dict[str, Any]]:
+def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None) -> dict[Checkpoint, Manifest]:
     """The study's checkpoints that exist in its present recipe, with their manifests."""
     wanted = [checkpoint for checkpoint in study.iter_checkpoints() if arms is None or checkpoint.arm in arms]
     manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, checkpoint) for checkpoint in wanted])
@@ -51,12 +51,6 @@ def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None
         with contextlib.suppress(StaleError):
             found[checkpoint] = _of_present_recipe(manifest, study, checkpoint)
     return found
-
-
-def live_trials(manifest: dict[str, Any]) -> list[int]:
-    """The trials that have weights at a checkpoint: all but those that diverged before it."""
-    ended = manifest.get("ended", {})
-    return [t for t in range(manifest["trials"]) if ended.get(str(t), {}).get("status") != "diverged"]
 
 
 def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
@@ -78,6 +72,6 @@ def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
             yield f"{path.with_suffix('.json')}, the manifest of a best checkpoint, is missing or damaged"
             continue
         try:
-            store.verify(manifest, "weights")
+            store.verify(manifest.files["weights"])
         except StaleError as error:
             yield str(error)

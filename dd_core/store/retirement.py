@@ -8,10 +8,10 @@ import contextlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dd_core.machine.disk import flush
 from dd_core.store.files import is_object, readable_errors, sha256_of
+from dd_core.store.manifests import Identity, Manifest
 from dd_core.store.store import Store
 
 
@@ -36,7 +36,7 @@ def retire(store: Store, study: str, arm: str, recipe: str) -> Path | None:
     return target
 
 
-def restore(store: Store, study: str, arm: str, identity: dict[str, Any]) -> Path | None:
+def restore(store: Store, study: str, arm: str, identity: Identity) -> Path | None:
     """Put back what was retired of a recipe, if there is any and nothing stands in its place. Hold the arm's lock.
 
     Args:
@@ -54,7 +54,7 @@ def restore(store: Store, study: str, arm: str, identity: dict[str, Any]) -> Pat
         (len(manifests), _number(folder), folder)
         for folder in retired(store, study, arm)
         if (manifests := _newest_manifests(store.inside(folder), study, arm))
-        and all(all(m.get(name) == value for name, value in identity.items()) for m in manifests)
+        and not any(map(identity.differs_from, manifests))
     ]
     if not found:
         return None
@@ -77,7 +77,7 @@ def retired(store: Store, study: str, arm: str) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _newest_manifests(store: Store, study: str, arm: str) -> list[dict[str, Any]]:
+def _newest_manifests(store: Store, study: str, arm: str) -> list[Manifest]:
     """The readable manifests of an arm's checkpoints."""
     paths = sorted(store.arm_folder(study, arm).glob("[0-9]*.json"))
     return [manifest for manifest in store.read_manifests(paths) if manifest is not None]

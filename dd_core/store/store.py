@@ -24,7 +24,7 @@ Layout below the root::
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from dd_core.store.files import (
     write_text,
 )
 from dd_core.store.leases import Lease, LockedError
-from dd_core.store.manifests import opened, sealed
+from dd_core.store.manifests import FileEntry, Manifest, opened, sealed
 from dd_core.study.study import Checkpoint
 
 __all__ = ["LockedError", "Store", "sha256_of", "write_atomically", "write_json", "write_text"]
@@ -114,18 +114,14 @@ class Store:
             folder /= f"arm={arm}"
         return folder
 
-    def curvature_path(self, study: str, checkpoint: Checkpoint) -> Path:
-        """Per-image curvature of one checkpoint, parquet."""
-        return self.table_folder("per_image_curvature", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
+    def result_path(self, table: str, study: str, checkpoint: Checkpoint) -> Path:
+        """What was computed from one checkpoint (``dd_core.tables.kinds``), parquet."""
+        return self.table_folder(table, study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
 
-    def shard_path(self, study: str, checkpoint: Checkpoint, rows: tuple[int, int]) -> Path:
-        """Per-image curvature of some rows of a checkpoint until all are there, parquet."""
-        folder = self.root / "shards" / "per_image_curvature" / study / checkpoint.arm.key
+    def shard_path(self, table: str, study: str, checkpoint: Checkpoint, rows: tuple[int, int]) -> Path:
+        """Some rows of that until all are there, parquet."""
+        folder = self.root / "shards" / table / study / checkpoint.arm.key
         return folder / f"{checkpoint.epoch:04d}.rows-{rows[0]}-{rows[1]}.parquet"
-
-    def hessian_path(self, study: str, checkpoint: Checkpoint) -> Path:
-        """The Hessian in the weights at one checkpoint, parquet."""
-        return self.table_folder("hessian_spectra", study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
 
     def manifest_path(self, file: Path) -> Path:
         """The manifest of one file: beside it, but for tables, whose folders hold nothing but parquet."""
@@ -196,26 +192,22 @@ class Store:
             raise StoreError(f"the data root {self.root} is a file, not a folder; set DD_ROOT to a folder")
         check_writable(self.root)
 
-    def write_manifest(self, path: Path, content: dict[str, Any], files: dict[str, Path]) -> None:
+    def write_manifest(self, path: Path, content: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Write a manifest last, with the SHA-256 and size of each file it vouches for, by role."""
         entries = {
-            role: {
-                "path": str(file.relative_to(self.root)),
-                "sha256": sha256_of(file),
-                "bytes": file.stat().st_size,
-            }
+            role: FileEntry(str(file.relative_to(self.root)), sha256_of(file), file.stat().st_size)
             for role, file in files.items()
         }
-        self.seal(path, {**content, "files": entries})
+        self.seal(path, Manifest(content, entries))
 
-    def seal(self, path: Path, manifest: dict[str, Any]) -> None:
+    def seal(self, path: Path, manifest: Manifest) -> None:
         """Write a manifest that says which files it vouches for, so that a change of its own text is noticed too."""
         write_json(path, sealed(manifest, self._place(path)))
 
     def _place(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
-    def read_manifest(self, path: Path) -> dict[str, Any] | None:
+    def read_manifest(self, path: Path) -> Manifest | None:
         """The manifest, or None where there is none or it is damaged (then the result does not exist).
 
         Raises:
@@ -223,7 +215,7 @@ class Store:
         """
         return self.read_manifests([path])[0]
 
-    def read_manifests(self, paths: Sequence[Path]) -> list[dict[str, Any] | None]:
+    def read_manifests(self, paths: Sequence[Path]) -> list[Manifest | None]:
         """Several of them, which on an object store takes little longer than one; as ``read_manifest``."""
         try:
             contents = read_all(paths)
@@ -233,31 +225,30 @@ class Store:
             ) from error
         return [opened(content, self._place(path)) for path, content in zip(paths, contents, strict=True)]
 
-    def verify(self, manifest: dict[str, Any], role: str) -> Path:
-        """The file of that role, after its size and SHA-256 have been compared with the manifest.
+    def verify(self, entry: FileEntry) -> Path:
+        """The file, after its size and SHA-256 have been compared with what its manifest says.
 
         Of an object the SHA-256 that was noted when it was put is compared, if it was; otherwise it is downloaded.
 
         Raises:
             StaleError: it is missing, truncated or altered.
         """
-        entry = manifest["files"][role]
-        path = self.root / entry["path"]
+        path = self.root / entry.path
         found = size_and_sha256(path)
         if found is None:
             raise StaleError(f"{path} is in its manifest but not {'in the store' if is_object(path) else 'on disk'}")
         size, sha256 = found
-        if size != entry["bytes"]:
-            raise StaleError(f"{path} is damaged: {size} bytes where its manifest says {entry['bytes']}")
-        if sha256() != entry["sha256"]:
+        if size != entry.bytes:
+            raise StaleError(f"{path} is damaged: {size} bytes where its manifest says {entry.bytes}")
+        if sha256() != entry.sha256:
             raise StaleError(f"{path} is damaged: its SHA-256 differs from its manifest")
         return path
 
-    def is_sound(self, manifest: dict[str, Any]) -> bool:
+    def is_sound(self, manifest: Manifest) -> bool:
         """Whether every file that a manifest vouches for is there and unharmed."""
         try:
-            for role in manifest["files"]:
-                self.verify(manifest, role)
+            for entry in manifest.files.values():
+                self.verify(entry)
         except StaleError:
             return False
         return True

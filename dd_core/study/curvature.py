@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -104,7 +105,7 @@ class CurvatureSettings(Strict):
         return families
 
 
-def covers(present: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> bool:
+def covers(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether every group of columns wanted is there with the same settings."""
     return all(present.get(name) == settings for name, settings in wanted.items())
 

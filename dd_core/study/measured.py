@@ -4,6 +4,7 @@ Evaluations and monitors change no weight, so they are no part of the recipe: a 
 was not measured then is not there. Each checkpoint's manifest has what was asked for when it was trained.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from dd_core.study.study import Study
@@ -18,17 +19,18 @@ def measured(study: Study) -> dict[str, Any]:
     }
 
 
-def asked_later(manifest: dict[str, Any], study: Study) -> list[str]:
+def asked_later(then: Mapping[str, Any] | None, study: Study) -> list[str]:
     """What a study asks for that was not measured when a checkpoint was trained.
 
     Args:
-        manifest: of the checkpoint; one of an earlier version does not say, and nothing is found.
+        then: what the checkpoint's manifest says was measured; one of an earlier version does not say, and nothing is
+            found.
         study: as it is now.
 
     Returns:
         Parts of a sentence.
     """
-    then, now = manifest.get("measured"), measured(study)
+    now = measured(study)
     if then is None:
         return []
     found = []

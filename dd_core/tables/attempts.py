@@ -69,7 +69,7 @@ def arm_is_complete(store: Store, study: Study, arm: Arm, until: int) -> bool:
         return False
     data_sha256 = fingerprint(study.data.dataset)
     return (
-        all(m.get("data_sha256") == data_sha256 and store.is_sound(m) for m in manifests)
+        all(m.data_sha256 == data_sha256 and store.is_sound(m) for m in manifests)
         and next(harmed_best(store, study, arm), None) is None
         and is_settled(store, study, arm)
     )

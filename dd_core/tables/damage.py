@@ -11,17 +11,19 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dd_core.errors import StaleError
 from dd_core.store.files import is_object
+from dd_core.store.manifests import FileEntry
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.kinds import KINDS
 from dd_core.tables.training import METRIC_TABLES
 
-_ASSETS = {"per_image_curvature": "per_image_curvature", "hessian_spectra": "hessian"}
+# The assets of the tables of results of checkpoints.
+_ASSETS = {kind.table.name: kind.name for kind in KINDS.values()}
 
 
 @dataclass(frozen=True, order=True)
@@ -79,7 +81,7 @@ def damaged_files(
             if entry is None:
                 read_parquet(path)
             else:
-                store.verify({"files": {"file": entry}}, "file")
+                store.verify(entry)
         except FileNotFoundError:
             return None
         except StaleError as error:
@@ -90,34 +92,32 @@ def damaged_files(
         return sorted(harm for harm in pool.map(look, files) if harm is not None)
 
 
-def _vouched(store: Store) -> dict[str, dict[str, Any]]:
+def _vouched(store: Store) -> dict[str, FileEntry]:
     """What manifests say of files, by path below the root."""
     paths = [*store.root.glob("checkpoints/*/*/[0-9]*.json"), *store.root.glob("manifests/**/*.json")]
     manifests = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
-    return {entry["path"]: entry for manifest in manifests for entry in manifest["files"].values()}
+    return {entry.path: entry for manifest in manifests for entry in manifest.files.values()}
 
 
 def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLES)) -> list[Harm]:
     """The files of some tables that manifests of a study's present recipe name and that are not there."""
     trained = trained_checkpoints(store, study)
     entries = [
-        (checkpoint, "trained", manifest["files"][table])
+        (checkpoint, "trained", manifest.files[table])
         for checkpoint, manifest in trained.items()
         for table in METRIC_TABLES
-        if table in tables and table in manifest["files"]
+        if table in tables and table in manifest.files
     ]
-    for table, path_of in (("per_image_curvature", store.curvature_path), ("hessian_spectra", store.hessian_path)):
-        if table in tables:
-            paths = [store.manifest_path(path_of(study.name, checkpoint)) for checkpoint in trained]
+    for kind in KINDS.values():
+        if kind.table.name in tables:
             entries += [
-                (checkpoint, "analysed", manifest["files"]["table"])
-                for checkpoint, manifest in zip(trained, store.read_manifests(paths), strict=True)
-                if manifest is not None
-                and manifest.get("checkpoint_sha256") == trained[checkpoint]["files"]["weights"]["sha256"]
+                (checkpoint, "analysed", manifest.files["table"])
+                for checkpoint, manifest in kind.manifests(store, study, trained).items()
+                if manifest is not None and manifest.checkpoint_sha256 == trained[checkpoint].files["weights"].sha256
             ]
     found = _lost_alone(store, study, tables)
     for checkpoint, done, entry in entries:
-        path = store.root / entry["path"]
+        path = store.root / entry.path
         if not path.exists():
             what = f"{checkpoint.key} of {study.name} is {done} but has no rows: {path} is gone"
             found.append(Harm(path, what))
@@ -129,7 +129,7 @@ def _lost_alone(store: Store, study: Study, tables: Collection[str]) -> list[Har
     own = [table for table in tables if table not in _ASSETS]
     folders = [store.root / "manifests" / table / f"study={study.name}" for table in own]
     found = store.read_manifests([path for folder in folders for path in sorted(folder.glob("**/*.json"))])
-    files = [store.root / manifest["files"]["table"]["path"] for manifest in found if manifest is not None]
+    files = [store.root / manifest.files["table"].path for manifest in found if manifest is not None]
     return [Harm(path, f"{path} is gone") for path in files if not path.exists()]
 
 

@@ -19,6 +19,7 @@ from dd_core.store.files import local_copy, remove, write_atomically
 from dd_core.store.store import Store
 from dd_core.tables.columns import Table
 from dd_core.tables.curvature import CURVATURE_TABLES
+from dd_core.tables.kinds import KINDS
 from dd_core.tables.training import TRAINING_TABLES
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ FURTHER_NAMES, FURTHER_VALUES = "further_names", "further_values"
 # In a file's metadata: the optional columns, in JSON; of files of tables that may have any.
 OPTIONAL_KEY = b"optional_columns"
 
-TABLES: dict[str, Table] = {table.name: table for table in (*TRAINING_TABLES, *CURVATURE_TABLES)}
+TABLES: dict[str, Table] = {
+    table.name: table for table in (*TRAINING_TABLES, *CURVATURE_TABLES, *(kind.table for kind in KINDS.values()))
+}
 
 
 def arrow_schema(table: Table, optional: Iterable[str] = ()) -> "pa.Schema":

@@ -12,6 +12,7 @@ from dd_core.errors import StaleError
 from dd_core.models.stacking import joined
 from dd_core.store.best_checkpoints import best_manifests, save_best
 from dd_core.store.checkpoints import read_tensors, save_checkpoint
+from dd_core.store.manifests import Manifest
 from dd_core.store.parts import Part
 from dd_core.store.resume_points import resume_metadata
 from dd_core.store.store import Store
@@ -30,7 +31,7 @@ def newest_epoch_before(store: Store, study: Study, checkpoint: Checkpoint) -> i
     paths = sorted(store.arm_folder(study.name, checkpoint.arm.key).glob("[0-9]*.json"))
     before = [path for path in paths if int(path.stem) < checkpoint.epoch]
     manifests = zip(before, store.read_manifests(before), strict=True)
-    epochs = [int(path.stem) for path, manifest in manifests if manifest is not None and manifest["recipe"] == recipe]
+    epochs = [int(path.stem) for path, manifest in manifests if manifest is not None and manifest.recipe == recipe]
     return max(epochs, default=None)
 
 
@@ -39,7 +40,7 @@ def assemble(
     study: Study,
     checkpoint: Checkpoint,
     parts: list[Part],
-    manifests: list[dict[str, Any]],
+    manifests: list[Manifest],
     after: int | None,
 ) -> None:
     """Write the metrics since an epoch, the weights, and their manifest. Hold the arm's lock.
@@ -72,11 +73,11 @@ def assemble(
         tensors, _ = read_tensors(part.store.checkpoint_path(study.name, checkpoint))
         states.append((part.study.trials, {name: joined(tensor) for name, tensor in tensors.items()}))
     ended = {
-        part.study.first_trial + int(trial): ending
+        part.study.first_trial + trial: ending
         for part, manifest in zip(parts, manifests, strict=True)
-        for trial, ending in manifest["ended"].items()
+        for trial, ending in manifest.ended.items()
     }
-    devices = ", ".join(sorted({manifest["device"] for manifest in manifests}))
+    devices = ", ".join(sorted({manifest.device for manifest in manifests}))
     save_checkpoint(store, study, checkpoint, states, written, headline, devices, ended)
 
 
@@ -150,17 +151,17 @@ def copy_best(part: Part, store: Store, study: Study, arm: Arm, newest: int) -> 
     Returns:
         For each of the part's trials the epochs whose weights the arm should keep.
     """
-    there = {(m["trial"], m["epoch"]): m for m in best_manifests(store, study, arm)}
+    there = {(m.trial, m.epoch): m for m in best_manifests(store, study, arm)}
     decided, kept = _kept(part, store, study, Checkpoint(arm, newest))
     for manifest in best_manifests(part.store, part.study, arm):
-        trial, epoch, loss = part.study.first_trial + manifest["trial"], manifest["epoch"], manifest["loss_val_nats"]
+        trial, epoch, loss = part.study.first_trial + manifest.trial, manifest.epoch, manifest.loss_val_nats
         if epoch > decided:
-            kept[manifest["trial"]].add(epoch)
-        elif epoch not in kept[manifest["trial"]]:
+            kept[manifest.trial].add(epoch)
+        elif epoch not in kept[manifest.trial]:
             continue  # it had given way, and a process was killed before it removed it
         with contextlib.suppress(StaleError):  # it has given way to a better one meanwhile
-            if (trial, epoch) not in there or there[trial, epoch]["loss_val_nats"] != loss:
-                weights, _ = read_tensors(part.store.verify(manifest, "weights"))
+            if (trial, epoch) not in there or there[trial, epoch].loss_val_nats != loss:
+                weights, _ = read_tensors(part.store.verify(manifest.files["weights"]))
                 save_best(store, study, arm, trial, epoch, loss, weights)
     return [sorted(epochs) for epochs in kept]
 

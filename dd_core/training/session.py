@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from dd_core.store.checkpoints import (
     save_tensors,
 )
 from dd_core.store.files import remove
+from dd_core.store.manifests import Ending
 from dd_core.store.provenance import harmed_best
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.recorder import EVAL_METRICS, Recorder
-from dd_core.training.trial_progress import Ending, TrialProgress
+from dd_core.training.trial_progress import TrialProgress
 from dd_core.training.trial_stack import BatchMetrics, TrialStack, stacking
 
 # Raise it when what a resume point holds changes: one of another format is not used.
@@ -164,7 +165,7 @@ class Session:
         remove(self.store.checkpoint_manifest_path(self.study.name, checkpoint))
         tables = self.recorder.flush(self.store, checkpoint)
         states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
-        ended = {trial: p.ending.model_dump() for trial, p in enumerate(self.progress) if p.ending is not None}
+        ended = {trial: p.ending for trial, p in enumerate(self.progress) if p.ending is not None}
         save_checkpoint(self.store, self.study, checkpoint, states, tables, headline, name_of(self.device), ended)
 
     def save_resume_point(self) -> None:
@@ -175,7 +176,7 @@ class Session:
         content = {
             "format": _RESUME_FORMAT,
             "epoch": str(self.epoch),
-            "identity": json.dumps(identity(self.study, self.arm), sort_keys=True),
+            "identity": json.dumps(asdict(identity(self.study, self.arm)), sort_keys=True),
             "progress": _PROGRESS.dump_json(self.progress).decode(),
             "micro_batch": str(self.micro_batch),
             "threads": str(torch.get_num_threads()),
@@ -200,7 +201,7 @@ class Session:
             tensors, metadata = read_tensors(path)
             if metadata.get("format") != _RESUME_FORMAT:
                 return "the resume point was written by an earlier version"
-            if metadata.get("identity") != json.dumps(identity(self.study, self.arm), sort_keys=True):
+            if metadata.get("identity") != json.dumps(asdict(identity(self.study, self.arm)), sort_keys=True):
                 return "the resume point belongs to another recipe or data set"
             content = {name: text for name, text in metadata.items() if name != "digest"}
             if metadata.get("digest") != digest(tensors) + json.dumps(content, sort_keys=True):

@@ -22,7 +22,7 @@ from dd_core.tables.files import read_parquet
 from dd_core.training.ledger import RunRecord
 from dd_core.training.recorder import EVAL_METRICS
 from dd_core.training.session import Session
-from dd_core.training.trial_progress import Ending, TrialProgress
+from dd_core.training.trial_progress import TrialProgress
 
 
 def settle(store: Store, study: Study, arm: Arm, device: torch.device) -> None:
@@ -65,10 +65,10 @@ def progress_at(store: Store, study: Study, checkpoint: Checkpoint) -> list[Tria
     Raises:
         StaleError: there is no such checkpoint.
     """
-    ended = checkpoint_manifest(store, study, checkpoint)["ended"]
+    ended = checkpoint_manifest(store, study, checkpoint).ended
     progress = []
     for trial, evaluations in enumerate(_evaluations(store, study, checkpoint)):
-        ending = Ending.model_validate(ended[str(trial)]) if str(trial) in ended else None
+        ending = ended.get(trial)
         stood = TrialProgress()
         for epoch, metrics in sorted(evaluations.items()):
             stood.ending = ending if ending is not None and epoch > ending.epoch else None

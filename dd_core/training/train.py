@@ -3,13 +3,13 @@
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dd_core.errors import StaleError, UserError
+from dd_core.events import CheckpointWritten, Note, Progress, Report
 from dd_core.machine.memory import begin_with, is_out_of_memory
 from dd_core.store.checkpoints import check_checkpoint, identity
 from dd_core.store.files import remove
@@ -21,8 +21,6 @@ from dd_core.training.ledger import RunRecord, mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.session import Session
 from dd_core.training.settling import settle
-
-Report = Callable[[dict[str, Any]], None]
 
 # Micro-batches below this are no longer what BatchNorm was made for.
 _SMALLEST_MICRO_BATCH = 16
@@ -80,7 +78,7 @@ def train_arm(
         resume_seconds: how much work a kill may cost at most, besides one epoch.
         gpu_share: share of the GPU that this arm has, for the ledger.
         predicted_seconds: how long this was expected to take, for the ledger.
-        report: is called with events: progress (epoch), checkpoint (epoch), note (text).
+        report: is called with ``Progress``, ``CheckpointWritten`` and ``Note``.
 
     Raises:
         ArmBusyError: another process is training this arm and ``wait`` is false.
@@ -118,10 +116,10 @@ def _attempt(session: Session, record: RunRecord, until: int, resume_seconds: fl
     """Train on from the resume point; returns what was said if memory ran out, else nothing."""
     obstacle = session.resume()
     if obstacle:
-        report({"event": "note", "text": f"{session.arm.key}: training from the beginning, because {obstacle}"})
+        report(Note(text=f"{session.arm.key}: training from the beginning, because {obstacle}"))
     if session.differs:
         text = f"{session.arm.key}: going on at epoch {session.epoch} {session.differs}; the last bits may differ"
-        report({"event": "note", "text": text})
+        report(Note(text=text))
     remove_foreign_parts(session.store, session.study, session.arm, session.epoch)
     record.open(session)
     try:
@@ -154,13 +152,11 @@ def _less(micro_batch: int, shortage: str, arm: Arm, device: torch.device, repor
             f"out of memory: {arm.key} cannot be trained with {micro_batch} images at a time ({shortage}), and fewer "
             f"than {_SMALLEST_MICRO_BATCH} are too few for BatchNorm; use a device with more memory, or fewer trials"
         )
-    report(
-        {
-            "event": "note",
-            "text": f"{arm.key}: out of memory with {micro_batch} images at a time; going on from the last resume "
-            f"point with {half}, whose gradients are added up. The loss is the same, but BatchNorm sees {half} images",
-        }
+    text = (
+        f"{arm.key}: out of memory with {micro_batch} images at a time; going on from the last resume point with "
+        f"{half}, whose gradients are added up. The loss is the same, but BatchNorm sees {half} images"
     )
+    report(Note(text=text))
     return half
 
 
@@ -172,7 +168,7 @@ def _run(session: Session, until: int, resume_seconds: float, report: Report) ->
         headline, _ = session.evaluate()
         if 0 in study.checkpoints:
             session.save_checkpoint(headline)
-            report({"event": "checkpoint", "epoch": 0})
+            report(CheckpointWritten(epoch=0))
     while session.epoch < until:
         ended = session.train_epoch()
         is_checkpoint = session.epoch in study.checkpoints
@@ -184,15 +180,15 @@ def _run(session: Session, until: int, resume_seconds: float, report: Report) ->
             assert ending is not None
             number = study.first_trial + trial
             text = f"{session.arm.key} trial {number} {ending.status} in epoch {ending.epoch}: {ending.reason}"
-            report({"event": "note", "text": text})
+            report(Note(text=text))
         if is_checkpoint:
             session.save_checkpoint(headline)
         if is_checkpoint or time.monotonic() - saved_at > resume_seconds:
             session.save_resume_point()
             saved_at = time.monotonic()
         if is_checkpoint:
-            report({"event": "checkpoint", "epoch": session.epoch})
-        report({"event": "progress", "epoch": session.epoch})
+            report(CheckpointWritten(epoch=session.epoch))
+        report(Progress(epoch=session.epoch))
 
 
 def sound_checkpoints(store: Store, study: Study, arm: Arm, until: int) -> bool:
@@ -251,12 +247,12 @@ def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> No
     own = identity(study, arm)
     paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
     found = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
-    others = [m for m in found if any(m.get(name) != own[name] for name in ("recipe", "data_sha256"))]
+    others = [m for m in found if (m.recipe, m.data_sha256) != (own.recipe, own.data_sha256)]
     # One among others that are right is damaged, not of another recipe; its checkpoint is trained again.
     if others and len(others) == len(found):
-        target = retire(store, study.name, arm.key, str(others[0].get("recipe")))
-        what = "recipe" if others[0].get("recipe") != own["recipe"] else "data set"
-        report({"event": "note", "text": f"{arm.key}: its {what} has changed; the old results lie in {target}"})
+        target = retire(store, study.name, arm.key, others[0].recipe or "unknown")
+        what = "recipe" if others[0].recipe != own.recipe else "data set"
+        report(Note(text=f"{arm.key}: its {what} has changed; the old results lie in {target}"))
     if (folder := restore(store, study.name, arm.key, own)) is not None:
         mark_interrupted(store, study, arm)
-        report({"event": "note", "text": f"{arm.key}: its results are put back from {folder}"})
+        report(Note(text=f"{arm.key}: its results are put back from {folder}"))

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from dd_core.errors import StaleError
+from dd_core.events import CheckpointWritten, Event, Report
 from dd_core.store.best_checkpoints import prune_best
 from dd_core.store.checkpoints import check_checkpoint
 from dd_core.store.files import remove
+from dd_core.store.manifests import FileEntry, Manifest
 from dd_core.store.parts import Part, PartStore, all_parts, parts_folder
 from dd_core.store.provenance import checkpoint_manifest, trained_checkpoints
 from dd_core.store.retirement import retire
@@ -23,7 +25,6 @@ from dd_core.training.ledger import mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.settling import settle
 from dd_core.training.train import (
-    Report,
     arm_lock,
     remove_foreign_files,
     set_recipe_right,
@@ -79,17 +80,17 @@ def train_part(
         put_together(store, study, arm)
         return
 
-    def pass_on(event: dict[str, Any]) -> None:
-        if event["event"] != "checkpoint":
+    def pass_on(event: Event) -> None:
+        if not isinstance(event, CheckpointWritten):
             report(event)
             return
         for epoch in put_together(store, study, arm, held=part):
-            report({"event": "checkpoint", "epoch": epoch})
+            report(CheckpointWritten(epoch=epoch))
 
     train_arm(part.study, arm, part.store, until, report=pass_on, **options)
     # Once more: what the last of several parts that end at the same time could not do while others held their locks.
     for epoch in put_together(store, study, arm):
-        report({"event": "checkpoint", "epoch": epoch})
+        report(CheckpointWritten(epoch=epoch))
 
 
 def put_together(store: Store, study: Study, arm: Arm, held: Part | None = None) -> list[int]:
@@ -159,8 +160,8 @@ def _put_together(store: Store, study: Study, checkpoint: Checkpoint, parts: lis
     assemble(store, study, checkpoint, parts, manifests, after)
 
 
-def _is_handed_over(manifest: dict[str, Any]) -> bool:
-    return "whole" in manifest["files"]
+def _is_handed_over(manifest: Manifest) -> bool:
+    return "whole" in manifest.files
 
 
 def _tidy(store: Store, study: Study, arm: Arm, parts: list[Part], newest: int, held: Part | None) -> None:
@@ -195,13 +196,10 @@ def _hand_over(part: Part, store: Store, study: Study, arm: Arm, newest: int) ->
         manifest = checkpoint_manifest(part.store, part.study, checkpoint)
         if not _is_handed_over(manifest):
             whole_path = store.checkpoint_manifest_path(study.name, checkpoint)
-            files = checkpoint_manifest(store, study, checkpoint)["files"]
-            entry = {
-                "path": str(whole_path.relative_to(store.root)),
-                "sha256": sha256_of(whole_path),
-                "bytes": whole_path.stat().st_size,
-            }
-            part.store.seal(path, {**manifest, "files": {**files, "whole": entry}})
+            files = checkpoint_manifest(store, study, checkpoint).files
+            where = str(whole_path.relative_to(store.root))
+            entry = FileEntry(where, sha256_of(whole_path), whole_path.stat().st_size)
+            part.store.seal(path, manifest.vouching_for({**files, "whole": entry}))
     if done is None:
         return
     manifests = part.store.arm_folder(study.name, arm.key).glob("[0-9]*.json")
@@ -223,5 +221,5 @@ def _retire_other_divisions(store: Store, study: Study, arm: Arm) -> None:
             other = PartStore(store, study.name, arm.key, path.name)
             with contextlib.suppress(LockedError), other.lock(study.name, arm.key, timeout=0):
                 manifests = (store.read_manifest(found) for found in sorted(path.glob("[0-9]*.json")))
-                recipe = next((str(found["recipe"]) for found in manifests if found is not None), "unknown")
+                recipe = next((found.recipe for found in manifests if found is not None), "unknown")
                 retire(other, study.name, arm.key, recipe)

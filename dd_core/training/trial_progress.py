@@ -5,27 +5,11 @@ Plain values that go into the resume point as JSON. What is decided here is deci
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dd_core.store.manifests import Ending
 from dd_core.study.recipe import EarlyStopping, Schedule, Variant
-
-
-class Ending(BaseModel):
-    """Why a trial ended before the arm did.
-
-    Attributes:
-        status: stopped early, or diverged.
-        epoch: in which.
-        step: after which optimiser step it was stopped, or at which its loss was not finite.
-        reason: a sentence.
-    """
-
-    status: Literal["stopped early", "diverged"]
-    epoch: int
-    step: int
-    reason: str
 
 
 class Watch(BaseModel):

@@ -18,6 +18,13 @@ from support import REPOSITORY, Lab, wait_until
 _NODES = "{assetNodes{assetKey{path} isPartitioned isMaterializable partitionKeys staleStatus staleCauses{reason}}}"
 _PARTITIONS = """query($key: AssetKeyInput!, $keys: [String!]) {assetNodeOrError(assetKey: $key) {... on AssetNode {
 staleStatusByPartition(partitions: $keys) staleCausesByPartition(partitions: $keys) {reason}}}}"""
+# dagster-daemon itself, but it looks after backfills every second, and not every thirty.
+_DAEMON = """
+import dagster._daemon.controller
+from dagster._daemon.cli import main
+dagster._daemon.controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 1
+main()
+"""
 
 
 class Server:
@@ -100,6 +107,7 @@ def served(lab: Lab, with_daemon: bool = False, **changes: Any) -> Iterator[Serv
         options = ("-h", "127.0.0.1", "-p", str(port))
         stack.enter_context(_process(lab, "web", str(programs / "dagster-webserver"), *workspace, *options, **places))
         if with_daemon:
-            stack.enter_context(_process(lab, "daemon", str(programs / "dagster-daemon"), "run", *workspace, **places))
+            daemon = (sys.executable, "-c", _DAEMON, "run", *workspace)
+            stack.enter_context(_process(lab, "daemon", *daemon, **places))
         wait_until(answers, "an answer from the webserver", pause=0.2)
         yield server

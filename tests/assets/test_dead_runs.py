@@ -41,7 +41,8 @@ class Ui:
         self.address, self.log = f"http://127.0.0.1:{port}", lab.folder / "ui.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["make", "ui"],
+                # Not a reason to install anything: these tests leave the environment alone that they run in.
+                ["make", "--assume-old=.venv/.installed", "ui"],
                 cwd=REPOSITORY,
                 env=lab.environment(DD_PORT=port),
                 stdout=log,
@@ -108,6 +109,11 @@ class Ui:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     lab = Lab(tmp_path_factory.mktemp("dead") / "lab")
     lab.write_study("endless", ENDLESS)
+    settings = (REPOSITORY / "dd_assets" / "dagster.yaml").read_text(encoding="utf-8")
+    assert "poll_interval_seconds: 15" in settings
+    lab.home.mkdir()
+    often = settings.replace("poll_interval_seconds: 15", "poll_interval_seconds: 2")
+    (lab.home / "dagster.yaml").write_text(often, encoding="utf-8")
     return lab
 
 

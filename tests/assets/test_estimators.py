@@ -43,7 +43,7 @@ class Choices:
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory: pytest.TempPathFactory) -> Choices:
     lab = Lab(tmp_path_factory.mktemp("choices") / "lab", STUDY)
-    path = lab.store.curvature_path("tiny", lab.study.checkpoint(LAST))
+    path = lab.store.result_path("per_image_curvature", "tiny", lab.study.checkpoint(LAST))
     done: dict[str, Result] = {}
     hessian_files = {}
     done["train"] = lab.forked_dagster(*TRAIN)
@@ -81,7 +81,7 @@ def test_run_config_adds_an_estimators_columns_and_keeps_the_others(choices: Cho
 def test_only_what_the_config_names_is_computed_and_no_default_run_undoes_it(choices: Choices) -> None:
     computed = [event.metadata["computed_now"].value for event in choices.events["curvature"]]
     assert computed == [8, 2, 0]
-    path = choices.lab.store.curvature_path("tiny", choices.lab.study.checkpoint(LAST))
+    path = choices.lab.store.result_path("per_image_curvature", "tiny", choices.lab.study.checkpoint(LAST))
     assert read_parquet(path).to_pydict() == choices.with_differences
 
 
@@ -109,7 +109,7 @@ def test_partitions_carry_speed_median_auroc_device_and_settings(choices: Choice
 def test_the_hessian_of_one_partition_is_one_file_with_its_manifest(choices: Choices) -> None:
     assert len(choices.hessian_files["one"]) == 2
     (event,) = [event for event in choices.events["tiny/hessian"] if event.partition == LAST]
-    path = choices.lab.store.hessian_path("tiny", choices.lab.study.checkpoint(LAST))
+    path = choices.lab.store.result_path("hessian_spectra", "tiny", choices.lab.study.checkpoint(LAST))
     assert event.metadata["dagster/uri"].value == str(path)
     assert event.tags is not None
     assert event.tags["dagster/data_version"] == sha256_of(path)

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from dd_assets.compute import local
 from dd_core.errors import UserError
+from dd_core.events import _TYPES, Event, Started
 from dd_core.jobs import crew
-from dd_core.jobs.job import HessianTask, Job, TrainTask
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask
 from dd_core.jobs.process import News, Process
 from dd_core.machine.devices import Machine
 from dd_core.study.study import Study
@@ -45,8 +47,17 @@ for line in sys.stdin:
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Started(Started):
+    """What the fake worker says of itself when it begins."""
+
+    gpu: int
+    pid: int
+    halvings: int
+
+
 @pytest.fixture
-def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -> Callable[..., list[dict[str, Any]]]:
+def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -> Callable[..., list[Event]]:
     """Run tasks on a machine with so many GPUs and return the events."""
     (tmp_path / "fake_worker.py").write_text(FAKE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -55,8 +66,9 @@ def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -
         return Process(number, ["fake_worker", *arguments[1:]], news)
 
     monkeypatch.setattr(crew, "Process", start)
+    monkeypatch.setitem(_TYPES, "started", _Started)  # type: ignore[arg-type]
 
-    def run(num_gpus: int, tasks: list[Any], num_workers: int) -> list[dict[str, Any]]:
+    def run(num_gpus: int, tasks: list[Any], num_workers: int) -> list[Event]:
         monkeypatch.setattr(crew, "num_gpus", lambda: num_gpus)
         root = tmp_path / "root"
         job = Job(root=root, studies={"tiny": tiny_study}, tasks=tuple(tasks), num_workers=num_workers, threads=1)
@@ -71,26 +83,26 @@ def train(k: int, workers_per_device: int | None = None) -> TrainTask:
     return TrainTask(study="tiny", variant="plain", k=k, until=4, workers_per_device=workers_per_device)
 
 
-def check(events: list[dict[str, Any]], tasks: list[TrainTask], shares: list[Fraction]) -> tuple[int, dict[str, int]]:
+def check(events: list[Event], tasks: list[TrainTask], shares: list[Fraction]) -> tuple[int, dict[str, int]]:
     """Every task once and no GPU overfull; returns how many workers there were, and the GPU of each task."""
     share = {task.name: part for task, part in zip(tasks, shares, strict=True)}
     used: Counter[int] = Counter()
     places: dict[str, int] = {}
     running = set()
     for event in events:
-        name = event["task"]
-        if event["event"] == "started":
+        name = event.task
+        if isinstance(event, _Started):
             assert name not in places
-            places[name] = event["gpu"]
+            places[name] = event.gpu
             running.add(name)
-            used[event["gpu"]] += share[name]  # type: ignore[assignment]
+            used[event.gpu] += share[name]  # type: ignore[assignment]
         else:
             running.remove(name)
             used[places[name]] -= share[name]  # type: ignore[assignment]
         assert max(used.values()) <= 1
     assert not running
     assert set(places) == set(share)
-    return len({event["pid"] for event in events if "pid" in event}), places
+    return len({event.pid for event in events if isinstance(event, _Started)}), places
 
 
 def test_arms_share_gpus_as_their_variant_says(run_on) -> None:  # type: ignore[no-untyped-def]
@@ -119,56 +131,59 @@ def test_what_is_there_is_used(run_on) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_other_work_takes_a_gpu_or_core_each(run_on) -> None:  # type: ignore[no-untyped-def]
-    tasks: list[Any] = [HessianTask(study="tiny", variant="plain", k=k, epoch=0) for k in range(1, 6)]
+    tasks: list[Any] = [
+        CheckpointTask(kind="hessian", study="tiny", variant="plain", k=k, epoch=0) for k in range(1, 6)
+    ]
     for num_gpus, num_workers in ((2, 2), (0, 2), (2, 3), (4, 2)):
         events = run_on(num_gpus, tasks, num_workers)
         running = 0
         for event in events:
-            running += 1 if event["event"] == "started" else -1
+            running += 1 if event.name == "started" else -1
             assert running <= num_workers
-        assert len({event["pid"] for event in events}) == num_workers
-        assert sum(event["event"] == "finished" for event in events) == 5
+        assert len({event.pid for event in events if isinstance(event, _Started)}) == num_workers
+        assert sum(event.name == "finished" for event in events) == 5
 
 
 def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignore[no-untyped-def]
     tasks = [train(k, 2) for k in (13, 14, 15, 16, 17, 18)]
     events = run_on(1, tasks, num_workers=2)
     check(events, tasks, [Fraction(1, 2)] * 6)
-    (failed,) = (event for event in events if event["event"] == "failed")
-    assert failed["task"] == "tiny/plain.k013"
-    assert failed["error"].startswith("its worker was killed by SIGKILL (out of memory, perhaps)")
-    assert sum(event["event"] == "finished" for event in events) == 5
+    (failed,) = (event for event in events if event.name == "failed")
+    assert failed.task == "tiny/plain.k013"
+    assert failed.error.startswith("its worker was killed by SIGKILL (out of memory, perhaps)")
+    assert sum(event.name == "finished" for event in events) == 5
 
 
 def test_a_worker_that_crashes_twice_at_one_place_is_not_to_be_tried_for_ever(run_on) -> None:  # type: ignore[no-untyped-def]
-    (failed,) = (e for e in run_on(0, [train(66, 1), train(1, 1)], num_workers=1) if e["event"] == "failed")
-    assert failed["task"] == "tiny/plain.k066"
-    assert failed["error"].startswith("its worker was killed by SIGSEGV after epoch 2, twice at the same place")
-    assert "run the same command again" not in failed["error"]
-    page, _, section = failed["error"].partition("docs/")[2].split(" ")[0].partition("#")
+    (failed,) = (e for e in run_on(0, [train(66, 1), train(1, 1)], num_workers=1) if e.name == "failed")
+    assert failed.task == "tiny/plain.k066"
+    assert failed.error.startswith("its worker was killed by SIGSEGV after epoch 2, twice at the same place")
+    assert "run the same command again" not in failed.error
+    page, _, section = failed.error.partition("docs/")[2].split(" ")[0].partition("#")
     headings = re.findall("^## (.*)$", (Path("docs") / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert section in {heading.lower().replace(" ", "-") for heading in headings}
 
 
 def test_a_crash_that_does_not_come_again_costs_no_task(run_on) -> None:  # type: ignore[no-untyped-def]
     events = run_on(0, [train(67, 1)], num_workers=1)
-    assert [e["event"] for e in events] == ["started", "checkpoint", "note", "started", "finished"]
-    assert "killed by SIGSEGV after epoch 2; a new one goes on" in events[2]["text"]
+    assert [e.name for e in events] == ["started", "checkpoint", "note", "started", "finished"]
+    assert "killed by SIGSEGV after epoch 2; a new one goes on" in events[2].text
 
 
 def test_a_task_whose_worker_lacked_memory_is_tried_with_less(run_on, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """Where the kernel says that it killed for want of memory; a hopeless one is given up."""
     monkeypatch.setattr(crew, "num_oom_kills", itertools.count().__next__)
     events = run_on(0, [train(k, 2) for k in (13, 77, 1)], num_workers=2)
-    ended = {event["task"]: event for event in events if event["event"] in ("finished", "failed")}
-    assert [ended[f"tiny/plain.k{k:03d}"]["event"] for k in (13, 77, 1)] == ["failed", "finished", "finished"]
-    assert [ended[f"tiny/plain.k{k:03d}"].get("halvings") for k in (77, 1)] == [2, 0]
-    notes = [event["text"] for event in events if event["event"] == "note" and "k077" in event["task"]]
+    ended = {event.task: event for event in events if event.name in ("finished", "failed")}
+    assert [ended[f"tiny/plain.k{k:03d}"].name for k in (13, 77, 1)] == ["failed", "finished", "finished"]
+    halvings = {event.task: event.halvings for event in events if isinstance(event, _Started)}  # of the last try
+    assert [halvings[f"tiny/plain.k{k:03d}"] for k in (77, 1)] == [2, 0]
+    notes = [event.text for event in events if event.name == "note" and "k077" in event.task]
     assert [note.partition("again with ")[2] for note in notes] == [
         "1/2 of the images at a time",
         "1/4 of the images at a time",
     ]
-    assert sum(event["event"] == "note" and "k013" in event["task"] for event in events) == 3
+    assert sum(event.name == "note" and "k013" in event.task for event in events) == 3
 
 
 def test_workers_are_as_many_as_the_machine_or_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:

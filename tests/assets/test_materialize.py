@@ -48,7 +48,7 @@ def test_checkpoints_carry_their_numbers_place_recipe_and_versions(story: Story)
 def test_curvature_carries_its_numbers_place_rows_and_versions(story: Story) -> None:
     for event in story.events["tiny/per_image_curvature"]:
         assert event.partition is not None
-        path = story.lab.store.curvature_path("tiny", story.lab.study.checkpoint(event.partition))
+        path = story.lab.store.result_path("per_image_curvature", "tiny", story.lab.study.checkpoint(event.partition))
         assert event.metadata["dagster/uri"].value == str(path)
         assert event.metadata["dagster/row_count"].value == 200  # images x trials
         assert float(str(event.metadata["mean_trace"].value)) >= 0

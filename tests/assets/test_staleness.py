@@ -40,6 +40,12 @@ def write(lab: Lab, rate: str = "1.0e-3", curvature: str = "{estimators: [exact]
     lab.write_study("tiny", STUDY.replace("RATE", rate).replace("CURVATURE", curvature))
 
 
+def rewrite(lab: Lab, server: Server, rate: str = "1.0e-3", curvature: str = "{estimators: [exact]}") -> None:
+    """Write the study file anew, and let the webserver read it: it need not be told of anything else."""
+    write(lab, rate, curvature)
+    server.reload()
+
+
 def materialize(lab: Lab, select: str, *arguments: str) -> None:
     lab.forked_dagster("asset", "materialize", "--select", select, *arguments).succeeded()
 
@@ -66,7 +72,6 @@ def server(lab: Lab) -> Iterator[Server]:
 
 def check(server: Server, stale: dict[str, tuple[str, ...]], missing: dict[str, tuple[str, ...]] | None = None) -> None:
     """Exactly these partitions are stale or missing; what is left is fresh, and what never ran is missing."""
-    server.reload()
     found = server.statuses()
     missing = {"tiny/hessian": (PLAIN[0], OTHER[0]), **(missing or {})}
     for key, partitions in found.items():
@@ -89,12 +94,12 @@ def test_nothing_is_stale_after_everything_was_computed_and_after_each_change_ju
     check(server, {})
 
     # The learning rate of one variant.
-    write(lab, rate="1.1e-3")
+    rewrite(lab, server, rate="1.1e-3")
     outdated = {"tiny/checkpoints": OTHER, "tiny/per_image_curvature": OTHER, "tiny/hessian": OTHER[1:]}
     check(server, outdated)
-    write(lab)
+    rewrite(lab, server)
     check(server, {})
-    write(lab, rate="1.1e-3")
+    rewrite(lab, server, rate="1.1e-3")
 
     # The first checkpoint has the same weights whatever the rate; what was computed from it is moved away all the same.
     train(lab, *OTHER)
@@ -119,14 +124,14 @@ def test_nothing_is_stale_after_everything_was_computed_and_after_each_change_ju
 
 def test_settings_concern_only_the_epochs_that_they_name(lab: Lab, server: Server) -> None:
     rate = "1.1e-3"
-    write(lab, rate, "{estimators: [exact, finite_difference], finite_difference: {epochs: [2]}}")
+    rewrite(lab, server, rate, "{estimators: [exact, finite_difference], finite_difference: {epochs: [2]}}")
     check(server, {"tiny/per_image_curvature": (PLAIN[1], OTHER[1])})
     materialize(lab, "curvature")
     check(server, {"most_curved_images": ("",)})
     materialize(lab, "most_curved_images")
 
     # What is there has more than is wanted now, so nothing is computed, and Dagster is told so.
-    write(lab, rate)
+    rewrite(lab, server, rate)
     check(server, {"tiny/per_image_curvature": (PLAIN[1], OTHER[1])})
     materialize(lab, "curvature")
     check(server, {})

@@ -9,15 +9,15 @@ import dagster as dg
 import pytest
 from kubernetes_simulator import Cluster
 from ruamel.yaml import YAML
-from support import Lab, results, work
+from support import REPOSITORY, Lab, results, work
 
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import read_settings
+from dd_core.events import Event
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 
-Event = dict[str, Any]
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -38,6 +38,7 @@ class ClusterLab(Lab):
         content = {
             "kubeconfig": str(self.cluster.kubeconfig()),
             "image": "worker:1",
+            "env": {"PYTHONPATH": str(REPOSITORY)},
             "data_volume": {"claim": "data", "mount_path": str(self.root)},
             "resources": {"pods": 2, "gpus_per_pod": 0, "cpus_per_pod": 1, "memory_gib_per_pod": 2},
             "poll_seconds": 0.1,
@@ -96,14 +97,14 @@ class ClusterLab(Lab):
 
 def ends(events: list[Event]) -> dict[str, str]:
     """How each task ended; every one did so once."""
-    found = [(event["task"], event["event"]) for event in events if event["event"] in ("finished", "failed")]
+    found = [(event.task, event.name) for event in events if event.name in ("finished", "failed")]
     assert len(dict(found)) == len(found), found
     return dict(found)
 
 
 def notes(events: list[Event]) -> str:
     """All that people are told."""
-    return "\n".join(event["text"] for event in events if event["event"] == "note")
+    return "\n".join(event.text for event in events if event.name == "note")
 
 
 @pytest.fixture

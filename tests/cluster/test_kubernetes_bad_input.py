@@ -95,7 +95,9 @@ def test_each_permission_that_is_missing_is_named(lab: ClusterLab, missing: tupl
 
 
 def test_the_permissions_that_are_asked_for_are_enough(lab: ClusterLab) -> None:
-    assert set(ends(lab.run(lab.training_job(), kubeconfig=kubeconfig_of_account(lab, None))).values()) == {"finished"}
+    assert set(ends(lab.run(lab.training_job("k001"), kubeconfig=kubeconfig_of_account(lab, None))).values()) == {
+        "finished"
+    }
 
 
 def test_a_namespace_that_does_not_exist(lab: ClusterLab) -> None:
@@ -129,10 +131,10 @@ def test_a_volume_that_is_another_one_in_the_worker(lab: ClusterLab, tmp_path: P
     events = lab.run(lab.training_job())
     assert set(ends(events).values()) == {"failed"}
     for event in events:
-        if event["event"] == "failed":
-            assert "does not see the data root" in event["error"]
-            assert "is the volume mounted" in event["error"]
-            assert event["is_user_error"]
+        if event.name == "failed":
+            assert "does not see the data root" in event.error
+            assert "is the volume mounted" in event.error
+            assert event.is_user_error
     assert sorted(lab.pods_made()) == [0, 1], "it was tried again"
 
 

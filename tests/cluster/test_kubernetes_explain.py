@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from dd_assets.compute.elsewhere import News
 from dd_assets.compute.kubernetes.explain import condition, ending_of, indexes, is_ending, why_no_pods, why_waiting
 from dd_assets.compute.kubernetes.verdict import Verdict
+from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, training_job
+from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 JOB = "dd-train-tiny-0123456789"
@@ -127,14 +130,15 @@ def job(tiny_study: Study) -> Job:
 
 def verdict(job: Job, ends: list[tuple[dict[str, Any], list[str]]], manifest: dict[str, Any] | None) -> dict[str, Any]:
     """Events by task; every task has one."""
-    judge = Verdict(job, JOB)
+    names = {task.name for task in job.tasks}
+    judge = Verdict(News(JobFolder.of(Store("/data"), job), job, names), JOB)
     for thing, lines in ends:
         ending = ending_of(thing)
         assert ending
         judge.add(ending, lines)
-    events = [e for e in judge.on(manifest, {task.name for task in job.tasks}) if e["event"] == "failed"]
+    events = [e for e in judge.on(manifest) if e.name == "failed"]
     assert len(events) == len(job.tasks)
-    return {e["task"]: e for e in events}
+    return {e.task: e for e in events}
 
 
 def failed(reason: str, message: str = "", **status: Any) -> dict[str, Any]:
@@ -145,18 +149,18 @@ def test_the_pod_that_the_condition_names_is_the_culprit(job: Job) -> None:
     ends = [(ended(0, 1), ["zero"]), (ended(1, 2), ["ImportError: one", '{"method": "closed"}'])]
     message = f"Container worker for pod lab/{JOB}-1-abcde failed with exit code 2 matching FailJob rule at index 1"
     events = verdict(job, ends, failed("PodFailurePolicy", message))
-    assert events["tiny/plain.k001"]["error"] == f"the pod {JOB}-1-abcde ended with exit code 2: ImportError: one"
-    assert "ImportError: one" in events["tiny/plain.k001"]["traceback"]
-    assert "traceback" not in events["tiny/plain.k002"], "the log once"
-    assert not any(e["is_user_error"] for e in events.values())
+    assert events["tiny/plain.k001"].error == f"the pod {JOB}-1-abcde ended with exit code 2: ImportError: one"
+    assert "ImportError: one" in (events["tiny/plain.k001"].traceback or "")
+    assert events["tiny/plain.k002"].traceback is None, "the log once"
+    assert not any(e.is_user_error for e in events.values())
 
 
 def test_a_pod_that_failed_too_often_speaks_for_its_own_tasks(job: Job) -> None:
     ends = [(ended(1, 137, "OOMKilled"), ["a"]), (ended(1, 139), ["Segmentation fault"])]
     events = verdict(job, ends, failed("FailedIndexes", "Job has failed indexes", failedIndexes="1"))
-    assert "ended with exit code 139 (Segmentation fault), as 1 before it" in events["tiny/plain.k001"]["error"]
-    assert "Job has failed indexes (failed: 1)" in events["tiny/plain.k002"]["error"]
-    assert all(e["is_user_error"] for e in events.values())
+    assert "ended with exit code 139 (Segmentation fault), as 1 before it" in events["tiny/plain.k001"].error
+    assert "Job has failed indexes (failed: 1)" in events["tiny/plain.k002"].error
+    assert all(e.is_user_error for e in events.values())
 
 
 def test_a_deadline_and_a_deletion_are_called_so(job: Job) -> None:
@@ -164,9 +168,9 @@ def test_a_deadline_and_a_deletion_are_called_so(job: Job) -> None:
         (failed("DeadlineExceeded"), "took longer than allowed"),
         (None, "somebody deleted the Job"),
     ):
-        assert all(words in e["error"] for e in verdict(job, [], manifest).values())
+        assert all(words in e.error for e in verdict(job, [], manifest).values())
 
 
 def test_a_job_that_went_well_without_an_outcome_is_not_taken_for_done(job: Job) -> None:
     manifest = {"metadata": {}, "status": {"conditions": [true("Complete")]}}
-    assert all("outcome" in e["error"] for e in verdict(job, [], manifest).values())
+    assert all("outcome" in e.error for e in verdict(job, [], manifest).values())

@@ -68,8 +68,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         commands = {"train": lab.forked_dagster(*TRAIN), "curvature": lab.dagster(*CURVATURE)}
         lab.write_settings(resources={**resources, "workers_per_pod": 1})
         commands["hessian"] = lab.forked_dagster(*HESSIAN)
-        for command in (TRAIN, CURVATURE, HESSIAN):
-            here.forked_dagster(*command, DD_WORKERS=2).succeeded()
+        for command, workers in ((TRAIN, 1), (CURVATURE, 1), (HESSIAN, 2)):
+            here.forked_dagster(*command, DD_WORKERS=workers).succeeded()
         jobs = {job["metadata"]["name"]: job for job in cluster.objects("Job")}
         yield Story(lab, here, commands, jobs, {name: cluster.pods(name) for name in jobs})
 

@@ -8,7 +8,7 @@ from support import TINY, results, wait_until, work
 
 from cluster.conftest import ClusterLab, Event, ends, notes
 from dd_assets.compute.local import run_job
-from dd_core.jobs.job import Job, hessian_job
+from dd_core.jobs.job import Job, result_job
 
 pytestmark = pytest.mark.skipif(not Cluster.can_isolate(), reason="pods have no host names here")
 
@@ -26,7 +26,7 @@ def lab(tmp_path: Path, cluster: Cluster) -> ClusterLab:
 
 def job_of(lab: ClusterLab) -> Job:
     wanted = [("tiny", c) for c in lab.study.iter_checkpoints() if c.arm.k == 1]
-    return hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1)
+    return result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -37,7 +37,7 @@ def test_ranks_meet_again_after_a_pod_was_lost(
     evicted = []
 
     def evict(event: Event) -> None:
-        if event["event"] == "finished" and not evicted:
+        if event.name == "finished" and not evicted:
             evicted.append(cluster.evict(lab.pod(place)))
 
     events = lab.run(job_of(lab), evict)
@@ -48,7 +48,7 @@ def test_ranks_meet_again_after_a_pod_was_lost(
     for path in lab.root.glob("tables/hessian_spectra/**/[0-9]*.*"):
         path.unlink()
     monkeypatch.setenv("DD_WORKERS", "2")
-    assert {e["event"] for e in run_job(job_of(lab)) if e["event"] in ("finished", "failed")} == {"finished"}
+    assert {e.name for e in run_job(job_of(lab)) if e.name in ("finished", "failed")} == {"finished"}
     assert results(lab.root) == together
 
 
@@ -57,7 +57,7 @@ def test_cancelled_ranks_leave_no_job_no_pod_and_no_service(lab: ClusterLab, clu
         """Whoever follows the job leaves."""
 
     def leave(event: Event) -> None:
-        if event["event"] == "started":
+        if event.name == "started":
             assert [s["metadata"]["name"] for s in cluster.objects("Service")] == [job_of(lab).name]
             raise Enough
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from dd_core.events import Event
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -20,8 +21,8 @@ class Killed(BaseException):
 
 
 def killer(event: str, epoch: int) -> Any:
-    def report(news: dict[str, Any]) -> None:
-        if news["event"] == event and news["epoch"] == epoch:
+    def report(news: Event) -> None:
+        if news.name == event and news.epoch == epoch:
             raise Killed
 
     return report

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dd_core.errors import UserError
 from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, num_evaluations, training_cost, training_flops
-from dd_core.jobs.job import HessianTask, TrainTask, predicted_cost, training_job
+from dd_core.jobs.job import CheckpointTask, TrainTask, predicted_cost, training_job
 from dd_core.models.build import build
 from dd_core.store.store import Store
 from dd_core.study.architectures import forward_flops
@@ -116,7 +116,7 @@ def test_wider_and_longer_cost_more(tiny_study: Study, k: int, epochs: int) -> N
     least, wider, longer = (predicted_cost(study, task) for task in tasks)
     assert least < wider
     assert least < longer
-    hessians = [HessianTask(study="tiny", variant="plain", k=k + i, epoch=0) for i in (0, 1)]
+    hessians = [CheckpointTask(kind="hessian", study="tiny", variant="plain", k=k + i, epoch=0) for i in (0, 1)]
     assert predicted_cost(study, hessians[0]) < predicted_cost(study, hessians[1])
 
 

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
 from dd_core.models.build import build
 from dd_core.models.stacking import load_state
-from dd_core.results import kinds
 from dd_core.results import per_image_curvature as checkpoint_module
-from dd_core.results.kinds import curvature_is_current, curvature_manifest, missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard, prove_complete
 from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import load_checkpoint, save_tensors
@@ -32,6 +31,7 @@ from dd_core.study.curvature import shards as usual_shards
 from dd_core.study.curvature_names import CURVATURE_COLUMNS
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import TABLES, read_parquet, write_parquet
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.training.train import train_arm
 
 from .dense import QUANTITIES, dense
@@ -42,7 +42,7 @@ MakeStudy = Callable[..., Study]
 
 
 def rows_of(store: Store, study: Study, checkpoint: Checkpoint = LAST) -> pd.DataFrame:
-    return read_parquet(store.curvature_path(study.name, checkpoint)).to_pandas()
+    return read_parquet(store.result_path("per_image_curvature", study.name, checkpoint)).to_pandas()
 
 
 def shard_files(store: Store) -> list[Path]:
@@ -127,16 +127,16 @@ def test_more_trials_than_a_stack_holds_keep_their_order(make_study: MakeStudy, 
 
 def test_the_headline_is_what_the_rows_say(trained: Store, tiny_study: Study) -> None:
     compute_curvature(tiny_study, LAST, trained)
-    rows, manifest = rows_of(trained, tiny_study), curvature_manifest(trained, tiny_study, LAST)
+    rows, manifest = rows_of(trained, tiny_study), PER_IMAGE_CURVATURE.manifest(trained, tiny_study, LAST)
     assert manifest is not None
-    headline = manifest["headline"]
+    headline = manifest.headline
     assert headline["mean_trace"] == pytest.approx(rows.trace.mean())
     assert headline["median_trace"] == pytest.approx(rows.trace.median())
     by_trial = [auroc(own.trace.to_numpy(), own.is_noisy.to_numpy()) for _, own in rows.groupby("trial")]
     assert headline["auroc_trace"] == pytest.approx(np.mean(by_trial))
     assert headline["method"] == "exact"
     assert headline["images_per_second"] > 0
-    assert (manifest["device"], headline["gpu_seconds"], manifest["rows"]) == ("cpu", 0.0, {"table": 200})
+    assert (manifest.device, headline["gpu_seconds"], manifest.rows) == ("cpu", 0.0, {"table": 200})
 
 
 # Again
@@ -145,10 +145,10 @@ def test_the_headline_is_what_the_rows_say(trained: Store, tiny_study: Study) ->
 def test_current_curvature_is_not_computed_again_and_equal_weights_give_equal_bytes(
     trained: Store, tiny_study: Study
 ) -> None:
-    path = trained.curvature_path("tiny", LAST)
-    assert missing_curvature(trained, tiny_study) == list(tiny_study.iter_checkpoints())
+    path = trained.result_path("per_image_curvature", "tiny", LAST)
+    assert PER_IMAGE_CURVATURE.missing(trained, tiny_study) == list(tiny_study.iter_checkpoints())
     assert compute_curvature(tiny_study, LAST, trained)
-    assert LAST not in missing_curvature(trained, tiny_study)
+    assert LAST not in PER_IMAGE_CURVATURE.missing(trained, tiny_study)
     content, written = path.read_bytes(), path.stat().st_mtime_ns
     assert not compute_curvature(tiny_study, LAST, trained)
     assert path.stat().st_mtime_ns == written
@@ -160,7 +160,7 @@ def test_current_curvature_is_not_computed_again_and_equal_weights_give_equal_by
 @pytest.mark.parametrize("harm", ["truncated", "altered", "deleted", "manifest"])
 def test_harmed_curvature_is_computed_again(harm: str, trained: Store, tiny_study: Study) -> None:
     compute_curvature(tiny_study, LAST, trained)
-    path = trained.curvature_path("tiny", LAST)
+    path = trained.result_path("per_image_curvature", "tiny", LAST)
     content = path.read_bytes()
     if harm == "manifest":
         trained.manifest_path(path).write_text('{"files"')
@@ -179,7 +179,7 @@ def test_curvature_of_other_weights_is_computed_again(trained: Store, make_study
     for path in trained.arm_folder("tiny", LAST.arm.key).iterdir():
         path.unlink()
     train_arm(study, LAST.arm, trained, 4, dtype=torch.float64)
-    assert LAST in missing_curvature(trained, study)
+    assert LAST in PER_IMAGE_CURVATURE.missing(trained, study)
     assert compute_curvature(study, LAST, trained)
     after = rows_of(trained, study)
     for name in ("trace", "fd_norm_h1"):
@@ -190,8 +190,7 @@ def test_curvature_of_an_earlier_version_of_the_code_is_computed_again(
     trained: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_curvature(tiny_study, LAST, trained)
-    for module in (kinds, checkpoint_module):
-        monkeypatch.setattr(module, "CURVATURE_VERSION", "next")
+    monkeypatch.setattr(checkpoint_module, "PER_IMAGE_CURVATURE", replace(PER_IMAGE_CURVATURE, version="next"))
     assert compute_curvature(tiny_study, LAST, trained)
     assert not compute_curvature(tiny_study, LAST, trained)
 
@@ -202,10 +201,9 @@ def test_finite_differences_are_added_and_what_was_there_is_kept(
     compute_curvature(tiny_study, LAST, trained)
     before = rows_of(trained, tiny_study)
     study = make_study(curvature=DIFFERENCE)
-    manifest, weights = (f(trained, study, LAST) for f in (curvature_manifest, checkpoint_manifest))
-    assert weights is not None
-    assert curvature_is_current(manifest, weights, tiny_study)
-    assert not curvature_is_current(manifest, weights, study)
+    manifest, weights = PER_IMAGE_CURVATURE.manifest(trained, study, LAST), checkpoint_manifest(trained, study, LAST)
+    assert PER_IMAGE_CURVATURE.is_current(manifest, weights, tiny_study)
+    assert not PER_IMAGE_CURVATURE.is_current(manifest, weights, study)
     with monkeypatch.context() as patched:
         patched.setattr("dd_core.results.rows.per_image_curvature", None)  # not to be computed again
         assert compute_curvature(study, LAST, trained)
@@ -218,10 +216,10 @@ def test_finite_differences_are_added_and_what_was_there_is_kept(
     # Both studies are content with the file now, and so is one that asks for both at once.
     assert not compute_curvature(study, LAST, trained)
     assert not compute_curvature(tiny_study, LAST, trained)
-    content = trained.curvature_path("tiny", LAST).read_bytes()
-    trained.curvature_path("tiny", LAST).unlink()
+    content = trained.result_path("per_image_curvature", "tiny", LAST).read_bytes()
+    trained.result_path("per_image_curvature", "tiny", LAST).unlink()
     assert compute_curvature(study, LAST, trained)
-    assert trained.curvature_path("tiny", LAST).read_bytes() == content
+    assert trained.result_path("per_image_curvature", "tiny", LAST).read_bytes() == content
 
 
 def test_finite_differences_are_those_of_the_images(trained: Store, make_study: MakeStudy) -> None:
@@ -300,9 +298,9 @@ def test_shards_in_any_order_make_the_file_that_one_range_makes(
     ranges = request.getfixturevalue("in_shards")
     assert study.curvature_ranges == ranges
     for order in itertools.islice(itertools.permutations(ranges), 0, None, 11):
-        trained.curvature_path("tiny", LAST).unlink()
+        trained.result_path("per_image_curvature", "tiny", LAST).unlink()
         for number, rows in enumerate(order):
-            assert not trained.curvature_path("tiny", LAST).exists()
+            assert not trained.result_path("per_image_curvature", "tiny", LAST).exists()
             assert compute_shard(study, LAST, trained, rows)
             assert not compute_shard(study, LAST, trained, rows)
             assert len(shard_files(trained)) == (2 * (number + 1) if number < 3 else 0)
@@ -343,7 +341,7 @@ def test_a_worker_killed_before_the_merge_leaves_it_to_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint_module, "write_curvature", killed)
+        patched.setattr(checkpoint_module, "write_table", killed)
         compute_curvature(tiny_study, LAST, trained)
     assert len(shard_files(trained)) == 8
     monkeypatch.setattr(checkpoint_module, "compute_rows", killed)
@@ -405,12 +403,11 @@ def test_shards_that_make_no_whole_are_refused_and_nothing_is_written(
     manifest = trained.read_manifest(manifest_path)
     assert manifest is not None
     write_parquet(path, harm(read_parquet(path)))
-    del manifest["files"]
-    trained.write_manifest(manifest_path, manifest, {"table": path})  # vouched for, as a wrong worker would
+    trained.write_manifest(manifest_path, manifest.content, {"table": path})  # vouched for, as a wrong worker would
     with pytest.raises(StaleError, match=sentence) as caught:
         compute_curvature(tiny_study, LAST, trained)
     assert "\n" not in str(caught.value)
-    assert not trained.curvature_path("tiny", LAST).exists()
+    assert not trained.result_path("per_image_curvature", "tiny", LAST).exists()
     path.unlink()  # what the sentence says to do
     assert compute_curvature(tiny_study, LAST, trained)
     assert len(rows_of(trained, tiny_study)) == 200
@@ -427,7 +424,7 @@ def test_the_proof_takes_nothing_but_the_very_rows() -> None:
 def test_who_comes_too_late_leaves_the_file_as_it_is_and_no_shard(
     trained: Store, tiny_study: Study, in_shards: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, path = checkpoint_module.compute_rows, trained.curvature_path("tiny", LAST)
+    usual, path = checkpoint_module.compute_rows, trained.result_path("per_image_curvature", "tiny", LAST)
     finished: list[dict[Path, tuple[int, int]]] = []
 
     def overtaken(*arguments: Any) -> Any:
@@ -464,12 +461,12 @@ def test_processes_that_finish_at_once_leave_one_sound_file(
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert shard_files(trained) == []
-    rows, manifest = rows_of(trained, tiny_study), curvature_manifest(trained, tiny_study, LAST)
+    rows, manifest = rows_of(trained, tiny_study), PER_IMAGE_CURVATURE.manifest(trained, tiny_study, LAST)
     assert manifest is not None
-    trained.verify(manifest, "table")
+    trained.verify(manifest.files["table"])
     assert not rows.duplicated(["trial", "image_id"]).any()
     assert len(rows) == 200
-    trained.curvature_path("tiny", LAST).unlink()
+    trained.result_path("per_image_curvature", "tiny", LAST).unlink()
     compute_curvature(tiny_study, LAST, trained)
     pd.testing.assert_frame_equal(rows, rows_of(trained, tiny_study), rtol=1e-6, atol=1e-12)
 
@@ -489,7 +486,7 @@ def test_an_untrained_a_foreign_and_a_harmed_checkpoint_are_refused(
     trained.checkpoint_manifest_path("tiny", LAST).unlink()
     with pytest.raises(StaleError, match="has not been trained"):
         compute_curvature(tiny_study, LAST, trained)
-    assert not trained.curvature_path("tiny", LAST).exists()
+    assert not trained.result_path("per_image_curvature", "tiny", LAST).exists()
     assert shard_files(trained) == []
 
 
@@ -503,9 +500,9 @@ def test_weights_that_are_not_finite_leave_nothing_written(
     weights["linear.weight"][trial, 3, 2] = torch.nan
     path = trained.checkpoint_path("tiny", LAST)
     save_tensors(path, weights, {})
-    files = {role: trained.root / entry["path"] for role, entry in manifest.pop("files").items()}
-    trained.write_manifest(path.with_suffix(".json"), manifest, files)
+    files = {role: trained.root / entry.path for role, entry in manifest.files.items()}
+    trained.write_manifest(path.with_suffix(".json"), manifest.content, files)
     with pytest.raises(UserError, match="not finite"):
         compute_curvature(study, LAST, trained)
-    assert not trained.curvature_path("tiny", LAST).exists()
+    assert not trained.result_path("per_image_curvature", "tiny", LAST).exists()
     assert shard_files(trained) == []

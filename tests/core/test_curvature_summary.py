@@ -104,7 +104,7 @@ def test_the_table_summarises_every_current_file_by_trial(trained: Store, tiny_s
     compute_curvature(tiny_study, ONE, trained)
     assert rebuild(trained, tiny_study) == 2 * 3
     rows = read_parquet(summary(trained)).to_pandas()
-    images = read_parquet(trained.curvature_path("tiny", ONE)).to_pandas()
+    images = read_parquet(trained.result_path("per_image_curvature", "tiny", ONE)).to_pandas()
     assert set(rows.columns) == {column.name for column in TABLES["curvature"].file_columns}
     for trial, subset in itertools.product(range(2), ("all", "clean", "noisy")):
         (row,) = rows.query("trial == @trial and subset == @subset").to_dict("records")
@@ -130,7 +130,7 @@ def test_finite_differences_at_some_epochs_are_null_at_the_others(
     names = ["auroc_fd_norm_h0p5", "auroc_fd_directional_h0p5"]
     assert list(rows.columns)[-2:] == names
     assert rows[rows.epoch == 2][names].isna().all(axis=None)
-    images = read_parquet(trained.curvature_path("tiny", TWO)).to_pandas()
+    images = read_parquet(trained.result_path("per_image_curvature", "tiny", TWO)).to_pandas()
     for trial, score in itertools.product(range(2), ("norm", "directional")):
         own = images[images.trial == trial]
         expected = roc_auc_score(own.is_noisy, own[f"fd_{score}_h0p5"])
@@ -202,7 +202,7 @@ def test_rows_of_changed_files_and_recipes_are_dropped(trained: Store, tiny_stud
 def test_a_damaged_file_is_not_summarised_and_named(trained: Store, tiny_study: Study) -> None:
     for checkpoint in (ONE, TWO):
         compute_curvature(tiny_study, checkpoint, trained)
-    path = trained.curvature_path("tiny", ONE)
+    path = trained.result_path("per_image_curvature", "tiny", ONE)
     path.write_bytes(path.read_bytes()[:-10])
     assert rebuild(trained, tiny_study) == 6
     assert set(read_parquet(summary(trained))["epoch"].to_pylist()) == {TWO.epoch}

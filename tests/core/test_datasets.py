@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 from upath import UPath
 
@@ -68,6 +69,9 @@ def test_digits_are_the_1797_images_of_scikit_learn() -> None:
     assert (digits.images.shape, digits.images.dtype) == ((1797, 8, 8, 1), np.uint8)
     assert (digits.images.min(), digits.images.max()) == (0, 16)
     assert (digits.labels.dtype, set(digits.labels.tolist())) == (np.int64, set(range(10)))
+    theirs = load_digits()
+    np.testing.assert_array_equal(digits.images[..., 0], theirs.images)
+    np.testing.assert_array_equal(digits.labels, theirs.target)
     assert digits.num_official_train == DATASETS["digits"].num_train == 1797
     # Counts per class of the UCI test set, as its description gives them.
     assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dd_core.errors import UserError
 from dd_core.jobs.division import divided
-from dd_core.jobs.job import HessianTask, Job, TrainTask, by_ranks, curvature_job, training_job
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask, by_ranks, result_job, training_job
 from dd_core.machine.devices import Machine
 from dd_core.study.resources import Resources, largest
 from dd_core.study.study import Study
@@ -59,7 +59,9 @@ def test_without_predictions_the_costs_decide(make_study) -> None:  # type: igno
 
 def test_the_same_request_has_the_same_name_whatever_is_finished(tiny_study: Study) -> None:
     checkpoints = [("tiny", c) for c in tiny_study.iter_checkpoints()]
-    first = curvature_job("/nowhere", {"tiny": tiny_study}, checkpoints, 2, 1).model_copy(update={"request": "e" * 64})
+    first = result_job("per_image_curvature", "/nowhere", {"tiny": tiny_study}, checkpoints, 2, 1).model_copy(
+        update={"request": "e" * 64}
+    )
     later = first.model_copy(update={"tasks": first.tasks[2:]})
     assert first.name == later.name == "dd-curvature-tiny-eeeeeeeeee"
     assert first.digest != later.digest
@@ -69,7 +71,7 @@ def test_the_same_request_has_the_same_name_whatever_is_finished(tiny_study: Stu
 
 
 def hessian(study: Study, ranks: int) -> Job:
-    task = HessianTask(study="tiny", variant="plain", k=1, epoch=4, ranks=ranks)
+    task = CheckpointTask(kind="hessian", study="tiny", variant="plain", k=1, epoch=4, ranks=ranks)
     return Job(root="/nowhere", studies={"tiny": study}, tasks=(task, task), num_workers=2, threads=1)
 
 

@@ -14,6 +14,7 @@ import altair as alt
 import pandas as pd
 import pytest
 
+from dd_core.events import Finished
 from dd_core.exchange.exporter import export_arm
 from dd_core.exchange.importer import Request, import_metrics
 from dd_core.figures.drawing.render import render
@@ -179,7 +180,7 @@ def test_jobs_and_probes(store: Store, tiny_study: Study) -> None:
     def write() -> None:
         folder = JobFolder.of(store, job)
         folder.prepare(job)
-        folder.write_outcome(0, {"event": "finished"})
+        folder.write_outcome(0, Finished(seconds=1.0))
         folder.halve(0)
         folder.prepare(job)
         write_measurements(store, Machine("cpu", 0, 2), [Measurement(tiny_study, ARM, 1, 1, "ok", "cpu", 100.0)])

@@ -9,12 +9,12 @@ import torch
 from dd_core.curvature import per_image_curvature
 from dd_core.jobs.worker import prepare_process
 from dd_core.models.stacking import Convolution
-from dd_core.results.kinds import curvature_manifest
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.study import Arm
 from dd_core.tables.files import read_parquet
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.training.train import train_arm
 from dd_core.training.trial_stack import TrialStack, stacking
 
@@ -183,11 +183,11 @@ def test_a_checkpoint_curved_on_a_gpu_has_the_values_of_the_cpu(trained, make_st
     checkpoint = study.checkpoint("plain.k002|0004")
     rows = []
     for device in ("cpu", "cuda"):
-        trained.curvature_path(study.name, checkpoint).unlink(missing_ok=True)
+        trained.result_path("per_image_curvature", study.name, checkpoint).unlink(missing_ok=True)
         compute_curvature(study, checkpoint, trained, device=torch.device(device))
-        rows.append(read_parquet(trained.curvature_path(study.name, checkpoint)).to_pandas())
+        rows.append(read_parquet(trained.result_path("per_image_curvature", study.name, checkpoint)).to_pandas())
     for name in ("trace", "frobenius_norm", "largest_eigenvalue", "gradient_norm", "fd_norm_h1", "fd_norm_h3"):
         assert (rows[1][name] / rows[0][name] - 1).abs().median() < 1e-4, name
-    manifest = curvature_manifest(trained, study, checkpoint)
-    assert manifest["device"] == torch.cuda.get_device_name()
-    assert manifest["headline"]["gpu_seconds"] > 0
+    manifest = PER_IMAGE_CURVATURE.manifest(trained, study, checkpoint)
+    assert manifest.device == torch.cuda.get_device_name()
+    assert manifest.headline["gpu_seconds"] > 0

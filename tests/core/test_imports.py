@@ -37,7 +37,13 @@ LIGHT = [
     ),
     *("dd_core.store.store", "dd_core.store.provenance", "dd_core.store.parts", "dd_core.store.retirement"),
     *("dd_core.tables.files", "dd_core.tables.attempts", "dd_core.forecast.speed", "dd_core.forecast.work"),
-    *("dd_core.results.kinds", "dd_core.jobs.job", "dd_core.jobs.forecast", "dd_core.study.architectures"),
+    *(
+        "dd_core.tables.kinds",
+        "dd_core.events",
+        "dd_core.jobs.job",
+        "dd_core.jobs.forecast",
+        "dd_core.study.architectures",
+    ),
     *("dd_core.machine.devices", "dd_core.training", "dd_core.curvature", "dd_core.models", "dd_core.figures"),
 ]
 

@@ -46,7 +46,7 @@ def rewrite(store: Store, path: Path, table: pa.Table) -> None:
     manifest = store.read_manifest(store.manifest_path(path))
     assert manifest is not None
     write_parquet(path, table)
-    store.write_manifest(store.manifest_path(path), manifest, {"table": path})
+    store.write_manifest(store.manifest_path(path), manifest.content, {"table": path})
 
 
 def shortened(table: pa.Table) -> pa.Table:

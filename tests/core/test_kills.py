@@ -29,6 +29,8 @@ from tests.support import results
 
 from .comparison import ARM
 
+pytestmark = pytest.mark.slow
+
 MakeStudy = Callable[..., Study]
 SMALL = {"architecture": "cnn5", "batch_size": 30, "optimizer": {"name": "sgd", "learning_rate": 0.05}}
 KINDS = {"whole": {**SMALL, "schedule": {"name": "constant"}}, "in parts": {**SMALL, "precision": "float16"}}
@@ -87,7 +89,7 @@ def best(store: Store) -> dict[str, Any]:
         if path.suffix == ".json":
             content = store.read_manifest(path)  # without the seal, which holds a digest of the time as well
             assert content is not None, path
-            found[path.name] = {**content, "written_at": None}
+            found[path.name] = (content.files, {**content.content, "written_at": None})
     return found
 
 
@@ -161,8 +163,8 @@ def test_a_disk_that_is_full_from_any_write_on_costs_nothing_but_time(
             train(study, other)
         assert "\n" not in str(caught.value)
         for checkpoint, manifest in trained_checkpoints(other, study, {ARM}).items():
-            for role in manifest["files"]:
-                assert other.verify(manifest, role), checkpoint
+            for entry in manifest.files.values():
+                assert other.verify(entry), checkpoint
         assert [path for path in other.root.rglob("*") if ".tmp" in path.name] == []
         train(study, other)
         assert (results(other.root), best(other)) == expected, number

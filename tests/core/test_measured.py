@@ -40,6 +40,6 @@ def test_what_was_asked_for_too_late_is_said(
     train_arm(trained, trained.arms["plain.k001"], store, until=2)
     study = make_study({"architecture": "cnn5"}, **changes, trials=1)
     found = trained_checkpoints(store, study)  # the recipe is the same
-    assert [asked_later(manifest, study) for manifest in found.values()] == [sentences] * 2
+    assert [asked_later(manifest.measured, study) for manifest in found.values()] == [sentences] * 2
     assert all("measured" in manifest for manifest in found.values())
     assert asked_later({}, study) == []

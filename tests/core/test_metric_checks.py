@@ -47,8 +47,8 @@ def harm(store: Store, table: str, change: Harm, epoch: int = 2) -> None:
     manifest_path = store.checkpoint_manifest_path("tiny", Checkpoint(ARM, epoch))
     manifest = store.read_manifest(manifest_path)
     assert manifest is not None
-    files = {role: store.root / entry["path"] for role, entry in manifest["files"].items()}
-    store.write_manifest(manifest_path, manifest, files)
+    files = {role: store.root / entry.path for role, entry in manifest.files.items()}
+    store.write_manifest(manifest_path, manifest.content, files)
 
 
 def without(**values: Any) -> Harm:

@@ -22,10 +22,9 @@ from dd_core.errors import StaleError, StoreError
 from dd_core.exchange import importer
 from dd_core.exchange.exporter import export_arm
 from dd_core.figures.drawing.render import preview_markdown, render
-from dd_core.jobs.job import curvature_job, training_job
+from dd_core.jobs.job import result_job, training_job
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
-from dd_core.results.kinds import missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard
 from dd_core.store import leases, objects, s3
 from dd_core.store.checkpoints import load_checkpoint, read_tensors
@@ -39,11 +38,14 @@ from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.access import give_access, httpfs, quoted
 from dd_core.tables.files import TABLES, read_parquet
 from dd_core.tables.images import write_images
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import ArmBusyError, train_arm
 
 from .comparison import ARM, assert_same_results
 from .object_store import BUCKET, Request, S3Server, count_up, hold, quick_leases, start, train
+
+pytestmark = pytest.mark.slow
 
 CHECKPOINT = Checkpoint(ARM, 4)
 HESSIAN = {"num_images": 20, "quantities": ("exact_trace",), "epochs": (2, 4)}
@@ -124,7 +126,7 @@ def test_every_result_has_the_bits_it_has_in_a_folder(bucket: Store, folder: Sto
 def test_what_is_there_is_recognised_and_sound(bucket: Store, study: Study, server: S3Server) -> None:
     store = Store(bucket.address)
     assert [c.epoch for c in trained_checkpoints(store, study)] == [0, 2, 4]
-    assert missing_curvature(store, study) == [Checkpoint(ARM, 0)]
+    assert PER_IMAGE_CURVATURE.missing(store, study) == [Checkpoint(ARM, 0)]
     assert damaged_checkpoints(store, study) == ([], 3)
     with contextlib.closing(connect(store)) as connection:
         assert curvature_gaps(store, study, connection) == ([], 2)
@@ -245,7 +247,7 @@ def test_a_training_killed_while_it_puts_a_checkpoint_goes_on_with_the_same_bits
         "resume.safetensors"
     }
     epochs: list[int] = []
-    train_arm(study, ARM, remote, 4, report=lambda news: epochs.append(news.get("epoch", 0)))
+    train_arm(study, ARM, remote, 4, report=lambda news: epochs.append(getattr(news, "epoch", 0)))
     assert set(epochs) == {4}, "only what had not been kept is trained again"
     assert_same_results(remote, folder, study)
     runs = remote.table_folder("runs", study.name, ARM.key).glob("*.end.parquet")
@@ -335,7 +337,7 @@ def test_retiring_an_arm_moves_all_of_it_even_if_it_is_interrupted(
         assert results(remote.root).items() >= checkpoints.items()
     notes: list[str] = []
     changed = make_study({"label_noise": 0.1})
-    train_arm(changed, ARM, remote, 2, report=lambda news: notes.append(news.get("text", "")))
+    train_arm(changed, ARM, remote, 2, report=lambda news: notes.append(getattr(news, "text", "")))
     retired = remote.root / "retired" / study.name / ARM.key / recipe
     assert str(retired) in notes[0]
     assert results(retired) == before
@@ -558,7 +560,7 @@ def test_commands_work_as_typed_with_an_address_as_data_root(server: S3Server, a
     bits = results(Store(address).root)
     wanted = [c for c in lab.study.iter_checkpoints() if c.arm.key == "plain.k001" and c.epoch <= 8]
     training = training_job(lab.root, lab.study, wanted, 1, 1)
-    curvature = curvature_job(lab.root, {"tiny": lab.study}, [("tiny", c) for c in wanted], 1, 1)
+    curvature = result_job("per_image_curvature", lab.root, {"tiny": lab.study}, [("tiny", c) for c in wanted], 1, 1)
     work(lab, training.model_copy(update={"tasks": training.tasks + curvature.tasks}))
     expected = results(lab.root)
     assert expected.items() <= bits.items() and len(expected) == 10

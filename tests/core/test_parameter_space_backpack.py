@@ -10,7 +10,7 @@ from backpack.extensions import DiagHessian
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
 
-from core.test_parameter_space import CASES, dense, labels_for, network, pictures
+from core.dense_hessians import CASES, dense, labels_for, network, pictures
 from dd_core.curvature.parameter_space import diagonal_ggn, exact_trace, gradient_sums
 from dd_core.curvature.parameter_space.stock_layers import stock_network
 from dd_core.errors import UserError

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from core.test_parameter_space import labels_for, network, pictures
+from core.dense_hessians import labels_for, network, pictures
 from dd_core.curvature.parameter_space import analyse_hessian, process_group
 from dd_core.curvature.parameter_space.distributed import gather_over
 from dd_core.errors import UserError
 from dd_core.study.hessian import HessianSettings
+
+pytestmark = pytest.mark.slow
 
 NUM_IMAGES = 7
 PATIENCE = 120  # seconds

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dd_core.errors import StudyError
+from dd_core.events import Event, Progress
 from dd_core.jobs.job import Job, TrainTask, predicted_cost, training_job
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import load_checkpoint
@@ -32,6 +33,8 @@ from dd_core.training.trial_stack import TrialStack
 from tests.support import Death, Lab, Worker, results
 
 from .comparison import Killed
+
+pytestmark = pytest.mark.slow
 
 ARM = Arm("plain", 2)
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -176,7 +179,7 @@ def test_a_trial_that_diverges_leaves_the_same_as_in_one_training(
     study, other = parted(), Store(store.root / "other")
     train_arm(study, ARM, other, 4)
     notes: list[str] = []
-    train_parts(study, store, 4, report=lambda news: notes.append(news.get("text", "")))
+    train_parts(study, store, 4, report=lambda news: notes.append(getattr(news, "text", "")))
     shutil.move(other.root, store.root.parent / "other")
     assert_same(store, Store(store.root.parent / "other"), study)
     for trial in range(3):
@@ -285,8 +288,8 @@ def test_an_end_between_any_two_files_of_what_is_put_together_costs_nothing(
     assert number > 80
 
 
-def no_training(news: dict[str, Any]) -> None:
-    assert news["event"] == "checkpoint", f"trained again: {news}"
+def no_training(news: Event) -> None:
+    assert news.name == "checkpoint", f"trained again: {news}"
 
 
 STUDY = """\
@@ -320,14 +323,14 @@ def test_processes_at_the_same_time_killed_at_random_moments_give_the_same_bits(
     ]
     for _ in range(2):
         deaths = [Death(file=int(random.integers(2, 40))) for _ in jobs]
-        deaths[random.integers(3)] = Death(event={"event": "progress"})
+        deaths[random.integers(3)] = Death("progress")
         workers = [Worker(lab, job, death) for job, death in zip(jobs, deaths, strict=True)]
         assert [worker.end() for worker in workers].count(-9) >= 1
     workers = [Worker(lab, job) for job in jobs]
     assert [worker.end() for worker in workers] == [0, 0, 0]
     for worker in workers:
-        assert [news["event"] for news in worker.log].count("finished") == 1
-        assert not [news for news in worker.log if news["event"] == "failed"]
+        assert [news.name for news in worker.log].count("finished") == 1
+        assert not [news for news in worker.log if news.name == "failed"]
     assert_same(lab.store, undisturbed(lab.study, arm), lab.study, arm)
 
 
@@ -340,8 +343,8 @@ def test_parts_go_on_to_a_later_epoch_and_to_epochs_added_to_the_study(
     study, longer = parted(), parted(epochs=6, checkpoints=(0, 2, 4, 6))
     seen: list[Any] = []
 
-    def report(news: dict[str, Any]) -> None:
-        seen.append((news["event"], news["epoch"]))
+    def report(news: Event) -> None:
+        seen.append((news.name, news.epoch))
 
     for until in (0, 2, 4):
         train_parts(study, store, until, report=report)
@@ -371,8 +374,8 @@ def test_a_part_that_is_ahead_waits_for_the_others(parted: MakeStudy, store: Sto
     seen: list[tuple[int, int]] = []
     for trial, until in ((0, 4), (1, 2), (2, 4), (1, 4)):
 
-        def report(news: dict[str, Any], trial: int = trial) -> None:
-            seen.extend([(trial, news["epoch"])] if news["event"] == "checkpoint" else [])
+        def report(news: Event, trial: int = trial) -> None:
+            seen.extend([(trial, news.epoch)] if news.name == "checkpoint" else [])
 
         train_part(study, ARM, store, until, range(trial, trial + 1), report=report)
     assert seen == [(2, 0), (2, 2), (1, 4)]
@@ -435,7 +438,7 @@ def test_harmed_results_are_noticed_and_made_again(
     train_parts(study, store, 4)
     harm(store)
     notes: list[str] = []
-    train_parts(study, store, 4, order=(2, 1, 0), report=lambda news: notes.append(news.get("text", "")))
+    train_parts(study, store, 4, order=(2, 1, 0), report=lambda news: notes.append(getattr(news, "text", "")))
     assert sum("from the beginning, because" in note for note in notes) == 3
     assert_same(store, undisturbed(study), study)
 
@@ -453,7 +456,7 @@ def test_a_changed_recipe_retires_what_the_old_one_made(parted: MakeStudy, store
     train_parts(old, store, 2)
     train_part(old, ARM, store, 4, range(2, 3))
     notes: list[str] = []
-    train_parts(new, store, 4, report=lambda news: notes.append(news.get("text", "")))
+    train_parts(new, store, 4, report=lambda news: notes.append(getattr(news, "text", "")))
     assert_same(store, undisturbed(new), new)
     retired = store.root / "retired" / "tiny" / ARM.key
     assert (retired / old.recipe_hash(ARM) / "checkpoints" / "tiny" / ARM.key / "0002.safetensors").is_file()
@@ -500,8 +503,8 @@ def test_every_attempt_of_every_part_is_in_the_table_while_it_runs(parted: MakeS
     study = parted()
     statuses = []
 
-    def look(news: dict[str, Any]) -> None:
-        if news == {"event": "progress", "epoch": 3}:
+    def look(news: Event) -> None:
+        if news == Progress(epoch=3):
             with connect(store) as connection:
                 rows = connection.sql("SELECT attempt, trial, status FROM runs ORDER BY ALL").fetchall()
             statuses.append(rows)

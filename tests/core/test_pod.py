@@ -15,13 +15,16 @@ import pytest
 from support import TINY, Lab, results, wait_until, work
 
 from dd_assets.compute.local import run_job
+from dd_core.events import CheckpointWritten, Event, Note, Progress, event_from, parse
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.job import Job, hessian_job
+from dd_core.jobs.job import Job, result_job
 from dd_core.jobs.pod import work as work_of_place
 from dd_core.jobs.process import Process
 from dd_core.jobs.ranks import team as rank_team
 from dd_core.machine.devices import Machine
+
+pytestmark = pytest.mark.slow
 
 SHORT = TINY.replace("epochs: 24", "epochs: 4").replace("[0, 8, 16, 24]", "[0, 2, 4]").replace("trials: 2", "trials: 1")
 HESSIAN = "hessian: {num_images: 40, num_eigenvalues: 2, lanczos_steps: 8, quantities: [eigenvalues], ranks: 2}\n"
@@ -70,9 +73,10 @@ def test_each_place_does_its_share_and_all_together_the_whole(lab: Lab, start: S
     assert "tiny/plain.k002: finished" in output
     code, _, _ = ends(start(folder.job_file, "--events", str(events[1]), SLURM_ARRAY_TASK_ID="1"))
     assert (code, list(folder.outcomes())) == (0, [0, 1])
-    told = [json.loads(line) for file in events for line in file.read_text(encoding="utf-8").splitlines()]
-    assert {(event["place"], event["number"]) for event in told} == {(0, 0), (1, 1)}
-    assert [event["epoch"] for event in told if event["event"] == "checkpoint"] == [0, 2, 4] * 2
+    told = [[parse(line) for line in file.read_bytes().splitlines()] for file in events]
+    assert [{event.number for event in own if event} for own in told] == [{0}, {1}]
+    for own in told:
+        assert [event.epoch for event in own if isinstance(event, CheckpointWritten)] == [0, 2, 4]
     own = Lab(tmp_path / "own", SHORT)
     work(own, own.training_job())
     assert results(lab.root) == results(own.root)
@@ -82,14 +86,14 @@ def test_each_place_does_its_share_and_all_together_the_whole(lab: Lab, start: S
 
 def test_a_failed_task_is_told_with_its_reason_and_not_tried_again(lab: Lab, start: Start) -> None:
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints() if checkpoint.epoch == 4]
-    job = hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1)
+    job = result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
     job = job.model_copy(update={"tasks": tuple(task.model_copy(update={"ranks": 1}) for task in job.tasks)})
     folder = prepared(lab, job)
     code, _, _ = ends(start(folder.job_file))
     assert code == 42
     outcomes = folder.outcomes()
-    assert {event["event"] for event in outcomes.values()} == {"failed"}
-    assert all("has not been trained" in event["error"] and event["is_user_error"] for event in outcomes.values())
+    assert {event.name for event in outcomes.values()} == {"failed"}
+    assert all("has not been trained" in event.error and event.is_user_error for event in outcomes.values())
     written = {path: path.stat().st_mtime_ns for path in (folder.path / "outcomes").iterdir()}
     assert ends(start(folder.job_file))[0] == 42
     assert {path: path.stat().st_mtime_ns for path in (folder.path / "outcomes").iterdir()} == written
@@ -139,9 +143,9 @@ def test_messages_reach_dagster_where_it_listens(lab: Lab, start: Start, tmp_pat
     assert code == 0, errors
     lines: list[dict[str, Any]] = [json.loads(line) for line in messages.read_text(encoding="utf-8").splitlines()]
     assert [lines[0]["method"], lines[-1]["method"]] == ["opened", "closed"]
-    told = [line["params"]["payload"] for line in lines if line["method"] == "report_custom_message"]
+    told = [event_from(line["params"]["payload"]) for line in lines if line["method"] == "report_custom_message"]
     expected = ["started", "checkpoint", "checkpoint", "checkpoint", "finished"]
-    assert [event["event"] for event in told if event["event"] != "progress"] == expected
+    assert [event.name for event in told if event and not isinstance(event, Progress)] == expected
 
 
 def rank_processes(root: Path) -> list[int]:
@@ -171,18 +175,19 @@ def _environment_names(root: Path, process: Path) -> bool:
 def test_ranks_of_a_machine_that_ran_out_of_memory_take_less(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two places is told to halve; torchrun's place is taken by a process that prints what it got."""
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
-    folder = prepared(lab, hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1), num_places=2)
+    folder = prepared(lab, result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1), num_places=2)
     folder.halve(1)
-    code = "import json, os; print(json.dumps({'task': 'tiny/plain.k001|0000', 'event': 'note', **os.environ}))"
+    said = "{'task': 'tiny/plain.k001|0000', 'event': 'note', 'text': os.environ['DD_HALVINGS']}"
+    code = f"import json, os; print(json.dumps({said}))"
     (lab.folder / "fake_torchrun.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(lab.folder))
     monkeypatch.setenv("DD_RENDEZVOUS", "127.0.0.1:1")
     started = partial(Process, arguments=["fake_torchrun"])
     monkeypatch.setattr(rank_team, "Process", lambda number, _, news, **given: started(number, news=news, **given))
-    told: list[dict[str, Any]] = []
+    told: list[Event] = []
     for place in range(2):
         work_of_place(folder, folder.read_job(), place, told.append)
-    assert [event["DD_HALVINGS"] for event in told] == ["0", "1"]
+    assert [event.text for event in told if isinstance(event, Note)] == ["0", "1"]
 
 
 def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
@@ -191,7 +196,7 @@ def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
     """SIGKILL of a rank in the middle: torchrun begins anew everywhere, and the result has the same bits."""
     work(lab, lab.training_job())
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
-    job = hessian_job(lab.root, {"tiny": lab.study}, wanted, 1, 1)
+    job = result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
     folder = prepared(lab, job, num_places=2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         meet = {"DD_RENDEZVOUS": f"127.0.0.1:{server.getsockname()[1]}"}
@@ -200,14 +205,12 @@ def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
     os.kill(rank_processes(lab.root)[-1], signal.SIGKILL)
     ended = [ends(pod) for pod in pods]
     assert [code for code, _, _ in ended] == [0, 0], ended
-    assert {event["event"] for event in folder.outcomes().values()} == {"finished"}
+    assert {event.name for event in folder.outcomes().values()} == {"finished"}
     assert len(folder.outcomes()) == len(wanted)
     together = results(lab.root)
     for path in lab.root.glob("tables/hessian_spectra/**/[0-9]*.*"):
         path.unlink()
     monkeypatch.setenv("DD_WORKERS", "2")
     events = list(run_job(job))
-    assert [event["event"] for event in events if event["event"] in ("finished", "failed")] == ["finished"] * len(
-        wanted
-    )
+    assert [event.name for event in events if event.name in ("finished", "failed")] == ["finished"] * len(wanted)
     assert results(lab.root) == together

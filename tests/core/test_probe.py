@@ -24,6 +24,8 @@ from dd_core.study.study import Arm, Study
 from dd_core.tables.files import read_parquet
 from dd_core.tables.warehouse import connect
 
+pytestmark = pytest.mark.slow
+
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 MEGABYTE = 1 << 20
 
@@ -114,8 +116,9 @@ for line in sys.stdin:
             answer = {"event": "out of memory"} if k == 14 else {"event": "failed", "error": "no data"}
             print(json.dumps(answer), flush=True)
             continue
-    print(json.dumps({"event": "done", "seconds_per_step": 0.1, "seconds": 2.0, "samples": 300, "num_steps": 5,
-        "utilisation": 0.5, "peak_memory_bytes": 1000 + int(sys.argv[2]), "torch_version": "2"}), flush=True)
+    print(json.dumps({"event": "timed" if "steps" in question else "prepared", "seconds_per_step": 0.1, "seconds": 2.0,
+        "samples": 300, "num_steps": 5, "utilisation": 0.5, "peak_memory_bytes": 1000 + int(sys.argv[2]),
+        "torch_version": "2"}), flush=True)
 """
 
 
@@ -245,10 +248,11 @@ MOODY = """
 import json, pathlib, sys
 calls = pathlib.Path(__file__).with_name("calls")
 for line in sys.stdin:
-    with calls.open("a") as file: file.write("x" * ("steps" in json.loads(line)))
+    is_timed = "steps" in json.loads(line)
+    with calls.open("a") as file: file.write("x" * is_timed)
     seconds = 20.0 if len(calls.read_text()) == 1 else 1.0  # something else was running at first
-    print(json.dumps({"event": "done", "seconds_per_step": 0.1, "seconds": seconds, "samples": 100, "num_steps": 1,
-        "utilisation": 0.5, "peak_memory_bytes": 1, "torch_version": "2"}), flush=True)
+    print(json.dumps({"event": "timed" if is_timed else "prepared", "seconds_per_step": 0.1, "seconds": seconds,
+        "samples": 100, "num_steps": 1, "utilisation": 0.5, "peak_memory_bytes": 1, "torch_version": "2"}), flush=True)
 """
 
 

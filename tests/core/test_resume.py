@@ -12,6 +12,7 @@ import torch
 
 from dd_core.data.datasets import load
 from dd_core.errors import StaleError
+from dd_core.events import Event
 from dd_core.machine.memory import set_halvings
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store, sha256_of
@@ -22,6 +23,8 @@ from dd_core.training.step import Stepper
 from dd_core.training.train import train_arm
 
 from .comparison import ARM, Killed, assert_same_results, killer, table
+
+pytestmark = pytest.mark.slow
 
 # Exact resume
 
@@ -195,7 +198,7 @@ def test_harmed_results_are_noticed_and_made_again_with_the_same_bits(
 ) -> None:
     harm(trained, tiny_study)
     notes: list[str] = []
-    train_arm(tiny_study, ARM, trained, 4, report=lambda news: notes.append(news.get("text", "")))
+    train_arm(tiny_study, ARM, trained, 4, report=lambda news: notes.append(getattr(news, "text", "")))
     assert "from the beginning, because" in notes[0]
     assert_same_results(trained, undisturbed(tiny_study), tiny_study)
 
@@ -210,9 +213,9 @@ def test_a_harmed_resume_point_costs_nothing_but_time(harm: str, tiny_study: Stu
         path.unlink()
     else:
         path.write_bytes(content[:-100] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
-    seen: list[dict[str, Any]] = []
+    seen: list[Event] = []
     train_arm(tiny_study, ARM, other, 4, report=seen.append)
-    assert any(news["event"] == "note" for news in seen) == (harm != "absent")
+    assert any(news.name == "note" for news in seen) == (harm != "absent")
     assert_same_results(other, trained, tiny_study)
 
 
@@ -299,9 +302,9 @@ def test_fewer_checkpoint_epochs_need_no_training(make_study: Any, trained: Stor
 def test_a_study_with_a_constant_rate_goes_on_where_it_ended(make_study: Any, store: Store, undisturbed: Any) -> None:
     short, long = make_study(CONSTANT), make_study(CONSTANT, epochs=6, checkpoints=(0, 2, 4, 6))
     train_arm(short, ARM, store, 4)
-    seen: list[dict[str, Any]] = []
+    seen: list[Event] = []
     train_arm(long, ARM, store, 6, report=seen.append)
-    assert [news["epoch"] for news in seen if news["event"] == "progress"] == [5, 6]
+    assert [news.epoch for news in seen if news.name == "progress"] == [5, 6]
     assert_same_results(store, undisturbed(long), long, epochs=(0, 2, 4, 6))
 
 
@@ -311,7 +314,7 @@ def test_a_changed_recipe_retires_what_the_old_one_made(make_study: Any, trained
     with pytest.raises(StaleError, match="another recipe"):
         load_checkpoint(trained, new, Checkpoint(ARM, 4))
     notes: list[str] = []
-    train_arm(new, ARM, trained, 2, report=lambda news: notes.append(news.get("text", "")))
+    train_arm(new, ARM, trained, 2, report=lambda news: notes.append(getattr(news, "text", "")))
     retired = trained.root / "retired" / "tiny" / ARM.key / old.recipe_hash(ARM)
     assert str(retired) in notes[0]
     assert (retired / "checkpoints" / "tiny" / ARM.key / "0004.safetensors").is_file()

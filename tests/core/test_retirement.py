@@ -1,5 +1,6 @@
 """Recipes and data that change and come back: what was trained is put back, and no two stand side by side."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from dd_core.results import per_image_curvature as curvature_checkpoint
 from dd_core.results.hessian import hessian_of_checkpoint
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.files import write_json
+from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.retirement import retired
 from dd_core.store.store import Store
@@ -31,7 +33,7 @@ def other(make_study: Any) -> Study:
 def train(store: Store, study: Study) -> str:
     """Train the arm; returns what was said."""
     notes: list[str] = []
-    train_arm(study, ARM, store, 4, report=lambda news: notes.append(news.get("text", "")))
+    train_arm(study, ARM, store, 4, report=lambda news: notes.append(getattr(news, "text", "")))
     return " ".join(notes).strip()
 
 
@@ -64,7 +66,8 @@ def test_results_of_other_data_are_retired_not_overwritten(
     for path in trained.arm_folder("tiny", ARM.key).glob("[0-9]*.json"):
         manifest = trained.read_manifest(path)
         assert manifest is not None
-        trained.seal(path, {**manifest, "data_sha256": "of other images"})
+        content = {**manifest.content, "data_sha256": "of other images"}
+        trained.seal(path, Manifest.of(content, manifest.files))
     assert not arm_is_complete(trained, tiny_study, ARM, 4), "as the worker sees it"
     assert "its data set has changed" in train(trained, tiny_study)
     assert own(trained) == before
@@ -75,9 +78,9 @@ def test_results_of_other_data_are_retired_not_overwritten(
 def test_one_manifest_with_another_recipe_among_right_ones_is_a_damaged_one(trained: Store, tiny_study: Study) -> None:
     before = own(trained)
     path = trained.checkpoint_manifest_path("tiny", LAST)
-    manifest = trained.read_manifest(path)
-    assert manifest is not None
-    write_json(path, {**manifest, "recipe": "0" + manifest["recipe"][1:]})  # as earlier versions wrote them: unsealed
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["manifest"]  # as earlier versions wrote them: unsealed
+    write_json(path, {**manifest, "recipe": "0" + manifest["recipe"][1:]})
     train(trained, tiny_study)
     assert retired(trained, "tiny", ARM.key) == []
     assert own(trained) == before

@@ -20,6 +20,7 @@ from dd_core.checks import self_test
 from dd_core.checks.machine import Network, keep, networks_of, require_sound, run_test
 from dd_core.checks.self_test import in_child, kinds_of, verdict_on
 from dd_core.errors import UserError
+from dd_core.events import Event, Failed
 from dd_core.jobs import worker
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.models.stacking import Convolution
@@ -204,11 +205,12 @@ def test_an_arm_does_not_begin_on_a_machine_that_fails(
     def refuse(*_: Any) -> None:
         raise UserError("PyTorch computes wrongly on this machine")
 
-    said: list[dict[str, Any]] = []
+    said: list[Event] = []
     monkeypatch.setattr(worker, "require_sound", refuse)
-    events = SimpleNamespace(emit=lambda task, event: said.append(event))
+    events = SimpleNamespace(emit=said.append)
     tasks = (TrainTask(study="tiny", variant="plain", k=1, until=4),)
     job = Job(root=store.root, studies={"tiny": tiny_study}, tasks=tasks, num_workers=1, threads=1)
     assert not worker._perform(tasks[0], job, store, torch.device("cpu"), events)  # type: ignore[arg-type]
-    assert said[-1] == {"event": "failed", "error": "PyTorch computes wrongly on this machine", "is_user_error": True}
+    refused = "PyTorch computes wrongly on this machine"
+    assert said[-1] == Failed(task=tasks[0].name, error=refused, is_user_error=True)
     assert not list(store.root.rglob("*.safetensors"))

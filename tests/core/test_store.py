@@ -1,9 +1,13 @@
 """Files: atomic writes, manifests that notice every harm, and results of old recipes moved out of the way."""
 
+import hashlib
+import json
+import math
 import multiprocessing
 import os
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import torch
 
 from dd_core.errors import StaleError, StoreError
 from dd_core.store.checkpoints import save_tensors
+from dd_core.store.manifests import Identity
 from dd_core.store.retirement import restore, retire
 from dd_core.store.store import LockedError, Store, sha256_of, write_atomically, write_json, write_text
 from dd_core.study.study import Study
@@ -139,8 +144,8 @@ def test_a_sound_file_passes_its_manifest(store: Store) -> None:
     store.write_manifest(manifest, {"kind": "test"}, {"data": data})
     content = store.read_manifest(manifest)
     assert content is not None
-    assert content["kind"] == "test"
-    assert store.verify(content, "data") == data
+    assert content.content == {"kind": "test"}
+    assert store.verify(content.files["data"]) == data
 
 
 @pytest.mark.parametrize(
@@ -157,8 +162,10 @@ def test_a_harmed_file_does_not_pass_its_manifest(harm: object, reason: str, sto
     write_text(data, "abc")
     store.write_manifest(manifest, {}, {"data": data})
     harm(data)  # type: ignore[operator]
+    content = store.read_manifest(manifest)
+    assert content is not None
     with pytest.raises(StaleError, match=reason) as caught:
-        store.verify(store.read_manifest(manifest) or {}, "data")
+        store.verify(content.files["data"])
     assert str(data) in str(caught.value)
 
 
@@ -166,7 +173,9 @@ def test_a_manifest_still_fits_after_the_root_has_moved(store: Store, tmp_path: 
     write_text(store.root / "data", "abc")
     store.write_manifest(store.root / "data.json", {}, {"data": store.root / "data"})
     moved = Store(store.root.rename(tmp_path / "elsewhere"))
-    assert moved.verify(moved.read_manifest(moved.root / "data.json") or {}, "data") == moved.root / "data"
+    manifest = moved.read_manifest(moved.root / "data.json")
+    assert manifest is not None
+    assert moved.verify(manifest.files["data"]) == moved.root / "data"
 
 
 @pytest.mark.parametrize("place", ["other.json", "folder/m.json"])
@@ -188,7 +197,8 @@ def test_a_manifest_of_which_a_byte_differs_is_none_or_says_the_same(at: int, ch
     content[at % len(content)] ^= change
     path.write_bytes(content)
     found = store.read_manifest(path)
-    assert found is None or {name: found.get(name) for name in right or {}} == right
+    assert found is None or (right is not None and found.files == right.files)
+    assert found is None or (right is not None and found.content.items() >= right.content.items())
 
 
 @pytest.mark.parametrize("text", ["", '{"files": {"a', "[]", "{}", '{"files": []}', "\x00"])
@@ -245,14 +255,18 @@ def test_retiring_the_same_recipe_again_keeps_both_results(store: Store) -> None
     assert contents == [{"first"}, {"second"}, {"third"}]
 
 
-def retire_one(store: Store, identity: dict[str, str], text: str) -> dict[str, str]:
+def of(recipe: str, data: str = "1") -> Identity:
+    return Identity("tiny", "plain.k001", recipe, 2, data)
+
+
+def retire_one(store: Store, identity: Identity, text: str) -> dict[str, str]:
     """Write and retire a checkpoint and a table of an arm; returns all files by path."""
     weights = store.arm_folder("tiny", "plain.k001") / "0002.safetensors"
     for path in (weights, store.table_folder("runs", "tiny", "plain.k001") / "a.parquet"):
         write_text(path, text)
-    store.write_manifest(weights.with_suffix(".json"), identity, {"weights": weights})
+    store.write_manifest(weights.with_suffix(".json"), asdict(identity), {"weights": weights})
     files = contents(store.root, "checkpoints", "tables")
-    retire(store, "tiny", "plain.k001", identity["recipe"])
+    retire(store, "tiny", "plain.k001", identity.recipe)
     return files
 
 
@@ -266,22 +280,22 @@ def contents(root: Path, *folders: str) -> dict[str, str]:
 
 
 def test_what_was_retired_is_put_back_where_its_recipe_and_data_are_right(store: Store) -> None:
-    first = retire_one(store, {"recipe": "abc", "data_sha256": "1"}, "first")
-    other = retire_one(store, {"recipe": "abc", "data_sha256": "2"}, "other data")
-    retire_one(store, {"recipe": "def", "data_sha256": "1"}, "other recipe")
-    assert restore(store, "tiny", "plain.k001", {"recipe": "xyz", "data_sha256": "1"}) is None
-    for identity, files in (({"data_sha256": "1"}, first), ({"data_sha256": "2"}, other)):
-        assert restore(store, "tiny", "plain.k001", {"recipe": "abc", **identity}) is not None
+    first = retire_one(store, of("abc"), "first")
+    other = retire_one(store, of("abc", "2"), "other data")
+    retire_one(store, of("def"), "other recipe")
+    assert restore(store, "tiny", "plain.k001", of("xyz")) is None
+    for identity, files in ((of("abc"), first), (of("abc", "2"), other)):
+        assert restore(store, "tiny", "plain.k001", identity) is not None
         assert contents(store.root, "checkpoints", "tables") == files
         retire(store, "tiny", "plain.k001", "abc")
 
 
 def test_what_was_retired_takes_the_place_of_no_checkpoint(store: Store) -> None:
-    identity = {"recipe": "abc"}
+    identity = of("abc")
     retire_one(store, identity, "first")
     weights = store.arm_folder("tiny", "plain.k001") / "0002.safetensors"
     write_text(weights, "second")
-    store.write_manifest(weights.with_suffix(".json"), identity, {"weights": weights})
+    store.write_manifest(weights.with_suffix(".json"), asdict(identity), {"weights": weights})
     assert restore(store, "tiny", "plain.k001", identity) is None
     weights.with_suffix(".json").unlink()
     assert restore(store, "tiny", "plain.k001", identity) is not None
@@ -290,7 +304,7 @@ def test_what_was_retired_takes_the_place_of_no_checkpoint(store: Store) -> None
 
 
 def test_a_restoration_that_was_interrupted_is_completed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = retire_one(store, {"recipe": "abc"}, "text")
+    files = retire_one(store, of("abc"), "text")
     rename, calls = Path.rename, []
 
     def interrupted(path: Path, target: Path) -> Path:
@@ -301,8 +315,8 @@ def test_a_restoration_that_was_interrupted_is_completed(store: Store, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", interrupted)
-        restore(store, "tiny", "plain.k001", {"recipe": "abc"})
-    assert restore(store, "tiny", "plain.k001", {"recipe": "abc"}) is not None
+        restore(store, "tiny", "plain.k001", of("abc"))
+    assert restore(store, "tiny", "plain.k001", of("abc")) is not None
     assert contents(store.root, "checkpoints", "tables") == files
 
 
@@ -382,3 +396,33 @@ def test_epochs_sort_in_file_names_as_they_do_in_time(store: Store, tiny_study: 
     paths = [store.checkpoint_path("tiny", checkpoint) for checkpoint in tiny_study.iter_checkpoints()]
     assert [path.stem for path in paths[:3]] == ["0000", "0002", "0004"]
     assert len(set(paths)) == len(paths)
+
+
+EARLIER = {
+    "kind": "checkpoint", "study": "s", "arm": "a.k001", "recipe": "0a1b", "trials": 3, "data_sha256": "ff", "epoch": 4,
+    "ended": {"1": {"status": "diverged", "epoch": 2, "step": 7, "reason": "loss"},
+              "2": {"status": "stopped early", "epoch": 3, "step": 9, "reason": "stale"}},
+    "headline": {"test_loss": math.nan, "test_error": 0.5}, "rows": {"training_evals": 4}, "device": "cpu",
+    "written_at": "2026-01-01T00:00:00+00:00", "what a later version says": [1, {"x": None}],
+}  # fmt: skip
+
+
+def test_the_bytes_of_a_manifest_are_those_of_earlier_versions_and_it_is_understood(store: Store) -> None:
+    """The form written out here by hand: keys in order, indented by one, sealed by a digest of place and content."""
+    write_text(store.root / "w", "abc")
+    file = {"path": "w", "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "bytes": 3}
+    content = {**EARLIER, "files": {"weights": file}}
+    digest = hashlib.sha256(json.dumps(["m.json", content], sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**content, "manifest": {"path": "m.json", "sha256": digest}}, indent=1, sort_keys=True)
+    store.write_manifest(store.root / "m.json", EARLIER, {"weights": store.root / "w"})
+    assert (store.root / "m.json").read_text() == text
+    for written in (text, json.dumps(content)):  # the oldest have no seal
+        write_text(store.root / "m.json", written)
+        manifest = store.read_manifest(store.root / "m.json")
+        assert manifest is not None and store.is_sound(manifest)
+        assert (manifest.recipe, manifest.trials, manifest.epoch, manifest.device) == ("0a1b", 3, 4, "cpu")
+        assert manifest.live_trials == [0, 2] and manifest.ended[2].step == 9
+        assert (manifest.rows, manifest.headline["test_error"]) == ({"training_evals": 4}, 0.5)
+        assert manifest.measured is None and manifest.settings == {} and manifest.checkpoint_sha256 == ""
+        store.seal(store.root / "m.json", manifest)
+        assert (store.root / "m.json").read_text() == text, "read and written again"

@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import UserError
+from dd_core.events import Event
 from dd_core.results.hessian import hessian_of_checkpoint
-from dd_core.results.kinds import curvature_manifest, missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import load_checkpoint
-from dd_core.store.provenance import live_trials
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.training.monitors.hessian import Hessian
 from dd_core.training.session import Session
 from dd_core.training.step import Stepper
 from dd_core.training.train import train_arm
 from dd_core.training.trial_stack import TrialStack
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 ARM = Arm("plain", 2)
@@ -69,7 +71,7 @@ def test_a_diverging_trial_leaves_the_others_untouched_to_the_bit(
     undisturbed = Store(store.root / "undisturbed")
     train_arm(study, ARM, undisturbed, 4)
     poison(monkeypatch, trial=0, step=6, value=value)
-    news: list[dict[str, Any]] = []
+    news: list[Event] = []
     train_arm(study, ARM, store, 4, report=news.append)
     for epoch in (0, 2, 4):
         ours, manifest = load_checkpoint(store, study, Checkpoint(ARM, epoch))
@@ -77,7 +79,7 @@ def test_a_diverging_trial_leaves_the_others_untouched_to_the_bit(
         for name, tensor in theirs.items():
             assert torch.equal(ours[name][1], tensor[1]), (epoch, name)
             assert epoch == 0 or ours[name][0].isnan().all()
-        assert live_trials(manifest) == ([0, 1] if epoch == 0 else [1])
+        assert manifest.live_trials == ([0, 1] if epoch == 0 else [1])
     for name in ("training_batches", "training_evals", "training_monitors", "image_progress"):
         here, there = (table(s, study, name).drop(columns="time", errors="ignore") for s in (store, undisturbed))
         pd.testing.assert_frame_equal(
@@ -86,7 +88,7 @@ def test_a_diverging_trial_leaves_the_others_untouched_to_the_bit(
         assert np.isfinite(here.select_dtypes("number").drop(columns="standard_error", errors="ignore").fillna(0)).all(
             axis=None
         )
-    assert any("trial 0 diverged in epoch 2" in event.get("text", "") for event in news)
+    assert any("trial 0 diverged in epoch 2" in getattr(event, "text", "") for event in news)
 
 
 def test_a_diverged_trial_is_told_with_its_step_and_leaves_no_row_after_it(
@@ -148,7 +150,7 @@ def test_when_every_trial_has_diverged_the_arm_ends_quickly_and_in_good_order(
     assert epochs == [1]
     assert ends(store, study).status.tolist() == ["diverged", "diverged"]
     weights, manifest = load_checkpoint(store, study, Checkpoint(ARM, 4))
-    assert live_trials(manifest) == [] and next(iter(weights.values())).isnan().all()
+    assert manifest.live_trials == [] and next(iter(weights.values())).isnan().all()
     train_arm(study, ARM, store, 4)  # and it is not trained again
     assert len(ends(store, study)) == 2
 
@@ -161,18 +163,18 @@ def test_curvature_and_hessian_are_of_the_trials_that_have_weights(
     train_arm(study, ARM, store, 4)
     last = Checkpoint(ARM, 4)
     compute_curvature(study, last, store)
-    rows = read_parquet(store.curvature_path(study.name, last)).to_pandas()
+    rows = read_parquet(store.result_path("per_image_curvature", study.name, last)).to_pandas()
     assert set(rows.trial) == {1} and len(rows) == 100 and np.isfinite(rows.trace).all()
-    manifest = curvature_manifest(store, study, last)
-    assert manifest is not None and manifest["rows"]["table"] == 100
+    manifest = PER_IMAGE_CURVATURE.manifest(store, study, last)
+    assert manifest is not None and manifest.rows["table"] == 100
     hessian_of_checkpoint(study, last, store)
-    assert read_parquet(store.hessian_path(study.name, last))["trial"].to_pylist() == [1]
+    assert read_parquet(store.result_path("hessian_spectra", study.name, last))["trial"].to_pylist() == [1]
 
 
 def test_a_checkpoint_without_any_weights_is_not_looked_at(make_study: Any, store: Store) -> None:
     study = make_study({"optimizer": {"name": "sgd", "learning_rate": 1e30}, "schedule": {"name": "constant"}})
     train_arm(study, ARM, store, 4)
-    assert missing_curvature(store, study) == [Checkpoint(ARM, 0)]
+    assert PER_IMAGE_CURVATURE.missing(store, study) == [Checkpoint(ARM, 0)]
     for look in (compute_curvature, hessian_of_checkpoint):
         with pytest.raises(UserError, match=r"every trial of plain\.k002\|0004 of tiny has diverged"):
             look(study, Checkpoint(ARM, 4), store)
@@ -206,7 +208,7 @@ def test_a_stopped_trial_keeps_its_weights_and_its_evaluations_while_others_trai
     six, manifest = load_checkpoint(store, study, Checkpoint(ARM, 6))
     assert all(torch.equal(four[name][0], tensor[0]) for name, tensor in six.items())
     assert not any(torch.equal(four[name][1], tensor[1]) for name, tensor in six.items() if tensor.ndim > 3)
-    assert live_trials(manifest) == [0, 1] and manifest["ended"]["0"]["epoch"] == 3
+    assert manifest.live_trials == [0, 1] and manifest.ended[0].epoch == 3
     evals = table(store, study, "training_evals")
     stopped = evals[(evals.trial == 0) & (evals.epoch >= 3)]
     assert stopped.epoch.tolist() == [3, 4, 5, 6] and set(stopped.step) == {12}
@@ -242,8 +244,8 @@ def test_the_best_checkpoints_are_those_with_the_lowest_validation_loss(make_stu
         own = evals[(evals.trial == trial) & (evals.epoch > 0)].sort_values("loss_val_nats")
         expected |= {f"trial-{trial:03d}.epoch-{epoch:04d}.safetensors" for epoch in own.epoch[:2]}
         weights, manifest = load_best(store, study, ARM, trial)
-        assert manifest["epoch"] == own.epoch.iloc[0] and manifest["loss_val_nats"] == own.loss_val_nats.iloc[0]
-        if manifest["epoch"] == 6:
+        assert manifest.epoch == own.epoch.iloc[0] and manifest.loss_val_nats == own.loss_val_nats.iloc[0]
+        if manifest.epoch == 6:
             last, _ = load_checkpoint(store, study, Checkpoint(ARM, 6))
             assert all(torch.equal(weights[name], last[name][trial]) for name in last)
     assert files == expected
@@ -279,14 +281,14 @@ def test_out_of_memory_halves_the_images_at_a_time_and_is_told(
 ) -> None:
     study = make_study({"batch_size": 100})
     tried = short_of_memory(monkeypatch, largest=30)
-    news: list[dict[str, Any]] = []
+    news: list[Event] = []
     train_arm(study, ARM, store, 4, report=news.append)
     assert tried[:2] == [100, 50] and set(tried[2:]) == {25}
     runs = ends(store, study)
     assert runs.status.tolist() == ["failed"] * 4 + ["finished"] * 2
     assert runs.micro_batch_size.tolist() == [100, 100, 50, 50, 25, 25]
     assert runs.reason[0] == "out of memory with 100 images at a time (no memory for 100 images)"
-    notes = [event["text"] for event in news if event["event"] == "note"]
+    notes = [event.text for event in news if event.name == "note"]
     assert len(notes) == 2 and "with 25, whose gradients are added up" in notes[1] and "BatchNorm sees 25" in notes[1]
     assert len(table(store, study, "training_batches")) == 2 * 4
 
@@ -312,11 +314,11 @@ def test_memory_that_runs_out_in_a_monitor_is_told_with_its_name(
         raise torch.OutOfMemoryError("no memory for 20 vectors\nand a long table")
 
     monkeypatch.setattr(Hessian, "measure", measure)
-    news: list[dict[str, Any]] = []
+    news: list[Event] = []
     message = r"monitor hessian at step \d+ \(no memory for 20 vectors\); .* monitors: {hessian: null}"
     with pytest.raises(UserError, match=message):
         train_arm(make_study(monitors={"hessian": {"every": "1 epoch"}}), ARM, store, 4, report=news.append)
-    assert not any(event["event"] == "note" for event in news)
+    assert not any(event.name == "note" for event in news)
 
 
 def test_too_little_memory_for_16_images_fails_with_the_numbers(

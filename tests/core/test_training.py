@@ -195,7 +195,7 @@ def test_evaluations_are_what_a_plain_network_with_the_checkpoints_weights_says(
             assert row["step"] == 4 * epoch
             np.testing.assert_allclose([row[name] for name in EVAL_METRICS], expected, rtol=1e-5, atol=1e-12)
             means.append(expected)
-        headline = [manifest["headline"][name] for name in EVAL_METRICS]
+        headline = [manifest.headline[name] for name in EVAL_METRICS]
         np.testing.assert_allclose(headline, np.mean(means, axis=0), rtol=1e-5, atol=1e-12)
 
 

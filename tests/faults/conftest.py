@@ -21,7 +21,12 @@ def lab(tmp_path: Path) -> Lab:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """All of ``tiny`` trained, and its curvature computed, by workers as they are started outside tests."""
     lab = Lab(tmp_path_factory.mktemp("undisturbed") / "lab")
-    training, curvature = lab.training_job(), lab.curvature_job()
+    training, curvature = (
+        lab.training_job(),
+        lab.result_job(
+            "per_image_curvature",
+        ),
+    )
     both = Job(
         root=lab.root, studies=training.studies, tasks=training.tasks + curvature.tasks, num_workers=1, threads=1
     )

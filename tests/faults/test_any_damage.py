@@ -22,7 +22,6 @@ from dd_core.errors import UserError
 from dd_core.exchange.exporter import export_arm
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
-from dd_core.results.kinds import missing_curvature
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import digest, load_checkpoint
@@ -32,6 +31,7 @@ from dd_core.tables.attempts import arm_is_complete
 from dd_core.tables.damage import sentences
 from dd_core.tables.files import TABLES, to_arrow, write_result
 from dd_core.tables.images import write_images
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import train_arm
 
@@ -59,7 +59,7 @@ def work(store: Store, study: Study) -> None:
     """What the commands of the platform do, one after the other; each does nothing where all is right."""
     if not arm_is_complete(store, study, ARM, 2):
         train_arm(study, ARM, store, 2)
-    for checkpoint in missing_curvature(store, study):
+    for checkpoint in PER_IMAGE_CURVATURE.missing(store, study):
         compute_curvature(study, checkpoint, store)
     hessian_of_checkpoint(study, Checkpoint(ARM, 2), store)
     write_images(store, study)
@@ -197,7 +197,7 @@ def test_any_damage_is_named_or_without_effect_and_is_repaired(
         connection.execute("SET TimeZone = 'UTC'")
         assert rows_of(connection) == {name: after[name] for name in TABLES}, harmed
     assert arm_is_complete(store, study, ARM, 2), harmed
-    assert not missing_curvature(store, study), harmed
+    assert not PER_IMAGE_CURVATURE.missing(store, study), harmed
     work(store, study)
     assert sentences(store, [study]) == left, harmed
 

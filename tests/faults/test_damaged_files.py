@@ -37,7 +37,7 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 
 def notes(events: list[dict[str, str]]) -> str:
-    return " ".join(event["text"] for event in events if event["event"] == "note")
+    return " ".join(event.text for event in events if event.name == "note")
 
 
 def of_arm(digests: dict[str, str]) -> dict[str, str]:
@@ -48,9 +48,14 @@ def of_arm(digests: dict[str, str]) -> dict[str, str]:
 def test_curvature_refuses_damaged_weights(damage: Callable[[Path], None], trained: Lab) -> None:
     damage(trained.root / WEIGHTS)
     before = stamps(trained.root, "tables/per_image_curvature/**/*.*")
-    worker = Worker(trained, trained.curvature_job())
+    worker = Worker(
+        trained,
+        trained.result_job(
+            "per_image_curvature",
+        ),
+    )
     assert worker.end() == 1
-    failed = {event["task"]: event["error"] for event in worker.log if event["event"] == "failed"}
+    failed = {event.task: event.error for event in worker.log if event.name == "failed"}
     assert set(failed) == {f"tiny/{ARM}|0016"}
     assert f"{trained.root / WEIGHTS} is damaged" in failed[f"tiny/{ARM}|0016"]
     assert stamps(trained.root, "tables/per_image_curvature/**/*.*") == before
@@ -70,9 +75,14 @@ def test_training_repairs_damaged_results_and_says_why(
 def test_a_manifest_that_is_cut_off_makes_its_checkpoint_not_exist(trained: Lab, expected: dict[str, str]) -> None:
     manifest = (trained.root / WEIGHTS).with_suffix(".json")
     truncate(manifest)
-    worker = Worker(trained, trained.curvature_job())
+    worker = Worker(
+        trained,
+        trained.result_job(
+            "per_image_curvature",
+        ),
+    )
     assert worker.end() == 1
-    assert f"{manifest} is damaged, so" in next(event["error"] for event in worker.log if event["event"] == "failed")
+    assert f"{manifest} is damaged, so" in next(event.error for event in worker.log if event.name == "failed")
     work(trained, trained.training_job(ARM))
     assert results(trained.root) == expected
 
@@ -175,18 +185,21 @@ def test_damaged_curvature_is_computed_again(
 ) -> None:
     file = trained.store.table_folder("per_image_curvature", "tiny", ARM) / "0016.parquet"
     damage(file)
-    work(trained, trained.curvature_job())
+    work(
+        trained,
+        trained.result_job(
+            "per_image_curvature",
+        ),
+    )
     assert results(trained.root) == expected
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink], ids=["truncated", "altered", "deleted"])
-def test_the_driver_computes_harmed_curvature_again(
-    damage: Callable[[Path], None], trained: Lab, expected: dict[str, str]
-) -> None:
-    file = trained.store.table_folder("per_image_curvature", "tiny", ARM) / "0016.parquet"
-    damage(file)
+def test_the_driver_computes_harmed_curvature_again(trained: Lab, expected: dict[str, str]) -> None:
+    folder = trained.store.table_folder("per_image_curvature", "tiny", ARM)
+    for epoch, damage in (("0008", truncate), ("0016", flip_a_bit), ("0024", Path.unlink)):
+        damage(folder / f"{epoch}.parquet")
     done = trained.forked_dagster("asset", "materialize", "--select", "curvature").succeeded()
-    assert "8 trained checkpoints, 1 without current curvature" in done.output
+    assert "8 trained checkpoints, 3 without a current result: curvature" in done.output
     digests = results(trained.root)
     assert {path: digests[path] for path in expected} == expected
 
@@ -220,6 +233,6 @@ def test_a_data_root_of_an_earlier_version_is_brought_up_to_date(trained: Lab, e
     shutil.rmtree(manifests)
     before = stamps(trained.root, "tables/per_image_curvature/**/*.parquet")
     done = trained.forked_dagster("asset", "materialize", "--select", "curvature").succeeded()
-    assert "8 trained checkpoints, 0 without current curvature" in done.output
+    assert "8 trained checkpoints, 0 without a current result: curvature" in done.output
     assert stamps(trained.root, "tables/per_image_curvature/study=tiny/**/*.parquet") == before
     assert not list(trained.root.glob("tables/**/*.json"))

@@ -89,8 +89,8 @@ def test_nothing_half_written_is_visible_on_a_full_disk(outcome: Outcome) -> Non
     for path in manifests:
         manifest = moved.store.read_manifest(path)
         assert manifest is not None
-        for role in manifest["files"]:
-            moved.store.verify(manifest, role)
+        for entry in manifest.files.values():
+            moved.store.verify(entry)
     assert list(moved.root.glob("**/.*.tmp")) == []
 
 

@@ -15,18 +15,18 @@ ARM = "plain.k002"
 # (not at epoch 0), evaluations, monitors (not at epoch 0), images, weights, manifest and resume point (not at epoch 0);
 # the row again.
 MOMENTS = {
-    "before_anything_is_written": Death({"event": "started"}),
+    "before_anything_is_written": Death("started"),
     "before_the_first_weights": Death(file=4),
     "before_the_first_manifest": Death(file=5),
-    "right_after_the_first_checkpoint": Death({"event": "checkpoint", "epoch": 0}),
-    "between_checkpoints": Death({"event": "progress", "epoch": 1}),
+    "right_after_the_first_checkpoint": Death("checkpoint", 0),
+    "between_checkpoints": Death("progress", 1),
     "between_weights_and_manifest": Death(file=11),
     "between_manifest_and_resume_point": Death(file=12),
-    "right_after_a_checkpoint": Death({"event": "checkpoint", "epoch": 8}),
+    "right_after_a_checkpoint": Death("checkpoint", 8),
     "in_the_middle_of_writing_metrics": Death(file=15),
     "at_the_last_resume_point": Death(file=26),
     "before_the_end_is_told": Death(file=27),
-    "right_after_the_last_checkpoint": Death({"event": "checkpoint", "epoch": 24}),
+    "right_after_the_last_checkpoint": Death("checkpoint", 24),
 }
 
 
@@ -43,7 +43,7 @@ def test_training_killed_and_run_again_gives_the_same_bits(
     interrupted = attempts(lab.store, ARM)
     work(lab, job)
     assert results(lab.root) == of_arm(expected_training)
-    assert interrupted == (["running"] if death.event != {"event": "started"} else [])
+    assert interrupted == (["running"] if death.event != "started" else [])
     assert attempts(lab.store, ARM) == [*["interrupted"] * len(interrupted), "finished"]
     assert [path for path in lab.root.rglob(".*") if ".tmp" in path.name] == [], "left by the killed worker"
 
@@ -51,7 +51,7 @@ def test_training_killed_and_run_again_gives_the_same_bits(
 def test_an_arm_killed_again_and_again_goes_on_each_time(lab: Lab, expected_training: dict[str, str]) -> None:
     job = lab.training_job(ARM)
     for epoch in (0, 8, 16):
-        work_and_die(lab, job, Death({"event": "checkpoint", "epoch": epoch}))
+        work_and_die(lab, job, Death("checkpoint", epoch))
     work(lab, job)
     assert results(lab.root) == of_arm(expected_training)
     assert attempts(lab.store, ARM) == ["interrupted", "interrupted", "interrupted", "finished"]
@@ -64,7 +64,9 @@ def test_curvature_killed_and_run_again_repeats_nothing_that_was_finished(
     """Each checkpoint gives names to two files, its values and its manifest; the second is killed at one of them."""
     for folder in ("tables", "manifests"):
         shutil.rmtree(trained.root / folder / "per_image_curvature")
-    job = trained.curvature_job()
+    job = trained.result_job(
+        "per_image_curvature",
+    )
     work_and_die(trained, job, Death(file=file))
     manifests = "manifests/per_image_curvature/**/*.json"
     before = stamps(trained.root, manifests)
@@ -102,7 +104,7 @@ def test_two_workers_on_one_arm_train_it_once(lab: Lab, expected_training: dict[
     job = lab.training_job(ARM)
     first, second = Worker(lab, job), Worker(lab, job)
     assert (first.end(), second.end()) == (0, 0)
-    assert [event["epoch"] for event in first.log + second.log if event["event"] == "checkpoint"] == [0, 8, 16, 24]
+    assert [event.epoch for event in first.log + second.log if event.name == "checkpoint"] == [0, 8, 16, 24]
     assert attempts(lab.store, ARM) == ["finished"]
     assert results(lab.root) == of_arm(expected_training)
 
@@ -110,7 +112,9 @@ def test_two_workers_on_one_arm_train_it_once(lab: Lab, expected_training: dict[
 def test_two_workers_on_the_same_curvature_corrupt_nothing(trained: Lab, expected: dict[str, str]) -> None:
     for folder in ("tables", "manifests"):
         shutil.rmtree(trained.root / folder / "per_image_curvature")
-    job = trained.curvature_job()
+    job = trained.result_job(
+        "per_image_curvature",
+    )
     first, second = Worker(trained, job), Worker(trained, job)
     assert (first.end(), second.end()) == (0, 0)
     assert results(trained.root) == expected

@@ -18,7 +18,7 @@ def test_quickstart_recipe_shows_double_descent(tmp_path):
     study = type(full).model_validate(content, strict=False)
     store = Store(tmp_path)
     job = training_job(tmp_path, study, list(study.iter_checkpoints()), *this_machine().workers_and_threads())
-    assert [event["task"] for event in run_job(job) if event["event"] == "failed"] == []
+    assert [event.task for event in run_job(job) if event.name == "failed"] == []
     with contextlib.closing(connect(store)) as connection:
         epoch, rows = width_curve(store, study, "preact-resnet10", connection)
     assert epoch == 120

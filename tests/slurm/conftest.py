@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 from support import REPOSITORY, TINY, Lab
 
 from dd_assets.compute.slurm.place import SlurmPlace
+from dd_core.events import Event
 from dd_core.jobs.job import Job
 from slurm.cluster import Cluster, missing_programs, running_cluster
-
-Event = dict[str, Any]
 
 # Two pods with two pretended GPUs each; without real ones, their workers compute on the CPU with one thread.
 TWO_PODS = "resources: {pods: 2, gpus_per_pod: 2, cpus_per_pod: 2, workers_per_pod: 2}\n"

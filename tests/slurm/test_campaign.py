@@ -32,7 +32,12 @@ class Campaign:
 def campaign(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     own = Lab(tmp_path_factory.mktemp("own") / "lab", THREE)
     work(own, own.training_job())
-    work(own, own.curvature_job())
+    work(
+        own,
+        own.result_job(
+            "per_image_curvature",
+        ),
+    )
     site = make_site(cluster, tmp_path_factory.mktemp("campaign") / "lab", THREE)
     training = site.lab.materialize("tiny/checkpoints", *ALL, **site.environment)
     curvature = site.lab.materialize("curvature", **site.environment)

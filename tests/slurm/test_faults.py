@@ -118,7 +118,7 @@ def test_a_machine_that_slurm_puts_back_into_the_queue_is_left_to_it(
     machine("[ $n = 1 ] || exit 1; scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; sleep 60")
     with without_delay(site.cluster):
         events = orchestrate(site.training_job("k001"))
-    (note,) = [e["text"] for e in events if e["event"] == "note" and "waits" not in e["text"]]
+    (note,) = [e.text for e in events if e.name == "note" and "waits" not in e.text]
     assert note.endswith("went back into SLURM's queue; it goes on from its last files")
 
 
@@ -171,7 +171,7 @@ def test_a_machine_out_of_memory_starts_again_with_fewer_images_at_a_time(
     machine("[ $n -gt 2 ] && exit 1; kill -9 $$")
     with without_delay(site.cluster):
         events = orchestrate(site.training_job("k001"))
-    notes = " ".join(event["text"] for event in events if event["event"] == "note")
+    notes = " ".join(event.text for event in events if event.name == "note")
     assert "was killed by signal 9; it goes back into the queue, with 1/2 of the images at a time" in notes
     assert "was killed by signal 9; it goes back into the queue, with 1/4 of the images at a time" in notes
     (memory,) = site.lab.store.jobs_folder.glob("*/*/memory/0.json")
@@ -213,8 +213,8 @@ def machine(site: Site, tmp_path: Path) -> Callable[[str], None]:
 
 def the_failure(events: list[Event]) -> str:
     """Of the only task."""
-    (event,) = [event for event in events if event["event"] == "failed"]
-    return str(event["error"])
+    (event,) = [event for event in events if event.name == "failed"]
+    return str(event.error)
 
 
 def test_a_machine_that_gets_no_further_is_given_up_after_three_restarts(
@@ -226,26 +226,26 @@ def test_a_machine_that_gets_no_further_is_given_up_after_three_restarts(
     assert "ended with exit code 75, 4 times without getting any further; what it had finished is kept" in the_failure(
         events
     )
-    notes = [event["text"] for event in events if event["event"] == "note"]
+    notes = [event.text for event in events if event.name == "note"]
     assert len([note for note in notes if "goes back into the queue" in note]) == 3
 
 
 def test_a_defect_ends_the_job_at_once_with_the_end_of_the_log(site: Site, machine: Callable[[str], None]) -> None:
     machine("echo 'NameError: it is broken' >&2; exit 1")
-    (first, second) = [event for event in orchestrate(site.training_job()) if event["event"] == "failed"]
-    assert not first["is_user_error"]
-    assert "ended with exit code 1: NameError: it is broken (log: " in first["error"]
-    assert first["traceback"] == "NameError: it is broken"
-    assert {first["number"], second["number"]} == {0, 1}
+    (first, second) = [event for event in orchestrate(site.training_job()) if event.name == "failed"]
+    assert not first.is_user_error
+    assert "ended with exit code 1: NameError: it is broken (log: " in first.error
+    assert first.traceback == "NameError: it is broken"
+    assert {first.number, second.number} == {0, 1}
 
 
 def test_an_interpreter_that_is_not_there_is_a_matter_of_the_settings(site: Site) -> None:
     site.configure("python: /not/there/python\n" + ONE_GPU_EACH)
-    (event,) = [event for event in orchestrate(site.training_job("k001")) if event["event"] == "failed"]
-    assert event["is_user_error"]
-    assert "ended with exit code 127" in event["error"]
-    assert "/not/there/python: No such file or directory" in event["error"]
-    assert "check python and setup in the file that DD_SLURM names" in event["error"]
+    (event,) = [event for event in orchestrate(site.training_job("k001")) if event.name == "failed"]
+    assert event.is_user_error
+    assert "ended with exit code 127" in event.error
+    assert "/not/there/python: No such file or directory" in event.error
+    assert "check python and setup in the file that DD_SLURM names" in event.error
 
 
 def test_a_node_that_does_not_see_the_data_root_is_told_apart(
@@ -280,7 +280,7 @@ def test_an_element_that_somebody_cancels_stays_cancelled(site: Site, machine: C
 def test_a_job_for_which_there_is_no_room_says_so_and_waits_as_long_as_configured(site: Site, drained: None) -> None:
     site.configure("pending_patience_seconds: 1\n" + ONE_GPU_EACH)
     events = orchestrate(site.training_job("k001"))
-    assert any("waits" in event["text"] for event in events if event["event"] == "note")
+    assert any("waits" in event.text for event in events if event.name == "note")
     assert "for longer than pending_patience_seconds (1) and was given up" in the_failure(events)
     assert live(site.cluster) == ""
 
@@ -307,7 +307,7 @@ def test_tasks_that_the_running_job_does_not_have_come_after_it(site: Site, mach
         assert len(live(site.cluster).splitlines()) == 1, "the second orchestrator follows the first one's job"
     first.join()
     second.join()
-    assert sorted(event["task"] for event in events if event["event"] == "failed") == [
+    assert sorted(event.task for event in events if event.name == "failed") == [
         "tiny/plain.k001",
         "tiny/plain.k002",
     ]

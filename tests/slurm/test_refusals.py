@@ -101,5 +101,5 @@ def test_the_job_of_another_data_root_is_none_of_ours(site: Site) -> None:
     job = site.training_job("k001")
     other = f"--comment=/somewhere/else/jobs/{job.name}/0123456789ab/job.json"
     number = commands.submit([f"--job-name={job.name}", other, "--output=/dev/null"], "#!/bin/bash\nsleep 30\n")
-    (event,) = [event for event in orchestrate(job) if event["event"] == "failed"]
-    assert f"SLURM job {number}" not in event["error"]
+    (event,) = [event for event in orchestrate(job) if event.name == "failed"]
+    assert f"SLURM job {number}" not in event.error

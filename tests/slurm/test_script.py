@@ -13,7 +13,7 @@ from support import TINY, Lab
 from dd_assets.compute.slurm.script import Submission
 from dd_assets.compute.slurm.settings import SlurmSettings
 from dd_core.jobs.division import divided
-from dd_core.jobs.job import HessianTask, Job
+from dd_core.jobs.job import CheckpointTask, Job
 from dd_core.machine.devices import Machine
 from dd_core.study.resources import Resources
 
@@ -108,7 +108,7 @@ def test_what_is_left_open_is_left_to_the_cluster(job: Job) -> None:
 
 
 def test_machines_that_compute_together_are_one_allocation(job: Job) -> None:
-    task = HessianTask(**ARM, k=1, epoch=8, ranks=4)
+    task = CheckpointTask(kind="hessian", **ARM, k=1, epoch=8, ranks=4)
     together = job.model_copy(update={"tasks": (task,), "places": ((0,), (0,))})
     made = submission(together, gpus_per_pod=2, cpus_per_pod=8)
     assert "--nodes=2" in made.options()

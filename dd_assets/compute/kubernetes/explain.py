@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dd_assets.compute.kubernetes.manifests import CONTAINER
+from dd_core.jobs.exit_codes import KILLED, TOLD_TO_END
 
 Object = dict[str, Any]
-_KILLED: Final = 137
-_TOLD_TO_END: Final = (None, 137, 143)
 _INDEX: Final = "batch.kubernetes.io/job-completion-index"
 # Reasons of a container that waits, and of events, which more room in the cluster would not mend.
 _FAULTS: Final = {
@@ -140,10 +139,10 @@ def ending_of(pod: Object) -> Ending | None:
         pod["metadata"].get("deletionTimestamp")
         and not disruption
         and "OOMKilled" not in reasons
-        and code in _TOLD_TO_END
+        and code in (None, KILLED, TOLD_TO_END)
     ):
         return None
-    out_of_memory = not disruption and ("OOMKilled" in reasons or (code == _KILLED and "Evicted" not in reasons))
+    out_of_memory = not disruption and ("OOMKilled" in reasons or (code == KILLED and "Evicted" not in reasons))
     if disruption:
         why = disruption.get("reason") or "DisruptionTarget"
         reason = f"lost its place on the node ({why}: {_line(disruption.get('message') or 'no message')})"

@@ -7,8 +7,8 @@ end is told by its conditions: its counters are zero for a moment whenever a pod
 import re
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
 
+from dd_assets.compute.elsewhere import News
 from dd_assets.compute.kubernetes.api import ApiUnavailableError, Cluster, Object
 from dd_assets.compute.kubernetes.explain import (
     Ending,
@@ -26,10 +26,9 @@ from dd_assets.compute.kubernetes.logs import EventReader, LogStreams
 from dd_assets.compute.kubernetes.manifests import CONTAINER
 from dd_assets.compute.kubernetes.verdict import Verdict
 from dd_core.errors import UserError
-from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.job import Job
+from dd_core.events import End, Event
+from dd_core.jobs.exit_codes import DEFECTS, NO_JOB_FILE, TASKS_FAILED
 
-Event = dict[str, Any]
 _LOG_LINES = 20
 # For how long a Job's controller may be busy after its last task, pods of a Job that has failed may take to leave, and
 # logs may be read after their end.
@@ -40,22 +39,20 @@ _VISIBLE_SECONDS = 60.0
 _SECONDS_PER_POD = 0.01
 # After so many looks in vain a pod's log is taken to be lost with its node.
 _LOG_ATTEMPTS = 3
-_TASKS_FAILED = 42
 
 
 class Following:
-    """One Job that runs, and those of its tasks that are asked for."""
+    """One Job that the cluster has."""
 
-    def __init__(self, cluster: Cluster, manifest: Object, folder: JobFolder, running: Job, reader: EventReader):
-        """``manifest`` is the Job as the cluster has it, ``running`` the job file that its pods read."""
-        self.cluster, self.settings = cluster, cluster.settings
-        self.folder, self.running = folder, running
+    def __init__(self, cluster: Cluster, manifest: Object, news: News, reader: EventReader, is_found: bool):
+        """``manifest`` is the Job as the cluster has it; ``is_found`` if it was there already."""
+        self.cluster, self.settings, self.news = cluster, cluster.settings, news
+        self._is_found = is_found
         self.name, self.uid = manifest["metadata"]["name"], manifest["metadata"]["uid"]
         self._manifest: Object | None = manifest
         self._reader, self._streams = reader, LogStreams(cluster, reader)
-        self._ended: set[str] = set()
-        self._held: dict[int, tuple[float, Event]] = {}
-        self._verdict = Verdict(running, self.name)
+        self._held: list[tuple[float, End]] = []
+        self._verdict = Verdict(news, self.name)
         self._pods_seen: dict[str, float] = {}
         self._pods_over: set[str] = set()
         self._disrupted: set[str] = set()
@@ -69,36 +66,38 @@ class Following:
         # An outcome waits so long for the messages before it.
         self._grace = min(5.0, 3 * self.settings.poll_seconds)
 
-    def events(self, wanted: set[str]) -> Generator[Event, None, None]:
-        """Events of the tasks with these names, each ending in exactly one event finished or failed.
+    def events(self) -> Generator[Event, None, None]:
+        """Events of the tasks that are wanted, each ending in exactly one event finished or failed.
 
         Raises:
             UserError: the API server has not answered for as long as the settings allow. The Job goes on.
         """
-        wanted = wanted & {task.name for task in self.running.tasks}
+        if self._is_found and self._manifest:
+            since = self._manifest["metadata"].get("creationTimestamp")
+            yield self.news.note(f"the Job {self.name} is there already, since {since}; it is followed")
         try:
             over_since: float | None = None
             while True:
                 if time.monotonic() >= self._next_look:
-                    yield from self._of(wanted, self._look())
-                yield from self._of(wanted, self._outcomes(self._grace))
+                    yield from self._look()
+                yield from self._outcomes(self._grace)
                 if self._manifest is None or self.is_over:
                     break
-                if wanted <= self._ended or is_ending(self._manifest):
+                if not self.news.awaited or is_ending(self._manifest):
                     over_since = over_since or time.monotonic()
                     has_failed = condition(self._manifest, "FailureTarget") is not None
                     if time.monotonic() - over_since > (_LEAVING_SECONDS if has_failed else _CONTROLLER_SECONDS):
                         break
                 if self._is_stuck_for_too_long():
-                    yield from self._of(wanted, self._give_up())
+                    yield from self._give_up()
                     return
-                yield from self._of(wanted, self._messages(self.settings.poll_seconds))
+                yield from self._messages(self.settings.poll_seconds)
             self._streams.finish(_LOG_SECONDS)
-            yield from self._of(wanted, self._messages(0.0))
-            yield from self._of(wanted, self._outcomes(0.0))
+            yield from self._messages(0.0)
+            yield from self._outcomes(0.0)
             if self._manifest and condition(self._manifest, "Complete"):
-                yield from self._of(wanted, self._late_outcomes(wanted))
-            yield from self._of(wanted, self._verdict.on(self._manifest, wanted - self._ended))
+                yield from self._late_outcomes()
+            yield from self._verdict.on(self._manifest)
         finally:
             self._streams.stop()
 
@@ -107,35 +106,25 @@ class Following:
         """Whether nothing of the Job runs any more."""
         return self._manifest is None or has_ended(self._manifest)
 
-    def _of(self, wanted: set[str], events: Iterator[Event]) -> Iterator[Event]:
-        """Only of the tasks asked for, and nothing of a task that has ended but notes."""
-        for event in events:
-            if event["event"] == "note" and wanted and event["task"] not in wanted:
-                event = {**event, "task": min(wanted)}
-            if event["task"] in wanted and (event["event"] == "note" or event["task"] not in self._ended):
-                if event["event"] in ("finished", "failed"):
-                    self._ended.add(event["task"])
-                yield event
-
     def _messages(self, seconds: float) -> Iterator[Event]:
         """What workers tell within so many seconds."""
         deadline = time.monotonic() + seconds
         while (event := self._reader.event(max(0.0, deadline - time.monotonic()))) is not None:
-            yield {key: value for key, value in event.items() if key != "place"}
+            yield from self.news.tell(event)
 
     def _outcomes(self, grace: float) -> Iterator[Event]:
         """Tasks that have ended, once the messages about them had their time to arrive."""
         now = time.monotonic()
-        for number, event in self.folder.outcomes(set(self._held)).items():
-            self._held[number] = (now, event)
-        for since, event in self._held.values():
-            if event["task"] not in self._ended and now - since >= grace:
-                yield event
+        self._held += [(now, end) for end in self.news.outcomes().values()]
+        due = [end for since, end in self._held if now - since >= grace]
+        self._held = self._held[len(due) :]  # the oldest come first
+        for end in due:
+            yield from self.news.tell(end)
 
-    def _late_outcomes(self, wanted: set[str]) -> Iterator[Event]:
+    def _late_outcomes(self) -> Iterator[Event]:
         """What a Job that went well must have left; a network file system may show it a while later."""
         deadline = time.monotonic() + _VISIBLE_SECONDS
-        while wanted - self._ended and time.monotonic() < deadline:
+        while self.news.awaited and time.monotonic() < deadline:
             time.sleep(min(1.0, self.settings.poll_seconds))
             yield from self._outcomes(0.0)
 
@@ -154,7 +143,7 @@ class Following:
             self._failures += 1
             if self._silent_since is None:
                 self._silent_since = now
-                yield self._note(f"{error}; the Job {self.name} goes on meanwhile, and is asked for again")
+                yield self.news.note(f"{error}; the Job {self.name} goes on meanwhile, and is asked for again")
             elif now - self._silent_since > self.settings.api_patience_seconds:
                 raise UserError(
                     f"{error}, for {now - self._silent_since:.0f} s now; the Job {self.name} goes on by itself, run "
@@ -163,7 +152,7 @@ class Following:
             self._next_look = now + self.cluster.pause(self._failures, error)
             return
         if self._silent_since is not None:
-            yield self._note(f"the Kubernetes API answers again, after {now - self._silent_since:.0f} s")
+            yield self.news.note(f"the Kubernetes API answers again, after {now - self._silent_since:.0f} s")
         pause = max(self.settings.poll_seconds, _SECONDS_PER_POD * len(pods))
         self._silent_since, self._failures, self._next_look = None, 0, now + pause
 
@@ -207,7 +196,7 @@ class Following:
         if ending.is_disruption:
             return
         lines: list[str] = []
-        if ending.exit_code != _TASKS_FAILED:
+        if ending.exit_code != TASKS_FAILED:
             try:
                 lines = self.cluster.log_tail(ending.pod, CONTAINER, _LOG_LINES)
             except ApiUnavailableError:
@@ -218,13 +207,13 @@ class Following:
             seen = self._out_of_memory.setdefault(ending.place, set())
             seen.add(uid)
             # By count, so that an orchestrator that was started again does not take the same end for another.
-            if self.folder.halvings(ending.place) < len(seen):
-                self.folder.halve(ending.place)
+            if self.news.folder.halvings(ending.place) < len(seen):
+                self.news.folder.halve(ending.place)
             text = (
                 f"the pod {ending.pod} {ending.reason}; what is left of place {ending.place} takes half as much at once"
             )
             yield self._note(text, ending.place)
-        elif ending.exit_code not in (1, 2, _TASKS_FAILED, 78):
+        elif ending.exit_code not in (*DEFECTS, TASKS_FAILED, NO_JOB_FILE):
             yield self._note(f"the pod {ending.pod} {ending.reason}; it may be started again", ending.place)
 
     # Waiting
@@ -249,7 +238,7 @@ class Following:
 
     @property
     def _places(self) -> int:
-        return len(self.running.places)
+        return len(self.news.job.places)
 
     def _reason(self, manifest: Object, pods: list[Object], idle: list[Object]) -> Waiting | None:
         if not pods:
@@ -275,9 +264,8 @@ class Following:
         self.cluster.patiently(lambda: self.cluster.delete_job(self.name))
         waited = time.monotonic() - self._stuck_since
         text = f"no pod of it has begun: each {self._why.reason}; given up after {waited:.0f} s, and the Job is deleted"
-        yield from self._verdict.all_failed({task.name for task in self.running.tasks} - self._ended, text)
+        yield from self.news.give_up(self.news.left, text)
 
     def _note(self, text: str, place: int = 0) -> Event:
-        numbers = self.running.places[place] if place < self._places else ()
-        task = self.running.tasks[numbers[0] if numbers else 0]
-        return {"task": task.name, "event": "note", "text": text}
+        numbers = self.news.job.places[place] if place < self._places else ()
+        return self.news.note(text, numbers[0] if numbers else 0)

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from dagster import PipesMessageReader
-from dagster._core.pipes.context import PipesMessageHandler
+from dagster import PipesMessageHandler, PipesMessageReader
 from dagster_k8s.pipes import _process_log_stream
 from dagster_pipes import PIPES_PROTOCOL_VERSION_FIELD, PipesDefaultMessageWriter, PipesParams
 from kubernetes.client.exceptions import ApiException
@@ -23,8 +22,8 @@ from kubernetes.client.exceptions import ApiException
 from dd_assets.compute.kubernetes.api import Cluster
 from dd_assets.compute.kubernetes.explain import place_of
 from dd_assets.compute.kubernetes.manifests import CONTAINER
+from dd_core.events import Event, event_from
 
-Event = dict[str, Any]
 # Reading again begins earlier than where it broke off, since clocks differ; what was read already is recognised.
 _OVERLAP_SECONDS = 300
 # A silent stream may be a dead one.
@@ -84,8 +83,8 @@ class EventReader(PipesMessageReader):
                 return None
             params = message.get("params") or {}
             if message.get("method") == "report_custom_message":
-                if isinstance(payload := params.get("payload"), dict) and {"task", "event"} <= payload.keys():
-                    return payload
+                if (event := event_from(params.get("payload"))) is not None:
+                    return event
             elif message.get("method") == "log" or (message.get("method") == "opened" and not self._is_open()):
                 assert self._handler is not None
                 self._handler.handle_message(message)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from kubernetes.client import ApiClient
 
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
 from dd_core.errors import UserError
+from dd_core.jobs.exit_codes import DEFECTS, NO_JOB_FILE, TASKS_FAILED
 from dd_core.study.resources import Resources
 
 JOB_FILE_ANNOTATION: Final = "double-descent/job-file"
@@ -25,9 +26,9 @@ LABELS: Final = {
     "app.kubernetes.io/part-of": "double-descent",
     "app.kubernetes.io/component": "worker",
 }
-# Exit codes of dd_core.jobs.pod: a defect of the program, and a volume that lacks the job file, are the same for every
-# pod and every attempt; tasks that failed have said why.
-_FAIL_JOB, _FAIL_INDEX = (1, 2, 78), (42,)
+# A defect of the program, and a volume that lacks the job file, are the same for every pod and every attempt; tasks
+# that failed have said why.
+_FAIL_JOB, _FAIL_INDEX = (*DEFECTS, NO_JOB_FILE), (TASKS_FAILED,)
 
 Manifest = dict[str, Any]
 

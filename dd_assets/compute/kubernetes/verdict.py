@@ -1,104 +1,94 @@
 """What to say of tasks that left no outcome, from how the Job and its pods ended. Speaks with nobody."""
 
 from collections.abc import Iterator
-from typing import Any
 
+from dd_assets.compute.elsewhere import KEPT, News
 from dd_assets.compute.kubernetes.explain import Ending, Object, condition, indexes
-from dd_core.jobs.job import Job
-
-Event = dict[str, Any]
-_KEPT = "what it had finished is kept, run the same command again to go on"
-_DEFECT, _NO_JOB_FILE = (1, 2), 78
+from dd_core.events import Event
+from dd_core.jobs.exit_codes import DEFECTS, NO_JOB_FILE
 
 
 class Verdict:
     """Collects how pods failed, and says in the end what became of tasks."""
 
-    def __init__(self, job: Job, name: str):
+    def __init__(self, news: News, name: str):
         """``name`` is that of the Job."""
-        self._job, self._name = job, name
+        self._news, self._name = news, name
         self._endings: list[tuple[Ending, list[str]]] = []
 
     def add(self, ending: Ending, lines: list[str]) -> None:
         """A pod failed, and these are the last lines of its log."""
         self._endings.append((ending, lines))
 
-    def on(self, manifest: Object | None, names: set[str]) -> Iterator[Event]:
+    def on(self, manifest: Object | None) -> Iterator[Event]:
         """The end of tasks that have none, given the Job as it ended; None: it is gone."""
-        if not names:
+        if not self._news.awaited:
             return
         failed = condition(manifest, "Failed", "FailureTarget") if manifest else None
         if manifest is None or manifest["metadata"].get("deletionTimestamp"):
-            yield from self.all_failed(names, f"somebody deleted the Job {self._name}; {_KEPT}")
+            yield from self._all_failed(f"somebody deleted the Job {self._name}; {KEPT}")
         elif failed is None:
             text = (
                 f"the Job {self._name} has ended well, but an outcome of this task is not on the data root; do its "
                 "pods write to the same one?"
             )
-            yield from self.all_failed(names, text)
+            yield from self._all_failed(text)
         elif culprit := self._culprit(failed):
-            yield from self._by_culprit(culprit, names)
+            yield from self._by_culprit(*culprit)
         elif failed.get("reason") == "DeadlineExceeded":
-            text = f"the Job {self._name} took longer than allowed (hours under resources); {_KEPT}"
-            yield from self.all_failed(names, text)
+            yield from self._all_failed(
+                f"the Job {self._name} took longer than allowed (hours under resources); {KEPT}"
+            )
         else:
-            yield from self._by_place(manifest, failed, names)
+            yield from self._by_place(failed, indexes((manifest.get("status") or {}).get("failedIndexes")))
 
-    def all_failed(self, names: set[str], error: str) -> Iterator[Event]:
-        """All of them for the same reason, which is no defect of the program."""
-        for name in sorted(names):
-            yield self._failed(name, error)
+    def _all_failed(self, error: str) -> Iterator[Event]:
+        return self._news.give_up(self._news.awaited, error)
 
     def _culprit(self, failed: Object) -> tuple[Ending, list[str]] | None:
         """The pod for whose exit code the whole Job was ended: the one that the condition names, if it names one."""
         if failed.get("reason") != "PodFailurePolicy":
             return None
-        guilty = [entry for entry in self._endings if entry[0].exit_code in (*_DEFECT, _NO_JOB_FILE)]
+        guilty = [entry for entry in self._endings if entry[0].exit_code in (*DEFECTS, NO_JOB_FILE)]
         named = [entry for entry in guilty if entry[0].pod in (failed.get("message") or "")]
         return next(iter([*named, *guilty]), None)
 
-    def _by_culprit(self, culprit: tuple[Ending, list[str]], names: set[str]) -> Iterator[Event]:
-        ending, lines = culprit
-        last = _last(lines)
-        if ending.exit_code == _NO_JOB_FILE:
-            yield from self.all_failed(names, f"the pod {ending.pod} does not see the data root: {last or 'no log'}")
+    def _by_culprit(self, ending: Ending, lines: list[str]) -> Iterator[Event]:
+        last, awaited = _last(lines), self._news.awaited
+        if ending.exit_code == NO_JOB_FILE:
+            yield from self._all_failed(f"the pod {ending.pod} does not see the data root: {last or 'no log'}")
             return
         error = f"the pod {ending.pod} {ending.reason}{f': {last}' if last else ''}"
-        log = "\n".join([f"the last lines of the log of {ending.pod}:", *(lines or ["(nothing)"])])
-        place = {self._job.tasks[number].name for number in self._job.places[ending.place]}
+        mine = set(self._news.job.places[ending.place])
         # The log once, with a task of the pod that wrote it.
-        first = min(names & place or names)
-        for name in sorted(names, key=lambda name: (name != first, name)):
-            text = error if name in place else f"the Job was ended because {error}"
-            yield {**self._failed(name, text, is_user_error=False), **({"traceback": log} if name == first else {})}
+        first = min(awaited & mine or awaited)
+        for number in sorted(awaited, key=lambda number: (number != first, number)):
+            text = error if number in mine else f"the Job was ended because {error}"
+            log = _log(ending, lines or ["(nothing)"]) if number == first else None
+            yield from self._news.give_up({number}, text, log, is_defect=True)
 
-    def _by_place(self, manifest: Object, failed: Object, names: set[str]) -> Iterator[Event]:
+    def _by_place(self, failed: Object, lost: set[int]) -> Iterator[Event]:
         """Each task for the reason of its own pod."""
-        lost = indexes((manifest.get("status") or {}).get("failedIndexes"))
-        said: set[int] = set()
-        for name in sorted(names):
-            place = self._place_of(name)
-            mine = [entry for entry in self._endings if entry[0].place == place]
-            if not mine:
+        for place, tasks in enumerate(self._news.job.places):
+            numbers = self._news.awaited & set(tasks)
+            if not numbers:
+                continue
+            endings = [entry for entry in self._endings if entry[0].place == place]
+            if not endings:
                 others = f" (failed: {', '.join(map(str, sorted(lost)))})" if lost else ""
                 text = f"{failed.get('reason')}: {failed.get('message') or 'no message'}{others}"
-                yield self._failed(name, f"the Job {self._name} failed, {text}; {_KEPT}")
+                yield from self._news.give_up(numbers, f"the Job {self._name} failed, {text}; {KEPT}")
                 continue
-            ending, lines = mine[-1]
-            if place not in said and lines:
-                said.add(place)
-                log = "\n".join([f"the last lines of the log of {ending.pod}:", *lines])
-                yield {"task": name, "event": "note", "text": log}
-            times = f", as {len(mine) - 1} before it" if len(mine) > 1 else ""
+            ending, lines = endings[-1]
+            if lines:
+                yield self._news.note(_log(ending, lines), min(numbers))
+            times = f", as {len(endings) - 1} before it" if len(endings) > 1 else ""
             last = f" ({_last(lines)})" if _last(lines) and not ending.is_out_of_memory else ""
-            yield self._failed(name, f"the pod {ending.pod} {ending.reason}{last}{times}; {_KEPT}")
+            yield from self._news.give_up(numbers, f"the pod {ending.pod} {ending.reason}{last}{times}; {KEPT}")
 
-    def _place_of(self, name: str) -> int:
-        number = next(number for number, task in enumerate(self._job.tasks) if task.name == name)
-        return next((place for place, numbers in enumerate(self._job.places) if number in numbers), 0)
 
-    def _failed(self, name: str, error: str, is_user_error: bool = True) -> Event:
-        return {"task": name, "event": "failed", "error": error, "is_user_error": is_user_error}
+def _log(ending: Ending, lines: list[str]) -> str:
+    return "\n".join([f"the last lines of the log of {ending.pod}:", *lines])
 
 
 def _last(lines: list[str]) -> str:

@@ -3,17 +3,15 @@
 import time
 from collections.abc import Generator, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from dd_assets.compute.elsewhere import KEPT
 from dd_assets.compute.slurm import commands
 from dd_assets.compute.slurm.commands import NO_FILES, Element, SlurmError, UnreachableError
-from dd_assets.compute.slurm.news import News, last_lines
+from dd_assets.compute.slurm.news import FileNews, last_lines
 from dd_assets.compute.slurm.script import Submission
 from dd_assets.compute.slurm.verdict import Verdict, describe_reason, is_hopeless, judge
-from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.pod import NO_JOB_FILE
-
-Event = dict[str, Any]
+from dd_core.events import Event
+from dd_core.jobs.exit_codes import NO_JOB_FILE, NOT_STARTED
 
 # So often in a row an element is started again without having got any further.
 _MOST_RESTARTS = 3
@@ -23,7 +21,6 @@ _VISIBLE_SECONDS = 90.0
 _HOPELESS_LOOKS = 3
 _SILENCE_SECONDS = 60.0
 _END_SECONDS = 60.0
-_GO_ON = "what it had finished is kept, run the same command again to go on"
 
 
 @dataclass
@@ -44,9 +41,10 @@ class _Restarts:
 class Following:
     """One job from the moment SLURM has it."""
 
-    def __init__(self, number: int, submission: Submission, folder: JobFolder, news: News):
-        """``number`` is the job's in SLURM, ``submission`` what was submitted, ``folder`` its own."""
-        self.number, self.submission, self.folder, self.news = number, submission, folder, news
+    def __init__(self, number: int, submission: Submission, news: FileNews):
+        """``number`` is the job's in SLURM, ``submission`` what was submitted."""
+        self.number, self.submission, self.news = number, submission, news
+        self.is_over = False
         self._elements: dict[int, Element] = {}
         self._restarts: dict[int, _Restarts] = {}
         self._waits = _Waits()
@@ -71,6 +69,7 @@ class Following:
                 self._next_complaint = _SILENCE_SECONDS
             time.sleep(self.submission.settings.poll_seconds)
         self._await_end()
+        self.is_over = True
 
     def _tasks(self, index: int) -> set[int]:
         """Numbers of an element's tasks."""
@@ -98,7 +97,7 @@ class Following:
             if self._waits.seconds(("unknown", index)) > _VISIBLE_SECONDS:
                 state = commands.accounted(self.number, index, not self.submission.is_together)
                 about = f", which last knew it as {state}" if state else ""
-                yield from self._fail(index, f"is not known to SLURM any more{about}; {_GO_ON}")
+                yield from self._fail(index, f"is not known to SLURM any more{about}; {KEPT}")
             return
         self._waits.over(("unknown", index))
         restarts = self._restarts.setdefault(index, _Restarts(element.restarts))
@@ -116,7 +115,7 @@ class Following:
             if waited > _VISIBLE_SECONDS:
                 yield from self._fail(element.index, f"{how}, but told nothing of it; does it see the same data root?")
         elif verdict is Verdict.STOPPED:
-            yield from self._fail(element.index, f"{how}; {_GO_ON}")
+            yield from self._fail(element.index, f"{how}; {KEPT}")
         elif verdict is Verdict.BROKEN:
             yield from self._give_up_broken(element)
         else:
@@ -129,18 +128,18 @@ class Following:
         if verdict is not Verdict.AGAIN_AT_ONCE:
             in_vain += 1
         if in_vain > _MOST_RESTARTS:
-            yield from self._fail(index, f"{how}, {in_vain} times without getting any further; {_GO_ON}")
+            yield from self._fail(index, f"{how}, {in_vain} times without getting any further; {KEPT}")
             return
         try:
             commands.requeue(element, not self.submission.is_together)
         except UnreachableError:
             raise
         except SlurmError as error:
-            yield from self._fail(index, f"{how}, and SLURM does not put it back into the queue ({error}); {_GO_ON}")
+            yield from self._fail(index, f"{how}, and SLURM does not put it back into the queue ({error}); {KEPT}")
             return
         less = ""
         if verdict is Verdict.AGAIN_WITH_LESS_MEMORY:
-            less = f", with 1/{2 ** self.folder.halve(index)} of the images at a time"
+            less = f", with 1/{2 ** self.news.folder.halve(index)} of the images at a time"
         self._restarts[index] = _Restarts(element.restarts + 1, in_vain, steps)
         yield self.news.note(f"{self._name(index)}{_on(element)} {how}; it goes back into the queue{less}")
 
@@ -162,7 +161,7 @@ class Following:
             error = f"{how} ({log}); does that node see the data root {self.submission.root}?"
         elif element.exit_code == NO_JOB_FILE:
             error = f"{how}: {last}"
-        elif element.exit_code in (126, 127) or "No module named" in last:
+        elif element.exit_code in NOT_STARTED or "No module named" in last:
             error = f"{how}: {last}; check python and setup in the file that DD_SLURM names (log: {log})"
         else:
             error, is_defect = f"{how}: {last} (log: {log})", True

@@ -3,7 +3,7 @@
 from enum import Enum
 
 from dd_assets.compute.slurm.commands import NO_FILES, Element
-from dd_core.jobs.pod import NO_JOB_FILE, TASKS_FAILED
+from dd_core.jobs.exit_codes import DEFECTS, KILLED, NO_JOB_FILE, NOT_STARTED, TASKS_FAILED
 
 
 class Verdict(Enum):
@@ -17,9 +17,7 @@ class Verdict(Enum):
     BROKEN = "it would fail on every machine"
 
 
-# Of Python, of bash (not executable, not found), and of the pod.
-_DEFECTS = {1, 2, 126, 127, NO_JOB_FILE}
-_KILLED = 9
+_BROKEN = {*DEFECTS, *NOT_STARTED, NO_JOB_FILE}
 
 
 def judge(element: Element) -> Verdict:
@@ -30,13 +28,13 @@ def judge(element: Element) -> Verdict:
         return Verdict.AGAIN_AT_ONCE
     if element.state == "TIMEOUT":
         return Verdict.AGAIN
-    if element.state == "OUT_OF_MEMORY" or _KILLED in (element.signal, element.exit_code - 128):
+    if element.state == "OUT_OF_MEMORY" or KILLED in (element.signal + 128, element.exit_code):
         return Verdict.AGAIN_WITH_LESS_MEMORY
     if element.signal:
         return Verdict.BROKEN if element.signal == NO_FILES else Verdict.AGAIN
     if element.exit_code in (0, TASKS_FAILED):
         return Verdict.LOOK_AGAIN
-    return Verdict.BROKEN if element.exit_code in _DEFECTS else Verdict.AGAIN
+    return Verdict.BROKEN if element.exit_code in _BROKEN else Verdict.AGAIN
 
 
 # Reasons to wait that no waiting ends. Others, such as Resources or Priority, do pass.

@@ -3,16 +3,14 @@
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
+from dd_core.events import Event, Failed, Finished, Measured, Note, Started
 from dd_core.forecast.probe_table import Measurement, is_uneven, recommended_workers, write_measurements
 from dd_core.jobs.job import Job, ProbeTask
 from dd_core.jobs.probe.team import measure
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.study import Arm
-
-Event = dict[str, Any]
 
 _MOST_WORKERS = 4
 
@@ -31,9 +29,9 @@ def run_probe(job: Job, machine: Machine, folder: Path) -> Generator[Event, None
     """
     (task,) = job.tasks
     assert isinstance(task, ProbeTask)
-    about = {"task": task.name, "number": 0}
+    name = task.name
     started = time.monotonic()
-    yield {**about, "event": "started"}
+    yield Started(task=name, number=0)
     store, notes = Store(job.root), list[str]()
     arms = [(job.studies[study], Arm(variant, k)) for study, variant, k in task.arms]
     counts = task.counts or default_counts(machine)
@@ -42,27 +40,27 @@ def run_probe(job: Job, machine: Machine, folder: Path) -> Generator[Event, None
         rows = found.setdefault((result.study.name, result.arm), [])
         rows.append(result)
         while notes:
-            yield {**about, "event": "note", "text": notes.pop(0)}
+            yield Note(task=name, number=0, text=notes.pop(0))
         if _is_complete(rows, counts):
             write_measurements(store, machine, rows)
-            yield {**about, "event": "measured", "text": _sentence(rows)}
+            yield Measured(task=name, number=0, text=_sentence(rows))
     for text in notes:
-        yield {**about, "event": "note", "text": text}
+        yield Note(task=name, number=0, text=text)
     for rows in found.values():
         if not _is_complete(rows, counts):
             write_measurements(store, machine, rows)
     if not found:
         error = "no arm could be measured; the log above says why"
-        yield {**about, "event": "failed", "error": error, "is_user_error": True}
+        yield Failed(task=name, number=0, error=error, is_user_error=True)
         return
-    yield {
-        **about,
-        "event": "finished",
-        "seconds": time.monotonic() - started,
-        "rows": sum(map(len, found.values())),
-        "machine": machine.describe(),
-        "recommended": {f"{study}/{arm.key}": recommended_workers(rows) for (study, arm), rows in found.items()},
-    }
+    yield Finished(
+        task=name,
+        number=0,
+        seconds=time.monotonic() - started,
+        rows=sum(map(len, found.values())),
+        machine=machine.describe(),
+        recommended={f"{study}/{arm.key}": recommended_workers(rows) for (study, arm), rows in found.items()},
+    )
 
 
 def default_counts(machine: Machine) -> tuple[int, ...]:

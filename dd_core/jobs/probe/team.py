@@ -12,9 +12,11 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from dd_core.events import Event, Failed, OutOfMemory, Prepared, Timed
 from dd_core.forecast.probe_table import Measurement
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.process import News, Process
@@ -27,6 +29,7 @@ _PATIENCE = 900.0
 # All numbers of workers in turn, and all again: what else the machine does meanwhile then shows as a spread, and not as
 # a difference between them.
 _ROUNDS, _REPETITIONS = 2, 2
+_Answer = TypeVar("_Answer", bound=Event)
 
 
 def measure(
@@ -55,7 +58,7 @@ def measure(
     path = folder / f"{uuid.uuid4().hex}.json"
     exhausted: set[int] = set()
     failed: set[tuple[int, int]] = set()
-    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[int, int], list[_Repetition]] = {}
     try:
         for turn, count in itertools.product(range(_ROUNDS), counts):
             threads = machine.threads(count)
@@ -70,7 +73,7 @@ def measure(
                     try:
                         results += _measured(team, number, seconds / _ROUNDS, machine)
                         if turn == _ROUNDS - 1:
-                            yield Measurement(study, arm, count, threads, **_summary(results, machine))
+                            yield _summary(study, arm, count, results, machine)
                     except _NoMemoryError:
                         exhausted.add(number)
                         if turn < _ROUNDS - 1:
@@ -86,12 +89,12 @@ def measure(
 
 
 def _before(
-    found: dict[tuple[int, int], list[dict[str, Any]]], number: int, study: Study, arm: Arm, machine: Machine, most: int
+    found: dict[tuple[int, int], list["_Repetition"]], number: int, study: Study, arm: Arm, machine: Machine, most: int
 ) -> Iterator[Measurement]:
     """What is known of an arm with fewer workers than were too many for the memory."""
     for (other, count), results in sorted(found.items()):
         if other == number and count < most and results:
-            yield Measurement(study, arm, count, machine.threads(count), **_summary(results, machine))
+            yield _summary(study, arm, count, results, machine)
 
 
 class _NoMemoryError(Exception):
@@ -102,42 +105,56 @@ class _NoAnswerError(Exception):
     """A worker did not do what it was told, for another reason."""
 
 
-def _measured(team: "_Team", number: int, seconds: float, machine: Machine) -> list[dict[str, Any]]:
+def _measured(team: "_Team", number: int, seconds: float, machine: Machine) -> list["_Repetition"]:
     """What is known of the arm of that number when all workers of the team train it, of each repetition."""
-    ready = team.ask({"prepare": number})
-    slowest = max(answer["seconds_per_step"] for answer in ready)
+    slowest = max(answer.seconds_per_step for answer in team.ask({"prepare": number}, Prepared))
     steps = max(1, round(seconds / _REPETITIONS / slowest))
-    return [_repetition(team.ask({"steps": steps}), machine) for _ in range(_REPETITIONS)]
+    return [_repetition(team.ask({"steps": steps}, Timed), machine) for _ in range(_REPETITIONS)]
 
 
-def _repetition(results: list[dict[str, Any]], machine: Machine) -> dict[str, Any]:
-    shares = [result["utilisation"] for result in results if result["utilisation"] is not None]
+@dataclass(frozen=True)
+class _Repetition:
+    """What all workers of a team together have done at the same time; see ``Measurement``."""
+
+    samples_per_second: float
+    peak_memory_bytes: int
+    utilisation: float | None
+    num_steps: int
+    torch_version: str
+
+
+def _repetition(results: list[Timed], machine: Machine) -> _Repetition:
+    shares = [result.utilisation for result in results if result.utilisation is not None]
     # Of a GPU each has seen the whole, of the cores its own part.
     of = len(shares) if machine.num_gpus else machine.num_cores
-    return {
-        "samples_per_second": sum(result["samples"] / result["seconds"] for result in results),
-        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
-        "utilisation": sum(shares) / of if shares else None,
-        "num_steps": results[0]["num_steps"],
-        "torch_version": results[0]["torch_version"],
-    }
+    return _Repetition(
+        samples_per_second=sum(result.samples / result.seconds for result in results),
+        peak_memory_bytes=max(result.peak_memory_bytes for result in results),
+        utilisation=sum(shares) / of if shares else None,
+        num_steps=results[0].num_steps,
+        torch_version=results[0].torch_version,
+    )
 
 
-def _summary(results: list[dict[str, Any]], machine: Machine) -> dict[str, Any]:
+def _summary(study: Study, arm: Arm, count: int, results: list[_Repetition], machine: Machine) -> Measurement:
     """The median of the repetitions, and how far they lie apart."""
-    speeds = [result["samples_per_second"] for result in results]
-    shares = [result["utilisation"] for result in results if result["utilisation"] is not None]
+    speeds = [result.samples_per_second for result in results]
+    shares = [result.utilisation for result in results if result.utilisation is not None]
     middle = statistics.median(speeds)
-    return {
-        "status": "ok",
-        "device": machine.device,
-        "samples_per_second": middle,
-        "spread": (max(speeds) - min(speeds)) / middle,
-        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
-        "utilisation": statistics.median(shares) if shares else None,
-        "num_steps": sum(result["num_steps"] for result in results),
-        "torch_version": results[0]["torch_version"],
-    }
+    return Measurement(
+        study,
+        arm,
+        count,
+        machine.threads(count),
+        status="ok",
+        device=machine.device,
+        samples_per_second=middle,
+        spread=(max(speeds) - min(speeds)) / middle,
+        peak_memory_bytes=max(result.peak_memory_bytes for result in results),
+        utilisation=statistics.median(shares) if shares else None,
+        num_steps=sum(result.num_steps for result in results),
+        torch_version=results[0].torch_version,
+    )
 
 
 class _Team:
@@ -149,7 +166,7 @@ class _Team:
         self._processes: list[Process] = []
         self._news: News = queue.Queue()
 
-    def ask(self, question: dict[str, int]) -> list[dict[str, Any]]:
+    def ask(self, question: dict[str, int], kind: type[_Answer]) -> list[_Answer]:
         """Ask all at once and wait for every answer: nobody goes on before the last is there.
 
         Raises:
@@ -164,14 +181,14 @@ class _Team:
             process.tell(json.dumps(question))
         deadline = time.monotonic() + _PATIENCE
         answers = [self._next(deadline) for _ in self._processes]
-        if any(answer["event"] == "out of memory" for answer in answers):
+        if any(isinstance(answer, OutOfMemory) for answer in answers):
             raise _NoMemoryError
         for answer in answers:
-            if answer["event"] == "failed":
-                raise _NoAnswerError(answer["error"])
-        return answers
+            if isinstance(answer, Failed):
+                raise _NoAnswerError(answer.error)
+        return [answer for answer in answers if isinstance(answer, kind)]
 
-    def _next(self, deadline: float) -> dict[str, Any]:
+    def _next(self, deadline: float) -> Event:
         """The next answer of any."""
         try:
             number, answer = self._news.get(timeout=max(0.0, deadline - time.monotonic()))

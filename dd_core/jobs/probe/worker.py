@@ -1,8 +1,8 @@
 """``python -m dd_core.jobs.probe.worker JOB``: one of the workers that are measured side by side (see ``team``).
 
-Questions come on stdin, one line of JSON each; every one gets one answer on stdout, an event done, out of memory or
-failed. ``{"prepare": 3}``: build the arm of task 3 and train until its steps are steady. ``{"steps": 40}``: train 40
-steps and tell how long that took.
+Questions come on stdin, one line of JSON each; every one gets one answer on stdout, an event prepared, timed, out of
+memory or failed. ``{"prepare": 3}``: build the arm of task 3 and train until its steps are steady. ``{"steps": 40}``:
+train 40 steps and tell how long that took.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dd_core.errors import UserError
+from dd_core.events import Event, Failed, OutOfMemory, Prepared, Timed
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.worker import Events, device_of, prepare_process
 from dd_core.machine.devices import be_killed_first
@@ -37,24 +37,23 @@ class Trainee:
         self._job, self._device = job, device
         self._stacks: list[TrialStack] = []
 
-    def answer(self, question: dict[str, int]) -> dict[str, Any]:
+    def answer(self, question: dict[str, int]) -> Event:
         """Do what is asked; whatever goes wrong is the answer."""
         try:
-            known = self.prepare(question["prepare"]) if "prepare" in question else self.time(question["steps"])
-            return {"event": "done", **known}
+            return self.prepare(question["prepare"]) if "prepare" in question else self.time(question["steps"])
         except UserError as error:
-            problem = {"event": "failed", "error": str(error)}
+            problem: Event = Failed(error=str(error), is_user_error=True)
         except Exception as error:
             if is_out_of_memory(error):
-                problem = {"event": "out of memory"}
+                problem = OutOfMemory()
             else:
                 traceback.print_exc()
-                problem = {"event": "failed", "error": f"{type(error).__name__}: {error}"}
+                problem = Failed(error=f"{type(error).__name__}: {error}")
         # Only here, after the exception and with it the frames that hold its tensors are gone.
         self.forget()
         return problem
 
-    def prepare(self, number: int) -> dict[str, Any]:
+    def prepare(self, number: int) -> Prepared:
         """Build an arm, train until it is warm, and tell how long a step takes."""
         task = self._job.tasks[number]
         assert isinstance(task, TrainTask)
@@ -63,7 +62,7 @@ class Trainee:
         reset_peak_memory(self._device)
         for trials in stacking(study, arm):
             self._stacks.append(TrialStack(study, arm, trials, self._device, torch.float32))
-        return {"seconds_per_step": self._warm_up()}
+        return Prepared(seconds_per_step=self._warm_up())
 
     def _warm_up(self) -> float:
         """Train until a step takes as long as the ones before it, or for long enough; returns how long it takes.
@@ -78,21 +77,21 @@ class Trainee:
                 return seconds
             before, steps = seconds, 2 * steps
 
-    def time(self, num_steps: int) -> dict[str, Any]:
+    def time(self, num_steps: int) -> Timed:
         """Train that many steps of every stack; what a row of the table resource_probe needs of one worker."""
         with _GpuUtilisation(self._device) as gpu:
             cpu_before = time.process_time()
             seconds = self._train(num_steps)
             num_cores_used = (time.process_time() - cpu_before) / seconds
         is_gpu = self._device.type == "cuda"
-        return {
-            "seconds": seconds,
-            "samples": sum(_images(stack, num_steps) for stack in self._stacks),
-            "num_steps": num_steps * len(self._stacks),
-            "utilisation": gpu.mean if is_gpu else num_cores_used,
-            "peak_memory_bytes": peak_memory(self._device),
-            "torch_version": torch.__version__,
-        }
+        return Timed(
+            seconds=seconds,
+            samples=sum(_images(stack, num_steps) for stack in self._stacks),
+            num_steps=num_steps * len(self._stacks),
+            utilisation=gpu.mean if is_gpu else num_cores_used,
+            peak_memory_bytes=peak_memory(self._device),
+            torch_version=str(torch.__version__),
+        )
 
     def _train(self, num_steps: int) -> float:
         """Seconds it took."""
@@ -162,7 +161,7 @@ def main() -> None:
     prepare_process(job.threads)
     trainee = Trainee(job, device_of(0))
     for line in sys.stdin:
-        events.emit("probe", trainee.answer(json.loads(line)))
+        events.emit(trainee.answer(json.loads(line)))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ import socket
 import uuid
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
+from dd_core.events import End, Event, Failed
 from dd_core.jobs.job import Job
 from dd_core.jobs.process import News, Process
 from dd_core.store.store import write_text
-
-Event = dict[str, Any]
 
 # How often the ranks begin anew on all machines after one was lost; a new pod in the place of a lost one is counted.
 _MOST_RESTARTS = 3
@@ -49,13 +47,13 @@ def run_ranks(job: Job, folder: Path, halvings: int = 0) -> Generator[Event, Non
     ended: set[int] = set()
     try:
         while (event := news.get()[1]) is not None:
-            number = numbers[event["task"]]
+            number = numbers[event.task]
             if number in ended:
                 continue  # told once more after a restart
-            yield {**event, "number": number}
-            if event["event"] in ("finished", "failed"):
+            yield event.of(event.task, number)
+            if isinstance(event, End):
                 ended.add(number)
-            if event["event"] == "failed" and not event["is_user_error"]:
+            if isinstance(event, Failed) and not event.is_user_error:
                 break  # a defect: the ranks are out of step
     finally:
         team.end(_END_SECONDS)
@@ -68,7 +66,7 @@ def run_ranks(job: Job, folder: Path, halvings: int = 0) -> Generator[Event, Non
         raise PeersLostError(f"torchrun {team.describe_end()}")
     for name, number in left.items():
         error = f"its ranks ended with it undone: torchrun {team.describe_end()}"
-        yield {"task": name, "number": number, "event": "failed", "error": error, "is_user_error": True}
+        yield Failed(task=name, number=number, error=error, is_user_error=True)
 
 
 def _torchrun(job: Job) -> list[str]:

@@ -10,17 +10,16 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.jobs.job import HessianTask, Job
+from dd_core.events import Event, Failed, Finished, Started
+from dd_core.jobs.exit_codes import TRY_AGAIN
+from dd_core.jobs.job import CheckpointTask, Job
 from dd_core.jobs.worker import Events, defect, device_of, prepare_process
 from dd_core.store.store import Store
 
 # After which a collective operation gives up: a rank is gone, and torchrun will begin anew.
 _TIMEOUT_SECONDS = float(os.environ.get("DD_RANK_TIMEOUT", "600"))
-# To be tried again: a peer is gone.
-_TRY_AGAIN = 75
 
 
 def main(path: Path) -> None:
@@ -29,7 +28,6 @@ def main(path: Path) -> None:
 
     from dd_core.curvature.parameter_space import process_group
     from dd_core.machine.memory import set_halvings
-    from dd_core.results.hessian import hessian_of_checkpoint
 
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     events = Events()
@@ -39,27 +37,27 @@ def main(path: Path) -> None:
     device = device_of(int(os.environ["LOCAL_RANK"]))
     store = Store(job.root)
 
-    def tell(task: HessianTask, event: dict[str, Any]) -> None:
+    def tell(event: Event) -> None:
         if rank == 0:
-            events.emit(task.name, event)
+            events.emit(event)
 
     with process_group(rank, num_ranks, "env://", device=device, timeout_seconds=_TIMEOUT_SECONDS) as group:
         for task in job.tasks:
-            assert isinstance(task, HessianTask)
+            assert isinstance(task, CheckpointTask)
             started = time.monotonic()
-            tell(task, {"event": "started"})
+            tell(Started(task=task.name))
             try:
-                hessian_of_checkpoint(job.studies[task.study], task.checkpoint, store, device=device, group=group)
+                task.compute(job.studies[task.study], store, device=device, group=group)
             except UserError as error:
-                tell(task, {"event": "failed", "error": str(error), "is_user_error": True})
+                tell(Failed(task=task.name, error=str(error), is_user_error=True))
                 continue
             except Exception as error:
                 traceback.print_exc()
                 if isinstance(error, dist.DistError) or _speaks_of_a_lost_peer(error):
-                    os._exit(_TRY_AGAIN)  # the group cannot be taken down in order any more
-                events.emit(task.name, defect(error))
+                    os._exit(TRY_AGAIN)  # the group cannot be taken down in order any more
+                events.emit(defect(task.name, error))
                 os._exit(1)
-            tell(task, {"event": "finished", "seconds": time.monotonic() - started})
+            tell(Finished(task=task.name, seconds=time.monotonic() - started))
 
 
 def _speaks_of_a_lost_peer(error: Exception) -> bool:

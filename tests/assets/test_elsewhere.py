@@ -1,0 +1,151 @@
+"""The life of a job that runs elsewhere, at a place that does at once what it is told and remembers it."""
+
+import contextlib
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from dd_assets.compute.elsewhere import News, run_elsewhere
+from dd_core.errors import UserError
+from dd_core.events import Event, Failed, Finished, Note
+from dd_core.jobs.folder import JobFolder
+from dd_core.jobs.job import Job, training_job
+from dd_core.machine.devices import Machine
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+NARROW, WIDE = "tiny/plain.k001", "tiny/plain.k002"
+
+
+class Followed:
+    """A job all of whose tasks end as soon as somebody looks, those with these names badly."""
+
+    is_over = True
+
+    def __init__(self, news: News, failing: Container[str]):
+        """``failing``: names of tasks."""
+        self.news, self._failing = news, failing
+
+    def events(self) -> Iterator[Event]:
+        """A note, and the end of every task that is wanted."""
+        yield self.news.note("it runs")
+        for number, task in enumerate(self.news.job.tasks):
+            end = Failed(error="no luck") if task.name in self._failing else Finished(seconds=1.0)
+            self.news.folder.write_outcome(number, end.of(task.name, number))
+        for _, event in sorted(self.news.outcomes().items()):
+            yield from self.news.tell(event)
+
+
+class Asked:
+    """A request that finds a job which runs already, if there is one, and submits what it is asked for otherwise."""
+
+    machine = Machine("cpu", 0, 1, None, 2)
+    end = "the job was ended"
+
+    def __init__(self, store: Store, found: Job | None = None, is_inside: bool = False, failing: Container[str] = ()):
+        """``found`` runs already; tasks named in ``failing`` fail."""
+        self.store, self.found, self.is_inside, self.failing = store, found, is_inside, failing
+        self.started: list[Job] = []
+        self.cancelled = 0
+
+    def start(self, job: Job) -> Followed:
+        """Write the job file."""
+        running, self.found = self.found or job, None
+        self.started.append(running)
+        folder = JobFolder.of(self.store, running)
+        folder.prepare(running)
+        return Followed(News(folder, running, {task.name for task in job.tasks}), self.failing)
+
+    def cancel(self) -> bool:
+        """Count."""
+        self.cancelled += 1
+        return True
+
+
+@pytest.fixture
+def job(tiny_study: Study, tmp_path: Path) -> Job:
+    """Train both arms, the wider first."""
+    return training_job(tmp_path / "root", tiny_study, list(tiny_study.iter_checkpoints()), 1, 1)
+
+
+def part(job: Job, name: str) -> Job:
+    tasks = tuple(task for task in job.tasks if task.name == name)
+    return job.model_copy(update={"tasks": tasks, "places": ((0,),)})
+
+
+def run(asked: Asked, job: Job, leave_after: int = 1000, error: type[BaseException] | None = None) -> list[Event]:
+    """Within an asset; leaves after so many events, by closing the generator or by an error that it meets."""
+    events: list[Event] = []
+
+    @dg.asset
+    def computed(context: dg.AssetExecutionContext) -> None:
+        with contextlib.closing(run_elsewhere(asked, context, job)) as news:
+            for event in news:
+                events.append(event)
+                if len(events) == leave_after:
+                    if error:
+                        news.throw(error)
+                    break
+
+    dg.materialize([computed])
+    return events
+
+
+def ends(events: list[Event]) -> list[tuple[str, int | None, str]]:
+    return [(e.task, e.number, e.name) for e in events if not isinstance(e, Note)]
+
+
+def files(store: Store) -> list[Path]:
+    return [path for path in store.jobs_folder.rglob("*") if path.is_file()]
+
+
+def test_a_job_is_divided_followed_and_forgotten(store: Store, job: Job) -> None:
+    asked = Asked(store)
+    assert ends(run(asked, job)) == [(WIDE, 0, "finished"), (NARROW, 1, "finished")]
+    (started,) = asked.started
+    assert started.places == ((0,), (1,))
+    assert files(store) == []
+    assert asked.cancelled == 0
+
+
+def test_what_a_found_job_lacks_is_submitted_after_it_and_counted_as_it_was_asked(store: Store, job: Job) -> None:
+    asked = Asked(store, found=part(job, NARROW))
+    assert ends(run(asked, job)) == [(NARROW, 1, "finished"), (WIDE, 0, "finished")]
+    assert [[task.name for task in started.tasks] for started in asked.started] == [[NARROW], [WIDE]]
+
+
+def test_of_a_found_job_that_does_more_only_what_was_asked_for_is_told(store: Store, job: Job) -> None:
+    events = run(Asked(store, found=job.model_copy(update={"places": ((0, 1),)})), part(job, NARROW))
+    assert ends(events) == [(NARROW, 0, "finished")]
+    assert {event.task for event in events} == {NARROW}
+
+
+def test_what_a_failed_job_leaves_is_kept_for_those_who_look(store: Store, job: Job) -> None:
+    assert ends(run(Asked(store, failing={WIDE}), job)) == [(WIDE, 0, "failed"), (NARROW, 1, "finished")]
+    assert {path.name for path in files(store)} == {"job.json", "0.json", "1.json"}
+
+
+def test_who_leaves_for_good_ends_the_job_and_who_is_moved_does_not(store: Store, job: Job) -> None:
+    for is_inside, cancelled in ((False, 1), (True, 0)):
+        asked = Asked(store, is_inside=is_inside)
+        run(asked, job, leave_after=1)
+        assert asked.cancelled == cancelled
+
+
+def test_an_interruption_ends_the_job_in_a_sentence(store: Store, job: Job) -> None:
+    asked = Asked(store)
+    with pytest.raises(UserError, match="interrupted: the job was ended; what it had finished is kept"):
+        run(asked, job, leave_after=1, error=KeyboardInterrupt)
+    assert asked.cancelled == 1
+
+
+def test_tasks_without_an_outcome_fail_once_and_say_whether_by_a_defect(store: Store, job: Job) -> None:
+    news = News(JobFolder.of(store, job), job, {NARROW, WIDE})
+    (first,) = news.give_up({0}, "lost")
+    (second,) = news.give_up({0, 1}, "broken", "the log")
+    assert first == Failed(task=WIDE, number=0, error="lost", is_user_error=True)
+    assert second == Failed(task=NARROW, number=1, error="broken", is_user_error=False, traceback="the log")
+    assert list(news.tell(Finished(task=WIDE, number=0, seconds=1.0))) == []
+    assert (news.left, news.any_failed) == (set(), True)
