@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _set_up() -> None:
-    """What env.sh sets, for whoever has not sourced it or has the package alone."""
+    """What env.sh sets, where it has not been sourced or the package is alone."""
     os.environ.setdefault("DAGSTER_MODULE_NAME", "dd_assets.definitions")
     os.environ.setdefault("PYTHONWARNINGS", r"ignore:Function `asset_materialize_command`")
     os.environ["DAGSTER_HOME"] = str(dagster_home())

@@ -126,7 +126,7 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
 
 
 def _refuse_a_selection_of_everything(context: dg.AssetExecutionContext, studies: dict[str, Study]) -> None:
-    """Measure nothing for who has misspelt a group.
+    """Measure nothing where a group is misspelt.
 
     Raises:
         UserError: everything is selected, which Dagster also takes a selection of nothing for, or checkpoints without

@@ -83,7 +83,7 @@ class Following(Protocol):
 
     @property
     def news(self) -> News:
-        """Of its tasks."""
+        """The news of its tasks."""
 
     def events(self) -> Iterator[Event]:
         """For every task that is wanted one event ``finished`` or ``failed``, and others before."""

@@ -33,7 +33,7 @@ class Whereabouts:
 
     @classmethod
     def here(cls) -> "Whereabouts":
-        """Of this process."""
+        """Where this process runs."""
         pid = os.getpid()
         return cls(
             host=platform.node(),

@@ -128,7 +128,7 @@ class Stock:
 
     @property
     def key(self) -> dg.AssetKey:
-        """Of the node."""
+        """The key of the node."""
         return dg.AssetKey([self.name])
 
     def asset(self, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
@@ -236,7 +236,7 @@ def input_tags(inputs: Inputs) -> dict[str, str]:
 
 
 def declared_inputs(keys: Iterable[dg.AssetKey]) -> dict[dg.AssetKey, tuple[str, int | None]]:
-    """Of ``Declared`` nodes, which have no events."""
+    """The inputs that are ``Declared`` nodes, which have no events."""
     return {key: (key.path[-1], None) for key in keys}
 
 

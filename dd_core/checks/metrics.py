@@ -82,7 +82,7 @@ class _Check:
         return all_sound and self._due(course).items() <= stored.items()
 
     def _stored_prints(self) -> dict[tuple[str, int], Prints]:
-        """Of every trial in the table; metrics with a value that is not sound have none."""
+        """The fingerprints of every trial in the table; metrics with a value that is not sound have none."""
         if not self._has_view:
             return {}
         source = self._source
@@ -98,7 +98,7 @@ class _Check:
         return prints
 
     def _due(self, course: Course) -> Prints:
-        """Of a trial that has just the rows it must have."""
+        """The fingerprints of a trial that has just the rows it must have."""
         if course not in self._prints:
             prints: Prints = {}
             for metric, positions in self._source.due(course).items():
@@ -138,7 +138,7 @@ class _Check:
         return {name: np.asarray(values)[order] for name, values in found.items()}
 
     def _problems(self, course: Course, due: np.ndarray, rows: dict[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-        """Of one trial and metric: the name that a sentence begins with, and what is wrong."""
+        """What is wrong with a trial's metric: the name that a sentence begins with, and the rest of it."""
         source = self._source
         positions = rows[source.unit]
         there, counts = np.unique(positions, return_counts=True)

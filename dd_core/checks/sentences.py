@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of a sentence that names ranges of steps; whoever wants all has the table.
+# The most ranges of steps that a sentence names; the table has them all.
 _MOST_RANGES = 5
 
 

@@ -155,7 +155,7 @@ def _checked(file: MetricFile, key: str, series: Series, meaning: Meaning, in_pe
 
 
 def _standard_errors(file: MetricFile, key: str, series: Series) -> np.ndarray | None:
-    """Of every value of a key, NaN where there is none."""
+    """The standard error of every value of a key, NaN where there is none."""
     told = file.series.get(f"{key}{STANDARD_ERROR}")
     if told is None or f"{key}{STANDARD_ERROR}" in file.texts:
         return None

@@ -36,17 +36,17 @@ class Values:
 
     @property
     def epoch(self) -> np.ndarray:
-        """Of each value."""
+        """The epoch of each value."""
         return self.epochs[self.rows]
 
     @property
     def step(self) -> np.ndarray:
-        """Of each value."""
+        """The step of each value."""
         return self.steps[self.rows]
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of each value."""
+        """The standard error of each value, NaN where none is told."""
         return np.full(len(self.rows), np.nan) if self.errors is None else self.errors
 
 

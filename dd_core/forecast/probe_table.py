@@ -120,7 +120,7 @@ class Probed:
     speeds: dict[int, float]
 
     def seconds_per_image(self, num_workers: int) -> float:
-        """Of one worker among so many, or where these were not measured among the recommended number."""
+        """Seconds of one worker among so many; where these were not measured, among the recommended number."""
         count = num_workers if num_workers in self.speeds else self.recommended
         return count / self.speeds[count]
 

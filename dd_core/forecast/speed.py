@@ -45,7 +45,7 @@ class Run:
 
     @property
     def flops(self) -> int:
-        """Of training on an image."""
+        """Seconds of training on an image."""
         k, _, (image_shape, num_classes), architecture, *_, network = self.content
         return 3 * forward_flops(architecture, k, image_shape, num_classes, dict(network))
 

@@ -1,7 +1,7 @@
 """Which machine of a cluster does which tasks: decided before anything starts, so that nobody has to talk.
 
 The tasks are dealt out as the list schedule over all devices would place them, longest first, by their predicted times;
-within a machine whoever is free takes the next.
+within a machine a free worker takes the next.
 """
 
 from fractions import Fraction

@@ -50,7 +50,7 @@ class Forecast:
         return makespan(shares, self.machine.num_devices, limit, known)
 
     def gpu_hours(self, arm: Arm) -> float | None:
-        """Of one arm; None where it is unknown, or trained on a CPU."""
+        """GPU-hours of one arm; None where they are unknown, or it trains on a CPU."""
         if not self.machine.num_gpus or arm not in self.predictions:
             return None
         share = next(task.gpu_share for task in self.tasks if task.arm == arm)

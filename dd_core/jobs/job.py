@@ -14,7 +14,7 @@ from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.kinds import KINDS, Rows
 
-# Of a job; whoever follows it looks at all of them every few seconds.
+# The orchestrator looks at all tasks of a job every few seconds.
 _MOST_TASKS = 10_000
 
 
@@ -46,7 +46,7 @@ class TrainTask(BaseModel):
         return Arm(self.variant, self.k)
 
     def share(self, study: Study) -> float:
-        """Of the trials of its arm."""
+        """The share of its arm's trials that it trains."""
         return 1.0 if self.trials is None else len(range(*self.trials)) / study.trials
 
     @property
@@ -128,7 +128,7 @@ class Job(BaseModel):
     """Tasks in the order workers should take them, with the studies they belong to, complete in itself.
 
     Attributes:
-        root: address of the data root for whoever reads the file.
+        root: address of the data root as a worker sees it.
         num_workers: at the same time at each place.
         threads: CPU threads of a worker.
         request: digest of what was asked for, finished or not; the same when an orchestrator asks once more.
@@ -165,7 +165,7 @@ class Job(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Of the whole content."""
+        """SHA-256 of the whole content."""
         return digest_of([self.model_dump_json()])
 
 

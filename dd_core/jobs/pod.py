@@ -53,7 +53,7 @@ def work(folder: JobFolder, job: Job, place: int, tell: Report) -> int:
 
 
 def _events(job: Job, left: list[int], scratch: Path, halvings: int) -> Generator[Event, None, None]:
-    """Of the tasks with these numbers."""
+    """The names of the tasks with these numbers."""
     if job.is_probe:
         return run_probe(job, Machine(device_name(), num_gpus(), num_cores()), scratch)
     return run_ranks(job, scratch, halvings) if job.ranks > 1 else run_crew(job, scratch, left, halvings)

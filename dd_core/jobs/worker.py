@@ -1,7 +1,7 @@
 """``python -m dd_core.jobs.worker JOB``: do tasks of a job file, one after the other.
 
 Which tasks comes either with ``--tasks 0 3 7`` or, one number per line, from stdin, so that an orchestrator on the same
-machine can hand the next task to whoever is free; a second number on the line halves the images at a time so often,
+machine can hand the next task to a free worker; a second number on the line halves the images at a time so often,
 after a worker ran out of memory. Events go to stdout as lines of JSON: ready, started, progress,
 checkpoint, note, finished, failed, ... Results are files; an event that is lost costs nothing but news.
 """

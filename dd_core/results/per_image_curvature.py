@@ -1,7 +1,7 @@
 """Per-image curvature of one trained checkpoint: from its weights to one parquet file with its manifest.
 
 Large checkpoints are divided into shards, ranges of rows that any worker computes on its own. A shard is a file with a
-manifest of its own; whoever finishes the last one merges them, after proving by trial and image id that every row is
+manifest of its own; the process that finishes the last one merges them, after proving by trial and image id that every row is
 there once. What a file already holds of the same weights is kept: another estimator adds columns, it does not start
 anew.
 """
@@ -128,17 +128,17 @@ class _Whole:
 
     @cached_property
     def data(self) -> list[TrialData]:
-        """Of every trial."""
+        """The data of every trial."""
         return [trial_data(self.study, self.checkpoint.arm.variant, trial) for trial in range(self.study.trials)]
 
     @property
     def live(self) -> dict[int, TrialData]:
-        """Of the trials that have weights."""
+        """The data of the trials that have weights."""
         return {trial: self.data[trial] for trial in self.weights.live_trials}
 
     @property
     def present(self) -> Manifest | None:
-        """Of the file that is there, if it is of these weights and unharmed."""
+        """The manifest of the file that is there, if it is of these weights and unharmed."""
         return sound_curvature(self.store, self.study, self.checkpoint, self.weights)
 
     def computed(self, rows: Rows, device: torch.device) -> _Shard:

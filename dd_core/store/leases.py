@@ -1,11 +1,11 @@
-"""Locks on an object store: leases, which whoever holds one renews, and others take over when it no longer is.
+"""Locks on an object store: leases that their holder renews, and that others take over when it no longer does.
 
 A lock is a folder of numbered objects, ``locks/<name>.lock/00000007``, of which the highest counts. It tells who holds
 it or that it is free. To take the lock is to create the next number, which the store lets only one do (a conditional
 put, ``If-None-Match: *``); nobody but who created a number writes it again, to renew or free it. So nothing depends on
 clocks but the age of a lease, which is told by the store's own clock.
 
-Who has not been able to renew for a while, because the process was stopped or the network was gone, asks whether the
+A holder that could not renew for a while, because the process was stopped or the network was gone, asks whether the
 lock is still its own before anything is put (``check_held``).
 """
 

@@ -41,7 +41,7 @@ class PartStore(Store):
 
     @property
     def name(self) -> str:
-        """Of the part."""
+        """The name of the part."""
         return self.folder.name
 
     def arm_folder(self, study: str, arm: str) -> Path:

@@ -156,7 +156,7 @@ class NoiseMonitor(MonitorEntry):
 class CustomMonitor(MonitorEntry):
     """A monitor of the user's own: a class that Python can import where the workers run.
 
-    Importing runs the module, so a study file is trusted code: whoever may write one may do what its workers may.
+    Importing runs the module, so a study file is trusted code: its author may do what its workers may.
     """
 
     use: Annotated[str, AfterValidator(names_a_class)]

@@ -30,7 +30,7 @@ class Resources(Strict):
 
 
 def largest(asked: Iterable[Resources | None]) -> Resources | None:
-    """Of each quantity the most that any of several studies asks for; None if none asks for anything."""
+    """The most that any of several studies asks for, of each quantity; None if none asks for anything."""
     given = [resources.model_dump(exclude_none=True) for resources in asked if resources]
     names = {name for values in given for name in values}
     most = {name: max(values[name] for values in given if name in values) for name in names}

@@ -96,7 +96,7 @@ def _parsed(text: str) -> Any:
 def _num_values(node: Any, known: dict[int, float]) -> float:
     """Values in a node, those behind an alias as often as they are used; infinite if it contains itself."""
     if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known; who asks meanwhile is inside of it
+        known[id(node)] = math.inf  # until it is known: a question meanwhile comes from inside of it
         children = node.value if isinstance(node.value, list) else []
         parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1.0 + sum(_num_values(part, known) for part in parts)

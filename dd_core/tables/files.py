@@ -3,7 +3,7 @@
 A table is a folder of parquet files with one schema; folder name = asset name = DuckDB view name. ``study`` and ``arm``
 come from the folders (hive partitioning), everything else is in the files.
 
-All files of a table have the same columns, so that whoever reads the folder (pandas, Arrow, Polars) finds one schema.
+All files of a table have the same columns, so that pandas, Arrow and Polars find one schema in its folder.
 Optional columns, which only some files have, are therefore packed into two lists, ``further_names`` and
 ``further_values``; ``read_parquet`` here and the views of ``dd_core.tables.warehouse`` unpack them. Files of earlier
 versions have them as columns.

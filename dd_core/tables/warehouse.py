@@ -1,7 +1,7 @@
 """SQL over the tables: DuckDB views over parquet, in memory for this process or in one file for people.
 
 The file holds views and nothing else. It is rebuilt beside the old one and swapped in, so nobody who reads it is
-disturbed and nobody who holds it open read-only keeps others from writing. Damaged files are left out of the views
+disturbed, and a process that holds it open read-only keeps no other from writing. Damaged files are left out of the views
 (``dd_core.tables.damage`` says which and what to run). Every table has a view, with no rows where it has no files: an
 empty file with all columns lies in each table's folder.
 
@@ -11,7 +11,7 @@ Where it says nothing, because the file is attached to another database or someo
 root where the file was made, and the view refuses to answer from any other.
 
 With the data root on an object store the file is an object beside the tables, built on this machine, and its views have
-addresses (``s3://...``). It holds no credentials, so whoever opens it brings the extension httpfs and a secret. From
+addresses (``s3://...``). It holds no credentials: open it with the extension httpfs and a secret. From
 Python ``connect`` does both; in DuckDB's own shell::
 
     INSTALL httpfs; LOAD httpfs;        -- or LOAD the file that dd_core.tables.access.httpfs() names, without network

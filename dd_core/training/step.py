@@ -119,7 +119,7 @@ class Stepper:
         return loss.detach(), hits * share if share < 1 else hits
 
     def gradient_norms(self) -> Tensor:
-        """Of the last step's gradient before clipping, (T,)."""
+        """Norms of the last step's gradient before clipping, (T,)."""
         if self._norms_before_clipping is not None:
             return self._norms_before_clipping
         return gradient_norms(self._parameters, self._num_trials)

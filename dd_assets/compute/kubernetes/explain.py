@@ -168,7 +168,7 @@ def _container_statuses(pod: Object) -> list[Object]:
 
 
 def _longer(message: str, events: list[Object], reason: str) -> str:
-    """Of a container's short message and what an event says about the same, the one that says more."""
+    """The longer one of a container's short message and what an event says about the same."""
     about_image = "Pull" in reason or "Image" in reason
     told = [e["message"] for e in events if e.get("reason") in ("Failed", reason) and e.get("message")]
     return max([message, *(told if about_image else [])], key=len)

@@ -63,7 +63,7 @@ class EventReader(PipesMessageReader):
         return "Events were looked for in the logs of the pods; results do not depend on them."
 
     def take(self, place: int, line: str) -> None:
-        """Sort one line of a log: messages to whoever asks for events, the rest to the step's own stdout."""
+        """Sort one line of a log: messages become events, the rest goes to the step's own stdout."""
         try:
             message = json.loads(line) if line.startswith("{") else None
         except ValueError:

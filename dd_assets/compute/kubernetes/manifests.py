@@ -235,7 +235,7 @@ def _pod_spec(settings: KubernetesSettings, order: Order) -> dict[str, Any]:
 
 
 def _environment(settings: KubernetesSettings, order: Order) -> dict[str, str]:
-    """Of the workers; the settings' own come last and win."""
+    """The environment of the workers; the settings' own variables come last and win."""
     return {
         "DD_ROOT": root_in_pods(settings, order.root),
         "HOME": "/tmp",

@@ -166,7 +166,7 @@ def _check(images: Tensor, method: str, relative_error: float, num_probes: int |
 
 
 def _output_hessian(network: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> OutputHessian | None:
-    """Of the loss of the first image; all labels must fit the classes."""
+    """The Hessian, in the outputs, of the first image's loss; all labels must fit the classes."""
     with torch.no_grad():
         logits = logits_of(network, images[:1], labels[:1])
     if logits.shape[1] < 2:

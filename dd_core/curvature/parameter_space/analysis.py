@@ -28,7 +28,7 @@ from dd_core.tasks.losses import CROSS_ENTROPY, Loss
 
 @dataclass(frozen=True)
 class HessianResult:
-    """Of the Hessian H of the mean loss in the chosen layers' parameters theta; None: not asked for.
+    """What was asked for of the Hessian H of the mean loss in the chosen layers' parameters theta; None: not asked for.
 
     Loss in nats, so eigenvalues and traces are in nats per squared parameter unit. Arrays are float64.
 

@@ -117,7 +117,7 @@ def grow(operator: HessianOperator, spaces: list[KrylovSpace]) -> None:
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Of the symmetric H, by value.
+    """Eigenvalues and eigenvectors of the symmetric H, sorted by value.
 
     Attributes:
         largest: float64 (k,), descending; fewer than wanted only if there are fewer parameters.

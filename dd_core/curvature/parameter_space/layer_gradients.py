@@ -16,7 +16,7 @@ from dd_core.errors import UserError
 
 @dataclass(frozen=True)
 class Factors:
-    """Of the gradients of one layer.
+    """Factors whose products are the gradients of one layer.
 
     Attributes:
         inputs: X, (B, groups, fan in, positions); None if the layer has no weight, or a frozen one.
@@ -39,7 +39,7 @@ class Factors:
         return self.inputs is not None and self.inputs.shape[1:3] == (self.cotangents.shape[2], 1)
 
     def scale_gradients(self) -> Tensor:
-        """Of the weights, (B, m, channels), where ``is_diagonal``."""
+        """Gradients of the weights, (B, m, channels), where ``is_diagonal``."""
         assert self.inputs is not None
         return (self.cotangents * self.inputs.transpose(1, 2)).sum(-1)
 

@@ -106,7 +106,7 @@ class HessianOperator(CurvatureOperator):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of vectors."""
+        """The precision of vectors."""
         return self._dtype
 
     def matvec(self, v: Tensor) -> Tensor:

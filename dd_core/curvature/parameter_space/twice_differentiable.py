@@ -73,7 +73,7 @@ class _ConvolutionGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Of <a, in_x> + <b, in_w> = <g, w * a + b * x>."""
+        """The derivatives of <a, in_x> + <b, in_w> = <g, w * a + b * x>."""
         g, x, w = ctx.saved_tensors
         in_g = in_x = in_w = None
         if a is not None:

@@ -63,7 +63,7 @@ _FITTED = """
 def roles_by_variant(
     connection: duckdb.DuckDBPyConnection, study: Study, arms: Collection[str]
 ) -> dict[str, dict[int, str]]:
-    """Of each of the first variants the widths that are drawn and what they stand for."""
+    """The widths that are drawn of each of the first variants, and what they stand for."""
     selection = select(connection, study, "training_evals")
     errors = {} if selection is None else errors_by_width(connection, study, selection)
     widths = {name: [k for k in study.widths if Arm(name, k).key in arms] for name in study.variants}

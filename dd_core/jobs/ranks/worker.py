@@ -1,7 +1,7 @@
 """``python -m dd_core.jobs.ranks.worker JOB``, started by torchrun: one of the processes that share the tasks of a job.
 
 ``python -m dd_core.jobs.ranks.worker --launch ...`` is torchrun itself with these arguments, but it ends when its
-stdin is closed: then whoever follows it has died, and the ranks should leave the GPUs.
+stdin is closed: its parent has died then, and the ranks should leave the GPUs.
 """
 
 import os

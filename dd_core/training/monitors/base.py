@@ -94,7 +94,7 @@ class Moment:
 
     @property
     def gradient_norms(self) -> Tensor:
-        """Of the step's gradient over all parameters, before clipping, (T,), on the device."""
+        """Norms of the step's gradient over all parameters, before clipping, (T,), on the device."""
         if callable(self._gradient_norms):
             self._gradient_norms = self._gradient_norms()
         return self._gradient_norms

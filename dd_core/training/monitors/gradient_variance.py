@@ -54,7 +54,7 @@ class BatchVariance:
         return value * scale, error * scale
 
     def _gradient(self, positions: Tensor) -> Tensor:
-        """Of the mean loss of each trial's examples at ``positions`` (B, T): (T, P)."""
+        """The gradient (T, P) of the mean loss of each trial's examples at ``positions`` (B, T)."""
         inputs, targets = self._stack.training_examples(positions)
         parameters = list(self._stack.model.parameters())
         with torch.enable_grad():
