@@ -175,6 +175,7 @@ def test_lost_events_are_recorded_again(lab: Lab, server: Server) -> None:
     before = stamps(lab.root, "tables/per_image_curvature/**/*.parquet")
     with lab.instance() as instance:
         instance.wipe_assets([dg.AssetKey(key) for key in keys])
+    server.reload()
     check(server, {}, missing=dict.fromkeys(PARTITIONED, ALL))
     materialize(lab, "curvature")
     check(server, {"tiny/hessian": (PLAIN[1], OTHER[1])})
