@@ -1,9 +1,9 @@
 """Per-image curvature of one trained checkpoint: from its weights to one parquet file with its manifest.
 
 Large checkpoints are divided into shards, ranges of rows that any worker computes on its own. A shard is a file with a
-manifest of its own; the process that finishes the last one merges them, after proving by trial and image id that every row is
-there once. What a file already holds of the same weights is kept: another estimator adds columns, it does not start
-anew.
+manifest of its own; the process that finishes the last one merges them, after proving by trial and image id that every
+row is there once. What a file already holds of the same weights is kept: another estimator adds columns, it does not
+start anew.
 """
 
 from collections.abc import Mapping
