@@ -2,8 +2,8 @@
 
 The file holds views and nothing else. It is rebuilt beside the old one and swapped in, so nobody who reads it is
 disturbed, and a process that holds it open read-only keeps no other from writing. Damaged files are left out of the
-views (``dd_core.tables.damage`` says which and what to run). Every table has a view, with no rows where it has no files:
-an empty file with all columns lies in each table's folder.
+views (``dd_core.tables.damage`` says which and what to run). Every table has a view, with no rows where it has no
+files: an empty file with all columns lies in each table's folder.
 
 The file finds the tables beside itself, wherever the data root is copied or moved to: DuckDB's setting
 ``temp_directory`` is by default the path of the file that is open, and a view may use a setting in the path it reads.
