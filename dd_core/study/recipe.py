@@ -174,6 +174,9 @@ class Loss(Strict):
         0.0, ge=0, lt=1, description="cross_entropy only: share of the label that goes to all classes alike"
     )
     options: dict[str, Any] = _added({}, description="keyword arguments of a class of the user's own")
+    sha256: str | None = _added(
+        None, pattern="^[0-9a-f]{64}$", description="of the source of your own class; filled in when the study is read"
+    )
 
     @model_validator(mode="after")
     def _settings_belong_to_the_loss(self) -> "Loss":

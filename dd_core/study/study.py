@@ -210,7 +210,7 @@ class Study(Strict):
             known = " or ".join(map(repr, DATASETS))
             raise ValueError(f"data.dataset: Input should be {known} (got {str(self.data.dataset)!r})")
         for name, variant in self.variants.items():
-            self.variants[name] = _with_source(f"variants.{name}.architecture", variant)
+            self.variants[name] = _with_source(f"variants.{name}", variant)
         if self.width_unit != 1:
             raise ValueError("width_unit: is for imported studies only")
 
@@ -336,15 +336,22 @@ class Study(Strict):
 
 
 def _with_source(path: str, variant: Variant) -> Variant:
-    """The variant with the digest of its architecture's source, if that is code of the user's own."""
-    name = variant.architecture
-    if name in ARCHITECTURES or (is_own_code(name) and variant.architecture_sha256):
-        return variant
-    if not is_own_code(name):
+    """The variant with the digests of its architecture's and its loss' source, where these are the user's own code."""
+    name, loss = variant.architecture, variant.loss
+    if name not in ARCHITECTURES and not is_own_code(name):
         known = " or ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"{path}: Input should be {known} or module:function of your own (got {name!r})")
+        raise ValueError(f"{path}.architecture: Input should be {known} or module:function of your own (got {name!r})")
+    if is_own_code(name) and variant.architecture_sha256 is None:
+        variant = variant.model_copy(update={"architecture_sha256": _source_digest(f"{path}.architecture", name)})
+    if is_own_code(loss.name) and loss.sha256 is None:
+        loss = loss.model_copy(update={"sha256": _source_digest(f"{path}.loss.name", loss.name)})
+        variant = variant.model_copy(update={"loss": loss})
+    return variant
+
+
+def _source_digest(path: str, name: str) -> str:
     try:
-        return variant.model_copy(update={"architecture_sha256": source_digest(name)})
+        return source_digest(name)
     except UserError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -4,7 +4,6 @@ A loss of your own is a subclass of ``Loss`` with ``losses`` alone (docs/extendi
 automatic differentiation; what a loss knows of itself beyond that makes curvature faster or more exact.
 """
 
-import importlib
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dd_core.errors import UserError
 from dd_core.study import recipe
+from dd_core.study.own_code import load_own_code
 from dd_core.tasks.output_hessian import OutputHessian, smoothed, softmax_hessian, squared_error_hessian
 
 
@@ -166,13 +166,7 @@ def make_loss(settings: recipe.Loss) -> Loss:
         return CrossEntropy(settings.label_smoothing) if settings.label_smoothing else CROSS_ENTROPY
     if settings.name == "mean_squared_error":
         return MeanSquaredError()
-    module, _, attribute = settings.name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise UserError(
-            f"loss.name: {settings.name} cannot be imported ({error}); it must be on the PYTHONPATH of the workers"
-        ) from error
+    found = load_own_code(settings.name, "loss.name", settings.sha256)
     if not (isinstance(found, type) and issubclass(found, Loss)):
         raise UserError(f"loss.name: {settings.name} is no subclass of dd_core.tasks.losses.Loss")
     try:

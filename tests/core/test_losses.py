@@ -277,8 +277,8 @@ def test_a_loss_is_a_line_in_the_study_and_reaches_every_table(
     checkpoint = Checkpoint(ARM, 4)
     assert compute_curvature(study, checkpoint, store)
     assert hessian_of_checkpoint(study, checkpoint, store)
-    images = read_parquet(store.curvature_path(study.name, checkpoint)).to_pandas()
-    spectra = read_parquet(store.hessian_path(study.name, checkpoint)).to_pandas()
+    images = read_parquet(store.result_path("per_image_curvature", study.name, checkpoint)).to_pandas()
+    spectra = read_parquet(store.result_path("hessian_spectra", study.name, checkpoint)).to_pandas()
     means = images.groupby("trial").loss.mean()
     np.testing.assert_allclose(spectra.set_index("trial").loss, means, rtol=1e-5)
     assert set(images.method) == ({"double_backward"} if ":" in settings.get("name", "") else {"exact"})
@@ -298,7 +298,7 @@ def test_what_is_no_loss_is_refused(make_study: Any, tmp_path: Path, monkeypatch
     for name, reason in (
         ("no_such_module:Focal", "cannot be imported"),
         (f"{__name__}:NoLoss", "no subclass of dd_core.tasks.losses.Loss"),
-        (f"{__name__}:Nothing", "no subclass of dd_core.tasks.losses.Loss"),
+        (f"{__name__}:Nothing", "there is no Nothing in"),
     ):
         with pytest.raises(UserError, match=reason):
             make_loss(Settings(name=name))

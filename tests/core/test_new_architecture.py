@@ -60,7 +60,7 @@ def test_it_trains_stacked_resumes_and_has_an_exact_curvature(make_study: Any, t
     ends = [store.checkpoint_path("tiny", LAST).read_bytes() for store in (whole, halves)]
     assert ends[0] == ends[1]
     compute_curvature(study, LAST, whole)
-    table = read_parquet(whole.curvature_path("tiny", LAST))
+    table = read_parquet(whole.result_path("per_image_curvature", "tiny", LAST))
     assert set(table["method"].to_pylist()) == {"exact"}
     assert np.isfinite(table["trace"].to_numpy()).all()
 
@@ -87,4 +87,4 @@ def test_those_of_the_registry_resume_to_the_bit_with_all_monitors(
     ends = [store.checkpoint_path("tiny", LAST).read_bytes() for store in (whole, halves)]
     assert ends[0] == ends[1]
     compute_curvature(study, LAST, whole)
-    assert set(read_parquet(whole.curvature_path("tiny", LAST))["method"].to_pylist()) == {method}
+    assert set(read_parquet(whole.result_path("per_image_curvature", "tiny", LAST))["method"].to_pylist()) == {method}

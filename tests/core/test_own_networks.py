@@ -158,11 +158,11 @@ def test_its_curvature_is_exact_where_it_is_piecewise_linear(
     train_arm(study, ARM, store, 4)
     checkpoint = Checkpoint(ARM, 4)
     compute_curvature(study, checkpoint, store)
-    table = read_parquet(store.curvature_path("tiny", checkpoint))
+    table = read_parquet(store.result_path("per_image_curvature", "tiny", checkpoint))
     assert set(table["method"].to_pylist()) == {method}
     assert np.isfinite(table["trace"].to_numpy()).all()
     hessian_of_checkpoint(study, checkpoint, store)
-    assert store.hessian_path("tiny", checkpoint).exists()
+    assert store.result_path("hessian_spectra", "tiny", checkpoint).exists()
 
 
 def test_a_changed_source_is_another_recipe(study_of: Any, folder: Path, store: Store) -> None:

@@ -480,8 +480,12 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss": ({}, {"loss": {"name": "mean_squared_error"}}),
     "loss.label_smoothing": ({"loss": {"label_smoothing": 0.2}}, {"loss": {"label_smoothing": 0.1}}),
     "loss.options": (
-        {"loss": {"name": "my_losses:Focal"}},
-        {"loss": {"name": "my_losses:Focal", "options": {"gamma": 1.0}}},
+        {"loss": {"name": "no.matter:What", "sha256": "0" * 64}},
+        {"loss": {"name": "no.matter:What", "sha256": "0" * 64, "options": {"gamma": 1.0}}},
+    ),
+    "loss.sha256": (
+        {"loss": {"name": "no.matter:What", "sha256": "0" * 64}},
+        {"loss": {"name": "no.matter:What", "sha256": "1" * 64}},
     ),
     "compile": ({}, {"compile": "default"}),
     "network": ({}, {"network": {"norm": "none"}}),
