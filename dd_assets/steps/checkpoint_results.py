@@ -29,7 +29,7 @@ from dd_assets.steps.versions import (
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
 from dd_core.jobs.job import Job, by_ranks, digest_of, is_of_checkpoint
-from dd_core.store.provenance import checkpoint_manifest, live_trials, trained_checkpoints
+from dd_core.store.provenance import checkpoint_manifest, live_trials, trained_checkpoints, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 
@@ -209,7 +209,7 @@ class _Recorder:
         wanted = [part.key for part in declared if part.concerns(checkpoint)]
         if not self.kind.is_current(manifest, weights, study):  # the run config wanted others than the study file
             wanted[-1] = settings_key(key, manifest["settings"])
-        sha256 = weights["files"]["weights"]["sha256"]
+        sha256 = weights_sha256(weights)
         source = (sha256, self._event_of(study, checkpoint, weights))
         inputs = {checkpoints_key(study.name): source, **declared_inputs(wanted)}
         tags = event_tags(table["sha256"], self.kind.code_version, inputs)
@@ -228,7 +228,7 @@ class _Recorder:
 
     def _event_of(self, study: Study, checkpoint: Checkpoint, weights: dict[str, Any]) -> int:
         """The number of the event that recorded these weights; where it was lost they are recorded now."""
-        key, sha256 = checkpoints_key(study.name), weights["files"]["weights"]["sha256"]
+        key, sha256 = checkpoints_key(study.name), weights_sha256(weights)
         latest = self._latest_of(key)
         for attempt in range(3):
             number, tags = latest.get(checkpoint.key, (0, {}))

@@ -12,7 +12,7 @@ from dd_assets.steps.partitions import (
 from dd_assets.steps.versions import declared_inputs, event_tags, recipes
 from dd_core.errors import StaleError
 from dd_core.jobs.forecast import Forecast
-from dd_core.store.provenance import checkpoint_manifest
+from dd_core.store.provenance import checkpoint_manifest, weights_entries, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import TRAINER_VERSION, Checkpoint, Study
 
@@ -65,18 +65,18 @@ def record_checkpoint(
     expected: Mapping[str, float] | None = None,
 ) -> None:
     """Log that a checkpoint is there: its numbers, its place, its versions, and what was expected of its training."""
-    weights = manifest["files"]["weights"]
+    weights = list(weights_entries(manifest).values())
     metadata = {
         **{name: value for name, value in manifest["headline"].items() if value == value},
-        "dagster/uri": str(store.root / weights["path"]),
+        "dagster/uri": str(store.root / weights[0]["path"]),
         "recipe": manifest["recipe"],
-        "bytes": weights["bytes"],
+        "bytes": sum(entry["bytes"] for entry in weights),
         "device": manifest["device"],
         **(expected or {}),
     }
     inputs = declared_inputs(recipe.key for recipe in recipes(study) if recipe.concerns(checkpoint))
     key = checkpoints_key(study.name)
-    log_partition(context, key, checkpoint, metadata, event_tags(weights["sha256"], TRAINER_VERSION, inputs))
+    log_partition(context, key, checkpoint, metadata, event_tags(weights_sha256(manifest), TRAINER_VERSION, inputs))
 
 
 def already_logged(key: dg.AssetKey) -> dg.Output[None]:

@@ -5,7 +5,7 @@ import duckdb
 from dd_core.checks.metrics import metric_gaps
 from dd_core.errors import StaleError
 from dd_core.results.kinds import curvature_manifests, describes
-from dd_core.store.provenance import harmed_best, trained_checkpoints
+from dd_core.store.provenance import harmed_best, trained_checkpoints, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -50,7 +50,7 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
     present = curvature_manifests(store, study, trained)
     for checkpoint, weights in trained.items():
         manifest = present[checkpoint]
-        if manifest is not None and describes(manifest, weights):
+        if manifest is not None and describes(manifest, weights_sha256(weights)):
             expected[checkpoint.arm.key, checkpoint.epoch] = manifest["rows"]["table"]
     if not expected:
         return [], 0

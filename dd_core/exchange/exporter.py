@@ -28,7 +28,7 @@ from dd_core.exchange.queries import (
 )
 from dd_core.exchange.staging import replace_if_changed, staging_folder
 from dd_core.store.files import remove
-from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.provenance import trained_checkpoints, weights_entries
 from dd_core.store.store import Store, sha256_of, write_atomically
 from dd_core.study.study import Arm, Study
 from dd_core.tables.damage import damaged_files
@@ -129,9 +129,10 @@ def _sources(store: Store, study: Study, arm: Arm) -> dict[str, str]:
 
 
 def _megabytes(store: Store, study: Study, arm: Arm) -> dict[int, float]:
-    """By epoch, the size of one trial's checkpoint; all trials of an arm share a file."""
+    """By epoch, the size of one trial's checkpoint; trials that train together share a file."""
     found = trained_checkpoints(store, study, {arm})
-    return {c.epoch: m["files"]["weights"]["bytes"] / study.trials / 1e6 for c, m in found.items()}
+    sizes = {c.epoch: sum(entry["bytes"] for entry in weights_entries(m).values()) for c, m in found.items()}
+    return {epoch: size / study.trials / 1e6 for epoch, size in sizes.items()}
 
 
 def _stage(

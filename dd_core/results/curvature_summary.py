@@ -8,7 +8,7 @@ import numpy as np
 from dd_core.analysis.auroc import auroc
 from dd_core.results.kinds import curvature_manifests, describes
 from dd_core.store.files import remove
-from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.provenance import trained_checkpoints, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.files import read_parquet, to_arrow, write_result
@@ -73,7 +73,7 @@ def rebuild(store: Store, study: Study) -> int:
     present = curvature_manifests(store, study, trained)
     for checkpoint, weights in trained.items():
         manifest = present[checkpoint]
-        if manifest is not None and describes(manifest, weights) and store.is_sound(manifest):
+        if manifest is not None and describes(manifest, weights_sha256(weights)) and store.is_sound(manifest):
             known_rows = known.get((checkpoint.arm.key, checkpoint.epoch, manifest["files"]["table"]["sha256"]))
             if known_rows is None:
                 changed.add(checkpoint.arm.key)

@@ -17,7 +17,7 @@ from dd_core.results.per_image_curvature import unchanged_weights
 from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import identity, load_checkpoint
 from dd_core.store.files import remove
-from dd_core.store.provenance import live_trials
+from dd_core.store.provenance import live_trials, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.files import TABLES, to_arrow, write_parquet
@@ -109,7 +109,7 @@ def _write(
         "kind": "hessian",
         **identity(study, checkpoint.arm),
         "epoch": checkpoint.epoch,
-        "checkpoint_sha256": weights_manifest["files"]["weights"]["sha256"],
+        "checkpoint_sha256": weights_sha256(weights_manifest),
         "hessian_version": HESSIAN_VERSION,
         "settings": hessian_settings(study),
         "rows": {"table": len(rows)},

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from dd_core.store.provenance import live_trials, trained_checkpoints
+from dd_core.store.provenance import live_trials, trained_checkpoints, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.curvature import covers
 from dd_core.study.study import Checkpoint, Study
@@ -19,14 +19,14 @@ HESSIAN_VERSION = "1"
 def curvature_is_current(curvature: dict[str, Any] | None, checkpoint: dict[str, Any], study: Study) -> bool:
     """Whether per-image curvature is of these weights, by this code version, and has all that the study wants."""
     wanted = study.curvature.families(checkpoint["epoch"])
-    return describes(curvature, checkpoint) and covers((curvature or {})["settings"], wanted)
+    return describes(curvature, weights_sha256(checkpoint)) and covers((curvature or {})["settings"], wanted)
 
 
-def describes(curvature: dict[str, Any] | None, checkpoint: dict[str, Any]) -> bool:
-    """Whether per-image curvature is of these weights, by this code version, whatever its settings."""
+def describes(curvature: dict[str, Any] | None, checkpoint_sha256: str) -> bool:
+    """Whether per-image curvature is of weights with this digest, by this code version, whatever its settings."""
     return (
         curvature is not None
-        and curvature.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
+        and curvature.get("checkpoint_sha256") == checkpoint_sha256
         and curvature.get("curvature_version") == CURVATURE_VERSION
     )
 
@@ -61,7 +61,7 @@ def hessian_is_current(hessian: dict[str, Any] | None, checkpoint: dict[str, Any
     """Whether a Hessian in the weights is of these weights, by this code version, with the study's settings."""
     return (
         hessian is not None
-        and hessian.get("checkpoint_sha256") == checkpoint["files"]["weights"]["sha256"]
+        and hessian.get("checkpoint_sha256") == weights_sha256(checkpoint)
         and hessian.get("hessian_version") == HESSIAN_VERSION
         and hessian.get("settings") == hessian_settings(study)
     )

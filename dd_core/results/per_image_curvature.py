@@ -21,9 +21,9 @@ from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError, UserError
 from dd_core.results.kinds import CURVATURE_VERSION, curvature_manifest, describes
 from dd_core.results.rows import Families, compute_rows
-from dd_core.store.checkpoints import check_checkpoint, identity, read_tensors
+from dd_core.store.checkpoints import check_checkpoint, identity, read_weights
 from dd_core.store.files import remove
-from dd_core.store.provenance import checkpoint_manifest, live_trials
+from dd_core.store.provenance import checkpoint_manifest, live_trials, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.curvature import covers
 from dd_core.study.study import Checkpoint, Study
@@ -89,7 +89,7 @@ def compute_shard(
         raise UserError(
             f"every trial of {checkpoint.key} of {study.name} has diverged: there are no weights to look at"
         )
-    present = sound_curvature(store, study, checkpoint, weights_manifest)
+    present = sound_curvature(store, study, checkpoint, weights_sha256(weights_manifest))
     wanted = study.curvature.families(checkpoint.epoch)
     families = {name: own for name, own in wanted.items() if present is None or present["settings"].get(name) != own}
     if not families:
@@ -100,7 +100,7 @@ def compute_shard(
     data = {trial: trial_data(study, checkpoint.arm.variant, trial) for trial in range(study.trials)}
     live = {trial: data[trial] for trial in trials}
     if is_missing:
-        weights, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
+        weights = read_weights(store, weights_manifest)
         columns, seconds = compute_rows(study, checkpoint, weights, list(data.values()), rows, families, device, trials)
     # Who merges removes the shards, so nobody else may be writing one; and who comes too late leaves none behind.
     path_of_all = store.curvature_path(study.name, checkpoint)
@@ -110,7 +110,7 @@ def compute_shard(
     ):
         for leftover in (path, path_of_all):
             store.clean_temporaries(leftover.parent, f"{checkpoint.epoch:04d}.")
-        present = sound_curvature(store, study, checkpoint, weights_manifest)
+        present = sound_curvature(store, study, checkpoint, weights_sha256(weights_manifest))
         if present is not None and covers(present["settings"], families):
             return is_missing
         if is_missing:
@@ -127,11 +127,11 @@ def compute_shard(
 
 
 def sound_curvature(
-    store: Store, study: Study, checkpoint: Checkpoint, weights_manifest: dict[str, Any]
+    store: Store, study: Study, checkpoint: Checkpoint, checkpoint_sha256: str
 ) -> dict[str, Any] | None:
-    """The manifest of a checkpoint's curvature if it is of these weights and its file is unharmed."""
+    """The manifest of a checkpoint's curvature if it is of weights with this digest and its file is unharmed."""
     manifest = curvature_manifest(store, study, checkpoint)
-    if manifest is None or not describes(manifest, weights_manifest):
+    if manifest is None or not describes(manifest, checkpoint_sha256):
         return None
     try:
         store.verify(manifest, "table")
@@ -161,7 +161,7 @@ def unchanged_weights(
         _refuse_other_weights(store, study, checkpoint, manifest)
     except StaleError:
         own = store.read_manifest(store.manifest_path(result))
-        if own is None or own.get("checkpoint_sha256") == manifest["files"]["weights"]["sha256"]:
+        if own is None or own.get("checkpoint_sha256") == weights_sha256(manifest):
             remove(store.manifest_path(result))
             remove(result)
         raise
@@ -171,7 +171,7 @@ def unchanged_weights(
 
 def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: dict[str, Any]) -> None:
     now = checkpoint_manifest(store, study, checkpoint)
-    if now["files"]["weights"]["sha256"] != manifest["files"]["weights"]["sha256"]:
+    if weights_sha256(now) != weights_sha256(manifest):
         raise StaleError(
             f"the weights of {checkpoint.key} of {study.name} have changed while this was computed; run the same "
             "command again"
@@ -186,7 +186,7 @@ def _identity(
         "kind": "per_image_curvature",
         **identity(study, checkpoint.arm),
         "epoch": checkpoint.epoch,
-        "checkpoint_sha256": weights_manifest["files"]["weights"]["sha256"],
+        "checkpoint_sha256": weights_sha256(weights_manifest),
         "curvature_version": CURVATURE_VERSION,
         "settings": families,
     }
@@ -280,8 +280,7 @@ def write_curvature(
     shard_manifests: list[dict[str, Any]],
 ) -> None:
     """Write the file of a checkpoint and its manifest: new columns, and those of other families it had before."""
-    weights_manifest = {"files": {"weights": {"sha256": about["checkpoint_sha256"]}}}
-    present = sound_curvature(store, study, checkpoint, weights_manifest)
+    present = sound_curvature(store, study, checkpoint, about["checkpoint_sha256"])
     kept = present["settings"] if present else {}
     if present is not None and not covers(about["settings"], kept):
         table = read_parquet(store.verify(present, "table"))

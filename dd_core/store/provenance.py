@@ -4,6 +4,7 @@ The orchestrator asks here what is to be done; workers ask again, with the stric
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +17,17 @@ from dd_core.study.study import Arm, Checkpoint, Study
 
 
 def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The manifest of a checkpoint of the study's present recipe; opens no large file.
+    """The manifest of a checkpoint of the study's present recipe, of a part's that of the arm once there is one.
+
+    Opens no large file.
 
     Raises:
         StaleError: there is none, or it is of another recipe.
     """
     path = store.checkpoint_manifest_path(study.name, checkpoint)
     manifest = store.read_manifest(path)
+    if manifest is None and isinstance(store, PartStore):
+        return checkpoint_manifest(store.whole, study.whole, checkpoint)
     if manifest is None and path.exists():
         raise StaleError(
             f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; train it again"
@@ -53,6 +58,22 @@ def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None
     return found
 
 
+def weights_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint's manifest says of its files of weights, by role, in the order of the trials.
+
+    There is one, or one for every part of the arm.
+    """
+    files = manifest["files"]
+    roles = (role for role in files if role.partition(".")[0] == "weights")
+    return {role: files[role] for role in sorted(roles, key=lambda role: (len(role), role))}
+
+
+def weights_sha256(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a checkpoint's weights: of the file, or where there are several of their digests."""
+    digests = [entry["sha256"] for entry in weights_entries(manifest).values()]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
 def live_trials(manifest: dict[str, Any]) -> list[int]:
     """The trials that have weights at a checkpoint: all but those that diverged before it."""
     ended = manifest.get("ended", {})
@@ -62,15 +83,17 @@ def live_trials(manifest: dict[str, Any]) -> list[int]:
 def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
     """Sentences about best checkpoints of an arm that are missing or damaged, as far as its resume point knows them."""
     folder = store.best_folder(study.name, arm.key)
-    # A part hands them over to the arm. A resume point before the last checkpoint, after a kill in between, knows less
-    # than what was settled since.
-    metadata = {} if isinstance(store, PartStore) else resume_metadata(store, study, arm)
-    last = max((int(path.stem) for path in store.arm_folder(study.name, arm.key).glob("[0-9]*.json")), default=0)
+    # A resume point before the last checkpoint, after a kill in between, knows less than what was settled since.
+    metadata = resume_metadata(store, study, arm)
+    stores = [store, store.whole] if isinstance(store, PartStore) else [store]
+    manifests = (path for each in stores for path in each.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
+    last = max((int(path.stem) for path in manifests), default=0)
     if int(metadata.get("epoch", 0)) < last:
         metadata = {}
-    progress = enumerate(json.loads(metadata.get("progress", "[]")))
+    progress = enumerate(json.loads(metadata.get("progress", "[]")), study.first_trial)
     kept = {f"trial-{trial:03d}.epoch-{epoch:04d}" for trial, own in progress for _, epoch in own.get("kept", [])}
-    there = {path.stem for path in folder.glob("trial-*.json")}
+    own = {f"trial-{number:03d}" for number in study.trial_numbers}
+    there = {path.stem for path in folder.glob("trial-*.json") if path.stem.split(".")[0] in own}
     for stem in sorted(kept | there):
         path = folder / f"{stem}.safetensors"
         manifest = store.read_manifest(path.with_suffix(".json"))

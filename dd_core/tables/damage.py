@@ -15,7 +15,7 @@ from typing import Any
 
 from dd_core.errors import StaleError
 from dd_core.store.files import is_object
-from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.provenance import trained_checkpoints, weights_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES, read_parquet
@@ -112,8 +112,7 @@ def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLE
             entries += [
                 (checkpoint, "analysed", manifest["files"]["table"])
                 for checkpoint, manifest in zip(trained, store.read_manifests(paths), strict=True)
-                if manifest is not None
-                and manifest.get("checkpoint_sha256") == trained[checkpoint]["files"]["weights"]["sha256"]
+                if manifest is not None and manifest.get("checkpoint_sha256") == weights_sha256(trained[checkpoint])
             ]
     found = _lost_alone(store, study, tables)
     for checkpoint, done, entry in entries:

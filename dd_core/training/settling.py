@@ -65,10 +65,14 @@ def progress_at(store: Store, study: Study, checkpoint: Checkpoint) -> list[Tria
     Raises:
         StaleError: there is no such checkpoint.
     """
-    ended = checkpoint_manifest(store, study, checkpoint)["ended"]
+    manifest = checkpoint_manifest(store, study, checkpoint)
+    # That of a part counts its own trials, that of the arm all of them.
+    is_own = manifest["recipe"] == study.recipe_hash(checkpoint.arm)
+    ended, first = manifest["ended"], 0 if is_own else study.first_trial
     progress = []
     for trial, evaluations in enumerate(_evaluations(store, study, checkpoint)):
-        ending = Ending.model_validate(ended[str(trial)]) if str(trial) in ended else None
+        number = str(first + trial)
+        ending = Ending.model_validate(ended[number]) if number in ended else None
         stood = TrialProgress()
         for epoch, metrics in sorted(evaluations.items()):
             stood.ending = ending if ending is not None and epoch > ending.epoch else None

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from dd_core.data.datasets import load
 from dd_core.errors import StaleError, UserError
 from dd_core.machine.memory import begin_with, is_out_of_memory
-from dd_core.store.checkpoints import check_checkpoint, identity
+from dd_core.store.checkpoints import check_checkpoint
 from dd_core.store.files import remove
+from dd_core.store.parts import PartStore, all_parts
 from dd_core.store.provenance import harmed_best
-from dd_core.store.retirement import restore, retire
+from dd_core.store.retirement import manifests_of_arm, restorable, restore, retire
 from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.ledger import RunRecord, mark_interrupted
@@ -246,17 +248,37 @@ def _foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Pat
 def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> None:
     """Move aside results of another recipe, or of other data, and put back what there was of the present one.
 
-    So tables never mix two recipes of an arm, and who goes back to a recipe need not train it again.
+    So tables never mix two recipes of an arm, and who goes back to a recipe need not train it again. Hold the arm's
+    lock, or that of a part: then it was done before, for the whole arm.
+
+    Raises:
+        ArmBusyError: since then another process has begun with another recipe.
+        LockedError: a part is being trained, and all would have to be moved.
     """
-    own = identity(study, arm)
-    paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
-    found = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
-    others = [m for m in found if any(m.get(name) != own[name] for name in ("recipe", "data_sha256"))]
+    whole, study = (store.whole, study.whole) if isinstance(store, PartStore) else (store, study)
+    parts = all_parts(whole, study, arm)
+    recipes = {study.recipe_hash(arm), *(part.study.recipe_hash(arm) for part in parts)}
+    data_sha256 = load(study.data.dataset).sha256
+
+    def is_own(manifest: dict[str, Any]) -> bool:
+        return manifest.get("recipe") in recipes and manifest.get("data_sha256") == data_sha256
+
+    found = manifests_of_arm(whole, study.name, arm.key)
     # One among others that are right is damaged, not of another recipe; its checkpoint is trained again.
-    if others and len(others) == len(found):
-        target = retire(store, study.name, arm.key, str(others[0].get("recipe")))
-        what = "recipe" if others[0].get("recipe") != own["recipe"] else "data set"
-        report({"event": "note", "text": f"{arm.key}: its {what} has changed; the old results lie in {target}"})
-    if (folder := restore(store, study.name, arm.key, own)) is not None:
-        mark_interrupted(store, study, arm)
-        report({"event": "note", "text": f"{arm.key}: its results are put back from {folder}"})
+    is_other = bool(found) and not any(map(is_own, found))
+    if not is_other and restorable(whole, study.name, arm.key, is_own) is None:
+        return
+    if whole is not store:
+        raise ArmBusyError(f"{arm.key} of {study.name} is being trained with another recipe by another process")
+    with contextlib.ExitStack() as stack:
+        folder = store.parts_folder(study.name, arm.key)
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        for name in sorted(names | {part.store.name for part in parts}):
+            stack.enter_context(store.lock(study.name, arm.key, name, timeout=0))
+        if is_other:
+            target = retire(store, study.name, arm.key, str(found[0].get("recipe")))
+            what = "recipe" if found[0].get("recipe") not in recipes else "data set"
+            report({"event": "note", "text": f"{arm.key}: its {what} has changed; the old results lie in {target}"})
+        if (source := restore(store, study.name, arm.key, is_own)) is not None:
+            mark_interrupted(store, study, arm)
+            report({"event": "note", "text": f"{arm.key}: its results are put back from {source}"})
