@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from dd_core.errors import StudyError
 from dd_core.jobs.job import Job, TrainTask, predicted_cost, training_job
 from dd_core.store.best_checkpoints import load_best
-from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.checkpoints import identity, load_checkpoint, save_tensors
 from dd_core.store.parts import all_parts, division
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.files import read_study
@@ -468,6 +469,29 @@ def test_a_changed_recipe_retires_what_the_old_one_made(parted: MakeStudy, store
         assert set(read_parquet(path)["recipe"].to_pylist()) == {new.recipe_hash(ARM)}
 
 
+def test_another_recipe_waits_until_nobody_trains_a_part_with_the_one_before(
+    parted: MakeStudy, store: Store, undisturbed: Any
+) -> None:
+    """What is moved aside would otherwise be written to."""
+    old, new = parted(), parted({**PLATEAU, "label_noise": 0.1})
+    train_parts(old, store, 2)
+    newcomer = threading.Thread(target=train_part, args=(new, ARM, store, 4, range(2, 3)))
+
+    def report(news: dict[str, Any]) -> None:
+        if news == {"event": "progress", "epoch": 3}:
+            newcomer.start()
+            newcomer.join(1)
+            assert newcomer.is_alive()
+            assert load_checkpoint(store, old, Checkpoint(ARM, 2)), "still in its place"
+
+    train_part(old, ARM, store, 4, range(1), report=report)
+    newcomer.join()
+    train_parts(new, store, 4)
+    assert_same(store, undisturbed(new), new)
+    train_parts(old, store, 4)
+    assert_same(store, undisturbed(old), old)
+
+
 def test_another_number_of_trials_leaves_no_part_behind(parted: MakeStudy, store: Store, undisturbed: Any) -> None:
     more, fewer = parted(), parted(trials=2)
     train_part(more, ARM, store, 2, range(2, 3))
@@ -496,6 +520,47 @@ def test_an_arm_begun_as_a_whole_goes_on_so_unless_its_parts_are_further(
     train_part(study, ARM, store, 4, single[2])
     assert division(store, study, ARM) == single
     assert results(store.root) == results(undisturbed(study).root)
+
+
+def as_an_earlier_version(store: Store, study: Study) -> None:
+    """Everything in the arm's own files, and manifests of parts that vouch for these; best checkpoints of one apart."""
+    for epoch in study.checkpoints:
+        checkpoint = Checkpoint(ARM, epoch)
+        path = store.checkpoint_manifest_path("tiny", checkpoint)
+        weights, manifest = load_checkpoint(store, study, checkpoint)
+        save_tensors(store.checkpoint_path("tiny", checkpoint), weights, {"checkpoint": f"tiny/{checkpoint.key}"})
+        files = {role: store.root / entry["path"] for role, entry in manifest["files"].items()}
+        apart = [files.pop(role) for role in list(files) if role.startswith("weights.")]
+        files["weights"] = store.checkpoint_path("tiny", checkpoint)
+        store.write_manifest(path, manifest, files)
+        for part, own in zip(all_parts(store, study, ARM), apart, strict=True):
+            own.unlink()
+            about = {**manifest, **identity(part.study, ARM)}
+            store.write_manifest(own.with_suffix(".json"), about, {**files, "whole": path})
+    part = all_parts(store, study, ARM)[1]
+    for path in store.best_folder("tiny", ARM.key).glob("trial-001.*.safetensors"):
+        manifest = store.read_manifest(path.with_suffix(".json")) or {}
+        there = part.store.folder / "best" / path.name.replace("trial-001", "trial-000")
+        there.parent.mkdir(exist_ok=True)
+        path.rename(there)
+        path.with_suffix(".json").unlink()
+        about = {**manifest, **identity(part.study, ARM), "trial": 0}
+        store.write_manifest(there.with_suffix(".json"), about, {"weights": there})
+
+
+def test_what_an_earlier_version_has_put_together_is_not_trained_again_and_goes_on(
+    parted: MakeStudy, store: Store, undisturbed: Any
+) -> None:
+    study, longer = parted(), parted(epochs=6, checkpoints=(0, 2, 4, 6))
+    train_parts(study, store, 4)
+    as_an_earlier_version(store, study)
+    assert load_checkpoint(store, study, Checkpoint(ARM, 2))
+    for until in (4, 2):
+        train_parts(study, store, until, report=no_training)
+    seen: list[Any] = []
+    train_parts(longer, store, 6, report=lambda news: seen.append((news["event"], news.get("epoch"))))
+    assert sorted(set(seen)) == [("checkpoint", 6), ("progress", 5), ("progress", 6)]
+    assert_same(store, undisturbed(longer), longer)
 
 
 # The ledger
