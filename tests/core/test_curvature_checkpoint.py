@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dd_core.analysis.auroc import auroc
-from dd_core.curvature import compute_curvature, finite_difference_curvature, per_image_curvature
+from dd_core.curvature import finite_difference_curvature, per_image_curvature
 from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
@@ -21,7 +21,7 @@ from dd_core.models.build import build
 from dd_core.models.stacking import load_state
 from dd_core.results import per_image_curvature as checkpoint_module
 from dd_core.results.kinds import curvature_is_current, curvature_manifest, missing_curvature
-from dd_core.results.per_image_curvature import compute_shard, prove_complete
+from dd_core.results.per_image_curvature import compute_curvature, compute_shard, prove_complete
 from dd_core.results.rows import standardised, trained_network
 from dd_core.store import provenance
 from dd_core.store.checkpoints import load_checkpoint, save_tensors
