@@ -97,6 +97,14 @@ def all_parts(store: Store, study: Study, arm: Arm) -> list[Part]:
     return [Part.of(store, study, arm, range(trials[0], trials[-1] + 1)) for trials in stacking(study, arm)]
 
 
+def locks_of_parts(store: Store, study: Study, arm: Arm) -> list[tuple[str, str, str]]:
+    """The locks of all parts that an arm has or has left, whatever its recipe was, as ``Store.lock`` takes them."""
+    folder = store.parts_folder(study.name, arm.key)
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = left | {part.store.name for part in all_parts(store, study, arm)}
+    return [(study.name, arm.key, name) for name in sorted(names)]
+
+
 def division(store: Store, study: Study, arm: Arm) -> list[range]:
     """The numbers of the trials that should train together from now on; of one entry: the arm as a whole.
 

@@ -14,7 +14,7 @@ from dd_core.errors import StaleError, UserError
 from dd_core.machine.memory import begin_with, is_out_of_memory
 from dd_core.store.checkpoints import check_checkpoint
 from dd_core.store.files import remove
-from dd_core.store.parts import PartStore, all_parts
+from dd_core.store.parts import PartStore, all_parts, locks_of_parts
 from dd_core.store.provenance import harmed_best
 from dd_core.store.retirement import manifests_of_arm, restorable, restore, retire
 from dd_core.store.store import LockedError, Store
@@ -256,8 +256,7 @@ def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> No
         LockedError: a part is being trained, and all would have to be moved.
     """
     whole, study = (store.whole, study.whole) if isinstance(store, PartStore) else (store, study)
-    parts = all_parts(whole, study, arm)
-    recipes = {study.recipe_hash(arm), *(part.study.recipe_hash(arm) for part in parts)}
+    recipes = {study.recipe_hash(arm), *(part.study.recipe_hash(arm) for part in all_parts(whole, study, arm))}
     data_sha256 = load(study.data.dataset).sha256
 
     def is_own(manifest: dict[str, Any]) -> bool:
@@ -271,10 +270,8 @@ def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> No
     if whole is not store:
         raise ArmBusyError(f"{arm.key} of {study.name} is being trained with another recipe by another process")
     with contextlib.ExitStack() as stack:
-        folder = store.parts_folder(study.name, arm.key)
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        for name in sorted(names | {part.store.name for part in parts}):
-            stack.enter_context(store.lock(study.name, arm.key, name, timeout=0))
+        for lock in locks_of_parts(store, study, arm):
+            stack.enter_context(store.lock(*lock, timeout=0))
         if is_other:
             target = retire(store, study.name, arm.key, str(found[0].get("recipe")))
             what = "recipe" if found[0].get("recipe") not in recipes else "data set"

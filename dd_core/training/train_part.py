@@ -13,7 +13,7 @@ from dd_core.errors import StaleError
 from dd_core.store.best_checkpoints import save_best
 from dd_core.store.checkpoints import check_checkpoint, identity, read_tensors
 from dd_core.store.files import remove
-from dd_core.store.parts import Part, all_parts
+from dd_core.store.parts import Part, all_parts, locks_of_parts
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -56,8 +56,8 @@ def train_part(
     """
     part = Part.of(store, study, arm, trials)
     while not _prepared(part, store, study, arm, report):
-        for other in all_parts(store, study, arm):  # one of them trains another recipe, which is not moved meanwhile
-            with other.store.lock(study.name, arm.key):
+        for lock in locks_of_parts(store, study, arm):  # one trains another recipe, which is not moved now
+            with store.lock(*lock):
                 pass
     if sound_checkpoints(store, study, arm, until):
         with contextlib.suppress(LockedError), part.store.lock(study.name, arm.key, timeout=0):
@@ -108,9 +108,10 @@ def _take_over(part: Part, arm: Arm) -> None:
     own = identity(part.study, arm).items()
     for manifest in part.store.read_manifests([path for path in best if path.suffix == ".json"]):
         if manifest is not None and own <= manifest.items():
-            weights, _ = read_tensors(part.store.verify(manifest, "weights"))
-            how = manifest["trial"], manifest["epoch"], manifest["loss_val_nats"]
-            save_best(part.store, part.study, arm, *how, weights)
+            with contextlib.suppress(StaleError):  # of a damaged one nothing is left
+                weights, _ = read_tensors(part.store.verify(manifest, "weights"))
+                how = manifest["trial"], manifest["epoch"], manifest["loss_val_nats"]
+                save_best(part.store, part.study, arm, *how, weights)
     remove(*best)
 
 
