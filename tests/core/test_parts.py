@@ -14,11 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from dd_core.errors import StudyError
+from dd_core.checks.integrity import damaged_checkpoints
+from dd_core.errors import StaleError, StudyError
 from dd_core.jobs.job import Job, TrainTask, predicted_cost, training_job
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.kinds import curvature_is_current, curvature_manifest
+from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import identity, load_checkpoint, save_tensors
 from dd_core.store.parts import all_parts, division
+from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.files import read_study
 from dd_core.study.stacks import stacking
@@ -205,6 +210,33 @@ def test_no_study_file_can_say_that_it_is_a_part(key: str, tmp_path: Path, parte
     path.write_text(json.dumps({**json.loads(parted().model_dump_json()), key: 1}))
     with pytest.raises(StudyError, match=key):
         read_study(path)
+
+
+def test_results_of_parts_are_those_of_one_training(parted: MakeStudy, store: Store) -> None:
+    """What reads weights finds those of every trial, in whichever file."""
+    hessian = {"quantities": ("exact_trace",), "num_images": 20, "epochs": (4,)}
+    study, other = parted(hessian=hessian), Store(store.root / "other")
+    train_parts(study, store, 4)
+    train_arm(study, ARM, other, 4)
+    checkpoint = Checkpoint(ARM, 4)
+    for each in (store, other):
+        compute_curvature(study, checkpoint, each)
+        hessian_of_checkpoint(study, checkpoint, each)
+        assert damaged_checkpoints(each, study) == ([], 3)
+    shutil.move(other.root, store.root.parent / "other")
+    assert results(store.root) == results(store.root.parent / "other")
+    assert missing(store, study) == missing(Store(store.root.parent / "other"), study) == 2
+    harm_weights(store, epoch=4)
+    with pytest.raises(StaleError, match=r"trials-001/0004\.safetensors is damaged"):
+        compute_curvature(study, checkpoint, store)
+    problems, _ = damaged_checkpoints(store, study)
+    assert len(problems) == 1 and "trials-001/0004.safetensors is damaged" in problems[0]
+
+
+def missing(store: Store, study: Study) -> int:
+    """How many of the arm's checkpoints have no current curvature."""
+    trained = trained_checkpoints(store, study, {ARM})
+    return sum(not curvature_is_current(curvature_manifest(store, study, c), m, study) for c, m in trained.items())
 
 
 # Interruptions
@@ -420,8 +452,8 @@ def test_changed_checkpoint_epochs_leave_every_step_once(
             assert repr(ours.sql(query).fetchall()) == repr(theirs.sql(query).fetchall()), view
 
 
-def harm_weights(store: Store) -> None:
-    (path,) = store.parts_folder("tiny", ARM.key).glob("trials-001/0002.safetensors")
+def harm_weights(store: Store, epoch: int = 2) -> None:
+    (path,) = store.parts_folder("tiny", ARM.key).glob(f"trials-001/{epoch:04d}.safetensors")
     path.write_bytes(path.read_bytes()[:-8] + b"\x00" * 8)
 
 
