@@ -7,8 +7,6 @@ trial by trial, and rows in the same order. Only the time of a step is each part
 import contextlib
 from typing import Any
 
-import torch
-
 from dd_core.errors import StaleError
 from dd_core.store.best_checkpoints import save_best
 from dd_core.store.checkpoints import check_checkpoint, identity, read_tensors
@@ -18,10 +16,8 @@ from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.assembly import assemble, remove_what_parts_need_no_more
-from dd_core.training.ledger import mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
-from dd_core.training.settling import settle
-from dd_core.training.train import Report, arm_lock, set_recipe_right, sound_checkpoints, train_arm
+from dd_core.training.train import Report, arm_lock, set_recipe_right, train_arm
 
 
 def train_part(
@@ -36,7 +32,7 @@ def train_part(
 ) -> None:
     """Train some trials of an arm up to an epoch, and write every checkpoint that all parts of it have reached.
 
-    Does nothing if every checkpoint of the arm up to ``until`` is there and sound. Any part may be trained by any
+    Trains nothing if every checkpoint of the arm up to ``until`` is there and sound. Any part may be trained by any
     process at any time; killing each at any moment and calling again leads to the results of one training of the arm.
 
     Args:
@@ -59,14 +55,6 @@ def train_part(
         for lock in locks_of_parts(store, study, arm):  # one trains another recipe, which is not moved now
             with store.lock(*lock):
                 pass
-    if sound_checkpoints(store, study, arm, until):
-        with contextlib.suppress(LockedError), part.store.lock(study.name, arm.key, timeout=0):
-            for folder in (part.store.folder, part.store.best_folder(study.name, arm.key)):
-                part.store.clean_temporaries(folder)
-            mark_interrupted(part.store, part.study, arm)
-            settle(part.store, part.study, arm, options.get("device") or torch.device("cpu"))
-        put_together(store, study, arm)
-        return
 
     def pass_on(event: dict[str, Any]) -> None:
         if event["event"] != "checkpoint":
