@@ -23,7 +23,7 @@ from dd_core.jobs.worker import prepare_process
 from dd_core.machine.devices import num_cores
 from dd_core.models.build import build
 from dd_core.results.per_image_curvature import compute_shard
-from dd_core.store.checkpoints import save_checkpoint
+from dd_core.store.checkpoints import save_checkpoint, save_weights
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 
@@ -120,7 +120,8 @@ def _shards(folder: Path, repeats: int) -> None:
     for trials in (1, 5):
         setup = make_setup("", "cifar10", 8, trials, 1)
         store, checkpoint = Store(folder / f"shards-{trials}"), Checkpoint(setup.arm, 4000)
-        save_checkpoint(store, setup.study, checkpoint, [(trials, _weights(8, trials))], {}, {}, "cpu", {})
+        weights = save_weights(store, setup.study, checkpoint, [(trials, _weights(8, trials))])
+        save_checkpoint(store, setup.study, checkpoint, {"weights": weights}, {}, {}, "cpu", {})
         sizes, start = (16, 48), 0
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
         for repeat in range(repeats + 1):

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -319,11 +320,22 @@ def work_and_die(lab: Lab, job: Job, death: Death) -> None:
 def results(root: Path) -> dict[str, str]:
     """Digest of every result below a root, by path: all bits of weights and tables but wall-clock times.
 
+    Weights in several files, of parts that trained apart, are told as of the one file that a whole training writes.
     Left out: the table ``runs`` (it tells when and how often), and the columns ``time`` and ``seconds`` of the others.
     """
     digests = {}
     for path in sorted(root.glob("checkpoints/**/[0-9]*.safetensors")):
         digests[str(path.relative_to(root))] = sha256_of(path)
+    for path in sorted(root.glob("checkpoints/*/*/[0-9]*.json")):
+        manifest = Store(root).read_manifest(path)
+        if manifest is not None and "weights" not in manifest.files:
+            from dd_core.store.checkpoints import read_weights, save_tensors
+
+            with tempfile.TemporaryDirectory() as folder:
+                key = f"{manifest.content['study']}/{manifest.content['arm']}|{manifest.epoch:04d}"
+                file = Path(folder) / path.with_suffix(".safetensors").name
+                save_tensors(file, read_weights(Store(root), manifest), {"checkpoint": key})
+                digests[str(path.with_suffix(".safetensors").relative_to(root))] = sha256_of(file)
     for path in sorted(root.glob("tables/**/*.parquet")):
         if "study=none" in path.parts:  # the empty files that views need
             continue

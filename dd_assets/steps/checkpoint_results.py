@@ -207,7 +207,7 @@ class _Recorder:
             manifest, weights, study
         ):  # the run config wanted others than the study file
             wanted[-1] = settings_key(key, manifest.settings)
-        sha256 = weights.files["weights"].sha256
+        sha256 = weights.weights_sha256
         source = (sha256, self._event_of(study, checkpoint, weights))
         inputs = {checkpoints_key(study.name): source, **declared_inputs(wanted)}
         tags = event_tags(table.sha256, self.result.kind.version, inputs)
@@ -226,7 +226,7 @@ class _Recorder:
 
     def _event_of(self, study: Study, checkpoint: Checkpoint, weights: Manifest) -> int:
         """The number of the event that recorded these weights; where it was lost they are recorded now."""
-        key, sha256 = checkpoints_key(study.name), weights.files["weights"].sha256
+        key, sha256 = checkpoints_key(study.name), weights.weights_sha256
         latest = self._latest_of(key)
         for attempt in range(3):
             number, tags = latest.get(checkpoint.key, (0, {}))

@@ -67,18 +67,17 @@ def record_checkpoint(
     expected: Mapping[str, float] | None = None,
 ) -> None:
     """Log that a checkpoint is there: its numbers, its place, its versions, and what was expected of its training."""
-    weights = manifest.files["weights"]
     metadata = {
         **{name: value for name, value in manifest.headline.items() if value == value},
-        "dagster/uri": str(store.root / weights.path),
+        "dagster/uri": str(store.root / manifest.weights[0].path),
         "recipe": manifest.recipe,
-        "bytes": weights.bytes,
+        "bytes": sum(entry.bytes for entry in manifest.weights),
         "device": manifest.device,
         **(expected or {}),
     }
     inputs = declared_inputs(recipe.key for recipe in recipes(study) if recipe.concerns(checkpoint))
     key = checkpoints_key(study.name)
-    log_partition(context, key, checkpoint, metadata, event_tags(weights.sha256, TRAINER_VERSION, inputs))
+    log_partition(context, key, checkpoint, metadata, event_tags(manifest.weights_sha256, TRAINER_VERSION, inputs))
 
 
 def already_logged(key: dg.AssetKey) -> dg.Output[None]:

@@ -122,9 +122,10 @@ def _sources(store: Store, study: Study, arm: Arm) -> dict[str, str]:
 
 
 def _megabytes(store: Store, study: Study, arm: Arm) -> dict[int, float]:
-    """By epoch, the size of one trial's checkpoint; all trials of an arm share a file."""
+    """By epoch, the size of one trial's checkpoint; trials that train together share a file."""
     found = trained_checkpoints(store, study, {arm})
-    return {c.epoch: m.files["weights"].bytes / study.trials / 1e6 for c, m in found.items()}
+    sizes = {c.epoch: sum(entry.bytes for entry in m.weights) for c, m in found.items()}
+    return {epoch: size / study.trials / 1e6 for epoch, size in sizes.items()}
 
 
 def _stage(

@@ -123,11 +123,6 @@ def by_trial(tensor: Tensor, num_trials: int) -> Tensor:
     return tensor.unflatten(0, (num_trials, -1)) if tensor.ndim else tensor.unsqueeze(0)
 
 
-def joined(tensor: Tensor) -> Tensor:
-    """The reverse of ``by_trial``."""
-    return tensor.flatten(0, 1) if tensor.ndim > 1 else tensor.squeeze(0)
-
-
 def stack_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Weights of T plain networks as those of one stacked network."""
     if len(states) == 1:

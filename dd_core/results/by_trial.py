@@ -150,7 +150,7 @@ def described(
         "kind": kind.name,
         **asdict(identity(study, checkpoint.arm)),
         "epoch": checkpoint.epoch,
-        "checkpoint_sha256": weights.files["weights"].sha256,
+        "checkpoint_sha256": weights.weights_sha256,
         kind.version_key: kind.version,
         "settings": settings,
     }
@@ -207,7 +207,7 @@ def unchanged_weights(
         _refuse_other_weights(store, study, checkpoint, manifest)
     except StaleError:
         own = store.read_manifest(store.manifest_path(result))
-        if own is None or own.checkpoint_sha256 == manifest.files["weights"].sha256:
+        if own is None or own.checkpoint_sha256 == manifest.weights_sha256:
             remove(store.manifest_path(result))
             remove(result)
         raise
@@ -217,7 +217,7 @@ def unchanged_weights(
 
 def _refuse_other_weights(store: Store, study: Study, checkpoint: Checkpoint, manifest: Manifest) -> None:
     now = checkpoint_manifest(store, study, checkpoint)
-    if now.files["weights"].sha256 != manifest.files["weights"].sha256:
+    if now.weights_sha256 != manifest.weights_sha256:
         raise StaleError(
             f"the weights of {checkpoint.key} of {study.name} have changed while this was computed; run the same "
             "command again"

@@ -22,7 +22,7 @@ from dd_core.errors import StaleError
 from dd_core.machine.memory import name_of
 from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_table
 from dd_core.results.rows import Families, compute_rows
-from dd_core.store.checkpoints import check_checkpoint, read_tensors
+from dd_core.store.checkpoints import check_checkpoint, read_weights
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store
@@ -143,7 +143,7 @@ class _Whole:
 
     def computed(self, rows: Rows, device: torch.device) -> _Shard:
         """Compute a shard."""
-        tensors, _ = read_tensors(self.store.checkpoint_path(self.study.name, self.checkpoint))
+        tensors = read_weights(self.store, self.weights)
         columns, seconds = compute_rows(
             self.study, self.checkpoint, tensors, self.data, rows, self.families, device, self.weights.live_trials
         )

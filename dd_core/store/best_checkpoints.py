@@ -19,13 +19,17 @@ from dd_core.study.study import Arm, Checkpoint, Study
 def save_best(
     store: Store, study: Study, arm: Arm, trial: int, epoch: int, loss_val_nats: float, weights: dict[str, Tensor]
 ) -> None:
-    """Keep one trial's weights (those of a plain network) at an epoch; equal weights give equal files."""
+    """Keep one trial's weights (those of a plain network) at an epoch; equal weights give equal files.
+
+    Trials are counted from the first of the study; what is written of a part is as if it were of the whole.
+    """
     path = _path(store, study, arm, trial, epoch)
-    save_tensors(path, weights, {"checkpoint": f"{study.name}/{arm.key}/{trial}/{epoch}"})
+    number = study.first_trial + trial
+    save_tensors(path, weights, {"checkpoint": f"{study.name}/{arm.key}/{number}/{epoch}"})
     manifest = {
         "kind": "best checkpoint",
-        **asdict(identity(study, arm)),
-        "trial": trial,
+        **asdict(identity(study.whole, arm)),
+        "trial": number,
         "epoch": epoch,
         "loss_val_nats": loss_val_nats,
         "torch_version": torch.__version__,
@@ -68,12 +72,14 @@ def best_manifests(store: Store, study: Study, arm: Arm, pattern: str = "trial-*
 
 
 def prune_best(store: Store, study: Study, arm: Arm, kept: list[list[int]]) -> None:
-    """Remove all but the epochs named, trial by trial; the manifests go first."""
+    """Remove all of these trials but the epochs named, trial by trial; the manifests go first."""
+    own = {f"trial-{number:03d}" for number in study.trial_numbers}
     wanted = {_path(store, study, arm, trial, epoch).stem for trial, epochs in enumerate(kept) for epoch in epochs}
     for suffix in ("json", "safetensors"):
         found = store.best_folder(study.name, arm.key).glob(f"*.{suffix}")
-        remove(*(path for path in sorted(found) if path.stem not in wanted))
+        remove(*(path for path in sorted(found) if path.stem not in wanted and path.stem.split(".")[0] in own))
 
 
 def _path(store: Store, study: Study, arm: Arm, trial: int, epoch: int) -> Path:
-    return store.best_folder(study.name, arm.key) / f"trial-{trial:03d}.epoch-{epoch:04d}.safetensors"
+    name = f"trial-{study.first_trial + trial:03d}.epoch-{epoch:04d}.safetensors"
+    return store.best_folder(study.name, arm.key) / name

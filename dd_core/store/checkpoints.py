@@ -1,5 +1,6 @@
 """Weights on disk: checkpoints with their manifests, and the rolling point from which training resumes."""
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -15,8 +16,9 @@ from torch import Tensor
 from dd_core.data.datasets import fingerprint
 from dd_core.errors import StaleError
 from dd_core.models.stacking import by_trial
-from dd_core.store.files import local_copy, write_atomically
+from dd_core.store.files import local_copy, remove, write_atomically
 from dd_core.store.manifests import Ending, Identity, Manifest
+from dd_core.store.parts import PartStore
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
 from dd_core.study.measured import measured
@@ -67,33 +69,40 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return result.hexdigest()
 
 
-def save_checkpoint(
-    store: Store,
-    study: Study,
-    checkpoint: Checkpoint,
-    states: list[tuple[int, dict[str, Tensor]]],
-    tables: dict[str, tuple[Path, int]],
-    headline: dict[str, float],
-    device: str,
-    ended: dict[int, Ending],
-) -> None:
-    """Write the weights of all trials, then the manifest that vouches for them and for the metrics up to them.
-
-    Args:
-        store: where to.
-        study: the study trained.
-        checkpoint: which arm and epoch.
-        states: of every stack, its number of trials and stacked weights.
-        tables: the metric files of this segment and their row counts.
-        headline: mean over trials of the evaluation, for people.
-        device: what it was computed on.
-        ended: trials that ended before the arm did, and how.
-    """
+def save_weights(
+    store: Store, study: Study, checkpoint: Checkpoint, states: list[tuple[int, dict[str, Tensor]]]
+) -> Path:
+    """Write the weights of all trials to one file: of every stack its number of trials and its stacked weights."""
     # (T*n, ...) of each stack becomes (T, n, ...), and the stacks follow each other along the trials.
     stacked = {name: torch.cat([by_trial(state[name], count) for count, state in states]) for name in states[0][1]}
     path = store.checkpoint_path(study.name, checkpoint)
     # A single entry, because safetensors writes several in random order: equal weights shall be equal files.
     save_tensors(path, stacked, {"checkpoint": f"{study.name}/{checkpoint.key}"})
+    return path
+
+
+def save_checkpoint(
+    store: Store,
+    study: Study,
+    checkpoint: Checkpoint,
+    weights: dict[str, Path],
+    tables: dict[str, tuple[Path, int]],
+    headline: dict[str, float],
+    device: str,
+    ended: dict[int, Ending],
+) -> None:
+    """Write the manifest that vouches for the weights and for the metrics up to them, which makes a checkpoint exist.
+
+    Args:
+        store: where to.
+        study: the study trained.
+        checkpoint: which arm and epoch.
+        weights: its files of weights by role: ``weights``, or ``weights.<part>`` of each part that trained apart.
+        tables: the metric files of this segment and their row counts.
+        headline: mean over trials of the evaluation, for people.
+        device: what it was computed on.
+        ended: trials that ended before the arm did, and how.
+    """
     manifest = {
         "kind": "checkpoint",
         **asdict(identity(study, checkpoint.arm)),
@@ -107,8 +116,29 @@ def save_checkpoint(
         "torch_version": torch.__version__,
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    files = {"weights": path, **{name: file for name, (file, _) in tables.items()}}
+    files = {**weights, **{name: file for name, (file, _) in tables.items()}}
     store.write_manifest(store.checkpoint_manifest_path(study.name, checkpoint), manifest, files)
+
+
+def make_way(store: Store, study: Study, checkpoint: Checkpoint) -> bool:
+    """Before a checkpoint is written, again perhaps after a kill: no manifest must vouch for the new files.
+
+    Returns:
+        Whether it is to be written: not by a part that has to train again what is there of all, up to this epoch.
+    """
+    own = store.checkpoint_manifest_path(study.name, checkpoint)
+    if not isinstance(store, PartStore):
+        remove(own)
+        return True
+    with store.whole.lock(study.name, checkpoint.arm.key):  # nobody puts it together meanwhile
+        try:
+            for epoch in sorted(study.checkpoints, reverse=True):
+                if epoch <= checkpoint.epoch:
+                    check_checkpoint(store.whole, study.whole, Checkpoint(checkpoint.arm, epoch))
+        except StaleError:
+            remove(store.whole.checkpoint_manifest_path(study.name, checkpoint), own)
+            return True
+    return False
 
 
 def identity(study: Study, arm: Arm) -> Identity:
@@ -119,9 +149,19 @@ def identity(study: Study, arm: Arm) -> Identity:
 def check_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest:
     """The manifest of a checkpoint after its identity and every file it vouches for have been checked.
 
+    That of a part is the arm's once all parts have got there; another process may remove the part's own just now.
+
     Raises:
         StaleError: there is no such checkpoint, or it is damaged, or of another recipe or data set.
     """
+    if isinstance(store, PartStore):
+        with contextlib.suppress(StaleError):
+            return _check(store, study, checkpoint)
+        store, study = store.whole, study.whole
+    return _check(store, study, checkpoint)
+
+
+def _check(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest:
     manifest = checkpoint_manifest(store, study, checkpoint)
     for name in identity(study, checkpoint.arm).differs_from(manifest):
         raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has another {name}; train it again")
@@ -141,5 +181,14 @@ def load_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> tuple
         StaleError: there is no such checkpoint, or it is damaged, or of another recipe or data set.
     """
     manifest = check_checkpoint(store, study, checkpoint)
-    tensors, _ = read_tensors(store.checkpoint_path(study.name, checkpoint))
-    return tensors, manifest
+    return read_weights(store, manifest), manifest
+
+
+def read_weights(store: Store, manifest: Manifest) -> dict[str, Tensor]:
+    """The weights of all trials, (T, ...) each, from the files that a checkpoint's manifest names.
+
+    Raises:
+        StaleError: one is missing, truncated or not safetensors.
+    """
+    parts = [read_tensors(store.root / entry.path)[0] for entry in manifest.weights]
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -105,9 +105,17 @@ class Manifest:
             known["ended"] = {int(trial): Ending.model_validate(ending) for trial, ending in known["ended"].items()}
         return cls(content, files, **known)
 
-    def vouching_for(self, files: Mapping[str, FileEntry]) -> "Manifest":
-        """The same of other files."""
-        return Manifest.of(self.content, files)
+    @property
+    def weights(self) -> list[FileEntry]:
+        """Of a checkpoint, its files of weights in the order of the trials: one, or one for every part of the arm."""
+        roles = (role for role in self.files if role.partition(".")[0] == "weights")
+        return [self.files[role] for role in sorted(roles, key=lambda role: (len(role), role))]
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of a checkpoint's weights: of the file, or where there are several of their digests."""
+        digests = [entry.sha256 for entry in self.weights]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     @property
     def live_trials(self) -> list[int]:

@@ -1,13 +1,13 @@
 """The trials of an arm that train apart from each other, and where such a part keeps its results. Needs no torch.
 
 Trials that share a network (a stack) train together; an arm with several stacks is divided into as many parts, which
-need nothing of each other and may train anywhere. What a part has trained lies in a folder of its own until
-``dd_core.training.train_part`` has put all parts together to the checkpoints and tables of the arm::
+need nothing of each other and may train anywhere. Each keeps its weights for good in a folder of its own, and the
+manifest of a checkpoint names those of all parts. ``dd_core.training.train_part`` writes it, with the rows of all parts
+in the arm's tables, when the last part has got there::
 
-    parts/<study>/<arm>/trials-003/<epoch>.safetensors, <epoch>.json, best/, tables/<table>/<epoch>.parquet
-    parts/<study>/<arm>/trials-003/resume.safetensors     stays, so that a study may be prolonged
-
-Of a checkpoint that has been put together only the part's manifest stays, which then vouches for the arm's files.
+    parts/<study>/<arm>/trials-003/<epoch>.safetensors                      weights of these trials
+    parts/<study>/<arm>/trials-003/resume.safetensors                       where these trials go on
+    parts/<study>/<arm>/trials-003/<epoch>.json, tables/<table>/<epoch>.parquet     until the others have got there
 """
 
 import contextlib
@@ -23,21 +23,24 @@ from dd_core.study.study import Arm, Study
 
 @dataclass(frozen=True, init=False)
 class PartStore(Store):
-    """The data root as a part of an arm sees it: with a folder and a lock of its own, but the arm's table ``runs``.
+    """The data root as a part of an arm sees it: a folder and a lock of its own, and the arm's ``runs`` and best.
 
     Attributes:
         whole: the data root as the arm sees it.
         folder: of the part.
+        trials: numbers of its trials.
     """
 
     whole: Store
     folder: Path
+    trials: range
 
-    def __init__(self, whole: Store, study: str, arm: str, name: str):
-        """``name``: of the part, see ``Part``."""
+    def __init__(self, whole: Store, study: str, arm: str, trials: range):
+        """``trials``: numbers of those of the part."""
         object.__setattr__(self, "root", whole.root)
         object.__setattr__(self, "whole", whole)
-        object.__setattr__(self, "folder", parts_folder(whole, study, arm) / name)
+        object.__setattr__(self, "folder", whole.parts_folder(study, arm) / f"trials-{trials.start:03d}")
+        object.__setattr__(self, "trials", trials)
 
     @property
     def name(self) -> str:
@@ -47,6 +50,10 @@ class PartStore(Store):
     def arm_folder(self, study: str, arm: str) -> Path:
         """The folder of the part's checkpoints."""
         return self.folder
+
+    def best_folder(self, study: str, arm: str) -> Path:
+        """That of the arm: each file there is of one trial."""
+        return self.whole.best_folder(study, arm)
 
     def table_folder(self, table: str, study: str | None = None, arm: str | None = None) -> Path:
         """The folder of the part's rows of a table."""
@@ -59,18 +66,12 @@ class PartStore(Store):
             yield
 
     def clean_temporaries(self, folder: Path, name: str = "") -> None:
-        """Remove what a killed writer left, but not where other parts are writing."""
+        """Remove what a killed writer left, but nothing that other parts are writing."""
         if folder.is_relative_to(self.folder):
             super().clean_temporaries(folder, name)
-
-    def folders_of_arm(self, study: str, arm: str) -> list[Path]:
-        """The part's own folder."""
-        return [self.folder]
-
-    def inside(self, folder: Path) -> "PartStore":
-        """The same part in a folder as if that were the data root."""
-        study, arm = self.folder.parent.parent.name, self.folder.parent.name
-        return PartStore(Store(folder), study, arm, self.name)
+        elif folder.name == "best":
+            for trial in self.trials:
+                super().clean_temporaries(folder, f"trial-{trial:03d}.")
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,20 @@ class Part:
     @classmethod
     def of(cls, store: Store, study: Study, arm: Arm, trials: range) -> "Part":
         """The part of an arm with the trials of these numbers."""
-        return cls(study.part(trials), PartStore(store, study.name, arm.key, f"trials-{trials.start:03d}"))
-
-
-def parts_folder(store: Store, study: str, arm: str) -> Path:
-    """The folder of all parts of an arm."""
-    return store.root / "parts" / study / arm
+        return cls(study.part(trials), PartStore(store, study.name, arm.key, trials))
 
 
 def all_parts(store: Store, study: Study, arm: Arm) -> list[Part]:
     """Every part of an arm, in the order of the trials."""
     return [Part.of(store, study, arm, range(trials[0], trials[-1] + 1)) for trials in stacking(study, arm)]
+
+
+def locks_of_parts(store: Store, study: Study, arm: Arm) -> list[tuple[str, str, str]]:
+    """The locks of all parts that an arm has or has left, whatever its recipe was, as ``Store.lock`` takes them."""
+    folder = store.parts_folder(study.name, arm.key)
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = left | {part.store.name for part in all_parts(store, study, arm)}
+    return [(study.name, arm.key, name) for name in sorted(names)]
 
 
 def division(store: Store, study: Study, arm: Arm) -> list[range]:

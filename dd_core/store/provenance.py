@@ -16,13 +16,17 @@ from dd_core.study.study import Arm, Checkpoint, Study
 
 
 def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest:
-    """The manifest of a checkpoint of the study's present recipe; opens no large file.
+    """The manifest of a checkpoint of the study's present recipe, of a part's that of the arm once there is one.
+
+    Opens no large file.
 
     Raises:
         StaleError: there is none, or it is of another recipe.
     """
     path = store.checkpoint_manifest_path(study.name, checkpoint)
     manifest = store.read_manifest(path)
+    if manifest is None and isinstance(store, PartStore):
+        return checkpoint_manifest(store.whole, study.whole, checkpoint)
     if manifest is None and path.exists():
         raise StaleError(
             f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; train it again"
@@ -56,15 +60,17 @@ def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None
 def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:
     """Sentences about best checkpoints of an arm that are missing or damaged, as far as its resume point knows them."""
     folder = store.best_folder(study.name, arm.key)
-    # A part hands them over to the arm. A resume point before the last checkpoint, after a kill in between, knows less
-    # than what was settled since.
-    metadata = {} if isinstance(store, PartStore) else resume_metadata(store, study, arm)
-    last = max((int(path.stem) for path in store.arm_folder(study.name, arm.key).glob("[0-9]*.json")), default=0)
+    # A resume point before the last checkpoint, after a kill in between, knows less than what was settled since.
+    metadata = resume_metadata(store, study, arm)
+    stores = [store, store.whole] if isinstance(store, PartStore) else [store]
+    manifests = (path for each in stores for path in each.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
+    last = max((int(path.stem) for path in manifests), default=0)
     if int(metadata.get("epoch", 0)) < last:
         metadata = {}
-    progress = enumerate(json.loads(metadata.get("progress", "[]")))
+    progress = enumerate(json.loads(metadata.get("progress", "[]")), study.first_trial)
     kept = {f"trial-{trial:03d}.epoch-{epoch:04d}" for trial, own in progress for _, epoch in own.get("kept", [])}
-    there = {path.stem for path in folder.glob("trial-*.json")}
+    own = {f"trial-{number:03d}" for number in study.trial_numbers}
+    there = {path.stem for path in folder.glob("trial-*.json") if path.stem.split(".")[0] in own}
     for stem in sorted(kept | there):
         path = folder / f"{stem}.safetensors"
         manifest = store.read_manifest(path.with_suffix(".json"))

@@ -6,12 +6,12 @@ What is retired lies in ``retired/<study>/<arm>/<recipe>``, where there already 
 
 import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dd_core.machine.disk import flush
 from dd_core.store.files import is_object, readable_errors, sha256_of
-from dd_core.store.manifests import Identity, Manifest
+from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store
 
 
@@ -36,30 +36,32 @@ def retire(store: Store, study: str, arm: str, recipe: str) -> Path | None:
     return target
 
 
-def restore(store: Store, study: str, arm: str, identity: Identity) -> Path | None:
-    """Put back what was retired of a recipe, if there is any and nothing stands in its place. Hold the arm's lock.
+def restorable(store: Store, study: str, arm: str, is_own: Callable[[Manifest], bool]) -> Path | None:
+    """Where what was retired of a recipe lies, if there is any and nothing stands in its place.
 
     Args:
-        store: the data root, or a part's.
+        store: the data root.
         study: name.
         arm: key.
-        identity: what the manifests of the checkpoints must say of themselves.
-
-    Returns:
-        Where it was, or None.
+        is_own: whether the manifest of a checkpoint is of that recipe.
     """
-    if _newest_manifests(store, study, arm):
+    # Those of parts may have been put back before a kill, and those of the arm, which come last, not yet.
+    if manifests_of_arm(store, study, arm, of_parts=False):
         return None
     found = [
         (len(manifests), _number(folder), folder)
         for folder in retired(store, study, arm)
-        if (manifests := _newest_manifests(store.inside(folder), study, arm))
-        and not any(map(identity.differs_from, manifests))
+        if (manifests := manifests_of_arm(Store(folder), study, arm)) and all(map(is_own, manifests))
     ]
-    if not found:
+    return max(found)[2] if found else None
+
+
+def restore(store: Store, study: str, arm: str, is_own: Callable[[Manifest], bool]) -> Path | None:
+    """Put back what is ``restorable``; returns where it was, or None. Hold the arm's lock."""
+    folder = restorable(store, study, arm, is_own)
+    if folder is None:
         return None
-    folder = max(found)[2]
-    inside = store.inside(folder)
+    inside = Store(folder)
     for source in inside.folders_of_arm(study, arm):
         target = store.root / _below(inside, source)
         if _exists(source):
@@ -77,9 +79,10 @@ def retired(store: Store, study: str, arm: str) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _newest_manifests(store: Store, study: str, arm: str) -> list[Manifest]:
-    """The readable manifests of an arm's checkpoints."""
+def manifests_of_arm(store: Store, study: str, arm: str, *, of_parts: bool = True) -> list[Manifest]:
+    """The readable manifests of an arm's checkpoints, and of those of its parts."""
     paths = sorted(store.arm_folder(study, arm).glob("[0-9]*.json"))
+    paths += sorted(store.parts_folder(study, arm).glob("*/[0-9]*.json")) if of_parts else []
     return [manifest for manifest in store.read_manifests(paths) if manifest is not None]
 
 

@@ -14,7 +14,7 @@ Layout below the root::
     figures/<figure>/<study>.{html,svg,json}
     exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
     exports/<study>/<variant>/metrics_k<k>.jsonl
-    parts/<study>/<arm>/trials-003/...                                trials that train apart, until put together
+    parts/<study>/<arm>/trials-003/...                                the same of trials that train apart (store.parts)
     jobs/<name>/<digest>/...                                          what a job on a cluster keeps while it runs
     staging/...                                                       exports and imports while they are written
     retired/<study>/<arm>/<recipe>/...                                results of an earlier recipe, out of every table;
@@ -100,6 +100,10 @@ class Store:
     def arm_folder(self, study: str, arm: str) -> Path:
         """The folder of an arm's checkpoints."""
         return self.root / "checkpoints" / study / arm
+
+    def parts_folder(self, study: str, arm: str) -> Path:
+        """The folder of all parts of an arm, see ``dd_core.store.parts``."""
+        return self.root / "parts" / study / arm
 
     def resume_path(self, study: str, arm: str) -> Path:
         """Where training goes on after an interruption."""
@@ -260,15 +264,11 @@ class Store:
         tables = [self.table_folder(name, study, arm) for name in _folders(self.root / "tables")]
         manifests = self.root / "manifests"
         others = [manifests / name / f"study={study}" / f"arm={arm}" for name in _folders(manifests)]
-        return [*tables, *others, self.arm_folder(study, arm)]
+        return [*tables, *others, self.parts_folder(study, arm), self.arm_folder(study, arm)]
 
     def retired_folder(self, study: str, arm: str) -> Path:
         """Below it lie results of earlier recipes, each in a folder that is like a data root of its own."""
         return self.root / "retired" / study / arm
-
-    def inside(self, folder: Path) -> "Store":
-        """The same of what lies in a folder as if that were the data root."""
-        return Store(folder)
 
     def clean_temporaries(self, folder: Path, name: str = "") -> None:
         """Remove what killed writers left of any file, or of one; call it while holding the lock of what lies there."""

@@ -113,7 +113,7 @@ def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLE
             entries += [
                 (checkpoint, "analysed", manifest.files["table"])
                 for checkpoint, manifest in kind.manifests(store, study, trained).items()
-                if manifest is not None and manifest.checkpoint_sha256 == trained[checkpoint].files["weights"].sha256
+                if manifest is not None and manifest.checkpoint_sha256 == trained[checkpoint].weights_sha256
             ]
     found = _lost_alone(store, study, tables)
     for checkpoint, done, entry in entries:

@@ -99,7 +99,7 @@ class Kind:
     def describes(self, result: Manifest, weights: Manifest) -> bool:
         """Whether a result is of these weights, by this code version, whatever its settings."""
         is_of_version = result.content.get(self.version_key) == self.version
-        return is_of_version and result.checkpoint_sha256 == weights.files["weights"].sha256
+        return is_of_version and result.checkpoint_sha256 == weights.weights_sha256
 
     def is_current(self, result: Manifest | None, weights: Manifest, study: Study) -> bool:
         """Whether it is, and has all that the study wants."""

@@ -16,11 +16,12 @@ from dd_core.store.checkpoints import (
     check_checkpoint,
     digest,
     identity,
+    make_way,
     read_tensors,
     save_checkpoint,
     save_tensors,
+    save_weights,
 )
-from dd_core.store.files import remove
 from dd_core.store.manifests import Ending
 from dd_core.store.provenance import harmed_best
 from dd_core.store.store import Store
@@ -161,12 +162,14 @@ class Session:
     def save_checkpoint(self, headline: dict[str, float]) -> None:
         """Write the metrics since the last checkpoint, the weights, and their manifest."""
         checkpoint = Checkpoint(self.arm, self.epoch)
-        # Of one that was written before a kill, and is now written again: it must not vouch for the new files.
-        remove(self.store.checkpoint_manifest_path(self.study.name, checkpoint))
+        if not make_way(self.store, self.study, checkpoint):
+            self.recorder.load_state({})
+            return
         tables = self.recorder.flush(self.store, checkpoint)
         states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
+        weights = {"weights": save_weights(self.store, self.study, checkpoint, states)}
         ended = {trial: p.ending for trial, p in enumerate(self.progress) if p.ending is not None}
-        save_checkpoint(self.store, self.study, checkpoint, states, tables, headline, name_of(self.device), ended)
+        save_checkpoint(self.store, self.study, checkpoint, weights, tables, headline, name_of(self.device), ended)
 
     def save_resume_point(self) -> None:
         """Write everything needed to go on from here as if nothing had happened."""

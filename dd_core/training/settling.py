@@ -65,10 +65,12 @@ def progress_at(store: Store, study: Study, checkpoint: Checkpoint) -> list[Tria
     Raises:
         StaleError: there is no such checkpoint.
     """
-    ended = checkpoint_manifest(store, study, checkpoint).ended
+    manifest = checkpoint_manifest(store, study, checkpoint)
+    # That of a part counts its own trials, that of the arm all of them.
+    first = 0 if manifest.recipe == study.recipe_hash(checkpoint.arm) else study.first_trial
     progress = []
     for trial, evaluations in enumerate(_evaluations(store, study, checkpoint)):
-        ending = ended.get(trial)
+        ending = manifest.ended.get(first + trial)
         stood = TrialProgress()
         for epoch, metrics in sorted(evaluations.items()):
             stood.ending = ending if ending is not None and epoch > ending.epoch else None

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
+from dd_core.data.datasets import fingerprint
 from dd_core.errors import StaleError, UserError
 from dd_core.events import CheckpointWritten, Note, Progress, Report
 from dd_core.machine.memory import begin_with, is_out_of_memory
-from dd_core.store.checkpoints import check_checkpoint, identity
+from dd_core.store.checkpoints import check_checkpoint
 from dd_core.store.files import remove
+from dd_core.store.manifests import Manifest
+from dd_core.store.parts import PartStore, all_parts, locks_of_parts
 from dd_core.store.provenance import harmed_best
-from dd_core.store.retirement import restore, retire
+from dd_core.store.retirement import manifests_of_arm, restorable, restore, retire
 from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.ledger import RunRecord, mark_interrupted
@@ -242,17 +245,34 @@ def _foreign_files(store: Store, study: Study, arm: Arm, start: str) -> list[Pat
 def set_recipe_right(store: Store, study: Study, arm: Arm, report: Report) -> None:
     """Move aside results of another recipe, or of other data, and put back what there was of the present one.
 
-    So tables never mix two recipes of an arm, and who goes back to a recipe need not train it again.
+    So tables never mix two recipes of an arm, and who goes back to a recipe need not train it again. Hold the arm's
+    lock, or that of a part: then it was done before, for the whole arm.
+
+    Raises:
+        ArmBusyError: since then another process has begun with another recipe.
+        LockedError: a part is being trained, and all would have to be moved.
     """
-    own = identity(study, arm)
-    paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
-    found = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
-    others = [m for m in found if (m.recipe, m.data_sha256) != (own.recipe, own.data_sha256)]
+    whole, study = (store.whole, study.whole) if isinstance(store, PartStore) else (store, study)
+    recipes = {study.recipe_hash(arm), *(part.study.recipe_hash(arm) for part in all_parts(whole, study, arm))}
+    data_sha256 = fingerprint(study.data.dataset)
+
+    def is_own(manifest: Manifest) -> bool:
+        return manifest.recipe in recipes and manifest.data_sha256 == data_sha256
+
+    found = manifests_of_arm(whole, study.name, arm.key)
     # One among others that are right is damaged, not of another recipe; its checkpoint is trained again.
-    if others and len(others) == len(found):
-        target = retire(store, study.name, arm.key, others[0].recipe or "unknown")
-        what = "recipe" if others[0].recipe != own.recipe else "data set"
-        report(Note(text=f"{arm.key}: its {what} has changed; the old results lie in {target}"))
-    if (folder := restore(store, study.name, arm.key, own)) is not None:
-        mark_interrupted(store, study, arm)
-        report(Note(text=f"{arm.key}: its results are put back from {folder}"))
+    is_other = bool(found) and not any(map(is_own, found))
+    if not is_other and restorable(whole, study.name, arm.key, is_own) is None:
+        return
+    if whole is not store:
+        raise ArmBusyError(f"{arm.key} of {study.name} is being trained with another recipe by another process")
+    with contextlib.ExitStack() as stack:
+        for lock in locks_of_parts(store, study, arm):
+            stack.enter_context(store.lock(*lock, timeout=0))
+        if is_other:
+            target = retire(store, study.name, arm.key, found[0].recipe or "unknown")
+            what = "recipe" if found[0].recipe not in recipes else "data set"
+            report(Note(text=f"{arm.key}: its {what} has changed; the old results lie in {target}"))
+        if (source := restore(store, study.name, arm.key, is_own)) is not None:
+            mark_interrupted(store, study, arm)
+            report(Note(text=f"{arm.key}: its results are put back from {source}"))

@@ -41,6 +41,7 @@ from dd_core.tables.images import write_images
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import ArmBusyError, train_arm
+from dd_core.training.train_part import train_part
 
 from .comparison import ARM, assert_same_results
 from .object_store import BUCKET, Request, S3Server, count_up, hold, quick_leases, start, train
@@ -343,6 +344,24 @@ def test_retiring_an_arm_moves_all_of_it_even_if_it_is_interrupted(
     assert results(retired) == before
     assert set(results(remote.root)) == set(before)
     assert not results(remote.root).items() & {p: d for p, d in before.items() if p.startswith("tables")}.items()
+
+
+def test_parts_that_train_apart_and_change_their_recipe_leave_what_they_leave_in_a_folder(
+    remote: Store, make_study: Any, tmp_path: Path
+) -> None:
+    apart = {"precision": "float16", "architecture": "cnn5", "batch_size": 30}
+    data = {"dataset": "digits", "num_train": 60, "num_validation": 30}
+    studies = [make_study({**apart, "label_noise": noise}, data=data) for noise in (0.0, 0.1, 0.0)]
+    roots = Store(tmp_path / "parts"), Store(tmp_path / "whole")
+    for study in studies:
+        for trial in (1, 0):
+            for store in (remote, roots[0]):
+                train_part(study, ARM, store, 4, range(trial, trial + 1))
+        train_arm(study, ARM, roots[1], 4)
+        assert results(remote.root) == results(roots[0].root) == results(roots[1].root)
+        names = [{str(p.relative_to(s.root)) for p in s.root.glob("*/**/*") if p.is_file()} for s in (remote, roots[0])]
+        ours, theirs = ({name for name in found if not name.startswith("locks/")} for found in names)
+        assert ours == theirs
 
 
 # Locks

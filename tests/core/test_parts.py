@@ -5,7 +5,9 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from dd_core.errors import StudyError
+from dd_core.checks.integrity import damaged_checkpoints
+from dd_core.errors import StaleError, StudyError
 from dd_core.events import Event, Progress
 from dd_core.jobs.job import Job, TrainTask, predicted_cost, training_job
+from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
-from dd_core.store.checkpoints import load_checkpoint
-from dd_core.store.parts import all_parts, division, parts_folder
+from dd_core.store.checkpoints import identity, load_checkpoint, save_tensors
+from dd_core.store.parts import all_parts, division
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.files import read_study
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect
 from dd_core.training import train_part as parts_module
 from dd_core.training.step import Stepper
@@ -107,13 +113,14 @@ def train_parts(
 
 
 def manifests(store: Store, study: Study, arm: Arm) -> dict[str, Any]:
-    """What the arm's manifests say, but for times and the digests of files that hold times."""
+    """What the arm's manifests say, but for times, the digests of files that hold times, and where weights lie."""
     found = {}
     for path in sorted(store.arm_folder(study.name, arm.key).rglob("*.json")):
         content = json.loads(path.read_text())
         content.pop("written_at")
         content.pop("manifest")  # its own digest
         content["files"].pop("training_batches", None)
+        content["files"] = {role: file for role, file in content["files"].items() if not role.startswith("weights")}
         found[path.name] = repr(content)  # NaN is NaN
     return found
 
@@ -128,8 +135,12 @@ def assert_same(store: Store, other: Store, study: Study, arm: Arm = ARM) -> Non
     )
     assert ours == theirs
     assert bool(ours) == bool(study.data.num_validation)
-    left = [path.name for path in parts_folder(store, study.name, arm.key).rglob("*") if path.suffix != ".json"]
-    assert {name for name in left if "." in name} <= {"resume.safetensors"}, "of what has been put together"
+    paths = store.arm_folder(study.name, arm.key).glob("[0-9]*.json")
+    entries = [entry for path in paths for entry in json.loads(path.read_text())["files"].values()]
+    named = {store.root / entry["path"] for entry in entries}
+    assert all(path.is_file() for path in named)
+    parts = {path for path in store.parts_folder(study.name, arm.key).rglob("*") if path.is_file()}
+    assert {path for path in parts - named if path.name != "resume.safetensors"} == set(), "of what is all there"
     assert [path for path in store.root.rglob(".*.tmp") if ".writable" not in path.name] == []
 
 
@@ -151,7 +162,7 @@ def test_parts_have_the_bits_of_one_training(
             query = f"SELECT * EXCLUDE ({'time' if view == 'training_batches' else 'k'}) FROM {view} ORDER BY ALL"
             assert repr(ours.sql(query).fetchall()) == repr(theirs.sql(query).fetchall())
     for trial in range(3):
-        assert load_best(store, study, ARM, trial)[1]["epoch"] == load_best(other, study, ARM, trial)[1]["epoch"]
+        assert load_best(store, study, ARM, trial)[1].epoch == load_best(other, study, ARM, trial)[1].epoch
 
 
 @pytest.mark.parametrize(("k", "trials"), [(1, 9), (17, 2)])
@@ -204,6 +215,32 @@ def test_no_study_file_can_say_that_it_is_a_part(key: str, tmp_path: Path, parte
         read_study(path)
 
 
+def test_results_of_parts_are_those_of_one_training(parted: MakeStudy, store: Store) -> None:
+    """What reads weights finds those of every trial, in whichever file."""
+    hessian = {"quantities": ("exact_trace",), "num_images": 20, "epochs": (4,)}
+    study, other = parted(hessian=hessian), Store(store.root / "other")
+    train_parts(study, store, 4)
+    train_arm(study, ARM, other, 4)
+    checkpoint = Checkpoint(ARM, 4)
+    for each in (store, other):
+        compute_curvature(study, checkpoint, each)
+        hessian_of_checkpoint(study, checkpoint, each)
+        assert damaged_checkpoints(each, study) == ([], 3)
+    shutil.move(other.root, store.root.parent / "other")
+    assert results(store.root) == results(store.root.parent / "other")
+    assert missing(store, study) == missing(Store(store.root.parent / "other"), study) == 2
+    harm_weights(store, epoch=4)
+    with pytest.raises(StaleError, match=r"trials-001/0004\.safetensors is damaged"):
+        compute_curvature(study, checkpoint, store)
+    problems, _ = damaged_checkpoints(store, study)
+    assert len(problems) == 1 and "trials-001/0004.safetensors is damaged" in problems[0]
+
+
+def missing(store: Store, study: Study) -> int:
+    """How many of the arm's checkpoints have no current curvature."""
+    return len(PER_IMAGE_CURVATURE.missing(store, study))
+
+
 # Interruptions
 
 
@@ -241,7 +278,7 @@ def apart(parted: MakeStudy, tmp_path_factory: pytest.TempPathFactory) -> Store:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts_module, "put_together", lambda *_, **__: [])
         train_parts(parted(), store, 4)
-    assert not store.arm_folder("tiny", ARM.key).exists()
+    assert list(store.arm_folder("tiny", ARM.key).glob("[0-9]*")) == []
     return store
 
 
@@ -285,7 +322,7 @@ def test_an_end_between_any_two_files_of_what_is_put_together_costs_nothing(
         if written is not None:
             break
     assert written == [0, 2, 4]
-    assert number > 80
+    assert number > 40
 
 
 def no_training(news: Event) -> None:
@@ -417,8 +454,8 @@ def test_changed_checkpoint_epochs_leave_every_step_once(
             assert repr(ours.sql(query).fetchall()) == repr(theirs.sql(query).fetchall()), view
 
 
-def harm_weights(store: Store) -> None:
-    path = store.checkpoint_path("tiny", Checkpoint(ARM, 2))
+def harm_weights(store: Store, epoch: int = 2) -> None:
+    (path,) = store.parts_folder("tiny", ARM.key).glob(f"trials-001/{epoch:04d}.safetensors")
     path.write_bytes(path.read_bytes()[:-8] + b"\x00" * 8)
 
 
@@ -459,11 +496,34 @@ def test_a_changed_recipe_retires_what_the_old_one_made(parted: MakeStudy, store
     train_parts(new, store, 4, report=lambda news: notes.append(getattr(news, "text", "")))
     assert_same(store, undisturbed(new), new)
     retired = store.root / "retired" / "tiny" / ARM.key
-    assert (retired / old.recipe_hash(ARM) / "checkpoints" / "tiny" / ARM.key / "0002.safetensors").is_file()
+    assert load_checkpoint(Store(retired / old.recipe_hash(ARM)), old, Checkpoint(ARM, 2))
     assert len(list(retired.glob(f"*/parts/tiny/{ARM.key}/trials-*"))) == 3
     assert [note for note in notes if str(retired / old.recipe_hash(ARM)) in note]
     for path in store.table_folder("runs", "tiny", ARM.key).glob("*.parquet"):
         assert set(read_parquet(path)["recipe"].to_pylist()) == {new.recipe_hash(ARM)}
+
+
+def test_another_recipe_waits_until_nobody_trains_a_part_with_the_one_before(
+    parted: MakeStudy, store: Store, undisturbed: Any
+) -> None:
+    """What is moved aside would otherwise be written to."""
+    old, new = parted(), parted({**PLATEAU, "label_noise": 0.1})
+    train_parts(old, store, 2)
+    newcomer = threading.Thread(target=train_part, args=(new, ARM, store, 4, range(2, 3)))
+
+    def report(news: Event) -> None:
+        if news == Progress(epoch=3):
+            newcomer.start()
+            newcomer.join(1)
+            assert newcomer.is_alive()
+            assert load_checkpoint(store, old, Checkpoint(ARM, 2)), "still in its place"
+
+    train_part(old, ARM, store, 4, range(1), report=report)
+    newcomer.join()
+    train_parts(new, store, 4)
+    assert_same(store, undisturbed(new), new)
+    train_parts(old, store, 4)
+    assert_same(store, undisturbed(old), old)
 
 
 def test_another_number_of_trials_leaves_no_part_behind(parted: MakeStudy, store: Store, undisturbed: Any) -> None:
@@ -471,7 +531,7 @@ def test_another_number_of_trials_leaves_no_part_behind(parted: MakeStudy, store
     train_part(more, ARM, store, 2, range(2, 3))
     train_parts(fewer, store, 4)
     assert_same(store, undisturbed(fewer), fewer)
-    assert {path.name for path in parts_folder(store, "tiny", ARM.key).iterdir()} == {"trials-000", "trials-001"}
+    assert {path.name for path in store.parts_folder("tiny", ARM.key).iterdir()} == {"trials-000", "trials-001"}
     train_parts(more, store, 4)
     assert_same(store, undisturbed(more), more)
 
@@ -494,6 +554,48 @@ def test_an_arm_begun_as_a_whole_goes_on_so_unless_its_parts_are_further(
     train_part(study, ARM, store, 4, single[2])
     assert division(store, study, ARM) == single
     assert results(store.root) == results(undisturbed(study).root)
+
+
+def as_an_earlier_version(store: Store, study: Study) -> None:
+    """Everything in the arm's own files, and manifests of parts that vouch for these; best checkpoints of one apart."""
+    for epoch in study.checkpoints:
+        checkpoint = Checkpoint(ARM, epoch)
+        path = store.checkpoint_manifest_path("tiny", checkpoint)
+        weights, manifest = load_checkpoint(store, study, checkpoint)
+        save_tensors(store.checkpoint_path("tiny", checkpoint), weights, {"checkpoint": f"tiny/{checkpoint.key}"})
+        files = {role: store.root / entry.path for role, entry in manifest.files.items()}
+        apart = [files.pop(role) for role in list(files) if role.startswith("weights.")]
+        files["weights"] = store.checkpoint_path("tiny", checkpoint)
+        store.write_manifest(path, manifest.content, files)
+        for part, own in zip(all_parts(store, study, ARM), apart, strict=True):
+            own.unlink()
+            about = {**manifest.content, **asdict(identity(part.study, ARM))}
+            store.write_manifest(own.with_suffix(".json"), about, {**files, "whole": path})
+    part = all_parts(store, study, ARM)[1]
+    for path in store.best_folder("tiny", ARM.key).glob("trial-001.*.safetensors"):
+        best = store.read_manifest(path.with_suffix(".json"))
+        assert best is not None
+        there = part.store.folder / "best" / path.name.replace("trial-001", "trial-000")
+        there.parent.mkdir(exist_ok=True)
+        path.rename(there)
+        path.with_suffix(".json").unlink()
+        about = {**best.content, **asdict(identity(part.study, ARM)), "trial": 0}
+        store.write_manifest(there.with_suffix(".json"), about, {"weights": there})
+
+
+def test_what_an_earlier_version_has_put_together_is_not_trained_again_and_goes_on(
+    parted: MakeStudy, store: Store, undisturbed: Any
+) -> None:
+    study, longer = parted(), parted(epochs=6, checkpoints=(0, 2, 4, 6))
+    train_parts(study, store, 4)
+    as_an_earlier_version(store, study)
+    assert load_checkpoint(store, study, Checkpoint(ARM, 2))
+    for until in (4, 2):
+        train_parts(study, store, until, report=no_training)
+    seen: list[Any] = []
+    train_parts(longer, store, 6, report=lambda news: seen.append((news.name, getattr(news, "epoch", None))))
+    assert sorted(set(seen)) == [("checkpoint", 6), ("progress", 5), ("progress", 6)]
+    assert_same(store, undisturbed(longer), longer)
 
 
 # The ledger

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from dd_core.curvature.copies import private_copy
 from dd_core.curvature.evaluation import check_data, first_line, logits_of, refuse_training_mode
 from dd_core.curvature.second_derivatives import second_derivatives
-from dd_core.errors import UserError
 from dd_core.machine.memory import is_out_of_memory
 from dd_core.models.stacking import Classifier
 
@@ -72,19 +71,6 @@ def why_not_piecewise_linear(model: nn.Module) -> str | None:
     refuse_training_mode(model)
     graph = _trace(model)
     return next(_objections_of_layers(model) if graph is None else _objections_of_graph(model, graph), None)
-
-
-def require_piecewise_linear(model: nn.Module) -> None:
-    """Pass only a network in which nothing is found that is not piecewise linear.
-
-    Raises:
-        UserError: it names the layer; or the model is in training mode.
-    """
-    if reason := why_not_piecewise_linear(model):
-        raise UserError(
-            f"{reason}, which is not piecewise linear in the image, so that the exact estimator does not hold; use the "
-            "double-backward estimator"
-        )
 
 
 def is_piecewise_linear(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[bool, str]:
