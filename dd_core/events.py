@@ -27,8 +27,8 @@ class Event:
         """The same about the task of that name and number."""
         return replace(self, task=task, number=number)
 
-    def to_json(self) -> str:
-        """One line."""
+    def as_line(self) -> str:
+        """One line of JSON."""
         values = {name: value for name, value in vars(self).items() if value is not None}
         return json.dumps({"event": self.name, **values})
 

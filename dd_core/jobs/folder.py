@@ -78,7 +78,7 @@ class JobFolder:
 
     def write_outcome(self, number: int, end: End) -> None:
         """Keep how a task ended."""
-        write_text(self.path / "outcomes" / f"{number}.json", end.to_json())
+        write_text(self.path / "outcomes" / f"{number}.json", end.as_line())
 
     def outcomes(self, known: frozenset[int] | set[int] = frozenset()) -> dict[int, End]:
         """How tasks ended, by number, but for those known already."""

@@ -77,9 +77,9 @@ def _told(events_file: Path | None) -> Iterator[Report]:
             if not isinstance(event, Progress):
                 print(event, flush=True)
             if file:
-                file.write(event.to_json() + "\n")
+                file.write(event.as_line() + "\n")
             if pipes:
-                pipes.report_custom_message(json.loads(event.to_json()))
+                pipes.report_custom_message(json.loads(event.as_line()))
 
         yield tell
 

@@ -42,7 +42,7 @@ class Events:
                 return
             self._last_progress = time.monotonic()
         try:
-            self._out.write(event.to_json() + "\n")
+            self._out.write(event.as_line() + "\n")
         except BrokenPipeError:
             os._exit(1)
 

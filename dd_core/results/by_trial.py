@@ -139,7 +139,7 @@ def _write(
         "headline": {**headline(columns), **spent, "ranks": num_ranks},
         "device": name_of(device),
     }
-    write_table(kind, store, study, checkpoint, columns, len(rows), about)
+    write_result(kind, store, study, checkpoint, columns, len(rows), about)
 
 
 def described(
@@ -156,7 +156,7 @@ def described(
     }
 
 
-def write_table(
+def write_result(
     kind: Kind,
     store: Store,
     study: Study,

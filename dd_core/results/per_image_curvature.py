@@ -20,7 +20,7 @@ from dd_core.analysis.auroc import auroc
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError
 from dd_core.machine.memory import name_of
-from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_table
+from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_result
 from dd_core.results.rows import Families, compute_rows
 from dd_core.store.checkpoints import check_checkpoint, read_weights
 from dd_core.store.files import remove
@@ -241,7 +241,7 @@ class _Whole:
             "headline": _headline(columns, live, sum(shard.seconds for shard in shards), devices),
             "device": ", ".join(devices),
         }
-        write_table(PER_IMAGE_CURVATURE, self.store, self.study, self.checkpoint, full, num_rows, about)
+        write_result(PER_IMAGE_CURVATURE, self.store, self.study, self.checkpoint, full, num_rows, about)
 
     def _with_others(self, new: Columns, present: Manifest) -> Columns:
         """New columns with those of other families that the file has."""

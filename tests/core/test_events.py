@@ -31,9 +31,9 @@ VALUES |= {"seconds_per_step": 0.1, "utilisation": 0.5, "peak_memory_bytes": 9, 
 def test_an_event_is_one_line_and_comes_back(kind: type[Event], is_whole: bool) -> None:
     wanted = [f.name for f in fields(kind) if f.name != "task" and (is_whole or f.default is MISSING)]
     event = kind(task="study/arm", **{name: VALUES[name] for name in wanted})
-    assert "\n" not in event.to_json()
-    assert parse(event.to_json()) == parse(event.to_json().encode()) == event
-    assert json.loads(event.to_json())["event"] == kind.name
+    assert "\n" not in event.as_line()
+    assert parse(event.as_line()) == parse(event.as_line().encode()) == event
+    assert json.loads(event.as_line())["event"] == kind.name
 
 
 def test_what_a_newer_writer_adds_is_left_out() -> None:

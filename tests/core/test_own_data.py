@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeStudy
 from PIL import Image
 from support import PATIENCE, REPOSITORY
 
@@ -408,7 +407,7 @@ def test_metrics_of_own_images_can_be_imported_without_the_images(folder: Path) 
         read_studies([folder]).get("imported")
 
 
-def test_recipes_of_named_data_sets_are_what_they_were(make_study: MakeStudy) -> None:
+def test_recipes_of_named_data_sets_are_what_they_were(make_study: Any) -> None:
     study = make_study()
     assert study.recipe(Arm("plain", 1))["data"] == {"dataset": "digits", "num_train": 100}
     assert study.recipe_hash(Arm("plain", 1)) == "9ca2bedea2977b0d"
@@ -417,7 +416,7 @@ def test_recipes_of_named_data_sets_are_what_they_were(make_study: MakeStudy) ->
 @pytest.mark.parametrize("architecture", ["preact_resnet10", "preact_resnet18", "cnn5"])
 @pytest.mark.parametrize("shape", [(28, 28), (64, 64, 3), (9, 20, 3)])
 def test_images_of_any_size_are_trained_on_curved_and_drawn(
-    folder: Path, store: Store, make_study: MakeStudy, architecture: str, shape: tuple[int, ...]
+    folder: Path, store: Store, make_study: Any, architecture: str, shape: tuple[int, ...]
 ) -> None:
     save_npz(folder / "cells.npz", *shape, num=24, num_test=6)
     study = make_study(
@@ -431,7 +430,7 @@ def test_images_of_any_size_are_trained_on_curved_and_drawn(
     train_arm(study, arm, store, until=1)
     checkpoint = Checkpoint(arm, 1)
     weights, manifest = load_checkpoint(store, study, checkpoint)
-    assert manifest["data_sha256"] == load(study.data.dataset).sha256
+    assert manifest.data_sha256 == load(study.data.dataset).sha256
     data = [trial_data(study, "plain", trial) for trial in range(2)]
     families = {"hessian": {"estimator": "exact", "precision": "float64"}}
     columns, _ = compute_rows(study, checkpoint, weights, data, (0, 6), families, torch.device("cpu"), range(2))

@@ -282,7 +282,9 @@ def test_the_page_about_it_can_be_typed_in_an_empty_folder(tmp_path: Path) -> No
     )
     Result(done.returncode, done.stdout).succeeded()
     for k in (2, 4):
-        tensors, _ = read_tensors(tmp_path / f"results/checkpoints/my_study/mine.k{k:03d}/0004.safetensors")
-        assert tensors["0.weight"].shape == (2, k, 1, 3, 3)
-    table = read_parquet(next((tmp_path / "results").rglob("per_image_curvature/**/*.parquet")))
-    assert set(table["method"].to_pylist()) == {"exact"}
+        for trial in (0, 1):  # each is a network of its own
+            part = tmp_path / f"results/parts/my_study/mine.k{k:03d}/trials-{trial:03d}"
+            tensors, _ = read_tensors(part / "0004.safetensors")
+            assert tensors["0.weight"].shape == (1, k, 1, 3, 3)
+    tables = map(read_parquet, (tmp_path / "results").rglob("per_image_curvature/study=my_study/**/*.parquet"))
+    assert {method for table in tables for method in table["method"].to_pylist()} == {"exact"}

@@ -5,11 +5,11 @@ import hashlib
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torchvision.datasets
-from conftest import MakeStudy
 from PIL import Image
 from scipy.io import savemat
 
@@ -199,7 +199,7 @@ def test_torchvision_downloads_to_where_we_look(name: str, tmp_path: Path, monke
 
 
 def test_a_data_set_is_added_by_one_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy, store: Store
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_study: Any, store: Store
 ) -> None:
     """Study, recipe, loading, costs and figures need nothing else."""
     (tmp_path / "letters").mkdir()

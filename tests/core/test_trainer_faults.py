@@ -52,7 +52,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, trial: int, step: int, value: float)
     def call(stepper: Stepper, *arguments: Any) -> tuple[Tensor, Tensor]:
         if next(count) == step:
             with torch.no_grad():
-                weight = next(stepper._model.parameters())
+                weight = stepper._parameters[0]
                 weight.unflatten(0, (2, -1))[trial].fill_(value)
         return usual(stepper, *arguments)
 

@@ -23,9 +23,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     lab = Lab(tmp_path_factory.mktemp("undisturbed") / "lab")
     training, curvature = (
         lab.training_job(),
-        lab.result_job(
-            "per_image_curvature",
-        ),
+        lab.curvature_job(),
     )
     both = Job(
         root=lab.root, studies=training.studies, tasks=training.tasks + curvature.tasks, num_workers=1, threads=1

@@ -50,9 +50,7 @@ def test_curvature_refuses_damaged_weights(damage: Callable[[Path], None], train
     before = stamps(trained.root, "tables/per_image_curvature/**/*.*")
     worker = Worker(
         trained,
-        trained.result_job(
-            "per_image_curvature",
-        ),
+        trained.curvature_job(),
     )
     assert worker.end() == 1
     failed = {event.task: event.error for event in worker.log if event.name == "failed"}
@@ -77,9 +75,7 @@ def test_a_manifest_that_is_cut_off_makes_its_checkpoint_not_exist(trained: Lab,
     truncate(manifest)
     worker = Worker(
         trained,
-        trained.result_job(
-            "per_image_curvature",
-        ),
+        trained.curvature_job(),
     )
     assert worker.end() == 1
     assert f"{manifest} is damaged, so" in next(event.error for event in worker.log if event.name == "failed")
@@ -187,9 +183,7 @@ def test_damaged_curvature_is_computed_again(
     damage(file)
     work(
         trained,
-        trained.result_job(
-            "per_image_curvature",
-        ),
+        trained.curvature_job(),
     )
     assert results(trained.root) == expected
 

@@ -64,9 +64,7 @@ def test_curvature_killed_and_run_again_repeats_nothing_that_was_finished(
     """Each checkpoint gives names to two files, its values and its manifest; the second is killed at one of them."""
     for folder in ("tables", "manifests"):
         shutil.rmtree(trained.root / folder / "per_image_curvature")
-    job = trained.result_job(
-        "per_image_curvature",
-    )
+    job = trained.curvature_job()
     work_and_die(trained, job, Death(file=file))
     manifests = "manifests/per_image_curvature/**/*.json"
     before = stamps(trained.root, manifests)
@@ -112,9 +110,7 @@ def test_two_workers_on_one_arm_train_it_once(lab: Lab, expected_training: dict[
 def test_two_workers_on_the_same_curvature_corrupt_nothing(trained: Lab, expected: dict[str, str]) -> None:
     for folder in ("tables", "manifests"):
         shutil.rmtree(trained.root / folder / "per_image_curvature")
-    job = trained.result_job(
-        "per_image_curvature",
-    )
+    job = trained.curvature_job()
     first, second = Worker(trained, job), Worker(trained, job)
     assert (first.end(), second.end()) == (0, 0)
     assert results(trained.root) == expected

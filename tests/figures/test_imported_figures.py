@@ -104,7 +104,7 @@ def test_data_sets_and_networks_of_others_have_their_names(tmp_path: Path) -> No
     specification = drawn(tmp_path, path, "double_descent_curve")
     assert specification is not None
     subtitle = " ".join(specification["title"]["subtitle"])
-    assert subtitle.startswith("mnist, all training images, 20 % of them mislabelled fcnn · 1 trial · epoch 5 of 5")
+    assert subtitle.startswith("MNIST, all training images, 20 % of them mislabelled fcnn · 1 trial · epoch 5 of 5")
     assert "k = 1 is a width of 0.25" in subtitle
     assert {row["k"] for row in rows(specification) if "error" in row} == {1, 4, 4000}
 

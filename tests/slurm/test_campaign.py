@@ -34,9 +34,7 @@ def campaign(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Camp
     work(own, own.training_job())
     work(
         own,
-        own.result_job(
-            "per_image_curvature",
-        ),
+        own.curvature_job(),
     )
     site = make_site(cluster, tmp_path_factory.mktemp("campaign") / "lab", THREE)
     training = site.lab.materialize("tiny/checkpoints", *ALL, **site.environment)
