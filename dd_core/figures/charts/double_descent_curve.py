@@ -47,7 +47,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     widths = errors_by_width(connection, study, selection)
     means = fetch(connection, study, "training_evals", _MEANS, epoch=selection.epoch)
-    trials = fetch(connection, study, "training_evals", _TRIALS, epoch=selection.epoch)
+    trials = fetch(connection, study, "training_evals", f"{_TRIALS} ORDER BY ALL", epoch=selection.epoch)
     if not means:
         return None
     variants = [name for name in study.variants if any(row["variant"] == name for row in means)]

@@ -46,13 +46,10 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
 
 
 def preview_markdown(picture: Path) -> str:
-    """Markdown that shows a picture inline, at most ``PREVIEW_BYTES`` long.
+    """Markdown that shows a picture inline, at most ``PREVIEW_BYTES`` long, or says where it lies if it is too large.
 
     Args:
         picture: an SVG or PNG file. An SVG that is too large is drawn as PNG, at the largest scale that fits.
-
-    Raises:
-        ValueError: a PNG is too large, or no scale makes the SVG small enough.
     """
     content = picture.read_bytes()
     if picture.suffix == ".png":
@@ -64,7 +61,7 @@ def preview_markdown(picture: Path) -> str:
     for markdown in candidates:
         if len(markdown) <= PREVIEW_BYTES:
             return markdown
-    raise ValueError(f"{picture} has no preview of at most {PREVIEW_BYTES} bytes")
+    return f"The picture is too large to be shown here: open {picture}."
 
 
 def _markdown(content: bytes, media_type: str) -> str:
