@@ -341,7 +341,7 @@ def test_a_worker_killed_before_the_merge_leaves_it_to_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint_module, "write_table", killed)
+        patched.setattr(checkpoint_module, "write_result", killed)
         compute_curvature(tiny_study, LAST, trained)
     assert len(shard_files(trained)) == 8
     monkeypatch.setattr(checkpoint_module, "compute_rows", killed)
