@@ -18,7 +18,7 @@ __all__ = [
     "softmax_hessian",
     "softmax_hessian_factor",
 ]
-# Loaded when they are asked for: PyTorch takes a second, which who only needs a name should not wait.
+# Loaded when asked for: importing PyTorch takes a second, and the command line needs only names.
 _PLACES = {
     "double_backward_curvature": "dd_core.curvature.input_space.double_backward",
     "finite_difference_curvature": "dd_core.curvature.input_space.finite_difference",

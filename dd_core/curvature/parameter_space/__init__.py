@@ -30,7 +30,7 @@ __all__ = [
     "process_group",
     "spectral_density",
 ]
-# Loaded when they are asked for: PyTorch takes a second, which who only needs a name should not wait.
+# Loaded when asked for: importing PyTorch takes a second, and the command line needs only names.
 _PLACES = {
     "HessianResult": "analysis",
     "analyse_hessian": "analysis",
