@@ -444,6 +444,7 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs_in_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "my_studies").mkdir()
     (tmp_path / "my_studies" / "my_data.py").write_text(blocks("python")[0])

@@ -259,6 +259,7 @@ def test_a_module_that_is_nowhere_is_refused_when_the_study_is_read(study_of: An
         study_of()
 
 
+@pytest.mark.slow
 def test_the_page_about_it_can_be_typed_in_an_empty_folder(tmp_path: Path) -> None:
     for kind in ("python", "yaml"):
         for name, content in re.findall(rf"```{kind}\n# (my_\w+\.\w+).*?\n(.*?)```", DOCS, re.DOTALL):
