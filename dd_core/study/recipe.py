@@ -12,6 +12,7 @@ from dd_core.study.architectures import ARCHITECTURES, architecture_called
 from dd_core.study.datasets import DATASETS, DatasetRecord
 from dd_core.study.monitors import names_a_class
 from dd_core.study.own_data import DatasetName, OwnDataset
+from dd_core.study.widths import Widths
 from dd_core.study.yaml_files import Strict
 
 
@@ -231,6 +232,11 @@ class Variant(Strict):
     )
     workers_per_gpu: int = _apart(
         3, ge=1, le=16, description="arms that may share a GPU, unless the resource probe has found another number"
+    )
+    widths: Widths | None = _apart(None, description="values of k of this variant; null: those of the study")
+    family: str = _apart("", description="the variant whose grid this comes from; filled in when the study is read")
+    grid_values: dict[str, int | float | str | bool | None] = _apart(
+        {}, description="what the grid varied, by column; filled in when the study is read"
     )
 
     @model_validator(mode="after")
