@@ -33,7 +33,7 @@ TABLES = {
     *("resource_probe", "training_monitors", "trained_checkpoints", "computed_curvature", "computed_hessians"),
 }
 EXPORTS = {"metric_exports"}
-SHIPPED = {"quickstart", "double_descent", "label_noise_20"}
+SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
