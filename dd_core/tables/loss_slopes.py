@@ -2,6 +2,9 @@
 
 from dd_core.tables.columns import ARM, Column, Table
 
+# Raise it when the analysis gives other numbers of the same files, and all of them are analysed again.
+LOSS_SLOPE_VERSION = "1"
+
 _SETTINGS = (
     Column("family", "string", "variant of the study file; of a grid the one that it multiplies"),
     Column("architecture", "string", "of the network"),
@@ -70,7 +73,9 @@ LOSS_SLOPES = Table(
             "correlation of the residuals' quantiles with normal ones (Q-Q); 1 if normal",
         ),
         Column("knee_epoch", "float64", "first epoch with AIC(power law) <= AIC(exponential) - 2; null: never"),
-        Column("knee_epoch_at_loss", "float64", "first epoch whose mean loss is at most burn_in_loss nats; null: never"),
+        Column(
+            "knee_epoch_at_loss", "float64", "first epoch whose mean loss is at most burn_in_loss nats; null: never"
+        ),
         Column("knee_epoch_break", "float64", "where two power laws part, epochs; null: one line is no worse"),
         Column("burn_in_loss", "float64", "loss where the straight segment begins, nats"),
         *_slope("alpha_early", "slope over the early window"),
