@@ -55,7 +55,7 @@ class ProbeConfig(OfStudies):
         """
         asked = self.asked(studies)
         refuse_unknown("the variant", self.variants, {name for study in asked for name in study.variants})
-        refuse_unknown("the width", self.widths, {k for study in asked for k in study.widths})
+        refuse_unknown("the width", self.widths, {k for study in asked for k in study.all_widths})
         trained, without_data = [], []
         for study in asked:
             try:

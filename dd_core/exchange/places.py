@@ -10,7 +10,7 @@ from dd_core.exchange.columns import PLACE_KEYS, place_of
 from dd_core.exchange.formats import Format
 from dd_core.exchange.reading import MetricFile
 from dd_core.exchange.sources import Source
-from dd_core.study.study import LARGEST_K
+from dd_core.study.widths import LARGEST_K
 
 _RANGES = {"epoch": (0, 9999), "step": (0, 2**53), "trial": (0, 2**31 - 1)}
 
