@@ -148,7 +148,7 @@ def _look_at_values(
     counted = _query(
         connection,
         study,
-        f"""SELECT arm, trial, count(*) FILTER (loss_train_nats IS NULL) AS "a loss that is no number",
+        f"""SELECT arm, trial, count(*) FILTER (loss_train_nats IS NULL AND step < last_number) AS "a loss that is no number",
             count(*) FILTER (loss_train_nats < 0) AS "a negative loss",
             count(*) FILTER (acc_train NOT BETWEEN 0 AND 1) AS "an accuracy outside 0 to 1",
             count(*) FILTER (lr < 0) AS "a negative learning rate",
@@ -156,7 +156,8 @@ def _look_at_values(
             count(*) FILTER (loss_train_nats >= $largest) AS "a loss of {_LARGEST_LOSS:g} nats or more",
             count(*) FILTER ({ends}) AS "an accuracy of 0 or 1",
             count(*) FILTER ({str(verdict.strict).lower()} AND lr = 0) AS "a learning rate of 0"
-        FROM training_batches WHERE {_OWN} GROUP BY ALL ORDER BY arm, trial""",
+        FROM (SELECT *, max(step) FILTER (isfinite(loss_train_nats)) OVER (PARTITION BY arm, trial) AS last_number
+              FROM training_batches WHERE {_OWN}) GROUP BY arm, trial ORDER BY arm, trial""",
         largest=_LARGEST_LOSS,
     )
     impossible, unusual = [], []

@@ -80,9 +80,10 @@ def curves_of(study: Study, arm: Arm, files: Mapping[str, Collection[Path]]) -> 
     tables = {table: _rows(files.get(table, ()), table, recipe) for table in SOURCES}
     statuses = {} if study.imported else _statuses(tables["runs"])
     trials = sorted({*statuses, *np.unique(tables["training_batches"]["trial"]).tolist()})
+    per_epoch = _steps_per_epoch(study, arm, tables["training_batches"])
+    unknown = IMPORTED if study.imported else "running"
     return [
-        _curve(study, arm, trial, statuses.get(trial, IMPORTED if study.imported else "running"), _of(tables, trial))
-        for trial in trials
+        _curve(study, trial, statuses.get(trial, unknown), per_epoch, _of(tables, trial)) for trial in trials
     ]
 
 
@@ -119,10 +120,9 @@ def _statuses(runs: Rows) -> dict[int, str]:
     return {int(runs["trial"][row]): str(runs["status"][row]) for row in order}
 
 
-def _curve(study: Study, arm: Arm, trial: int, status: str, tables: Mapping[str, Rows]) -> LossCurve:
+def _curve(study: Study, trial: int, status: str, per_epoch: float, tables: Mapping[str, Rows]) -> LossCurve:
     batches, evals, monitors = (tables[name] for name in ("training_batches", "training_evals", "training_monitors"))
-    first = 1 - float(batches["step"][0]) if len(batches["step"]) and batches["step"][0] == 0 else 0.0
-    per_epoch = _steps_per_epoch(study, arm, batches, first)
+    first = float(len(batches["step"]) > 0 and batches["step"][0] == 0)  # others count steps from 0
     eval_steps = np.where(np.isnan(evals["step"]), evals["epoch"] * per_epoch, evals["step"] + first)
 
     def monitored(metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,18 +154,19 @@ def _finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return steps[is_there], values[is_there]
 
 
-def _steps_per_epoch(study: Study, arm: Arm, batches: Rows, first: float) -> float:
-    """Of what is trained here as the calendar says; of imported runs as their own steps and epochs say.
+def _steps_per_epoch(study: Study, arm: Arm, batches: Rows) -> float:
+    """Of what is trained here as the calendar says; of imported runs as the arm's steps and epochs say.
 
     Others may log every tenth step: then the last steps that two epochs have are still an epoch's steps apart, in the
-    middle of all epochs.
+    middle of all epochs. Where no run has two epochs the size of the data set must do, and without that the last step.
     """
-    if not study.imported:
-        return float(study.calendar(arm.variant).steps_of(1))
-    epochs, places = np.unique(batches["epoch"][::-1], return_index=True)
-    last = batches["step"][::-1][places] + first
-    if len(epochs) > 1:
-        apart = float(np.median(np.diff(last) / np.diff(epochs)))
+    if study.imported:
+        order = np.lexsort((-batches["step"], batches["epoch"]))
+        epochs, places = np.unique(batches["epoch"][order], return_index=True)
+        last = batches["step"][order][places]
+        apart = float(np.median(np.diff(last) / np.diff(epochs))) if len(epochs) > 1 else 0.0
         if apart > 0:
             return apart
-    return float(last[0]) if len(last) and last[0] > 0 else 1.0
+        if not study.data.is_known:
+            return float(max(1.0, *last)) if len(last) else 1.0
+    return float(study.calendar(arm.variant).steps_of(1))
