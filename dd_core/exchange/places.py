@@ -1,6 +1,6 @@
 """Where a file's records belong: epoch, step, width and trial of each, by its columns, the user or its path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +10,7 @@ from dd_core.exchange.columns import PLACE_KEYS, place_of
 from dd_core.exchange.formats import Format
 from dd_core.exchange.reading import MetricFile
 from dd_core.exchange.sources import Source
-from dd_core.study.study import LARGEST_K
+from dd_core.study.widths import LARGEST_K
 
 _RANGES = {"epoch": (0, 9999), "step": (0, 2**53), "trial": (0, 2**31 - 1)}
 
@@ -58,7 +58,7 @@ def with_places(file: MetricFile, form: Format) -> tuple[MetricFile, dict[str, s
     new = {name: place for place, name in called.items()}
     series = {new.get(key, key): values for key, values in file.series.items()}
     texts = {new.get(key, key): told for key, told in file.texts.items()}
-    return MetricFile(file.path, file.keys, file.lines, series, texts, file.left_out), called
+    return replace(file, series=series, texts=texts), called
 
 
 def places_of(file: MetricFile, key: str) -> np.ndarray:

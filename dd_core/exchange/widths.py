@@ -5,7 +5,7 @@ from collections.abc import Collection
 from fractions import Fraction
 
 from dd_core.errors import UserError
-from dd_core.study.study import LARGEST_K
+from dd_core.study.widths import LARGEST_K
 
 # A width of 0.333333 is a third.
 _TOLERANCE = Fraction(1, 10**5)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dd_core.errors import StudyError, UserError
+from dd_core.study.grid import unfolded
 from dd_core.study.study import Study
 from dd_core.study.yaml_files import read_mapping, validated
 
@@ -16,9 +17,12 @@ def read_study(path: Path) -> Study:
         StudyError: with the file and, where there is one, the path of the offending key.
     """
     try:
-        study = validated(path, Study, {"name": path.stem, **read_mapping(path, "a study")})
+        content = unfolded({"name": path.stem, **read_mapping(path, "a study")})
+        study = validated(path, Study, content)
     except UserError as error:
         raise StudyError(str(error)) from error
+    except ValueError as error:
+        raise StudyError(f"{path}: {error}") from error
     if study.name != path.stem:
         raise StudyError(f"{path}: name: is {study.name!r}, but the file is called {path.stem!r}; leave the key out")
     return study

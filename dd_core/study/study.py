@@ -15,16 +15,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from dd_core.errors import UserError
-from dd_core.study.architectures import ARCHITECTURES, architecture_called
+from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.calendar import Calendar
 from dd_core.study.curvature import CurvatureSettings, shards
-from dd_core.study.datasets import DATASETS
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.monitors import MonitorSettings
 from dd_core.study.own_code import is_own_code, source_digest
+from dd_core.study.possible import LONGEST_STUDY_NAME, check_data, check_keys, check_limits, check_variant, has_room
 from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
+from dd_core.study.widths import Widths, unique
 from dd_core.study.yaml_files import Strict
 
 # Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
@@ -32,14 +33,7 @@ TRAINER_VERSION = "1"
 
 # Keys appear in Dagster partition keys ("arm|epoch", ranges "a...b"), in file names and in hive paths: no bars, commas,
 # brackets, dots (the dot separates variant and k) or slashes.
-_VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
-# Both are parts of names of files, temporary ones and locks among them, which may have 255 bytes.
-_LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
-# What is trained here has partition keys of three digits, and this project's networks are no wider.
-_MOST_TRAINED_K = 999
-LARGEST_K = 65_536  # of imported studies
-_MOST_TRAINED_TRIALS = 100
 # DuckDB reads a folder called study=null as no value at all.
 _RESERVED_STUDY_NAMES = {"none", "tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
 
@@ -51,20 +45,7 @@ class Evaluation(Strict):
     image_progress: Literal["evaluations", "checkpoints"] = "evaluations"
 
 
-def _has_room(name: str, most: int, where: str) -> None:
-    if len(name) > most:
-        raise ValueError(f"{where}: {name[:20]}… has {len(name)} characters; at most {most} fit into names of files")
-
-
-def _unique(values: tuple[int, ...]) -> tuple[int, ...]:
-    repeated = sorted({value for value in values if values.count(value) > 1})
-    if repeated:
-        raise ValueError(f"listed twice: {', '.join(map(str, repeated))}")
-    return tuple(sorted(values))
-
-
-Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_K)], ...], Field(min_length=1), AfterValidator(_unique)]
-Epochs = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_unique)]
+Epochs = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(unique)]
 
 
 @dataclass(frozen=True, order=True)
@@ -103,7 +84,7 @@ class Study(Strict):
     )
     data: Data
     variants: dict[str, Variant] = Field(min_length=1)
-    widths: Widths
+    widths: Widths = Field(description="values of k; of variants that do not name their own, and needed only for these")
     width_unit: float = Field(
         default=1.0, gt=0, description="imported only: the width that k = 1 stands for, where widths are fractions"
     )
@@ -134,87 +115,17 @@ class Study(Strict):
             raise ValueError(
                 f"name: {self.name!r} must match {_STUDY_NAME.pattern} and not be one of the platform's own"
             )
-        _has_room(self.name, _LONGEST_STUDY_NAME, "name")
-        for variant in self.variants:
-            if not _VARIANT_NAME.fullmatch(variant):
-                raise ValueError(
-                    f"variants.{variant}: a name is lower-case letters and digits joined by single hyphens"
-                )
-            _has_room(variant, _LONGEST_VARIANT_NAME, "variants")
-        if self.checkpoints[-1] > self.epochs:
-            raise ValueError(f"checkpoints: epoch {self.checkpoints[-1]} is beyond the last epoch, {self.epochs}")
-        difference = self.curvature.finite_difference
-        for where, epochs in (("hessian", self.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
-            unknown = sorted(set(epochs or ()) - set(self.checkpoints))
-            if unknown:
-                raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+        has_room(self.name, LONGEST_STUDY_NAME, "name")
+        check_keys(self)
         if self.imported:
             return self  # how it was trained is not for us to refuse
-        self._is_ours()
-        num_train, num_validation = self.data.num_train, self.data.num_validation
-        record = self.data.record
-        if (num_train or 2) + num_validation > record.num_train:
-            and_more = f" and {num_validation} for validation" if num_validation else ""
-            raise ValueError(
-                f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
-                f"{and_more} are more than the {record.num_train} of {record.name}"
-            )
-        height, width, _ = record.image_shape
-        size_ = f"{width} pixels wide and {'' if height == width else f'{height} '}high"
-        for name, variant_ in self.variants.items():
-            for axis, side in (("shift_x", width), ("shift_y", height)):
-                if getattr(variant_.augmentation, axis) >= side:
-                    raise ValueError(
-                        f"variants.{name}.augmentation.{axis}: must be below {side}, or nothing of an image of "
-                        f"{record.name}, {size_}, may be left"
-                    )
-            schedule = variant_.schedule
-            for key, metric in variant_.watched_metrics.items():
-                if metric in ("loss_val_nats", "acc_val") and not num_validation:
-                    raise ValueError(
-                        f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation, or name "
-                        "train_loss or train_error"
-                    )
-            if schedule.warmup_epochs >= self.epochs:
-                raise ValueError(
-                    f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
-                    f"{self.epochs}"
-                )
-            if schedule.milestones and schedule.milestones[-1] >= self.epochs:
-                raise ValueError(
-                    f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
-                    f"epoch, {self.epochs}"
-                )
-            size = variant_.batch_size
-            if size > self.num_train_images:
-                raise ValueError(
-                    f"variants.{name}.batch_size: {size} images in a batch but only {self.num_train_images} to train on"
-                )
-            network, shape = architecture_called(variant_.architecture), record.image_shape
-            if reason := network.objection(shape, **network.complete(variant_.network)):
-                raise ValueError(f"variants.{name}.network.{reason}")
-            # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
-            is_narrow = network.normalises_single_values(shape, variant_.network)
-            if is_narrow and (size == 1 or self.num_train_images % size == 1):
-                raise ValueError(
-                    f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
-                    "which BatchNorm cannot normalise; choose another size"
-                )
-        return self
-
-    def _is_ours(self) -> None:
-        """Refuse what can be imported, but not trained here."""
-        limits = {f"widths.{i}": (k, _MOST_TRAINED_K) for i, k in enumerate(self.widths)}
-        for path, (value, most) in {**limits, "trials": (self.trials, _MOST_TRAINED_TRIALS)}.items():
-            if value > most:
-                raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
-        if not self.data.is_known:
-            known = " or ".join(map(repr, DATASETS))
-            raise ValueError(f"data.dataset: Input should be {known} (got {str(self.data.dataset)!r})")
+        check_limits(self)
         for name, variant in self.variants.items():
             self.variants[name] = _with_source(f"variants.{name}", variant)
-        if self.width_unit != 1:
-            raise ValueError("width_unit: is for imported studies only")
+        check_data(self)
+        for name in self.variants:
+            check_variant(self, name)
+        return self
 
     def part(self, trials: range) -> "Study":
         """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
@@ -240,8 +151,22 @@ class Study(Strict):
     @cached_property
     def arms(self) -> dict[str, Arm]:
         """All arms by key, in the order of the file: variants, then widths."""
-        arms = (Arm(variant, k) for variant in self.variants for k in self.widths)
+        arms = (Arm(name, k) for name in self.variants for k in self.widths_of(name))
         return {arm.key: arm for arm in arms}
+
+    def widths_of(self, variant: str) -> tuple[int, ...]:
+        """The values of k that a variant is trained at, ascending."""
+        return self.variants[variant].widths or self.widths
+
+    @property
+    def all_widths(self) -> tuple[int, ...]:
+        """The values of k of all arms, ascending."""
+        return tuple(sorted({arm.k for arm in self.arms.values()}))
+
+    @property
+    def families(self) -> dict[str, str]:
+        """For every variant the one of the study file that it comes from: itself, or one with a grid."""
+        return {name: variant.family or name for name, variant in self.variants.items()}
 
     @property
     def num_train_images(self) -> int:

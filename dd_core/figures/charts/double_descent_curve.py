@@ -115,7 +115,7 @@ def published_curve(study: Study, variant: str) -> list[dict[str, Any]]:
     return [
         {"k": int(row["k"]), "error": 100 * float(row["test_error_clean"]), "split": _PUBLISHED}
         for row in read_published()
-        if study.widths[0] <= int(row["k"]) <= study.widths[-1]
+        if study.all_widths[0] <= int(row["k"]) <= study.all_widths[-1]
     ]
 
 

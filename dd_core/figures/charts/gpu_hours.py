@@ -38,7 +38,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     present = [status for status in _ENDINGS if any(row["status"] == status for row in spending.parts)]
     scale = alt.Scale(domain=present, range=[_ENDINGS[status] for status in present])
     colour = alt.Color("status:N", scale=scale, legend=style.point_legend(columns=5))
-    rows = [_bars(spending, variants, study.widths, colour)]
+    rows = [_bars(spending, variants, study.all_widths, colour)]
     below = [panel for panel in (_over_time(spending, colour), _predictions(spending, colour)) if panel is not None]
     if below:
         rows.append(alt.hconcat(*below, spacing=60))

@@ -66,7 +66,7 @@ def roles_by_variant(
     """The widths that are drawn of each of the first variants, and what they stand for."""
     selection = select(connection, study, "training_evals")
     errors = {} if selection is None else errors_by_width(connection, study, selection)
-    widths = {name: [k for k in study.widths if Arm(name, k).key in arms] for name in study.variants}
+    widths = {name: [k for k in study.all_widths if Arm(name, k).key in arms] for name in study.variants}
     roles = {
         name: shown_widths(ks, errors[name].threshold if name in errors else None) for name, ks in widths.items() if ks
     }

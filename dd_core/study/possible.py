@@ -1,0 +1,123 @@
+"""Which studies are refused, although each of their keys is fine: names, epochs, and what contradicts itself.
+
+Every function raises ``ValueError`` with the path of the key, which becomes the sentence that a user reads.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from dd_core.study.architectures import architecture_called
+from dd_core.study.datasets import DATASETS
+
+if TYPE_CHECKING:
+    from dd_core.study.recipe import Variant
+    from dd_core.study.study import Study
+
+_VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+# Both are parts of names of files, temporary ones and locks among them, which may have 255 bytes.
+LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
+# What is trained here has partition keys of three digits, and this project's networks are no wider.
+_MOST_TRAINED_K = 999
+_MOST_TRAINED_TRIALS = 100
+
+
+def has_room(name: str, most: int, where: str) -> None:
+    """Refuse a name that is too long for files."""
+    if len(name) > most:
+        raise ValueError(f"{where}: {name[:20]}… has {len(name)} characters; at most {most} fit into names of files")
+
+
+def check_keys(study: "Study") -> None:
+    """Refuse names of variants that cannot be keys, and epochs without a checkpoint."""
+    for variant in study.variants:
+        if not _VARIANT_NAME.fullmatch(variant):
+            raise ValueError(f"variants.{variant}: a name is lower-case letters and digits joined by single hyphens")
+        has_room(variant, _LONGEST_VARIANT_NAME, "variants")
+    if study.checkpoints[-1] > study.epochs:
+        raise ValueError(f"checkpoints: epoch {study.checkpoints[-1]} is beyond the last epoch, {study.epochs}")
+    difference = study.curvature.finite_difference
+    for where, epochs in (("hessian", study.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+        unknown = sorted(set(epochs or ()) - set(study.checkpoints))
+        if unknown:
+            raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+
+
+def check_limits(study: "Study") -> None:
+    """Refuse what can be imported, but not trained here."""
+    limits = {f"widths.{i}": (k, _MOST_TRAINED_K) for i, k in enumerate(study.widths)}
+    for name, variant in study.variants.items():
+        limits |= {f"variants.{name}.widths.{i}": (k, _MOST_TRAINED_K) for i, k in enumerate(variant.widths or ())}
+    for path, (value, most) in {**limits, "trials": (study.trials, _MOST_TRAINED_TRIALS)}.items():
+        if value > most:
+            raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
+    if not study.data.is_known:
+        known = " or ".join(map(repr, DATASETS))
+        raise ValueError(f"data.dataset: Input should be {known} (got {str(study.data.dataset)!r})")
+    if study.width_unit != 1:
+        raise ValueError("width_unit: is for imported studies only")
+
+
+def check_data(study: "Study") -> None:
+    """Refuse more images than there are."""
+    num_train, num_validation = study.data.num_train, study.data.num_validation
+    record = study.data.record
+    if (num_train or 2) + num_validation > record.num_train:
+        and_more = f" and {num_validation} for validation" if num_validation else ""
+        raise ValueError(
+            f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
+            f"{and_more} are more than the {record.num_train} of {record.name}"
+        )
+
+
+def check_variant(study: "Study", name: str) -> None:
+    """Refuse a variant that contradicts itself, the data or the number of epochs."""
+    variant = study.variants[name]
+    _check_augmentation(study, name, variant)
+    _check_schedule(study, name, variant)
+    size = variant.batch_size
+    if size > study.num_train_images:
+        raise ValueError(
+            f"variants.{name}.batch_size: {size} images in a batch but only {study.num_train_images} to train on"
+        )
+    network, shape = architecture_called(variant.architecture), study.data.record.image_shape
+    if reason := network.objection(shape, **network.complete(variant.network)):
+        raise ValueError(f"variants.{name}.network.{reason}")
+    # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
+    is_narrow = network.normalises_single_values(shape, variant.network)
+    if is_narrow and (size == 1 or study.num_train_images % size == 1):
+        raise ValueError(
+            f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
+            "which BatchNorm cannot normalise; choose another size"
+        )
+
+
+def _check_augmentation(study: "Study", name: str, variant: "Variant") -> None:
+    record = study.data.record
+    height, width, _ = record.image_shape
+    size = f"{width} pixels wide and {'' if height == width else f'{height} '}high"
+    for axis, side in (("shift_x", width), ("shift_y", height)):
+        if getattr(variant.augmentation, axis) >= side:
+            raise ValueError(
+                f"variants.{name}.augmentation.{axis}: must be below {side}, or nothing of an image of "
+                f"{record.name}, {size}, may be left"
+            )
+
+
+def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
+    schedule = variant.schedule
+    for key, metric in variant.watched_metrics.items():
+        if metric in ("loss_val_nats", "acc_val") and not study.data.num_validation:
+            raise ValueError(
+                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation, or name "
+                "train_loss or train_error"
+            )
+    if schedule.warmup_epochs >= study.epochs:
+        raise ValueError(
+            f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
+            f"{study.epochs}"
+        )
+    if schedule.milestones and schedule.milestones[-1] >= study.epochs:
+        raise ValueError(
+            f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
+            f"epoch, {study.epochs}"
+        )
