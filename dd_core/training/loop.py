@@ -18,8 +18,9 @@ def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: 
         report: is called with events; of several arms, checkpoints bear the name of theirs.
     """
     study, epoch = sessions[0].study, min(session.epoch for session in sessions)
-    waiting = [(session, session.stacks[0].state()) for session in sessions if session.epoch > epoch]
     saved_at = time.monotonic()
+    for session in _at(sessions, epoch):
+        session.join()
     if epoch == 0:
         for session in _at(sessions, 0):
             headline, _ = session.evaluate()
@@ -30,9 +31,8 @@ def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: 
         behind, epoch = _at(sessions, epoch), epoch + 1
         _compute(behind, epoch)
         ended = [session.train_epoch() for session in behind]
-        for session, state in waiting:
-            if session.epoch == epoch:
-                session.put_back(state)
+        for session in _at(sessions, epoch):
+            session.join()
         is_checkpoint = epoch in study.checkpoints
         for session, trials in zip(behind, ended, strict=True):
             if is_checkpoint or epoch % study.evaluation.every == 0:

@@ -61,6 +61,7 @@ class Session:
     recorder: Recorder = field(init=False)
     progress: list[TrialProgress] = field(init=False)
     differs: str = ""
+    _to_join: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Build every stack in its initial state, but for a shared one, which there is."""
@@ -204,7 +205,8 @@ class Session:
     def resume(self) -> str | None:
         """Go to the resume point if it is usable and all checkpoints before it are sound.
 
-        Sums depend on the number of threads they are divided among: it is set to what it was.
+        Sums depend on the number of threads they are divided among: it is set to what it was. What is to go into a
+        shared network waits for ``join``.
 
         Returns:
             Why training starts from the beginning although there is a resume point; None otherwise.
@@ -246,15 +248,17 @@ class Session:
             conditions["together"] = json.dumps(self.share.shared.places)
         return conditions
 
-    def put_back(self, state: dict[str, Tensor], index: int = 0) -> None:
-        """Load what ``TrialStack.state`` said of a stack where training stands now.
+    def join(self) -> None:
+        """Put what the resume point says into a shared network, which stands at the session's epoch now.
 
-        Of an arm whose trials have all ended, in a network that it shares, only the weights: nothing else of it matters
-        any more, and what it remembers for the optimiser is perhaps from earlier than that of the others.
+        Of an arm whose trials have all ended only the weights: nothing else of it matters any more, and what it
+        remembers for the optimiser is perhaps from earlier than that of the others.
         """
-        if self.share is not None and not any(trial.is_training for trial in self.progress):
-            state = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
-        self.stacks[index].load_state(state)
+        if self.share is not None and self._to_join:
+            is_training = any(trial.is_training for trial in self.progress)
+            names = [name for name in self._to_join if is_training or name.startswith("model.")]
+            self.share.load_state({name: self._to_join[name] for name in names})
+            self._to_join = {}
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
@@ -262,7 +266,11 @@ class Session:
 
         self.recorder.load_state(part("recorder."))
         for index, stack in enumerate(self.stacks):
-            self.put_back(part(f"stack{index}."), index)
+            state = part(f"stack{index}.")
+            if self.share is not None:
+                self._to_join = state
+                return
+            stack.load_state(state)
             assert self.micro_batch is not None
             stack.set_micro_batch(self.micro_batch)
             if self.variant.schedule.name == "plateau":

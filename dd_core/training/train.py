@@ -88,6 +88,7 @@ def train_together(
     """
     device = device or torch.device("cpu")
     threads = torch.get_num_threads()
+    places = places or [arm.variant for arm in arms]
     with contextlib.ExitStack() as locks:
         for arm in sorted(arms):  # in the same order everywhere, so that nobody waits for one who waits for him
             locks.enter_context(arm_lock(store, study, arm, wait))
@@ -127,10 +128,9 @@ def _sessions(
     dtype: torch.dtype,
     micro_batch: int,
 ) -> list[Session]:
-    names = places or [arm.variant for arm in arms]
-    if len(names) == 1:
+    if len(places) == 1:
         return [Session(study, arms[0], store, device, dtype, micro_batch)]
-    shared = SharedStack(study, arms[0].k, names, device, dtype, micro_batch)
+    shared = SharedStack(study, arms[0].k, places, device, dtype, micro_batch)
     return [Session(study, arm, store, device, dtype, micro_batch, share=shared.part(arm)) for arm in arms]
 
 
