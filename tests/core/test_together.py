@@ -143,7 +143,7 @@ def test_a_kill_at_any_moment_leaves_what_is_made_whole_again(store: Store, tmp_
     expected = everything(store, study)
     assert len(moments) > 80
     apart = 0
-    for moment in moments[::-7]:
+    for moment in moments[::-11]:
         other = Store(moment)
         epochs = {trained_epoch(other, study, arm) for arm in arms_of(study)}
         apart += len(epochs) > 1
