@@ -73,7 +73,8 @@ def _train(
     for sentence in _asked_later(store, study, set(until)):
         context.log.warning(sentence)
     in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
-    shared = f" in {len(todo)} networks, which arms of different rates share" if any(t.also for t in todo) else ""
+    networks = "one network" if len(todo) == 1 else f"{len(todo)} networks"
+    shared = f" in {networks}, as arms that differ in rates alone share one" if any(t.also for t in todo) else ""
     context.log.info(f"{len(until)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts or shared}")
     outcome = Outcome()
     if todo:

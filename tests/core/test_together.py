@@ -210,7 +210,7 @@ def test_an_arm_that_has_stopped_early_is_carried_along(store: Store) -> None:
     """To the bit after a kill, and as apart: also its weights, which stay as they were when it stopped."""
     stopping = {"early_stopping": {"metric": "train_loss", "patience": 1, "min_delta": 0.001}}
     recipe = {**SMALL, **stopping, "schedule": {"name": "constant"}}
-    study = small_grid({"learning_rate": 1e-9}, {}, recipe=recipe, evaluation={"every": 1}, monitors=MONITORS)
+    study = small_grid({"learning_rate": 1e-9}, {}, recipe=recipe, evaluation={"every": 1})
     killed, apart = Store(store.root / "killed"), Store(store.root / "apart")
     train_together(study, arms_of(study), store, 4, dtype=torch.float64)
     for epoch in (2, 3):
