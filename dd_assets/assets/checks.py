@@ -58,14 +58,14 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
     from dd_core.checks.integrity import damaged_checkpoints, largest_batch_loss, metric_gaps
     from dd_core.tables.warehouse import connect
 
-    yield _result(key, _FILES, *damaged_checkpoints(store, study))
+    yield check_result(key, _FILES, *damaged_checkpoints(store, study))
     with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
         problems, num_trials = metric_gaps(store, study, connection)
         largest = largest_batch_loss(study, connection)
     facts: dict[str, Any] = dict(progress_of(store, study))
     if largest is not None:  # for people to judge: which loss is too large, no check can know
         facts |= {"largest_loss_train_nats": largest[0], "largest_loss_at": largest[1]}
-    yield _result(key, _METRICS, problems, num_trials, **facts)
+    yield check_result(key, _METRICS, problems, num_trials, **facts)
 
 
 def progress_of(store: Store, study: Study) -> dict[str, str]:
@@ -86,7 +86,7 @@ def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg
 
     with contextlib.closing(connect(store, ("per_image_curvature",))) as connection:
         problems, num_files = curvature_gaps(store, study, connection)
-    yield _result(key, _ROWS, problems, num_files)
+    yield check_result(key, _ROWS, problems, num_files)
 
 
 def selected_checks(
@@ -119,11 +119,24 @@ def record_evaluations(context: dg.AssetExecutionContext, results: Iterable[dg.A
         dg.DagsterEvent.asset_check_evaluation(context.get_step_execution_context(), evaluation)
 
 
-def _result(key: dg.AssetKey, name: str, problems: list[str], checked: int, **facts: Any) -> dg.AssetCheckResult:
+def check_result(
+    key: dg.AssetKey,
+    name: str,
+    problems: list[str],
+    checked: int,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    **facts: Any,
+) -> dg.AssetCheckResult:
+    """A check by what is wrong: passed if nothing is; ``checked`` is how many things were looked at."""
     metadata: dict[str, Any] = {"checked": checked, "problems": len(problems), **facts}
     if problems:
         metadata["first_problems"] = dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:_SHOWN]))
     summary = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
     return dg.AssetCheckResult(
-        asset_key=key, check_name=name, passed=not problems, metadata=metadata, description=summary or None
+        asset_key=key,
+        check_name=name,
+        passed=not problems,
+        metadata=metadata,
+        severity=severity,
+        description=summary or None,
     )

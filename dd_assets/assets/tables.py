@@ -18,7 +18,7 @@ from dd_core.tables.files import TABLES
 TRAINING_TABLES = ("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress")
 
 
-def table_spec(name: str, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
+def table_spec(name: str, deps: Iterable[dg.AssetKey], group: str = "tables") -> dg.AssetSpec:
     """An unpartitioned table shared by all studies."""
     table = TABLES[name]
     columns = [dg.TableColumn(c.name, c.type, description=c.description) for c in table.columns]
@@ -26,7 +26,7 @@ def table_spec(name: str, deps: Iterable[dg.AssetKey]) -> dg.AssetSpec:
         name,
         deps=list(deps),
         description=table.description,
-        group_name="tables",
+        group_name=group,
         kinds={"parquet", "duckdb"},
         metadata={
             "dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns=columns)),

@@ -1,7 +1,7 @@
 """Augmentation and standardisation of whole batches on the device, with no loop over images.
 
-The shifts and flips of an epoch are drawn on the CPU from (seed, trial, epoch), so a GPU and a laptop see the same
-images, and an interrupted epoch can be repeated exactly.
+The shifts, crops and flips of an epoch are drawn on the CPU from (seed, trial, epoch), so a GPU and a laptop see the
+same images, and an interrupted epoch can be repeated exactly.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dd_core.data.randomness import generator
+from dd_core.data.resized_crop import draw_crops, source_pixels
 from dd_core.data.trials import TrialData
 from dd_core.study.recipe import Augmentation
 
@@ -22,19 +23,31 @@ class EpochPlan:
         positions: int64 (num_train, trials), positions in the trial's training set.
         top, left: int64 (num_train, trials), corner of the crop in the padded image.
         flip: bool (num_train, trials).
+        crop: int64 (num_train, trials, 4), top, left, height and width of what is enlarged; None: shifts instead.
     """
 
     positions: torch.Tensor
     top: torch.Tensor
     left: torch.Tensor
     flip: torch.Tensor
+    crop: torch.Tensor | None = None
 
 
 def plan_epoch(
-    seed: int, trials: list[int], num_train: int, epoch: int, augmentation: Augmentation, device: torch.device
+    seed: int,
+    trials: list[int],
+    num_train: int,
+    epoch: int,
+    augmentation: Augmentation,
+    device: torch.device,
+    size: tuple[int, int] = (0, 0),
 ) -> EpochPlan:
-    """Draw order, shifts and flips of one epoch for the given trials."""
+    """Draw order, shifts, crops and flips of one epoch for the given trials.
+
+    ``size``: height and width of an image, pixels; shifts need none.
+    """
     columns: list[list[np.ndarray]] = [[], [], [], []]
+    crops = []
     for trial in trials:
         order = generator(seed, trial, "order", epoch).permutation(num_train)
         random = generator(seed, trial, "augmentation", epoch)
@@ -42,7 +55,10 @@ def plan_epoch(
         columns[1].append(random.integers(0, 2 * augmentation.shift_y + 1, num_train))
         columns[2].append(random.integers(0, 2 * augmentation.shift_x + 1, num_train))
         columns[3].append(random.integers(0, 2, num_train).astype(bool) & augmentation.flip)
-    return EpochPlan(*(torch.from_numpy(np.stack(column, axis=1)).to(device) for column in columns))
+        if augmentation.resized_crop is not None:
+            crops.append(draw_crops(random, num_train, *size, augmentation.resized_crop))
+    every = [*columns, crops] if crops else columns
+    return EpochPlan(*(torch.from_numpy(np.stack(column, axis=1)).to(device) for column in every))
 
 
 class TrainingImages:
@@ -87,12 +103,29 @@ class TrainingImages:
             (stop - start, trials * channels, height, width), channels-last: trial by trial, as stacked models take it.
         """
         index = plan.positions[start:stop] + self.offsets
+        if plan.crop is not None:
+            return self._resized(index, plan.crop[start:stop], plan.flip[start:stop])
         rows = plan.top[start:stop, :, None] + self.rows
         columns = torch.where(plan.flip[start:stop, :, None], self.columns.flip(0), self.columns)
         columns = columns + plan.left[start:stop, :, None]
         # (B, T, H, W, C) -> (B, H, W, T, C), which is channels-last memory for (B, T*C, H, W).
         raw = self.padded[index[:, :, None, None], rows[:, :, :, None], columns[:, :, None, :]]
         return _standardise(raw.permute(0, 2, 3, 1, 4), self.mean, self.std)
+
+    def _resized(self, index: torch.Tensor, crop: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+        """The crops of images enlarged to their size: first along columns, then along rows."""
+        dtype = self.mean.dtype
+        top, left, high, wide = crop.unbind(-1)
+        above, below, share = source_pixels(top, high, self.height, None, dtype)  # (B, T, H)
+        before, after, part = source_pixels(left, wide, self.width, flip, dtype)  # (B, T, W)
+
+        def row(rows: torch.Tensor) -> torch.Tensor:
+            at = (index[:, :, None, None], rows[:, :, :, None])
+            first, second = (self.padded[(*at, columns[:, :, None, :])] for columns in (before, after))
+            return torch.lerp(first.to(dtype), second.to(dtype), part[:, :, None, :, None])
+
+        values = torch.lerp(row(above), row(below), share[:, :, :, None, None])  # (B, T, H, W, C)
+        return _standardise(values.permute(0, 2, 3, 1, 4), self.mean, self.std)
 
 
 def standardisation(
@@ -156,7 +189,7 @@ class PlainImages:
 
 
 def _standardise(raw: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, T, C) uint8 to (B, T*C, H, W) floating point, keeping the memory layout."""
+    """(B, H, W, T, C), raw values, to (B, T*C, H, W) floating point, keeping the memory layout."""
     batch, height, width, trials, channels = raw.shape
     values = (raw.to(mean.dtype) - mean) / std
     flat = values.reshape(batch, height, width, trials * channels)

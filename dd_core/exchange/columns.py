@@ -5,6 +5,7 @@ whatever was measured between two of them. An epoch file (``metrics_k{k}.jsonl``
 evaluations of the whole training and test set. ``meaning_of`` understands the names of others by their words, in both.
 """
 
+import functools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -85,6 +86,7 @@ class Meaning:
     is_loss: bool = False
 
 
+@functools.lru_cache(4096)
 def plain(name: str) -> str:
     """A name in lower case, its words joined by underscores; ``Train Loss``, ``train/loss``, ``trainLoss`` are one."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)

@@ -70,7 +70,7 @@ FORMATS = {
         Format(
             "lab",
             "metric_exports of this project; names are taken as they are",
-            lambda keys: set(STEP_FILE_KEYS) <= set(keys.values()),
+            lambda keys: set(STEP_FILE_KEYS) <= set(keys.values()) and not {"seed", "variant"} & set(keys),
             is_exact=True,
         ),
         Format(

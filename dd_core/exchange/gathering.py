@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dd_core.errors import UserError
+from dd_core.exchange.configurations import Piece, refuse_unknown, told_apart, with_words
 from dd_core.exchange.formats import recognised
 from dd_core.exchange.interpretation import Told
 from dd_core.exchange.places import Reading
@@ -35,6 +36,7 @@ class Request:
         settings: keys of ``Variant`` that the user says.
         description: of a new study.
         replace: whether rows of an earlier import may give way to those of other files.
+        by: what tells runs apart beside all this, keys of ``configurations.RATES``.
     """
 
     study: str
@@ -47,13 +49,18 @@ class Request:
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = "Metrics of another system, imported."
     replace: bool = False
+    by: tuple[str, ...] = ()
 
 
 @dataclass
 class Found:
-    """All runs by arm and trial, the width that k = 1 stands for, and what is to be told of the files."""
+    """All runs by arm and trial, the width that k = 1 stands for, and what is to be told of the files.
+
+    ``settings``: of each variant, what its files say of it, keys of ``Variant``.
+    """
 
     runs: Runs
+    settings: dict[str, dict[str, Any]]
     unit: float
     told: list[Told]
     left_out: list[str]
@@ -72,20 +79,27 @@ def gather(study: Study | None, request: Request) -> Found:
     sources, left_alone = find_sources(request.paths)
     left_out = {reason: [str(path) for path in paths] for reason, paths in left_alone.items() if paths}
     told: dict[tuple[str, str, str], Told] = {}
-    by_width: dict[tuple[str, float, int], Run] = {}
+    refuse_unknown(request.by)
+    pieces: list[Piece] = []
     for source in sources:
         for part, split in _parts(source, request):
             variant = request.variant or part.variant or _only_variant(study, part)
             unit_of_export = (part.settings or {}).get("width_unit", 1.0)
-            for (k, trial), run in split.runs.items():
-                width = k * unit_of_export
-                by_width.setdefault((variant, width, trial), Run()).add(run)
+            of_variant = replace(part, variant=variant)
+            pieces += [Piece(of_variant, k * unit_of_export, trial, run) for (k, trial), run in split.runs.items()]
             for line in split.left_out:
                 what, _, where = line.rpartition(": ")
                 left_out.setdefault(what, []).append(where)
             for key in split.told:
                 name = (key.format, key.key, key.meaning)
                 told[name] = told[name] + key if name in told else key
+    by_width: dict[tuple[str, float, int], Run] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for variant, piece, known in told_apart(pieces, request.by):
+        by_width.setdefault((variant, piece.width, piece.trial), Run()).add(piece.run)
+        other = settings.setdefault(variant, known)
+        if other != known:
+            raise UserError(f"{piece.source.path}: is of variant {variant}, but says {known} where others say {other}")
     unit = width_unit(
         {width for _, width, _ in by_width},
         study.width_unit if study else None,
@@ -94,13 +108,14 @@ def gather(study: Study | None, request: Request) -> Found:
     )
     runs = {(Arm(variant, number_of(width, unit)), trial): run for (variant, width, trial), run in by_width.items()}
     sentences = [f"{what}: {where[0]}{_and_others(len(where) - 1)}" for what, where in left_out.items()]
-    return Found({key: runs[key] for key in sorted(runs)}, unit, list(told.values()), sentences)
+    return Found({key: runs[key] for key in sorted(runs)}, settings, unit, list(told.values()), sentences)
 
 
 def _parts(source: Source, request: Request) -> Iterator[tuple[Source, Split]]:
     """What a file says; of several runs side by side, of each."""
     reading = request.reading
     file = read_metrics(source.path, request.renames, accept_nan=request.accept_nan)
+    source = with_words(source, file)
     form = recognised(file.keys, file.path, is_export=source.settings is not None, asked=reading.format)
     if reading.runs is not None and not form.has_runs:
         raise UserError(
@@ -128,9 +143,10 @@ def _and_others(count: int) -> str:
 def _only_variant(study: Study | None, source: Source) -> str:
     if study is None:
         return DEFAULT_VARIANT
-    if len(study.variants) > 1:
+    names = list(dict.fromkeys(study.families.values()))
+    if len(names) > 1:
         raise UserError(
             f"{source.path}: its path names no variant, and {study.name} has several; pass --variant with one of "
-            f"{', '.join(study.variants)}, or a new one"
+            f"{', '.join(names)}, or a new one"
         )
-    return next(iter(study.variants))
+    return names[0]

@@ -15,7 +15,7 @@ from dd_core.exchange.gathering import Found, Request, Runs, gather
 from dd_core.exchange.interpretation import Told
 from dd_core.exchange.rows import rows_of
 from dd_core.exchange.runs import Run
-from dd_core.exchange.settings import agreed_data, agreed_variant
+from dd_core.exchange.settings import agreed_data, agreed_variant, with_said
 from dd_core.exchange.staging import differs, replace_if_changed, staging_folder
 from dd_core.exchange.study_file import StudyFile, extended
 from dd_core.store.files import remove
@@ -109,7 +109,7 @@ def _study_file(store: Store, folder: Path, former: Study | None, found: Found, 
         name: agreed_variant(
             former.variants.get(name) if former else None,
             [run for (arm, _), run in runs.items() if arm.variant == name],
-            request.settings,
+            with_said(request.settings, found.settings.get(name, {}), name),
             name,
         )
         for name in dict.fromkeys(arm.variant for arm, _ in runs)

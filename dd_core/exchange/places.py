@@ -1,6 +1,6 @@
 """Where a file's records belong: epoch, step, width and trial of each, by its columns, the user or its path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -58,7 +58,7 @@ def with_places(file: MetricFile, form: Format) -> tuple[MetricFile, dict[str, s
     new = {name: place for place, name in called.items()}
     series = {new.get(key, key): values for key, values in file.series.items()}
     texts = {new.get(key, key): told for key, told in file.texts.items()}
-    return MetricFile(file.path, file.keys, file.lines, series, texts, file.left_out), called
+    return replace(file, series=series, texts=texts), called
 
 
 def places_of(file: MetricFile, key: str) -> np.ndarray:

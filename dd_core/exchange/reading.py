@@ -6,17 +6,20 @@ Only what any reader of such files must know: text, separators, numbers, lines. 
 import json
 import re
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dd_core.errors import UserError
+from dd_core.exchange.columns import plain
 from dd_core.exchange.text import form_of, object_records, table_records
 
 # The step of what is told of an epoch.
 NO_STEP = -1
+# Keys whose values are words, which say of what kind a run is.
+WORDS = ("variant", "optimizer", "architecture")
 # Column names that pandas gives, or leaves out, where it writes the numbers of rows.
 _INDEX = re.compile(r"(Unnamed: \d+)?")
 
@@ -45,6 +48,7 @@ class MetricFile:
         series: numbers by key, in the order in which the keys first come.
         texts: keys with a value that is no number: the first such line and value.
         left_out: sentences about what of the file is not taken, such as the numbers of rows.
+        words: of ``WORDS``, by the plain name of the key, the first two different texts.
     """
 
     path: Path
@@ -53,6 +57,7 @@ class MetricFile:
     series: dict[str, Series]
     texts: dict[str, tuple[int, str]]
     left_out: tuple[str, ...] = ()
+    words: dict[str, list[str]] = field(default_factory=dict)
 
     def where(self, row: int) -> str:
         """File and line of a record."""
@@ -69,8 +74,14 @@ class _Columns:
     values: dict[str, array] = field(default_factory=dict)
     texts: dict[str, tuple[int, str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    words: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, key: str, line: int, value: Any) -> None:
+        if type(value) is str and (name := plain(key)) in WORDS:
+            known = self.words.setdefault(name, [])
+            if value not in known and len(known) < 2:
+                known.append(value)
+            return
         if type(value) is not float:
             shown = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
             self.texts.setdefault(key, (line, shown if len(shown) <= 40 else f"{shown[:40]}…"))
@@ -121,7 +132,8 @@ def read_metrics(path: Path, renames: dict[str, str] | None = None, *, accept_na
     for key, values in columns.values.items():
         rows = everywhere if len(values) == len(everywhere) else _numpy(columns.rows[key])
         series[key] = Series(rows, _numpy(values))
-    file = MetricFile(path, tuple(columns.keys), _numpy(columns.lines), series, columns.texts, tuple(columns.left_out))
+    lines, left_out = _numpy(columns.lines), tuple(columns.left_out)
+    file = MetricFile(path, tuple(columns.keys), lines, series, columns.texts, left_out, columns.words)
     return _without_row_numbers(file)
 
 
@@ -147,7 +159,7 @@ def _without_row_numbers(file: MetricFile) -> MetricFile:
         if key in file.texts or not counts or position:
             raise UserError(f"{file.path}:1: column {position + 1} has no name, and does not count rows")
         left_out.append(f"the first column, which has no name and counts rows: {file.path}")
-    return MetricFile(file.path, file.keys, file.lines, series, file.texts, tuple(left_out))
+    return replace(file, series=series, left_out=tuple(left_out))
 
 
 def _numpy(values: array) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Logs of runs that went on from a checkpoint: what they told before and tell again, and records without a value."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from dd_core.exchange.columns import PLACE_KEYS
@@ -32,7 +34,7 @@ def latest(file: MetricFile, run: np.ndarray, epoch: np.ndarray, step: np.ndarra
         series[key] = told
     lines = file.lines[superseded].tolist()
     left_out = [f"{len(lines)} rows that come again later: {file.path}:{spans(lines)}"] if lines else []
-    return MetricFile(file.path, file.keys, file.lines, series, file.texts, file.left_out), left_out
+    return replace(file, series=series), left_out
 
 
 def spans(lines: list[int]) -> str:

@@ -96,6 +96,11 @@ def _joined(name: str, values: list[Values], table: str) -> dict[str, np.ndarray
         what = f"step {steps[0]}" if steps[0] == steps[1] != NO_STEP else f"epoch {joined['epoch'][at]}"
         of_batches = steps[0] != steps[1]
         hint = "; --keep last takes the later one, if the run was resumed" if first_file == second_file else ""
+        if first_file != second_file and steps[0] != NO_STEP:
+            hint = (
+                "; if these are two runs, a column seed or variant tells them apart, or their folders (seed-1), or "
+                "--by lr,wd"
+            )
         if of_batches:
             hint = "; an epoch has one evaluation: --rename it to a name of its own, and it is a metric of steps"
         raise UserError(f"{second}: {name} is told twice for {what}, first in {first}{hint}")

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dd_core.errors import UserError
 from dd_core.exchange.runs import Run
-from dd_core.study.recipe import Data, Variant
+from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.yaml_files import Strict, describe_problems
 
 Described = TypeVar("Described", bound=Strict)
@@ -63,6 +63,22 @@ def agreed_variant(known: Variant | None, runs: list[Run], given: dict[str, Any]
     return _agreed(Variant, [*([known] if known else []), *exported], given, f"variant {name}", "--variant")
 
 
+def with_said(given: dict[str, Any], said: dict[str, Any], variant: str) -> dict[str, Any]:
+    """What the user says of a variant, and what its files say.
+
+    Raises:
+        UserError: they say different things.
+    """
+    for key, value in said.items():
+        if isinstance(value, dict) and isinstance(given.get(key), dict):
+            with_said(given[key], value, variant)
+        elif given.get(key, value) != value:
+            raise UserError(
+                f"variant {variant}: {key} is {value} as the files say, but {given[key]} as the option says"
+            )
+    return _over(given, said)
+
+
 def _exported(runs: Iterable[Run]) -> list[dict[str, Any]]:
     return [source.settings for run in runs for source in run.sources if source.settings]
 
@@ -72,9 +88,10 @@ def _agreed(kind: type[Described], told: list[Described], given: dict[str, Any],
     first = told[0] if told else _parsed(kind, given, what)
     by_user = _parsed(kind, _over(first.model_dump(mode="json"), given), what)
     for other in (*told, by_user):
+        mine, theirs = recipe_of(first), recipe_of(other)
         for key in kind.model_fields:
             one, another = getattr(first, key), getattr(other, key)
-            if one != another:
+            if mine.get(key) != theirs.get(key):
                 raise UserError(f"{what}: {key} is ({one}) and cannot be ({another}) as well; choose another {choice}")
     return first
 

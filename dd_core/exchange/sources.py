@@ -7,7 +7,7 @@ Exported files lie at ``<arm>/trial-000/metrics.*`` and ``<variant>/metrics_k{k}
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Source:
         variant, k, trial: as its path, or its name in a file of several, says; None where it does not. ``k`` may be
             a fraction.
         settings: the recipe of an exported arm (``Study.recipe``), which lies beside its files.
+        words: keys of ``Variant`` that the file says in words.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Source:
     k: float | None
     trial: int | None
     settings: dict[str, Any] | None
+    words: dict[str, Any] = field(default_factory=dict)
 
 
 def find_sources(paths: Iterable[Path]) -> tuple[list[Source], dict[str, list[Path]]]:

@@ -81,6 +81,10 @@ def extended(
         UserError: something of it is impossible.
     """
     shown = _shown_epochs(epochs)
+    widths = {name: set(former.widths_of(name)) for name in former.variants} if former else {}
+    for arm in epochs:
+        widths.setdefault(arm.variant, set()).add(arm.k)
+    everywhere = set().union(*widths.values())
     content = former.model_dump(mode="json", exclude_defaults=True) if former else {}
     content = {
         "name": name,
@@ -92,12 +96,16 @@ def extended(
             **content.get("variants", {}),
             **{key: variant.model_dump(mode="json", exclude_defaults=True) for key, variant in variants.items()},
         },
-        "widths": sorted({*content.get("widths", ()), *(arm.k for arm in epochs)}),
+        "widths": sorted(everywhere),
         **({} if width_unit == 1 else {"width_unit": width_unit}),
         "trials": max(content.get("trials", 1), num_trials),
         "epochs": max(content.get("epochs", 1), *shown),
         "checkpoints": sorted({*content.get("checkpoints", ()), *shown}),
     }
+    for key, own in widths.items():
+        content["variants"][key].pop("widths", None)
+        if own != everywhere:
+            content["variants"][key]["widths"] = sorted(own)
     path = next((p for suffix in (".yaml", ".yml") if (p := folder / f"{name}{suffix}").is_file()), None)
     text = path.read_text(encoding="utf-8") if path else None
     try:
@@ -130,6 +138,11 @@ def _yaml(content: dict[str, Any], former: str | None) -> str:
     for key, value in content.items():
         if key == "variants" and key in keys:
             keys[key].update({name: variant for name, variant in value.items() if name not in keys[key]})
+            for name, variant in value.items():
+                if "widths" in variant:
+                    keys[key][name]["widths"] = variant["widths"]
+                else:
+                    keys[key][name].pop("widths", None)
         elif key not in keys or keys[key] != value:
             keys[key] = value
     text = io.StringIO()

@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -68,13 +68,16 @@ def _unfolded_variant(family: str, variant: dict[str, Any]) -> Iterator[tuple[st
     paths = [_path_of(variant, str(setting), where) for setting in grid]
     for values in itertools.product(*grid.values()):
         one = copy.deepcopy({key: value for key, value in variant.items() if key != "grid"})
-        words = [family]
         for path, value in zip(paths, values, strict=True):
             _set(one, path, copy.deepcopy(value), where)
-            words.append(_word(path, value))
         one["family"] = family
         one["grid_values"] = {column_of(path): _plain(value) for path, value in zip(paths, values, strict=True)}
-        yield "-".join(words), one
+        yield name_of(family, dict(zip(paths, values, strict=True))), one
+
+
+def name_of(family: str, values: Mapping[tuple[str, ...], Any]) -> str:
+    """The variant of a family with these values, by their paths in it."""
+    return "-".join([family, *(_word(path, value) for path, value in values.items())])
 
 
 def settings_of(variant: dict[str, Any]) -> dict[str, tuple[str, ...]]:

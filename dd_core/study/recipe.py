@@ -75,12 +75,34 @@ class Data(Strict):
         return self.record.title if self.is_known else str(self.dataset)
 
 
+class ResizedCrop(Strict):
+    """torchvision's RandomResizedCrop: a crop of random area and shape, enlarged to the whole image, bilinear."""
+
+    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="area of the crop, fraction of the image")
+    ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="its width over its height, log-uniform")
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> "ResizedCrop":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale: must ascend from above 0 to at most 1, not {list(self.scale)}")
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 100:
+            raise ValueError(f"ratio: must ascend from above 0 to at most 100, not {list(self.ratio)}")
+        return self
+
+
 class Augmentation(Strict):
-    """Random shift (padding with the background, raw value 0) and flip, drawn anew for every image and epoch."""
+    """Random shift (padding with the background, raw value 0) or crop, and flip, anew for every image and epoch."""
 
     shift_x: int = Field(default=0, ge=0, description="largest horizontal shift, pixels")
     shift_y: int = Field(default=0, ge=0, description="largest vertical shift, pixels")
     flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+    resized_crop: ResizedCrop | None = _added(None, description="instead of shifts; {} takes torchvision's defaults")
+
+    @model_validator(mode="after")
+    def _one_kind_of_crop(self) -> "Augmentation":
+        if self.resized_crop and (self.shift_x or self.shift_y):
+            raise ValueError("resized_crop: takes the place of shift_x and shift_y; leave these out")
+        return self
 
 
 # What early stopping and plateaus may look at; the test set is for no decision.

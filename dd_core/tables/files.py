@@ -115,12 +115,12 @@ def write_parquet(path: Path, table: "pa.Table") -> None:
     write_atomically(path, lambda temporary: pq.write_table(packed, temporary, compression="zstd"))
 
 
-def write_result(store: Store, path: Path, table: "pa.Table") -> None:
-    """Write a file of a table that no checkpoint vouches for, and a manifest of its own."""
+def write_result(store: Store, path: Path, table: "pa.Table", **facts: str) -> None:
+    """Write a file of a table that no checkpoint vouches for, and a manifest of its own, which says these facts too."""
     manifest = store.manifest_path(path)
     remove(manifest)  # it must not vouch for what is written in its place
     write_parquet(path, table)
-    store.write_manifest(manifest, {"kind": "table", "rows": {"table": table.num_rows}}, {"table": path})
+    store.write_manifest(manifest, {"kind": "table", "rows": {"table": table.num_rows}, **facts}, {"table": path})
 
 
 def without_nan(table: "pa.Table") -> "pa.Table":

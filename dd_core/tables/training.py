@@ -55,6 +55,8 @@ TRAINING_TABLES = (
             Column("label_noise", "float64", "share of wrong training labels, fraction"),
             Column("precision", "string", "of matrix products and convolutions"),
             Column("settings", "string", "the whole recipe, JSON"),
+            Column("family", "string", "the variant of the study file that it comes from: itself, or one with a grid"),
+            Column("grid", "string", "what the grid varied, JSON by column name; null: no grid"),
             Column("seed", "int64", "seed of the study; with the trial it determines all randomness"),
             Column("num_parameters", "int64", "trainable parameters of one trial's network"),
             Column("device", "string", "cpu or the GPU's name"),

@@ -37,6 +37,7 @@ from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_result
+from dd_core.tables.grids import create_view, joined
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -81,7 +82,9 @@ def refresh(store: Store) -> list[str]:
         try:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
                 give_access(connection, store.root)
-                tables.extend(_create_views(connection, store, TABLES, is_portable=not is_object(store.root)))
+                tables.extend(
+                    _create_views(connection, store, TABLES, is_portable=not is_object(store.root), with_grids=True)
+                )
         except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
@@ -112,12 +115,18 @@ def _write_empty(store: Store, table: Table) -> None:
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, store: Store, tables: Collection[str], *, is_portable: bool
+    connection: duckdb.DuckDBPyConnection,
+    store: Store,
+    tables: Collection[str],
+    *,
+    is_portable: bool,
+    with_grids: bool = False,
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
     damaged = {harm.path for harm in damaged_files(store, tables)}
     filled = []
-    for table in (TABLES[name] for name in tables):
+    varied: list[Column] = []
+    for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
         folder = store.table_folder(table.name)
         files = _files(store, table, damaged)
         if files is not None:
@@ -130,17 +139,22 @@ def _create_views(
                 rows = f"FROM {_parquet(table, source)}" + f" WHERE {_guard(store)}" * is_portable
                 if table.newest:
                     rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
-            connection.execute(f"CREATE VIEW {table.name} AS SELECT {', '.join(columns.values())} {rows}")
+            names = {column.name for column in columns}
+            query, added = joined(table, f"SELECT {', '.join(columns.values())} {rows}", names, varied)
+            connection.execute(f"CREATE VIEW {table.name} AS {query}")
+            is_varied = with_grids and table.name == "runs" and '"grid"' in columns.values()
+            if is_varied and files is not None:
+                varied = create_view(connection, _parquet(table, _texts(files)))
         except duckdb.IOException as error:
             if not is_object(folder):
                 raise
             reason = str(error).splitlines()[0]
             raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
         connection.execute(f"COMMENT ON VIEW {table.name} IS {quoted(table.description)}")
-        for column in columns:
+        for column in [*columns, *added]:
             comment = quoted(column.description)
             connection.execute(f'COMMENT ON COLUMN {table.name}."{column.name}" IS {comment}')
-    return filled
+    return [name for name in tables if name in filled]
 
 
 def _has_rows(store: Store, table: Table) -> bool:

@@ -33,6 +33,7 @@ class Images:
         self.num_train, self.num_validation = len(self.data[0].train_ids), len(self.data[0].validation_ids)
         self._seed, self._trials, self._device = study.seed, trials, device
         self._augmentation = study.variants[variant].augmentation
+        self._size: tuple[int, int] = images.shape[1:3]
         self._training = TrainingImages(images, self.data, self._augmentation, device, dtype)
         self._plain = PlainImages(images, [d.image_ids for d in self.data], self.data, device, dtype)
         given = np.stack([d.train_labels for d in self.data], axis=1)
@@ -44,7 +45,7 @@ class Images:
 
     def plan(self, epoch: int) -> EpochPlan:
         """Order, shifts and flips of an epoch."""
-        return plan_epoch(self._seed, self._trials, self.num_train, epoch, self._augmentation, self._device)
+        return plan_epoch(self._seed, self._trials, self.num_train, epoch, self._augmentation, self._device, self._size)
 
     def batch(self, plan: EpochPlan, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Training images ``start:stop`` of the epoch, augmented, and their given labels."""

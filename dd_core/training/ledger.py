@@ -64,6 +64,8 @@ class RunRecord:
             "label_noise": variant.label_noise,
             "precision": variant.precision,
             "settings": json.dumps(study.whole.recipe(arm), sort_keys=True),
+            "family": variant.family or arm.variant,
+            "grid": json.dumps(variant.grid_values, sort_keys=True) if variant.grid_values else None,
             "seed": study.seed,
             "device": name_of(device),
             "torch_version": torch.__version__,

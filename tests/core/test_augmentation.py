@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from dd_core.data.augmentation import EpochPlan, PlainImages, TrainingImages, plan_epoch
+from dd_core.data.resized_crop import draw_crops
 from dd_core.data.trials import TrialData
-from dd_core.study.recipe import Augmentation
+from dd_core.study.recipe import Augmentation, ResizedCrop
 
 CPU = torch.device("cpu")
 FULL = Augmentation(shift_x=2, shift_y=1, flip=True)
@@ -139,7 +142,8 @@ def test_an_epoch_depends_on_seed_trial_and_epoch_alone() -> None:
     for (seed, trial, epoch), plan in plans.items():
         assert as_tuple(plan_epoch(seed, [trial], 50, epoch, FULL, CPU)) == plan
         together = plan_epoch(seed, [5, trial], 50, epoch, FULL, CPU)
-        assert as_tuple(EpochPlan(*(getattr(together, n)[:, 1:] for n in EpochPlan.__dataclass_fields__))) == plan
+        second = (t[:, 1:] for t in (together.positions, together.top, together.left, together.flip))
+        assert as_tuple(EpochPlan(*second)) == plan
 
 
 def test_turning_the_flip_off_leaves_order_and_shifts_alone() -> None:
@@ -147,3 +151,55 @@ def test_turning_the_flip_off_leaves_order_and_shifts_alone() -> None:
     plain = plan_epoch(0, [0], 50, 1, FULL.model_copy(update={"flip": False}), CPU)
     assert not plain.flip.any()
     assert as_tuple(plain)[:3] == as_tuple(flipped)[:3]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_resized_crops_are_what_torchvision_makes_image_by_image(shared: bool) -> None:
+    augmentation = Augmentation(resized_crop=ResizedCrop(), flip=True)
+    images, trials = made_up(2, 3, shared)
+    height, width = images.shape[1:3]
+    plan = plan_epoch(0, [0, 1], 11, 1, augmentation, CPU, (height, width))
+    assert plan.crop is not None
+    batch = TrainingImages(images, trials, augmentation, CPU, torch.float64).batch(plan, 3, 9)
+    for row, position in enumerate(range(3, 9)):
+        for t, data in enumerate(trials):
+            image = torch.from_numpy(images[data.train_ids[plan.positions[position, t]]]).permute(2, 0, 1).double()
+            image = tv.resized_crop(image, *plan.crop[position, t].tolist(), [height, width], antialias=True)
+            if plan.flip[position, t]:
+                image = tv.hflip(image)
+            expected = tv.normalize(image, data.mean.tolist(), data.std.tolist())
+            torch.testing.assert_close(batch[row, 3 * t : 3 * t + 3], expected, rtol=0, atol=1e-12)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [((32, 32), ResizedCrop()), ((12, 40), ResizedCrop(scale=(0.5, 1.0))), ((40, 6), ResizedCrop(scale=(0.9, 1.0)))],
+)
+def test_crops_are_distributed_as_torchvision_draws_them(size: tuple[int, int], settings: ResizedCrop) -> None:
+    """The last two are so long that many attempts, or all, fail and the middle is taken."""
+    number = 4000
+    ours = draw_crops(np.random.default_rng(0), number, *size, settings)
+    torch.manual_seed(0)
+    image = torch.zeros(1, *size)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, list(settings.scale), list(settings.ratio)) for _ in range(number)]
+    )
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+    area = (lambda crops: crops[:, 2] * crops[:, 3])(ours), (lambda crops: crops[:, 2] * crops[:, 3])(theirs)
+    assert ks_2samp(*area).pvalue > 1e-3
+    assert ((ours[:, :2] >= 0) & (ours[:, :2] + ours[:, 2:] <= size)).all()
+
+
+def test_crops_are_a_function_of_seed_trial_and_epoch() -> None:
+    augmentation = Augmentation(resized_crop=ResizedCrop())
+
+    def crops(seed: int, trials: list[int], epoch: int) -> torch.Tensor:
+        crop = plan_epoch(seed, trials, 20, epoch, augmentation, CPU, (32, 32)).crop
+        assert crop is not None
+        return crop
+
+    assert torch.equal(crops(0, [3], 2)[:, 0], crops(0, [1, 3], 2)[:, 1])
+    for other in (crops(1, [3], 2), crops(0, [4], 2), crops(0, [3], 1)):
+        assert not torch.equal(crops(0, [3], 2), other)

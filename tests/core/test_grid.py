@@ -1,18 +1,23 @@
 """Grids: names, values and recipes of the variants that they make, and what is refused."""
 
+import contextlib
 import itertools
 import re
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dd_core.errors import StudyError
+from dd_core.store.store import Store
 from dd_core.study.files import read_study
 from dd_core.study.grid import unfolded
 from dd_core.study.study import Study
+from dd_core.tables.warehouse import refresh
+from dd_core.training.train import train_arm
 
 BASE: dict[str, Any] = {
     "architecture": "resnet18",
@@ -148,3 +153,34 @@ def test_a_bad_grid_is_refused_in_a_sentence_with_its_path(grid: str, reason: st
         read_study(path)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_a_grid_varied_is_a_column_of_every_view_with_an_arm(store: Store) -> None:
+    made = content(
+        architecture="mlp", grid={"learning_rate": [0.05, 0.1], "schedule.name": ["constant", "cosine"]}, widths=(4,)
+    )
+    made["variants"]["plain"] = {**BASE, "architecture": "mlp", "widths": (2,)}
+    found = Study.model_validate(unfolded({**made, "trials": 1, "epochs": 1, "checkpoints": (0, 1)}))
+    for arm in found.arms.values():
+        train_arm(found, arm, store, 1)
+    refresh(store)
+    with contextlib.closing(duckdb.connect(str(store.warehouse_path), read_only=True)) as connection:
+        rows = connection.execute(
+            "SELECT family, learning_rate, schedule_name, count(*) FROM training_evals WHERE epoch = 1 GROUP BY ALL "
+            "ORDER BY ALL"
+        ).fetchall()
+        assert rows == [
+            ("s-core", 0.05, "constant", 1),
+            ("s-core", 0.05, "cosine", 1),
+            ("s-core", 0.1, "constant", 1),
+            ("s-core", 0.1, "cosine", 1),
+            (None, None, None, 1),
+        ]
+        comments = dict(
+            connection.execute(
+                "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'training_batches'"
+            ).fetchall()
+        )
+        assert "varied by a grid" in comments["learning_rate"]
+        families = connection.execute("SELECT DISTINCT family FROM runs ORDER BY 1").fetchall()
+        assert families == [("plain",), ("s-core",)]

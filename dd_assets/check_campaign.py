@@ -1,0 +1,65 @@
+r"""Is a campaign of runs fit to be analysed? Says GO or NO-GO with the reasons.
+
+  python -m dd_assets.check_campaign loss_slope_digits
+
+looks at all runs of a study, trained here or imported: whether every run and every metric at its frequency is there,
+what values are impossible or out of range, how many runs failed, and how well a power law fits. Loss curves that have
+changed since they were last analysed are analysed first. The exit code is 0 for GO, 1 for NO-GO, 2 for a mistake. Of an
+imported study its file says under ``monitors`` what its program measured how often; null for what it did not.
+"""
+
+import argparse
+import contextlib
+import sys
+
+from dd_assets.catalogue import catalogue
+from dd_assets.compute.local import this_machine
+from dd_assets.laboratory import writable_store
+from dd_core.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dd_assets.check_campaign",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", help="name of a study")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="as the loss-slope campaign has it: accuracies of 0 and 1 and rates of 0 are out of range, and whatever "
+        "is out of range is NO-GO",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return _check(options.study, strict=options.strict)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+
+
+def _check(name: str, *, strict: bool) -> int:
+    from dd_core.checks.campaign import CAMPAIGN_TABLES, examine
+    from dd_core.checks.campaign_report import report_of
+    from dd_core.results.loss_slopes import rebuild
+    from dd_core.tables.damage import sentences
+    from dd_core.tables.warehouse import connect, refresh
+
+    study, store, machine = catalogue().get(name), writable_store(), this_machine()
+    done = rebuild(store, study, machine.num_workers or machine.num_cores)
+    if done.computed:
+        refresh(store)
+    for sentence in [*done.left_out, *sentences(store, [study], CAMPAIGN_TABLES)]:
+        print(f"left out: {sentence}")
+    for arm, trace in done.failed.items():
+        print(f"{name}/{arm} could not be analysed:\n{trace}", file=sys.stderr)
+    with contextlib.closing(connect(store, CAMPAIGN_TABLES)) as connection:
+        verdict = examine(store, study, connection, strict=strict)
+    print(report_of(verdict))
+    return 0 if verdict.is_go else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Everything about one run's loss curve, as the rows of ``loss_slopes`` and ``loss_slope_fits``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from dd_core.analysis.loss_slopes.breaks import two_power_fit
+from dd_core.analysis.loss_slopes.criteria import akaike_weights, criteria
+from dd_core.analysis.loss_slopes.curve import FEWEST_POINTS, Curve, clean_curve
+from dd_core.analysis.loss_slopes.errors import autocorrelation, effective_sample_size
+from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit, offset_fit, smooth_break_fit
+from dd_core.analysis.loss_slopes.knee import DECISIVE, knee_epoch_aic, knee_epoch_at_loss
+from dd_core.analysis.loss_slopes.plateau import plateau_epoch
+from dd_core.analysis.loss_slopes.points import Points, make_points
+from dd_core.analysis.loss_slopes.slopes import in_bits, linear_slope, scan, start_spread, window_slope
+from dd_core.analysis.loss_slopes.spectra import (
+    PSD_TAIL,
+    RESID_POWER,
+    band_mean,
+    batch_noise_floor,
+    longest_stretch,
+    welch_psd,
+)
+from dd_core.study.loss_slopes import LossSlopeSettings
+
+LATEST_KNEE = 0.4  # share of the training; a break later than that is no burn-in
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was recorded of a run.
+
+    Attributes:
+        step: int64 (n,), 1-based optimiser steps of batch losses, as recorded: unsorted, twice, with gaps.
+        loss: float64 (n,), nats; may hold NaN, infinite, zero and negative ones.
+        steps_per_epoch: optimiser steps of an epoch.
+        val_step: steps of validation (or test) losses; may be empty.
+        val_loss: these, nats.
+        lambda_step: steps of the largest Hessian eigenvalue; may be empty.
+        lambda_max: these.
+        status: of the training, as in the table.
+    """
+
+    step: np.ndarray
+    loss: np.ndarray
+    steps_per_epoch: float
+    val_step: np.ndarray
+    val_loss: np.ndarray
+    lambda_step: np.ndarray
+    lambda_max: np.ndarray
+    status: str = "finished"
+
+
+def analyse_run(run: Run, settings: LossSlopeSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Fit all models to a run's loss curve. Whatever the losses are, this does not raise.
+
+    Returns:
+        The columns of ``loss_slopes`` from ``outcome`` on (without ``val_is_test`` and ``source_sha256``), and the rows
+        of ``loss_slope_fits`` from ``segment`` on; None where undefined, ``reason`` says why.
+    """
+    curve = clean_curve(run.step, run.loss, run.steps_per_epoch, settings.largest_loss, run.status)
+    columns: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    reasons = list(curve.reason)
+    columns |= {
+        "outcome": curve.outcome,
+        "num_steps": curve.num_steps,
+        "num_left_out": curve.num_left_out,
+        "steps_per_epoch": curve.steps_per_epoch,
+        "last_epoch": float(curve.epoch[-1]) if len(curve.step) else None,
+        "standard_error_method": settings.standard_error,
+        **_validation(run, curve),
+        **_lambda(run, curve, settings),
+    }
+    if len(curve.step):
+        columns["loss_at_early_stop"] = curve.mean_of_epoch(settings.early[1])
+        columns["final_train_loss"] = curve.mean_of_epoch(math.ceil(curve.epoch[-1] - 1e-9))
+    rows: list[dict[str, Any]] = []
+    if curve.outcome == "fitted":
+        fitted, rows, more = _fits(curve, settings)
+        columns |= fitted
+        reasons += more
+    columns["reason"] = " ".join(reasons) or None
+    return {name: _plain(value) for name, value in columns.items()}, rows
+
+
+_COLUMNS = (
+    *("outcome", "reason", "num_steps", "num_left_out", "steps_per_epoch", "last_epoch", "first_fit_epoch"),
+    *("num_points", "effective_sample_size", "standard_error_method", "estimator", "r_squared"),
+    *("residual_autocorrelation", "residual_normality", "knee_epoch", "knee_epoch_at_loss", "knee_epoch_break"),
+    *("burn_in_loss", "alpha_early", "alpha_early_standard_error", "alpha_early_low", "alpha_early_high"),
+    *("alpha_early_bits", "alpha_early_linear", "alpha_early_linear_bits"),
+    *("alpha_full", "alpha_full_standard_error", "alpha_full_low", "alpha_full_high", "alpha_start_spread"),
+    *("delta_aic_exponential", "delta_aic_two_power", "delta_aic_offset"),
+    *("delta_aic_exponential_plain", "delta_aic_two_power_plain", "delta_aic_offset_plain", "best_model"),
+    *("loss_at_early_stop", "final_train_loss", "best_val_ce", "best_val_epoch", "final_val_ce"),
+    *("lambda_plateau_epoch", "lambda_max_early", "psd_tail", "noise_floor", "resid_power"),
+)
+
+
+def _plain(value: Any) -> Any:
+    """A Python value for a table; None for numbers that are not finite."""
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _validation(run: Run, curve: Curve) -> dict[str, Any]:
+    step, loss = np.asarray(run.val_step, dtype=np.float64), np.asarray(run.val_loss, dtype=np.float64)
+    order = np.argsort(step, kind="stable")
+    step, loss = step[order], loss[order]
+    if not len(loss):
+        return {}
+    final = {"final_val_ce": float(loss[-1])}
+    if not np.isfinite(loss).any():
+        return final
+    best = int(np.nanargmin(np.where(np.isfinite(loss), loss, np.nan)))
+    return {"best_val_ce": float(loss[best]), "best_val_epoch": float(step[best] / curve.steps_per_epoch), **final}
+
+
+def _lambda(run: Run, curve: Curve, settings: LossSlopeSettings) -> dict[str, Any]:
+    epoch = np.asarray(run.lambda_step, dtype=np.float64) / curve.steps_per_epoch
+    value = np.asarray(run.lambda_max, dtype=np.float64)
+    inside = np.flatnonzero((epoch > settings.early[0]) & (epoch <= settings.early[1] + 1e-9) & np.isfinite(value))
+    early = float(value[inside[np.argmax(epoch[inside])]]) if len(inside) else None
+    return {"lambda_plateau_epoch": plateau_epoch(epoch, value, settings.plateau), "lambda_max_early": early}
+
+
+def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """Columns and rows of a curve that can be fitted, and sentences on what is missing."""
+    errors = Errors(settings.standard_error, settings.bootstrap_samples)
+    num_bins = settings.num_points if settings.points == "log_spaced" else None
+    per_epoch = curve.steps_per_epoch
+    whole = make_points(curve.step, curve.loss, num_bins)
+    reasons: list[str] = []
+
+    burn_in = two_power_fit(whole, errors, LATEST_KNEE * float(curve.step[-1]))
+    all_of_it = _models(whole, errors, settings.smooth_break)
+    rows = _rows("whole", all_of_it, per_epoch, float(curve.epoch[-1]))
+    knees: dict[str, float | None] = {
+        "knee_epoch": knee_epoch_aic(whole, per_epoch),
+        "knee_epoch_at_loss": knee_epoch_at_loss(curve, settings.burn_in_loss),
+        "knee_epoch_break": burn_in.value["break_epoch"] / per_epoch
+        if _is_better(burn_in, all_of_it) and burn_in
+        else None,
+    }
+    if burn_in is not None and knees["knee_epoch_break"] is not None:
+        place = int(np.searchsorted(whole.log_time, math.log(burn_in.value["break_epoch"])))
+        for segment, side in (("before break", whole[slice(place)]), ("after break", whole[slice(place, None)])):
+            rows += _rows(segment, [linear_fit(side, "power", errors)], per_epoch, float(curve.epoch[-1]))
+    knee = knees[{"aic": "knee_epoch", "loss": "knee_epoch_at_loss", "break": "knee_epoch_break"}[settings.knee]]
+    part = curve.window(knee or 0.0, math.inf)
+    straight = make_points(curve.step[part], curve.loss[part], num_bins)
+    if len(straight) < FEWEST_POINTS:
+        reasons.append(
+            f"Fewer than {FEWEST_POINTS} points lie after the knee, so the whole curve is the straight segment."
+        )
+        knee, part, straight = None, slice(0, len(curve.step)), whole
+    models = _models(straight, errors, settings.smooth_break)
+    new = _rows("straight", models, per_epoch, float(curve.epoch[-1]))
+    rows += new
+    columns: dict[str, Any] = {**knees, "first_fit_epoch": knee or 0.0, **_straight(models, new)}
+    columns["burn_in_loss"] = float(curve.loss[part][: max(1, int(straight.count[0]))].mean())
+    columns |= _spectrum(curve, part, models[0])
+
+    early = window_slope(curve, *settings.early, num_bins, errors)
+    if isinstance(early, str):
+        reasons.append("alpha_early is null: " + early)
+    else:
+        rows += _rows("early", [early], per_epoch, settings.early[1])
+        linear = linear_slope(curve, *settings.early)
+        columns |= {**_slope("alpha_early", early), "alpha_early_bits": early.value["slope"]}
+        columns |= {
+            "alpha_early_linear": linear,
+            "alpha_early_linear_bits": None if linear is None else in_bits(linear),
+        }
+    columns["alpha_start_spread"] = start_spread(curve, settings.starts, settings.early[1], num_bins)
+    for _, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, num_bins, errors):
+        rows += _rows("scan", [fit], per_epoch, last)
+    return columns, rows, reasons
+
+
+def _is_better(burn_in: Fit | None, models: list[Fit]) -> bool:
+    """Whether two power laws are decisively better than one, by AICc and effective sample size."""
+    if burn_in is None:
+        return False
+    size = effective_sample_size(burn_in.residuals)
+    one, two = (criteria(f.rss, len(f.points), f.num_parameters, size).aicc for f in (models[0], burn_in))
+    return two < one - DECISIVE
+
+
+def _models(points: Points, errors: Errors, smooth: bool) -> list[Fit]:
+    """Every model that the points allow; the power law first."""
+    fits: list[Fit | None] = [linear_fit(points, "power", errors), linear_fit(points, "exponential", errors)]
+    fits.append(offset_fit(points, errors))
+    two = two_power_fit(points, errors)
+    fits.append(two)
+    if smooth and two is not None:
+        fits.append(smooth_break_fit(points, two, errors))
+    return [fit for fit in fits if fit is not None]
+
+
+def _rows(segment: str, fits: list[Fit], per_epoch: float, last_epoch: float) -> list[dict[str, Any]]:
+    """Rows of one segment's models, which share their points."""
+    best = min(fits, key=lambda fit: fit.rss)
+    size = effective_sample_size(best.residuals)
+    rows = []
+    for fit in fits:
+        num = len(fit.points)
+        plain, effective = (criteria(fit.rss, num, fit.num_parameters, m) for m in (None, size))
+        row: dict[str, Any] = {
+            "segment": segment,
+            "model": fit.model,
+            "estimator": fit.estimator,
+            "first_epoch": float(fit.points.time[0] / per_epoch),
+            "last_epoch": last_epoch,
+            "num_points": num,
+            "effective_sample_size": size,
+            "num_parameters": fit.num_parameters,
+            **{name: fit.value.get(name) for name in ("intercept", "slope", "slope_after", "offset")},
+            **{
+                f"{name}_standard_error": fit.standard_error.get(name)
+                for name in ("intercept", "slope", "slope_after", "offset")
+            },
+            "slope_low": fit.low["slope"],
+            "slope_high": fit.high["slope"],
+            "break_epoch": _divided(fit.value.get("break_epoch"), per_epoch),
+            "break_epoch_low": _divided(fit.low.get("break_epoch"), per_epoch),
+            "break_epoch_high": _divided(fit.high.get("break_epoch"), per_epoch),
+            "rss": fit.rss,
+            "r_squared": fit.r_squared,
+            **{name: getattr(plain, name) for name in ("aic", "aicc", "bic")},
+            **{f"{name}_effective": getattr(effective, name) for name in ("aic", "aicc", "bic")},
+        }
+        rows.append(row)
+    for suffix in ("", "_effective"):
+        weights = akaike_weights([row[f"aicc{suffix}"] for row in rows])
+        for row, weight in zip(rows, weights, strict=True):
+            row[f"akaike_weight{suffix}"] = float(weight)
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+
+
+def _divided(value: float | None, by: float) -> float | None:
+    return None if value is None else value / by
+
+
+def _slope(name: str, fit: Fit) -> dict[str, float]:
+    return {
+        name: fit.value["slope"],
+        f"{name}_standard_error": fit.standard_error["slope"],
+        f"{name}_low": fit.low["slope"],
+        f"{name}_high": fit.high["slope"],
+    }
+
+
+def _straight(fits: list[Fit], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns of the straight segment."""
+    line = fits[0]
+    rho = autocorrelation(line.residuals)
+    columns: dict[str, Any] = {
+        "num_points": len(line.points),
+        "effective_sample_size": rows[0]["effective_sample_size"],
+        "estimator": line.estimator,
+        "r_squared": line.r_squared,
+        "residual_autocorrelation": float(rho[1]) if len(rho) > 1 else None,
+        "residual_normality": normality(line.residuals),
+        **_slope("alpha_full", line),
+    }
+    of = {row["model"]: row for row in rows}
+    for column, model in (("exponential", "exponential"), ("two_power", "two_power"), ("offset", "power_offset")):
+        for suffix, kind in (("", "aicc_effective"), ("_plain", "aicc")):
+            one, other = of["power"][kind], of.get(model, {}).get(kind)
+            columns[f"delta_aic_{column}{suffix}"] = None if one is None or other is None else other - one
+    known = [row for row in rows if row["aicc_effective"] is not None]
+    columns["best_model"] = min(known, key=lambda row: row["aicc_effective"])["model"] if known else None
+    return columns
+
+
+def normality(residuals: np.ndarray) -> float | None:
+    """Correlation of sorted residuals with normal quantiles (Q-Q; Filliben 1975); None of constants."""
+    if not np.ptp(residuals) > 0:
+        return None
+    (_, _), (_, _, correlation) = scipy.stats.probplot(residuals)
+    return float(correlation)
+
+
+def _spectrum(curve: Curve, part: slice, line: Fit) -> dict[str, Any]:
+    """Of the residuals of single steps, around the straight segment's line."""
+    step, loss = curve.step[part], curve.loss[part]
+    stretch = longest_stretch(step)
+    step, loss = step[stretch], loss[stretch]
+    fitted = line.value["intercept"] + line.value["slope"] * np.log(step)
+    frequency, density, enough = welch_psd(np.log(loss) - fitted)
+    columns: dict[str, Any] = {"noise_floor": batch_noise_floor(loss - np.exp(fitted))}
+    if enough:
+        columns["psd_tail"] = band_mean(frequency, density, PSD_TAIL)
+        columns["resid_power"] = band_mean(frequency, density, RESID_POWER)
+    return columns

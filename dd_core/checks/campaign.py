@@ -1,0 +1,229 @@
+"""Is a whole campaign fit to be analysed: is every run there, every metric at its frequency, every value possible?
+
+The loss-slope campaign asks this before it draws conclusions, and answers GO or NO-GO. GO: no run is missing, every key
+was logged as often as the study asks for, no value is impossible, and more than half of the fitted runs have an R^2
+above 0.95. What is merely suspicious raises an alert: large losses, knees outside 1 to 20 epochs, more than 10 % of
+runs failed, slow runs, odd checkpoints. A loss that diverges is a result: it counts as failed, and nothing else.
+
+The campaign's own reading is ``strict``: accuracies of 0 and 1 and rates of 0 are out of range, though a batch of 128
+images can be all right and a cosine ends at 0; and whatever is out of range is NO-GO, not an alert.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import duckdb
+
+from dd_core.analysis.loss_slope_report import CURRENT, query, rows_of
+from dd_core.checks.integrity import metric_gaps
+from dd_core.checks.logged import logged_gaps
+from dd_core.checks.sentences import Gap, sentences
+from dd_core.store.provenance import trained_checkpoints
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+CAMPAIGN_TABLES = ("loss_slopes", "training_batches", "training_evals", "training_monitors", "image_progress", "runs")
+GOOD_R_SQUARED = 0.95
+_LARGEST_LOSS = 10.0
+_KNEES = (1.0, 20.0)
+_MOST_FAILED = 0.1
+_SLOW_SECONDS, _SLOW_EPOCHS = 3600.0, 5.0
+# Sizes of one arm's checkpoints may differ by their headers.
+_SIZE_TOLERANCE = 0.01
+_FAILED = ("diverged", "failed", "interrupted")
+
+
+@dataclass
+class Verdict:
+    """What was found; problems are sentences.
+
+    Attributes:
+        study: its name.
+        num_expected: runs that the study asks for.
+        statuses, outcomes: number of runs by how the training ended, and by what the analysis made of it.
+        missing: runs that never began.
+        gaps: metrics that are not there at their frequency.
+        impossible: values that no training gives.
+        out_of_range: values outside the campaign's bounds.
+        alerts: what a person should look at.
+        r_squared: of the fitted runs, ascending.
+        strict: whether what is out of range is a reason for NO-GO.
+    """
+
+    study: str
+    num_expected: int
+    statuses: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    missing: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+    impossible: list[str] = field(default_factory=list)
+    out_of_range: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
+    r_squared: list[float] = field(default_factory=list)
+    strict: bool = False
+
+    @property
+    def num_runs(self) -> int:
+        """Runs that began."""
+        return self.outcomes.total()
+
+    @property
+    def num_good(self) -> int:
+        """Fitted runs with an R^2 above 0.95."""
+        return sum(value > GOOD_R_SQUARED for value in self.r_squared)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is NO-GO; none: it is GO."""
+        found = []
+        if self.num_runs < self.num_expected:
+            found.append(f"{self.num_expected - self.num_runs} of {self.num_expected} runs are missing")
+        counted = {"gaps": "not every metric is there at its frequency", "impossible": "values are impossible"}
+        if self.strict:
+            counted["out_of_range"] = "values are out of range"
+        for name, reason in counted.items():
+            if problems := getattr(self, name):
+                found.append(f"{reason} ({len(problems)} problem{'s' if len(problems) > 1 else ''})")
+        if not self.r_squared:
+            found.append("no run has a fit")
+        elif 2 * self.num_good <= len(self.r_squared):
+            found.append(f"R^2 is above {GOOD_R_SQUARED} in only {self.num_good} of {len(self.r_squared)} fitted runs")
+        return found
+
+    @property
+    def is_go(self) -> bool:
+        """Whether the runs may be analysed."""
+        return not self.reasons
+
+
+def examine(store: Store, study: Study, connection: duckdb.DuckDBPyConnection, *, strict: bool = False) -> Verdict:
+    """Look at all runs of a study, trained here or imported.
+
+    Args:
+        store: where they lie.
+        study: says which runs there must be, and in its ``monitors`` how often each metric.
+        connection: has the views of ``CAMPAIGN_TABLES``; of ``loss_slopes`` with the study's current rows.
+        strict: the campaign's own reading of the bounds, see above.
+    """
+    rows = rows_of(study, connection)
+    trials = sorted({row["trial"] for row in rows}) if study.imported else list(study.trial_numbers)
+    trials += [-1] * (study.trials - len(trials))  # of imported studies whose arms all lack the same one
+    verdict = Verdict(study.name, len(study.arms) * len(trials), strict=strict)
+    verdict.statuses.update(row["status"] for row in rows)
+    verdict.outcomes.update(row["outcome"] for row in rows)
+    verdict.r_squared = sorted(row["r_squared"] for row in rows if row["r_squared"] is not None)
+    began = {(row["arm"], row["trial"]) for row in rows}
+    absent = [
+        Gap(arm, trial, "the run", "missing") for arm in study.arms for trial in trials if (arm, trial) not in began
+    ]
+    verdict.missing = sentences(absent)
+    verdict.gaps = logged_gaps(study, connection, rows) if study.imported else metric_gaps(store, study, connection)[0]
+    _look_at_values(verdict, study, connection, {(row["arm"], row["trial"]): row for row in rows})
+    _look_at_knees(verdict, rows)
+    _look_at_failures(verdict)
+    verdict.alerts += _slow_runs(study, connection)
+    verdict.alerts += _odd_sizes(store, study, connection)
+    return verdict
+
+
+def _look_at_values(
+    verdict: Verdict,
+    study: Study,
+    connection: duckdb.DuckDBPyConnection,
+    runs: dict[tuple[str, int], dict[str, Any]],
+) -> None:
+    """Values of batches: those that cannot be, and those outside the campaign's bounds."""
+    ends = "acc_train IN (0, 1)" if verdict.strict else "false"
+    counted = query(
+        connection,
+        study,
+        f"""SELECT arm, trial,
+            count(*) FILTER (loss_train_nats IS NULL AND step < last_number) AS "a loss that is no number",
+            count(*) FILTER (loss_train_nats < 0) AS "a negative loss",
+            count(*) FILTER (acc_train NOT BETWEEN 0 AND 1) AS "an accuracy outside 0 to 1",
+            count(*) FILTER (lr < 0) AS "a negative learning rate",
+            count(*) FILTER (loss_train_nats = 0) AS "a loss of exactly 0",
+            count(*) FILTER (loss_train_nats >= $largest) AS "a loss of {_LARGEST_LOSS:g} nats or more",
+            count(*) FILTER ({ends}) AS "an accuracy of 0 or 1",
+            count(*) FILTER ({str(verdict.strict).lower()} AND lr = 0) AS "a learning rate of 0"
+        FROM (SELECT *, max(step) FILTER (isfinite(loss_train_nats)) OVER (PARTITION BY arm, trial) AS last_number
+              FROM training_batches WHERE {CURRENT}) GROUP BY arm, trial ORDER BY arm, trial""",
+        largest=_LARGEST_LOSS,
+    )
+    impossible: list[Gap] = []
+    unusual: list[Gap] = []
+    for row in counted:
+        arm, trial = row.pop("arm"), row.pop("trial")
+        has_diverged = runs.get((arm, trial), {}).get("outcome") == "diverged"
+        for position, (what, number) in enumerate(row.items()):
+            if number and not (has_diverged and what.startswith("a loss")):
+                gap = Gap(arm, trial, what, f"at {number} step{'s' if number > 1 else ''}")
+                (impossible if position < 4 else unusual).append(gap)
+    verdict.impossible += sentences(impossible)
+    verdict.out_of_range += sentences(unusual)
+
+
+def _look_at_knees(verdict: Verdict, rows: list[dict[str, Any]]) -> None:
+    low, high = _KNEES
+    fitted = [row for row in rows if row["outcome"] == "fitted"]
+    never = sum(row["knee_epoch"] is None for row in fitted)
+    outside = sum(row["knee_epoch"] is not None and not low < row["knee_epoch"] < high for row in fitted)
+    if never + outside:
+        verdict.out_of_range.append(
+            f"the knee (AIC) of {never + outside} of {len(fitted)} fitted runs is not within {low:g} to {high:g} epochs"
+            + (f"; {never} have none" if never else "")
+        )
+
+
+def _look_at_failures(verdict: Verdict) -> None:
+    failed = {name: verdict.statuses[name] for name in _FAILED if verdict.statuses[name]}
+    if verdict.statuses["imported"] and verdict.outcomes["diverged"]:
+        failed["diverged"] = failed.get("diverged", 0) + verdict.outcomes["diverged"]
+    number = sum(failed.values())
+    if number > _MOST_FAILED * verdict.num_runs:
+        how = ", ".join(f"{count} {name}" for name, count in failed.items())
+        share = 100 * number / verdict.num_runs
+        verdict.alerts.append(f"{number} of {verdict.num_runs} runs failed ({share:.0f} %): {how}")
+
+
+def _slow_runs(study: Study, connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Runs that took an hour and had not done five epochs."""
+    lasting = {
+        True: f"""SELECT arm, trial, max(time) - min(time) AS seconds, max(epoch) AS epochs
+            FROM training_batches WHERE {CURRENT} GROUP BY ALL""",
+        False: f"SELECT arm, trial, seconds, last_epoch - first_epoch AS epochs FROM runs WHERE {CURRENT}",
+    }
+    sql = f"SELECT * FROM ({lasting[study.imported]}) WHERE seconds > $seconds AND epochs < $epochs ORDER BY arm, trial"
+    rows = query(connection, study, sql, seconds=_SLOW_SECONDS, epochs=_SLOW_EPOCHS)
+    slow = [
+        Gap(row["arm"], row["trial"], "the run", f"slow: {row['seconds']:.0f} s for {row['epochs']} epochs")
+        for row in rows
+    ]
+    return sentences(slow)
+
+
+def _odd_sizes(store: Store, study: Study, connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Checkpoints that differ in size from the others of their arm, or could not hold all parameters."""
+    sizes: dict[str, list[float]] = {}
+    if study.imported:
+        sql = f"SELECT arm, value FROM training_monitors WHERE metric = 'checkpoint_size_mb' AND {CURRENT}"
+        for row in query(connection, study, sql):
+            sizes.setdefault(row["arm"], []).append(row["value"])
+    else:
+        for checkpoint, manifest in trained_checkpoints(store, study).items():
+            if live := len(manifest.live_trials):
+                bytes_ = sum(entry.bytes for entry in manifest.weights)
+                sizes.setdefault(checkpoint.arm.key, []).append(bytes_ / live / 1e6)
+    sql = f"SELECT arm, max(num_parameters) AS number FROM runs WHERE {CURRENT} GROUP BY arm"
+    smallest = {row["arm"]: 4e-6 * (row["number"] or 0) for row in query(connection, study, sql)}
+    odd = []
+    for arm, own in sizes.items():
+        usual = median(own)
+        if any(abs(size - usual) > _SIZE_TOLERANCE * usual for size in own) or min(own) < smallest.get(arm, 0):
+            odd.append(
+                f"{arm}: checkpoints of a run have {min(own):.3g} to {max(own):.3g} MB"
+                + (f", its parameters {smallest[arm]:.3g} MB" if smallest.get(arm) else "")
+            )
+    return odd
