@@ -18,9 +18,12 @@ _MOST_VALUES = 8 * 32 * 32
 
 _LARGEST_STACK = 8
 
-# Arms that share a network have at most so many trials together: more bring little, at any width
-# (benchmarks/together.py).
+# Arms that share a network have at most so many trials together: more bring little at any width. They have fewer where
+# there would be more values than these in the first stage per image, and beyond this width only arms of one trial share
+# one: there it takes as long, or longer (benchmarks/together.py).
 _MOST_TRIALS_TOGETHER = 12
+_MOST_VALUES_TOGETHER = 20 * 32 * 32
+_WIDEST_OF_SEVERAL_TRIALS = 8
 
 # What the optimiser can have for each trial (dd_core.training.per_trial).
 _RATES = ("learning_rate", "weight_decay", "momentum")
@@ -42,18 +45,26 @@ def _is_narrow(study: Study, arm: Arm) -> bool:
 def kind(study: Study, arm: Arm) -> str:
     """Arms of the same kind differ in learning rate, weight decay and momentum alone, and may share a network.
 
-    Not those whose trials fill a stack or need several, nor where what belongs to a trial cannot be told from what
-    belongs to others: random numbers of the network itself, and what monitors of the user's own remember.
+    Not where it would not be faster, nor where what belongs to a trial cannot be told from what belongs to others:
+    random numbers of the network itself, and what monitors of the user's own remember.
 
     Returns:
         A text that is the same for all of a kind, empty for an arm that trains apart.
     """
     draws = architecture_called(study.variants[arm.variant].architecture).draws_random_numbers
-    if 2 * study.trials > _MOST_TRIALS_TOGETHER or not _is_narrow(study, arm) or draws or study.monitors.custom:
+    if _most_arms(study, arm) < 2 or draws or study.monitors.custom:
         return ""
     recipe = study.recipe(arm)
     optimizer = {name: value for name, value in recipe["variant"]["optimizer"].items() if name not in _RATES}
     return json.dumps({**recipe, "variant": {**recipe["variant"], "optimizer": optimizer}}, sort_keys=True)
+
+
+def _most_arms(study: Study, arm: Arm) -> int:
+    """How many arms like this one may share a network; below two: none."""
+    height, width, _ = study.data.record.image_shape
+    if not _is_narrow(study, arm) or (arm.k > _WIDEST_OF_SEVERAL_TRIALS and study.trials > 1):
+        return 0
+    return min(_MOST_TRIALS_TOGETHER, _MOST_VALUES_TOGETHER // (arm.k * height * width)) // study.trials
 
 
 def together(study: Study, arms: Iterable[Arm], num_networks: int) -> list[list[Arm]]:
@@ -70,7 +81,7 @@ def together(study: Study, arms: Iterable[Arm], num_networks: int) -> list[list[
     total = sum(map(len, kinds.values()))
     networks = []
     for alike in kinds.values():
-        most = max(1, _MOST_TRIALS_TOGETHER // study.trials) if len(alike) > 1 else 1
+        most = max(1, _most_arms(study, alike[0]))
         count = min(len(alike), max(-(-len(alike) // most), -(-len(alike) * num_networks // total)))
         edges = [len(alike) * i // count for i in range(count + 1)]
         networks += [alike[start:stop] for start, stop in itertools.pairwise(edges)]

@@ -272,7 +272,9 @@ def test_only_arms_that_differ_in_rates_are_of_one_kind(make_study: Any) -> None
     own = {"custom": {"own": {"use": "my:Monitor", "every": "1 epoch"}}}
     plateau = {"schedule": {"name": "plateau", "metric": "train_loss"}}
     apart = [of(widths=(17,)), of(trials=7), of(monitors=own), of(plateau), of({"precision": "float16"})]
+    apart += [of(widths=(9,)), of(widths=(4,), trials=3, data={"dataset": "cifar10"})]
     assert apart == [{""}] * len(apart)
+    assert of(widths=(16,), trials=1) != {""} != of(widths=(2,), trials=3, data={"dataset": "cifar10"})
     assert len(of(widths=(1, 2))) == 2
 
 
