@@ -146,16 +146,16 @@ class Known:
             epochs: from the first to the second.
             num_workers: that share its device.
             arms_together: that share a network, of whose time this is one's share. The probe measures arms alone, which
-                take longer.
+                take longer; such runs come before it.
         """
         study, probe = self.study, self.probe
         images = study.trials * study.num_train_images * (epochs[1] - epochs[0])
         with_evaluations = equivalent_images(study, arm, *epochs)
-        if arm in probe:
-            return Prediction(with_evaluations * probe[arm].seconds_per_image(num_workers), "the resource probe")
         content, flops = speed_key(study.recipe(arm)), training_flops(study, arm)
         runs = [run for run in self.runs if self._has_these_conditions(run, num_workers, arms_together)]
         same = [run for run in runs if run.content == content]
+        if arm in probe and not (same and arms_together > 1):
+            return Prediction(with_evaluations * probe[arm].seconds_per_image(num_workers), "the resource probe")
         if same:
             # Another study may evaluate more or less often, so its own runs come first.
             own = [run for run in same if run.study == study.name] or same
