@@ -49,7 +49,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         whole,
         headline(answer, settings),
         [
-            "Point: a run; bar: its slope's 95 % interval; grey: its slope from the knee to the end",
+            "Point: a run; bar: its slope's 95 % interval; grey: its slope from the knee to the end, as far as the "
+            "axis reaches",
             "Correlations: 95 % bootstrap intervals over configurations, whose seeds are no independent runs; all but "
             "two are Spearman's. Partial: given learning rate, weight decay, family and width" if side else None,
             prediction_line(answer.prediction),
