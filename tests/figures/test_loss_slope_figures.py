@@ -1,4 +1,4 @@
-"""The figures of loss curves: what they say of a campaign whose answers are known, and of campaigns with little in them.
+"""The figures of loss curves: what they say of a campaign whose answers are known, and of such with little in them.
 
 Drawn from made-up tables (``loss_slope_campaign``); no network is trained and no curve is fitted.
 """
@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -149,7 +148,7 @@ def test_prediction_says_what_scipy_says_of_the_correlation(campaign: Store) -> 
     specification = drawn("prediction", CAMPAIGN, campaign)
     x, y = ([run[name] for run in fitted()] for name in ("alpha_early", "best_val_ce"))
     rho = scipy.stats.spearmanr(x, y).statistic
-    assert title(specification).startswith(f"Early slope and best loss: ρ = {rho:.2f} (95 % interval ")
+    assert title(specification).startswith(f"Early slope and best loss: \u03c1 = {rho:.2f} (95 % interval ")
     assert f"{len(fitted())} runs of 8 configurations" in title(specification)
     found = {row["name"]: row for row in rows(specification, "rho", "low", "high")}
     assert found["all runs"]["rho"] == pytest.approx(rho, abs=1e-6)
@@ -221,7 +220,7 @@ def test_noise_names_the_measure_that_goes_with_the_best_loss(campaign: Store) -
         for name in ("psd_tail", "resid_power", "noise_floor")
     }
     most = max(found.values(), key=abs)
-    assert f"ρ = {most:.2f}".replace("-", "−") in title(specification)
+    assert f"\u03c1 = {most:.2f}".replace("-", "\u2212") in title(specification)
     assert len(rows(specification, "psd_tail")) == len(rows(specification, "noise_floor")) == len(fitted())
 
 
@@ -282,8 +281,8 @@ def test_slopes_by_width_say_from_where_on_the_power_law_breaks(tmp_path: Any) -
     write_campaign(store, study, change)
     specification = drawn("by_width", study, store)
     assert title(specification).startswith(
-        "From k = 4 on the power law breaks at epoch 3 to 4, in 4 of 4 runs, and in none of 4 below; the early slope is "
-        "flattest at k = 1 ("
+        "From k = 4 on the power law breaks at epoch 3 to 4, in 4 of 4 runs, and in none of 4 below; the early "
+        "slope is flattest at k = 1 ("
     )
     found = [(row["k"], row["what"]) for row in rows(specification, "what", "run")]
     assert {k for k, what in found if what == "break after it"} == {8}
