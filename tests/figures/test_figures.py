@@ -16,7 +16,7 @@ from dd_core.figures import FIGURES
 from dd_core.figures.charts import double_descent_curve, epoch_by_width, training_curves
 from dd_core.figures.drawing import landmarks, pixels, style
 from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import fetch, select, shown_variants
 from dd_core.tables.files import TABLES
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
@@ -105,6 +105,30 @@ def test_the_epoch_is_the_last_checkpoint_all_arms_have(study, write_evals, open
     write_evals(study)
     write_evals(study, arms=["plain.k002"], last=2)
     assert select(open_views(), study, "training_evals").epoch == 2
+
+
+def test_of_a_grid_the_first_of_each_family_has_a_panel_and_the_others_are_counted(study, new_study):
+    plain = study.variants["plain"]
+    grid = {f"{family}-{i}": plain.model_copy(update={"family": family}) for family in ("a", "b") for i in range(4)}
+    study = new_study(variants={name: variant.model_dump() for name, variant in grid.items()}, widths=(1,))
+    assert shown_variants(study, list(grid)) == (["a-0", "b-0"], "Variants: the first of each family, 2 of 8")
+    assert shown_variants(study, ["b-3", "a-2", "a-1"]) == (["a-1", "a-2", "b-3"], None)
+    assert shown_variants(study, [f"a-{i}" for i in range(4)], 3) == (
+        ["a-0", "a-1", "a-2"],
+        "Variants: the first 3 of 4",
+    )
+    assert shown_variants(study, list(grid), 1) == (["a-0"], "Variants: the first of 1 of 2 families, 1 of 8")
+
+
+def test_many_variants_at_one_width_are_rows_of_one_panel(study, store, new_study, write_evals, open_views):
+    names = [f"v{i:02d}" for i in range(8)]
+    study = new_study(variants={name: study.variants["plain"].model_dump() for name in names}, widths=(4,))
+    write_evals(study)
+    chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
+    assert set(values(chart, "variant")) == set(names)
+    assert " ".join(chart.to_dict()["title"]["text"]).startswith("Of 8 variants v0")
+    chart = BY_NAME["epoch_by_width"].draw(study, store, open_views())
+    assert "Variants: the first 6 of 8" in subtitle(chart)
 
 
 # Threshold, peak and what titles say

@@ -5,6 +5,7 @@ belong here: what the numbers mean.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ import duckdb
 
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES
+
+# Of variants with panels of their own that one can still read: panels side by side, and lines below each other.
+MOST_PANELS, MOST_LINES = 6, 4
 
 # Arms and their recipes arrive as two lists of equal length, so that no text of a study becomes part of the SQL.
 # The conditions on study and arm alone are redundant; they let DuckDB skip the folders of all others.
@@ -150,3 +154,23 @@ def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) 
     stale = tuple(arm for arm in study.arms if arm in stored - current)
     missing = tuple(arm for arm in study.arms if arm not in stored)
     return arms, Selection(arms, 0, stale, missing).note(study)
+
+
+def shown_variants(study: Study, present: Collection[str], most: int = MOST_PANELS) -> tuple[list[str], str | None]:
+    """The variants with panels of their own in a figure, and a sentence for the subtitle if these are not all.
+
+    Of a grid's hundreds of variants these are the first of each family, as far as there is room.
+
+    Args:
+        study: has the variants.
+        present: those that have data.
+        most: panels that one can still read.
+    """
+    names = [variant for variant in study.variants if variant in present]
+    if len(names) <= most:
+        return names, None
+    firsts = list({study.families[name]: name for name in reversed(names)}.values())[::-1]
+    if len(firsts) == 1 or len(firsts) == len(names):
+        return names[:most], f"Variants: the first {most} of {len(names)}"
+    which = "the first of each family" if len(firsts) <= most else f"the first of {most} of {len(firsts)} families"
+    return firsts[:most], f"Variants: {which}, {min(len(firsts), most)} of {len(names)}"
