@@ -7,8 +7,8 @@ r"""Read metrics of other systems, or exported ones, into the tables, to be quer
 reads CSV and JSON lines, packed with gzip or not; in folders those called metrics.* and metrics_k*.*. The form (Keras,
 Lightning, timm, ...) is recognised by the header; --dry-run shows what each column is taken for. The variant, k and
 trial of a run come from the file, its path (s-core.k008/trial-003, metrics_k12.jsonl) or from options; --by lr,wd makes
-a variant of each learning rate and weight decay. Give all files of a run in one command. The study's file is written into the folder DD_STUDIES; how a variant was trained is asked for
-once, when it is new. docs/import.md has examples.
+a variant of each learning rate and weight decay. Give all files of a run in one command. The study's file is written
+into the folder DD_STUDIES; how a variant was trained is asked for once, when it is new. docs/import.md has examples.
 """
 
 import argparse
@@ -75,8 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     runs("--trial", type=int, help="number of the random seed, from 0")
     runs("--runs", metavar="PATTERN", help="how runs in the columns of a chart are called, as 'net-k{k}-seed{trial}' "
          "({k}, {trial}, {variant}; * is any text); or trials: each is the next trial")  # fmt: skip
-    runs("--by", metavar="lr,wd", help="runs of other learning rates or weight decays, as their files say, are other "
-         "variants, called as those of a grid")
+    runs(
+        "--by",
+        metavar="lr,wd",
+        help="runs of other learning rates or weight decays, as their files say, are other "
+        "variants, called as those of a grid",
+    )
     runs("--width-unit", metavar="1/16", help="the width that k = 1 stands for, where widths are fractions")
     trained = parser.add_argument_group("how it was trained, where the study file does not say it yet").add_argument
     trained("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} or any other name")

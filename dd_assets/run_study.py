@@ -1,7 +1,7 @@
 """A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
 
-Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables and figures), printed as they
-are run so that a reader can type them again; then what was found, and where it lies.
+Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures),
+printed as they are run so that a reader can type them again; then what was found, and where it lies.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+from dd_assets.assets.loss_slopes import LOSS_SLOPE_TABLES
 from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import writable_store
@@ -52,12 +53,13 @@ def _set_up() -> None:
 
 def _materialize(study: Study) -> int:
     """Run the commands; returns the first exit code that is not 0."""
-    only = json.dumps({"ops": {"curvature": {"config": {"studies": [study.name]}}}})
+    config = {"config": {"studies": [study.name]}}
+    only = json.dumps({"ops": {"curvature": config, "loss_slopes": config}})
     # The Hessian in the weights costs as much again, so it is left to those who ask for it.
     figures = [figure.name for figure in FIGURES if "hessian_spectra" not in figure.tables]
     for options in (
         training_command(study),
-        f"--select 'curvature,{','.join([*TRAINING_TABLES, *figures])}' --config-json '{only}'",
+        f"--select 'curvature,{','.join([*TRAINING_TABLES, *LOSS_SLOPE_TABLES, *figures])}' --config-json '{only}'",
     ):
         print(f"\n$ dagster asset materialize {options}", flush=True)
         command = [sys.executable, "-m", "dagster", "asset", "materialize", *shlex.split(options)]
@@ -70,10 +72,11 @@ def _materialize(study: Study) -> int:
 def _tell(store: Store, study: Study, started: float) -> int:
     """Print findings and places; for the quickstart study, fail if the double descent is not there."""
     from dd_core.analysis.double_descent import quickstart_check
+    from dd_core.analysis.loss_slope_report import findings
     from dd_core.analysis.report import report
 
     text, curves = report(store, study)
-    print(f"\n{text}")
+    print("\n".join(["", text, *findings(store, study)]))
     passed = True
     if study.name == "quickstart":
         passed, check = quickstart_check(next(iter(curves.values())))

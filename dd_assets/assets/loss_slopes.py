@@ -1,4 +1,4 @@
-"""Assets ``loss_slopes`` and ``loss_slope_fits``: the loss curve of every run analysed, and whether the runs are fit for it.
+"""Assets ``loss_slopes`` and ``loss_slope_fits``: the loss curve of every run, and whether the runs are fit for it.
 
 One step makes both, of every study that has losses of batches, trained here or imported. What is computed, and what is
 computed again, is said by ``dd_core.results.loss_slopes``; what is checked, by ``dd_core.checks.campaign``.
@@ -34,8 +34,8 @@ _SOURCES: Final = ("training_batches", "training_evals", "training_monitors", "r
 _KEY: Final = dg.AssetKey("loss_slopes")
 _CHECKS: Final = {
     "runs_complete": "Every run that the study asks for has begun, and every metric of it is there at its frequency.",
-    "values_possible": "No loss of a batch is negative or, unless the run diverged, no number; no accuracy is outside 0 "
-    "to 1. What is out of the campaign's bounds is in the metadata: losses of 0 or of 10 nats, knees outside 1 to 20 "
+    "values_possible": "No loss of a batch is negative or, unless the run diverged, no number; no accuracy is outside "
+    "0 to 1. What is out of the campaign's bounds is in the metadata: losses of 0 or of 10 nats, knees outside 1 to 20 "
     "epochs.",
     "runs_sound": "At most 10 % of the runs failed (diverged, failed, interrupted), none took an hour for five epochs, "
     "and checkpoints of an arm are equally large.",

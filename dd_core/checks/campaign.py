@@ -1,4 +1,4 @@
-"""Is a whole campaign of runs fit to be analysed: is every run there, every metric at its frequency, every value possible?
+"""Is a whole campaign fit to be analysed: is every run there, every metric at its frequency, every value possible?
 
 The loss-slope campaign asks this before it draws conclusions, and answers GO or NO-GO. GO: no run is missing, every key
 was logged as often as the study asks for, no value is impossible, and more than half of the fitted runs have an R^2
@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 
+from dd_core.analysis.loss_slope_report import CURRENT, query, rows_of
 from dd_core.checks.integrity import metric_gaps
 from dd_core.checks.logged import logged_gaps
 from dd_core.checks.sentences import Gap, sentences
@@ -32,8 +33,6 @@ _SLOW_SECONDS, _SLOW_EPOCHS = 3600.0, 5.0
 # Sizes of one arm's checkpoints may differ by their headers.
 _SIZE_TOLERANCE = 0.01
 _FAILED = ("diverged", "failed", "interrupted")
-# So that a figure of a study's own recipe is never one of an earlier.
-_OWN = "study = $study AND (arm, recipe) IN (SELECT unnest($arms), unnest($recipes))"
 
 
 @dataclass
@@ -108,7 +107,7 @@ def examine(store: Store, study: Study, connection: duckdb.DuckDBPyConnection, *
         connection: has the views of ``CAMPAIGN_TABLES``; of ``loss_slopes`` with the study's current rows.
         strict: the campaign's own reading of the bounds, see above.
     """
-    rows = _query(connection, study, f"SELECT * EXCLUDE (study) FROM loss_slopes WHERE {_OWN} ORDER BY arm, trial")
+    rows = rows_of(study, connection)
     trials = sorted({row["trial"] for row in rows}) if study.imported else list(study.trial_numbers)
     trials += [-1] * (study.trials - len(trials))  # of imported studies whose arms all lack the same one
     verdict = Verdict(study.name, len(study.arms) * len(trials), strict=strict)
@@ -129,14 +128,6 @@ def examine(store: Store, study: Study, connection: duckdb.DuckDBPyConnection, *
     return verdict
 
 
-def _query(connection: duckdb.DuckDBPyConnection, study: Study, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-    recipes = [study.recipe_hash(arm) for arm in study.arms.values()]
-    given = {"study": study.name, "arms": list(study.arms), "recipes": recipes, **parameters}
-    cursor = connection.execute(sql, given)
-    names = [column[0] for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-
 def _look_at_values(
     verdict: Verdict,
     study: Study,
@@ -145,10 +136,11 @@ def _look_at_values(
 ) -> None:
     """Values of batches: those that cannot be, and those outside the campaign's bounds."""
     ends = "acc_train IN (0, 1)" if verdict.strict else "false"
-    counted = _query(
+    counted = query(
         connection,
         study,
-        f"""SELECT arm, trial, count(*) FILTER (loss_train_nats IS NULL AND step < last_number) AS "a loss that is no number",
+        f"""SELECT arm, trial,
+            count(*) FILTER (loss_train_nats IS NULL AND step < last_number) AS "a loss that is no number",
             count(*) FILTER (loss_train_nats < 0) AS "a negative loss",
             count(*) FILTER (acc_train NOT BETWEEN 0 AND 1) AS "an accuracy outside 0 to 1",
             count(*) FILTER (lr < 0) AS "a negative learning rate",
@@ -157,10 +149,11 @@ def _look_at_values(
             count(*) FILTER ({ends}) AS "an accuracy of 0 or 1",
             count(*) FILTER ({str(verdict.strict).lower()} AND lr = 0) AS "a learning rate of 0"
         FROM (SELECT *, max(step) FILTER (isfinite(loss_train_nats)) OVER (PARTITION BY arm, trial) AS last_number
-              FROM training_batches WHERE {_OWN}) GROUP BY arm, trial ORDER BY arm, trial""",
+              FROM training_batches WHERE {CURRENT}) GROUP BY arm, trial ORDER BY arm, trial""",
         largest=_LARGEST_LOSS,
     )
-    impossible, unusual = [], []
+    impossible: list[Gap] = []
+    unusual: list[Gap] = []
     for row in counted:
         arm, trial = row.pop("arm"), row.pop("trial")
         has_diverged = runs.get((arm, trial), {}).get("outcome") == "diverged"
@@ -199,11 +192,11 @@ def _slow_runs(study: Study, connection: duckdb.DuckDBPyConnection) -> list[str]
     """Runs that took an hour and had not done five epochs."""
     lasting = {
         True: f"""SELECT arm, trial, max(time) - min(time) AS seconds, max(epoch) AS epochs
-            FROM training_batches WHERE {_OWN} GROUP BY ALL""",
-        False: f"SELECT arm, trial, seconds, last_epoch - first_epoch AS epochs FROM runs WHERE {_OWN}",
+            FROM training_batches WHERE {CURRENT} GROUP BY ALL""",
+        False: f"SELECT arm, trial, seconds, last_epoch - first_epoch AS epochs FROM runs WHERE {CURRENT}",
     }
     sql = f"SELECT * FROM ({lasting[study.imported]}) WHERE seconds > $seconds AND epochs < $epochs ORDER BY arm, trial"
-    rows = _query(connection, study, sql, seconds=_SLOW_SECONDS, epochs=_SLOW_EPOCHS)
+    rows = query(connection, study, sql, seconds=_SLOW_SECONDS, epochs=_SLOW_EPOCHS)
     slow = [
         Gap(row["arm"], row["trial"], "the run", f"slow: {row['seconds']:.0f} s for {row['epochs']} epochs")
         for row in rows
@@ -215,16 +208,16 @@ def _odd_sizes(store: Store, study: Study, connection: duckdb.DuckDBPyConnection
     """Checkpoints that differ in size from the others of their arm, or could not hold all parameters."""
     sizes: dict[str, list[float]] = {}
     if study.imported:
-        sql = f"SELECT arm, value FROM training_monitors WHERE metric = 'checkpoint_size_mb' AND {_OWN}"
-        for row in _query(connection, study, sql):
+        sql = f"SELECT arm, value FROM training_monitors WHERE metric = 'checkpoint_size_mb' AND {CURRENT}"
+        for row in query(connection, study, sql):
             sizes.setdefault(row["arm"], []).append(row["value"])
     else:
         for checkpoint, manifest in trained_checkpoints(store, study).items():
             if live := len(manifest.live_trials):
                 bytes_ = sum(entry.bytes for entry in manifest.weights)
                 sizes.setdefault(checkpoint.arm.key, []).append(bytes_ / live / 1e6)
-    sql = f"SELECT arm, max(num_parameters) AS number FROM runs WHERE {_OWN} GROUP BY arm"
-    smallest = {row["arm"]: 4e-6 * (row["number"] or 0) for row in _query(connection, study, sql)}
+    sql = f"SELECT arm, max(num_parameters) AS number FROM runs WHERE {CURRENT} GROUP BY arm"
+    smallest = {row["arm"]: 4e-6 * (row["number"] or 0) for row in query(connection, study, sql)}
     odd = []
     for arm, own in sizes.items():
         usual = median(own)

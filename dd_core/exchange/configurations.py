@@ -19,7 +19,7 @@ from dd_core.exchange.sources import Source
 from dd_core.study.grid import column_of, name_of
 
 # What may tell runs apart: where it stands in a variant.
-RATES = {"lr": ("optimizer", "learning_rate"), "wd": ("optimizer", "weight_decay")}
+RATES: dict[str, tuple[str, ...]] = {"lr": ("optimizer", "learning_rate"), "wd": ("optimizer", "weight_decay")}
 _COLUMNS = {"lr": "lr", "wd": "weight_decay"}
 # Logs that skip steps miss the very peak of a schedule.
 _DIGITS = 3
@@ -55,7 +55,7 @@ def with_words(source: Source, file: MetricFile) -> Source:
         told[key] = values[0]
     words = {key: told[key].strip().lower() for key in WORDS if key in told}
     variant = re.sub(r"[^a-z0-9]+", "-", words.pop("variant", "")).strip("-")
-    settings = {"architecture": told["architecture"].strip()} if "architecture" in words else {}
+    settings: dict[str, Any] = {"architecture": told["architecture"].strip()} if "architecture" in words else {}
     if "optimizer" in words:
         settings["optimizer"] = {"name": words["optimizer"]}
     return Source(source.path, variant or source.variant, source.k, source.trial, source.settings, settings)
@@ -102,12 +102,12 @@ def _rates(pieces: list[Piece], name: str) -> list[float]:
             if name == "wd" and np.ptp(values) > 1e-6 * np.abs(values).max():
                 raise UserError(f"{pieces[number].source.path}: its wd changes, so it does not tell runs apart")
             rates[number] = _rounded(float(values.max()))
-    known = [(rate, *series[number]) for number, rate in enumerate(rates) if rate is not None]
+    known = [(rate, series[number]) for number, rate in enumerate(rates) if rate is not None]
     chosen = []
     for number, (steps, values) in enumerate(series):
         rate = rates[number]
         if rate is None and len(values):
-            alike = {other for other, *theirs in known if _passes(*theirs, steps[-1], values[-1])}
+            alike = {other for other, theirs in known if _passes(theirs, steps[-1], values[-1])}
             rate = alike.pop() if len(alike) == 1 else None
         if rate is None:
             why = "its learning rate still rose when it ended" if len(values) else f"it has no {name}"
@@ -133,8 +133,9 @@ def _is_rising(values: np.ndarray) -> bool:
     return bool(values[-1] >= values.max() and (len(values) == 1 or values[-1] > values[-2]))
 
 
-def _passes(steps: np.ndarray, values: np.ndarray, step: float, value: float) -> bool:
+def _passes(series: tuple[np.ndarray, np.ndarray], step: float, value: float) -> bool:
     """Whether a run had a value at a step; files with six decimals differ in the last."""
+    steps, values = series
     at = np.flatnonzero(steps == step)
     return bool(len(at) and np.isclose(values[at[0]], value, rtol=1e-4, atol=1e-7))
 

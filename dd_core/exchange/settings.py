@@ -73,7 +73,9 @@ def with_said(given: dict[str, Any], said: dict[str, Any], variant: str) -> dict
         if isinstance(value, dict) and isinstance(given.get(key), dict):
             with_said(given[key], value, variant)
         elif given.get(key, value) != value:
-            raise UserError(f"variant {variant}: {key} is {value} as the files say, but {given[key]} as the option says")
+            raise UserError(
+                f"variant {variant}: {key} is {value} as the files say, but {given[key]} as the option says"
+            )
     return _over(given, said)
 
 

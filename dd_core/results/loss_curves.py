@@ -82,9 +82,7 @@ def curves_of(study: Study, arm: Arm, files: Mapping[str, Collection[Path]]) -> 
     trials = sorted({*statuses, *np.unique(tables["training_batches"]["trial"]).tolist()})
     per_epoch = _steps_per_epoch(study, arm, tables["training_batches"])
     unknown = IMPORTED if study.imported else "running"
-    return [
-        _curve(study, trial, statuses.get(trial, unknown), per_epoch, _of(tables, trial)) for trial in trials
-    ]
+    return [_curve(study, trial, statuses.get(trial, unknown), per_epoch, _of(tables, trial)) for trial in trials]
 
 
 def _rows(paths: Collection[Path], table: str, recipe: str) -> dict[str, np.ndarray]:

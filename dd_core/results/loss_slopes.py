@@ -28,8 +28,8 @@ from dd_core.tables.loss_slopes import LOSS_SLOPE_VERSION
 
 LOSS_SLOPE_TABLES = ("loss_slopes", "loss_slope_fits")
 _FILE = "analysis.parquet"
-# Work worth starting processes for, which takes seconds: bytes of files of batches, some million steps.
-_WORTH_PROCESSES = 8_000_000
+# Runs, or bytes of metric files, that take longer than it takes to start processes, some seconds.
+_MANY_RUNS, _MANY_BYTES = 40, 8_000_000
 
 
 @dataclass
@@ -154,7 +154,8 @@ _Analysed = tuple[_Task, Counter[str], str]
 
 def _analysed(store: Store, study: Study, tasks: list[_Task], num_processes: int) -> Iterator[_Analysed]:
     """Analyse arms, in processes of their own where that saves time."""
-    if min(num_processes, len(tasks)) < 2 or sum(task.num_bytes for task in tasks) < _WORTH_PROCESSES:
+    is_much = len(tasks) * study.trials >= _MANY_RUNS or sum(task.num_bytes for task in tasks) >= _MANY_BYTES
+    if min(num_processes, len(tasks)) < 2 or not is_much:
         for task in tasks:
             yield task, *_analyse(store.address, study, task)
         return
@@ -196,8 +197,8 @@ def _rows_of(study: Study, task: _Task) -> tuple[list[dict[str, Any]], list[dict
     for curve in curves_of(study, task.arm, task.files):
         row, own_fits = analyse_run(curve.run, study.loss_slopes)
         if task.num_harmed:
-            harm = f"{task.num_harmed} damaged or lost metric files of the arm are left out"
-            row = {**row, "reason": "; ".join(filter(None, [row["reason"], harm]))}
+            harm = f"Damaged or lost metric files of the arm are left out: {task.num_harmed}."
+            row = {**row, "reason": " ".join(filter(None, [row["reason"], harm]))}
         rows.append(
             {
                 **settings,

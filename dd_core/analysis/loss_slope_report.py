@@ -1,0 +1,129 @@
+"""What the loss curves of a study say, as text: H1, H2, and at which widths one power law is not enough."""
+
+import contextlib
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import duckdb
+
+from dd_core.analysis.loss_slopes.hypotheses import Campaign, answer_h1, answer_h2
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.warehouse import connect
+
+_TABLES = ("loss_slopes", "loss_slope_fits")
+# The rows of a study's present recipes, in SQL for ``query``.
+CURRENT = "study = $study AND (arm, recipe) IN (SELECT unnest($arms), unnest($recipes))"
+_SLOPES = f"""
+    SELECT arm, trial, any_value(slope) FILTER (segment = 'before break') AS before,
+           any_value(slope) FILTER (segment = 'after break') AS after
+    FROM loss_slope_fits WHERE {CURRENT} GROUP BY arm, trial
+"""
+
+
+@dataclass(frozen=True)
+class WidthBreak:
+    """How the runs of a variant at one width bend, medians over those that do.
+
+    Attributes:
+        k: width multiplier.
+        num_runs: fitted ones.
+        num_broken: of which two power laws are better than one, by AICc and effective sample size.
+        epoch: where they part; None where none does.
+        before, after: slopes there.
+    """
+
+    k: int
+    num_runs: int
+    num_broken: int
+    epoch: float | None = None
+    before: float | None = None
+    after: float | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether most of them are."""
+        return 2 * self.num_broken > self.num_runs
+
+
+def rows_of(study: Study, connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The study's current rows of ``loss_slopes``, in the order of arms and trials."""
+    return query(connection, study, f"SELECT * FROM loss_slopes WHERE {CURRENT} ORDER BY arm, trial")
+
+
+def query(connection: duckdb.DuckDBPyConnection, study: Study, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Rows of a constant query, which finds $study, $arms and $recipes (of these arms) among its parameters."""
+    recipes = [study.recipe_hash(arm) for arm in study.arms.values()]
+    given = {"study": study.name, "arms": list(study.arms), "recipes": recipes, **parameters}
+    cursor = connection.execute(sql, given)
+    names = [column[0] for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def breaks_by_width(study: Study, connection: duckdb.DuckDBPyConnection) -> dict[str, list[WidthBreak]]:
+    """For every variant of the study file (all points of its grid together) with several widths, how each bends."""
+    slopes = {(row["arm"], row["trial"]): (row["before"], row["after"]) for row in query(connection, study, _SLOPES)}
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for row in rows_of(study, connection):
+        if row["outcome"] == "fitted":
+            runs.setdefault(row["family"], {}).setdefault(row["k"], []).append(row)
+    found = {}
+    for family, by_width in runs.items():
+        if len(by_width) > 1:
+            found[family] = [_width_break(k, by_width[k], slopes) for k in sorted(by_width)]
+    return found
+
+
+def _width_break(k: int, rows: list[dict[str, Any]], slopes: dict[tuple[str, int], tuple[float, float]]) -> WidthBreak:
+    broken = [row for row in rows if row["knee_epoch_break"] is not None]
+    if not broken:
+        return WidthBreak(k, len(rows), 0)
+    before, after = zip(*(slopes[row["arm"], row["trial"]] for row in broken), strict=True)
+    epoch = median(row["knee_epoch_break"] for row in broken)
+    return WidthBreak(k, len(rows), len(broken), epoch, median(before), median(after))
+
+
+def break_sentence(family: str, widths: list[WidthBreak]) -> str:
+    """At which widths the power law breaks, where, and how much steeper the loss falls then."""
+    broken = [width for width in widths if width.is_broken]
+    if not broken:
+        return f"{family}: at no k are two power laws better than one."
+    ks = [width.k for width in broken]
+    whole = [width.k for width in widths if not width.is_broken]
+    if not whole:
+        where = f"at every k ({_listed(ks)})"
+    elif max(whole) < min(ks) and len(ks) > 1:
+        where = f"from k = {ks[0]} on"
+    else:
+        where = f"at k = {_listed(ks)}"
+    first, last = broken[0], broken[-1]
+    epochs = [width.epoch for width in broken if width.epoch is not None]
+    text = (
+        f"{family}: two power laws fit the loss no better than one at k = {_listed(whole)}; it breaks {where}"
+        if whole
+        else (f"{family}: the power law of the loss breaks {where}")
+    )
+    text += f", at epoch {min(epochs):.0f}" + (f" to {max(epochs):.0f}" if len(broken) > 1 else "")
+    slopes = [
+        f"from {width.before:.2f} to {width.after:.2f} at k = {width.k}" for width in dict.fromkeys((first, last))
+    ]
+    return f"{text}, where its slope goes {' and '.join(slopes)}."
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def findings(store: Store, study: Study) -> list[str]:
+    """Sentences about a study's loss curves; none where none is analysed."""
+    with contextlib.closing(connect(store, _TABLES)) as connection:
+        rows = rows_of(study, connection)
+        if not rows:
+            return []
+        campaign = Campaign.from_rows(rows)
+        sentences = [answer_h1(campaign, study.loss_slopes).sentence()]
+        if len({row["arm"] for row in rows}) > 1:
+            sentences.append(answer_h2(campaign, study.loss_slopes).sentence())
+        sentences += [break_sentence(family, widths) for family, widths in breaks_by_width(study, connection).items()]
+    return sentences
