@@ -116,8 +116,8 @@ def _correlations(runs: Runs, answer: H2, settings: LossSlopeSettings) -> style.
     if not known:
         return None
     rows = [
-        {"name": name, "rho": own.value, "low": own.low, "high": own.high, "text": signed(own.value or 0.0)}
-        | {"runs": own.num_runs}
+        {"name": name, "rho": own.value, "low": own.low, "high": own.high, "runs": own.num_runs}
+        | {"text": signed(own.value or 0.0) + ("" if own.low is not None else f" (n = {own.num_runs})")}
         for name, own in known.items()
     ]
     axis = alt.Axis(ticks=False, domain=False, labelLimit=200, labelPadding=8)
