@@ -171,7 +171,8 @@ def test_the_heat_map_of_windows_is_spearmans_and_the_best_window_is_in_the_titl
     assert set(cells) == {(f"{a:g}", f"{b:g}") for a, b in pairs}
     assert [key for key, cell in cells.items() if cell["early"]] == [("5", "15")]
     best = max(cells.values(), key=lambda cell: abs(cell["rho"]))
-    assert f"most over epochs {best['start']} to {best['stop']}" in title(specification)
+    rho = f"\u03c1 = {best['rho']:.2f} (95 % interval "
+    assert f"most over epochs {best['start']} to {best['stop']}: {rho}" in title(specification)
     stable = sum(run["alpha_start_spread"] < 0.02 for run in fitted())
     assert f"by less than 0.02 in {stable} of {len(fitted())} runs" in title(specification)
 
@@ -184,7 +185,7 @@ def test_correlations_of_windows_leave_out_what_cannot_be_correlated() -> None:
         for i, slope in enumerate(slopes)
     ]
     scan.append({"arm": "b", "trial": 0, "start": 1.0, "stop": 10.0, "slope": -9})  # has no loss
-    cells = {cell["start"]: cell for cell in loss_slope_windows.correlations(scan, known)}
+    cells = {cell["start"]: cell for cell in loss_slope_windows.correlations(loss_slope_windows.by_window(scan, known))}
     assert set(cells) == {1.0, 5.0}
     assert cells[1.0] == {"start": 1.0, "stop": 10.0, "rho": pytest.approx(0.8), "runs": 4}
 

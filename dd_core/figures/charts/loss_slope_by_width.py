@@ -11,13 +11,12 @@ import duckdb
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, errors_by_width
-from dd_core.figures.drawing.selection import fetch, select
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs, signed, some
+from dd_core.figures.drawing.selection import fetch, select, shown_variants
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs, signed
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_MOST_VARIANTS = 6
 _EARLY, _FULL = "early slope", "slope from the knee on"
 _KNEE, _LATER = "knee (end of burn-in)", "break after it"
 _COLOURS = {_EARLY: style.VERMILLION, _FULL: style.BLUE}
@@ -48,7 +47,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     slopes = [row for row in _long(runs) if row["variant"] in several]
     if not slopes:
         raise DataMissingError(f"no run has a slope; {runs.endings()}")
-    drawn, others = some([name for name in several if any(row["variant"] == name for row in slopes)], _MOST_VARIANTS)
+    drawn, others = shown_variants(study, {row["variant"] for row in slopes})
     selection = select(connection, study, "training_evals")
     errors = test_errors(connection, study, selection) if selection else []
     widths = errors_by_width(connection, study, selection) if selection else {}
@@ -75,7 +74,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         [
             f"Early: epochs {early[0]:g} to {early[1]:g}. Line: mean over trials; points: trials, with 95 % intervals",
             "Breaks: where two power laws part that are better than one by more than 2 of AICc",
-            f"Variants: {others[0].lower()}{others[1:]}" if others else None,
+            others,
             *runs.describe(study),
         ],
         characters=66 if len(panels) == 1 else 100,
