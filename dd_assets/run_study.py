@@ -34,7 +34,7 @@ def main() -> int:
         if study.imported:
             raise UserError(
                 f"{study.name} was imported, so there is nothing to train; draw its figures with: dagster asset "
-                "materialize --select 'group:figures'"
+                "materialize --select 'group:figures,group:loss_slopes'"
             )
         store = writable_store()
         _set_up()

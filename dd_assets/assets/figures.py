@@ -37,7 +37,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
         figure.name,
         deps=[_table_key(table) for table in figure.tables],
         description=figure.description,
-        group_name="figures",
+        group_name=figure.group,
         kinds={"altair"},
         skippable=True,
     )

@@ -16,6 +16,7 @@ from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, UserError
 from dd_core.events import Event, Finished, Measured
+from dd_core.forecast.speed import speed_key
 from dd_core.forecast.work import training_cost
 from dd_core.jobs.job import probe_job
 from dd_core.jobs.probe.run import default_counts
@@ -27,7 +28,7 @@ class ProbeConfig(OfStudies):
     """Narrows what is measured; empty lists mean everything."""
 
     studies: list[str] = Field(default=[], description="names of studies; default all whose data set is there")
-    variants: list[str] = Field(default=[], description="names of variants")
+    variants: list[str] = Field(default=[], description="names of variants; default one of those equally fast")
     widths: list[int] = Field(default=[], description="values of k")
     num_workers: list[int] = Field(
         default=[], description="numbers of workers; default 1 to 4, on a CPU also one for each core"
@@ -50,6 +51,8 @@ class ProbeConfig(OfStudies):
     def arms(self, studies: dict[str, Study]) -> tuple[list[tuple[Study, Arm]], list[str]]:
         """The arms to measure, the cheapest first, and why studies were left out.
 
+        One of those that take equally long, as the arms of a grid do, unless variants are named.
+
         Raises:
             UserError: an unknown name, or nothing is left to measure.
         """
@@ -65,17 +68,28 @@ class ProbeConfig(OfStudies):
                 without_data.append(f"{study.name}: {error}")
         if not trained:
             raise DataMissingError("; ".join(without_data))
+        return self.arms_of(trained), without_data
+
+    def arms_of(self, asked: list[Study]) -> list[tuple[Study, Arm]]:
+        """The arms to measure of some studies, the cheapest first.
+
+        Raises:
+            UserError: nothing is left to measure.
+        """
         chosen = [
             (study, arm)
-            for study in trained
+            for study in asked
             for arm in study.arms.values()
             if (not self.variants or arm.variant in self.variants) and (not self.widths or arm.k in self.widths)
         ]
         if not chosen:
             raise UserError(
-                f"no arm of {', '.join(study.name for study in trained)} is of the variants and widths asked for"
+                f"no arm of {', '.join(study.name for study in asked)} is of the variants and widths asked for"
             )
-        return sorted(chosen, key=lambda pair: training_cost(pair[0], pair[1], 0, 1)), without_data
+        if not self.variants:  # of the arms of a grid that are equally fast the first speaks for all
+            alike = {(study.name, speed_key(study.recipe(arm))): (study, arm) for study, arm in reversed(chosen)}
+            chosen = list(alike.values())
+        return sorted(chosen, key=lambda pair: training_cost(pair[0], pair[1], 0, 1))
 
 
 def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:

@@ -13,6 +13,7 @@ from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with
 from dd_assets.steps.recording import PartitionRecorder
 from dd_assets.steps.versions import recipes
 from dd_core.data.datasets import require
+from dd_core.forecast.work import warning_of_size
 from dd_core.jobs.forecast import forecast
 from dd_core.jobs.job import TrainTask, digest_of, training_job
 from dd_core.store.provenance import trained_checkpoints
@@ -61,6 +62,8 @@ def _train(
 ) -> Done:
     """Train what of the checkpoints is not there, and record all of them."""
     require(study.data.dataset)
+    if size := warning_of_size(study):
+        context.log.warning(size)
     machine = laboratory.machine([study])
     job = training_job(store.root, study, wanted, *machine.workers_and_threads())
     arms = {checkpoint.arm for checkpoint in wanted}

@@ -24,12 +24,14 @@ class Figure:
         description: what it shows, one or two sentences.
         tables: the tables it reads, which are its upstream assets.
         module: full name of the module that draws it.
+        group: of assets, in the UI and in ``--select 'group:...'``.
     """
 
     name: str
     description: str
     tables: tuple[str, ...]
     module: str
+    group: str = "figures"
 
     def draw(
         self, study: "Study", store: "Store", connection: "duckdb.DuckDBPyConnection"
@@ -50,9 +52,11 @@ class Figure:
         return cast("alt.TopLevelMixin | None", drawn)
 
 
-def _figure(name: str, tables: tuple[str, ...], description: str) -> Figure:
-    return Figure(name, description, tables, f"{__name__}.charts.{name}")
+def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "figures") -> Figure:
+    return Figure(name, description, tables, f"{__name__}.charts.{name}", group)
 
+
+_SLOPES = "loss_slopes"
 
 FIGURES: tuple[Figure, ...] = (
     _figure(
@@ -115,5 +119,59 @@ FIGURES: tuple[Figure, ...] = (
         "gpu_hours",
         ("runs",),
         "Time and money spent on training by width and by how attempts ended, when, and how well it was predicted.",
+    ),
+    _figure(
+        "loss_slope_straightness",
+        ("loss_slopes",),
+        "Which share of the loss curves is one straight line in log-log axes, and which other models fit better.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_mosaic",
+        ("training_batches", "loss_slopes", "loss_slope_fits"),
+        "The three straightest and the three least straight loss curves with fits, knee and residuals.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_prediction",
+        ("loss_slopes",),
+        "The early slope against the best validation loss: correlation, interval, and how well it predicts.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_windows",
+        ("loss_slopes", "loss_slope_fits"),
+        "Correlation of the slope with the best validation loss by the window it is fitted over, and its stability.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_knee",
+        ("loss_slopes",),
+        "When burn-in ends by three definitions, and when the largest Hessian eigenvalue settles.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_grid",
+        ("loss_slopes",),
+        "Best validation loss over learning rate and weight decay, with the runs that diverged.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_units",
+        ("loss_slopes",),
+        "Slopes of the loss in bits against the same in nats: equal in log-log axes, not in linear ones.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_noise",
+        ("loss_slopes",),
+        "The noise of the loss curve against the best validation loss.",
+        _SLOPES,
+    ),
+    _figure(
+        "loss_slope_by_width",
+        ("loss_slopes", "loss_slope_fits", "training_evals"),
+        "Slopes of the loss curve and where it breaks against width, below the test error.",
+        _SLOPES,
     ),
 )

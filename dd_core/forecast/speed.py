@@ -64,7 +64,15 @@ def speed_key(recipe: dict[str, Any]) -> tuple[Any, ...]:
     names = ("architecture", "batch_size", "precision", "compile", "architecture_sha256")
     values = (variant.get(name) for name in names)
     network = tuple(sorted(variant.get("network", {}).items()))
-    return (recipe["k"], recipe["trials"], shape_and_classes(recipe["data"]["dataset"]), *values, network)
+    shape = shape_and_classes(recipe["data"]["dataset"])
+    return (recipe["k"], recipe["trials"], shape, *values, variant["optimizer"]["name"], network)
+
+
+def as_fast_as(study: Study, probe: Mapping[Arm, Probed]) -> dict[Arm, Probed]:
+    """What the probe found, for arms too that differ from a measured one in nothing that takes time, as in a grid."""
+    by_key = {speed_key(study.recipe(arm)): found for arm, found in probe.items()}
+    keys = {arm: speed_key(study.recipe(arm)) for arm in study.arms.values()} if probe else {}
+    return {arm: by_key[key] for arm, key in keys.items() if key in by_key} | dict(probe)
 
 
 def read_runs(connection: "duckdb.DuckDBPyConnection", study: Study, device: str) -> list[Run]:
@@ -116,7 +124,7 @@ class Known:
 
         try:
             with contextlib.closing(connect(store, ("resource_probe", "runs"))) as connection:
-                probe = read_probe(connection, study, machine)
+                probe = as_fast_as(study, read_probe(connection, study, machine))
                 runs = read_runs(connection, study, machine.device)
         except duckdb.Error as error:
             raise UserError(f"a table cannot be read ({str(error).splitlines()[0]})") from error

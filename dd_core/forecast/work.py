@@ -13,6 +13,7 @@ from dd_core.study.study import Arm, Study
 # 47 s at k = 1, 4, 8, 16, which this fits within 8 %. It decides the order of tasks; where two widths have been
 # measured on a device, estimates take theirs (dd_core.forecast.speed).
 OVERHEAD_FLOPS = 2.0e6
+_MANY_ARMS = 1000
 # In larger batches and without an optimiser. Evaluating an image took 0.11, 0.13, 0.15, 0.18 of the time of training on
 # it at these widths, and 0.30, 0.33 for ResNet18k at 32x32, k = 2, 8; this gives 0.10, 0.14, 0.20, 0.28; 0.25, 0.33.
 _EVALUATION_OVERHEAD_FLOPS = OVERHEAD_FLOPS / 10
@@ -44,3 +45,16 @@ def training_cost(study: Study, arm: Arm, first: int, until: int) -> float:
 def equivalent_images(study: Study, arm: Arm, first: int, until: int) -> float:
     """Images to train on that would take as long as all trials of an arm from one epoch to another, evaluations too."""
     return training_cost(study, arm, first, until) / (OVERHEAD_FLOPS + training_flops(study, arm))
+
+
+def warning_of_size(study: Study) -> str:
+    """What a study of more than a thousand arms, as a slip in a grid makes one, asks for; empty for smaller ones."""
+    num_arms = len(study.arms)
+    if num_arms <= _MANY_ARMS:
+        return ""
+    flops = sum(training_cost(study, arm, 0, study.epochs) for arm in study.arms.values())
+    return (
+        f"{study.name} has {num_arms:,} arms, {num_arms * study.trials:,} runs of {study.epochs} epochs. It takes "
+        f"{flops:.1e} floating-point operations, overhead included: {flops / 10e12 / 3600:,.0f} hours of a device that "
+        "does 10 trillion a second. Partitions, or fewer values in its grids, make it smaller"
+    )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dd_assets.assets.resource_probe import ProbeConfig
+from dd_assets.catalogue import catalogue
 from dd_core.forecast.probe_table import Measurement, write_measurements
 from dd_core.forecast.speed import Prediction
 from dd_core.forecast.work import equivalent_images
@@ -125,6 +127,23 @@ def test_the_probe_decides_who_shares_and_how_long_it_takes(tiny_study: Study, s
     on_gpus = forecast(store, tiny_study, job_of(store, tiny_study), GPUS)
     assert on_gpus.predictions == {}, "of another kind of machine"
     assert [task.workers_per_device for task in on_gpus.tasks] == [1, 1], "a GPU for each of the two"
+
+
+def test_what_one_arm_of_a_grid_was_probed_at_holds_for_its_whole_family(store: Store) -> None:
+    """The loss-slope campaign's four variants, each with its own number of workers on a GPU."""
+    study = catalogue().get("loss_slope")
+    best = {"s-core": 3, "s-bn-off": 2, "s-narrow": 4, "s-adamw": 3}
+    chosen = ProbeConfig(studies=["loss_slope"]).arms_of([study])
+    assert {study.families[arm.variant] for _, arm in chosen} == set(best)
+    assert len(chosen) == 4
+    for of, arm in chosen:
+        speeds = {count: 100.0 * min(count, best[study.families[arm.variant]]) for count in range(1, 6)}
+        measured = (Measurement(of, arm, n, GPUS.threads(n), "ok", "H100", s, 10**9, 1.0, 5) for n, s in speeds.items())
+        write_measurements(store, GPUS, list(measured))
+    expected = forecast(store, study, job_of(store, study, 50), GPUS)
+    shared = {(study.families[task.variant], task.workers_per_device) for task in expected.tasks}
+    assert shared == set(best.items())
+    assert len({task.arm for task in expected.tasks}) == 36
 
 
 def test_earlier_runs_tell_how_long_the_next_take(make_study, trained: Store) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from dd_core.errors import UserError
-from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, num_evaluations, training_cost, training_flops
+from dd_core.forecast.work import (
+    OVERHEAD_FLOPS,
+    equivalent_images,
+    num_evaluations,
+    training_cost,
+    training_flops,
+    warning_of_size,
+)
 from dd_core.jobs.job import CheckpointTask, TrainTask, predicted_cost, training_job
 from dd_core.models.build import build
 from dd_core.store.store import Store
@@ -135,3 +142,13 @@ def test_what_is_no_price_is_refused(text: str, tiny_study: Study, monkeypatch: 
     monkeypatch.setenv("DD_PRICE_PER_GPU_HOUR", text)
     with pytest.raises(UserError, match=f"^DD_PRICE_PER_GPU_HOUR must be a price, such as 2.5, not '{text}'$"):
         price_per_gpu_hour(tiny_study)
+
+
+def test_a_grid_of_more_than_a_thousand_arms_says_its_size_and_cost(tiny_study: Study) -> None:
+    assert warning_of_size(tiny_study) == ""
+    plain = tiny_study.variants["plain"].model_dump()
+    many = Study.model_validate({**tiny_study.model_dump(), "variants": {f"v{n}": plain for n in range(600)}})
+    text = warning_of_size(many)
+    assert text.startswith("tiny has 1,200 arms, 2,400 runs of 4 epochs.")
+    one = sum(training_cost(tiny_study, arm, 0, 4) for arm in tiny_study.arms.values())
+    assert f"{600 * one:.1e} floating-point operations" in text

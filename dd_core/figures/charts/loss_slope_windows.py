@@ -1,0 +1,187 @@
+"""How the window changes what a slope says: its correlation with the best validation loss, and its spread."""
+
+from collections import defaultdict
+from typing import Any
+
+import altair as alt
+import duckdb
+import numpy as np
+
+from dd_core.errors import DataMissingError
+from dd_core.figures.drawing import style
+from dd_core.figures.drawing.log_axis import is_worth_it, log_axis
+from dd_core.figures.drawing.selection import fetch
+from dd_core.figures.panels.family_rows import BOX, family_rows, height
+from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs, signed, val_ce_title
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+_CELL, _PANEL = (56, 34), 250
+# Slopes of runs over windows; a rank correlation of fewer says nothing.
+_FEWEST = 4
+# The campaign's documents want alpha_early to move by less over its starts.
+_STABLE = 0.02
+
+_SCAN = """
+    SELECT arm, trial, first_epoch AS start, last_epoch AS stop, slope FROM rows
+    WHERE segment = 'scan' AND model = 'power' AND isfinite(slope) ORDER BY ALL
+"""
+
+
+def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
+    """Draw the heat map where there are runs enough, and the spread over starts where there is any.
+
+    Raises:
+        DataMissingError: there are runs, but nothing to draw of them.
+    """
+    runs = read_runs(connection, study)
+    if not runs.rows:
+        return None
+    scan = fetch(connection, study, "loss_slope_fits", _SCAN)
+    for row in scan:  # a window's first step is a little later than its beginning
+        row["start"] = max((s for s in study.loss_slopes.scan_starts if s <= row["start"]), default=row["start"])
+    cells = correlations(scan, runs.having("best_val_ce"))
+    spread = runs.having("alpha_start_spread")
+    panels: list[Any] = []
+    if cells:
+        panels.append(_heat_map(cells, study.loss_slopes.early, runs))
+    elif scan:
+        panels.append(_slopes(runs, scan))
+    if spread:
+        panels.append(_spread(runs, spread))
+    if not panels:
+        raise DataMissingError(f"no run has slopes over several windows; {runs.endings()}")
+    starts = ", ".join(f"{start:g}" for start in study.loss_slopes.starts)
+    return style.finish(
+        alt.hconcat(*panels, spacing=60).resolve_scale(color="independent"),
+        headline(cells, study.loss_slopes.early, spread),
+        [
+            "Cell: Spearman's correlation of the slope over the window with the best loss, over runs; framed: the "
+            "early window. The best of many windows is too good by chance"
+            if cells
+            else "Too few runs have a validation or test loss to correlate slopes with it",
+            f"Spread: standard deviation of a run's early slope over windows from epochs {starts}. {BOX}"
+            if spread
+            else None,
+            *runs.describe(study),
+        ],
+        characters=100 if len(panels) > 1 else 66,
+    )  # fmt: skip
+
+
+def correlations(scan: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spearman's rank correlation of slope and best loss over runs, by window.
+
+    Args:
+        scan: a row per run and window with its ``slope``.
+        known: the runs with a ``best_val_ce``.
+
+    Returns:
+        A row per window of ``_FEWEST`` runs or more with ``start``, ``stop``, ``rho`` and the number of ``runs``.
+    """
+    from scipy.stats import spearmanr
+
+    losses = {(row["arm"], row["trial"]): row["best_val_ce"] for row in known}
+    windows: dict[tuple[float, float], list[tuple[float, float]]] = defaultdict(list)
+    for row in scan:
+        loss = losses.get((row["arm"], row["trial"]))
+        if loss is not None:
+            windows[row["start"], row["stop"]].append((row["slope"], loss))
+    made = []
+    for (start, stop), pairs in sorted(windows.items()):
+        slopes, own = np.array(pairs).T
+        if len(pairs) >= _FEWEST and np.ptp(slopes) > 0 and np.ptp(own) > 0:
+            rho = float(spearmanr(slopes, own).statistic)
+            made.append({"start": start, "stop": stop, "rho": rho, "runs": len(pairs)})
+    return made
+
+
+def headline(cells: list[dict[str, Any]], early: tuple[float, float], spread: list[dict[str, Any]]) -> str:
+    """Which window correlates most, how the early one compares, and how stable the early slope is."""
+    parts = []
+    if cells:
+        best = max(cells, key=lambda cell: abs(cell["rho"]))
+        parts.append(
+            f"slope and best loss correlate most over epochs {best['start']:g} to {best['stop']:g} (Spearman's "
+            f"\u03c1 = {signed(best['rho'])}, {counted(best['runs'], 'run')})"
+        )
+        own = next((cell for cell in cells if (cell["start"], cell["stop"]) == early), None)
+        if own is not None and own is not best:
+            parts[0] += f", over {early[0]:g} to {early[1]:g} by \u03c1 = {signed(own['rho'])}"
+    if spread:
+        values = [row["alpha_start_spread"] for row in spread]
+        stable = sum(value < _STABLE for value in values)
+        number = f"{stable} of {counted(len(values), 'run')}"
+        parts.append(f"over its starts the early slope moves by less than {_STABLE:g} in {number}")
+    sentence = "; ".join(parts) or "Slopes over several windows"
+    return sentence[0].upper() + sentence[1:]
+
+
+def _heat_map(cells: list[dict[str, Any]], early: tuple[float, float], runs: Runs) -> style.Panel:
+    starts, stops = (sorted({cell[name] for cell in cells}) for name in ("start", "stop"))
+    most = max(cell["runs"] for cell in cells)
+    rows = [
+        {
+            **cell,
+            "start": f"{cell['start']:g}", "stop": f"{cell['stop']:g}", "text": signed(cell["rho"]),
+            "few": "" if cell["runs"] == most else f"n = {cell['runs']}",
+            "early": (cell["start"], cell["stop"]) == early,
+        }
+        for cell in cells
+    ]  # fmt: skip
+    axis = alt.Axis(labelAngle=0, domain=False, ticks=False)
+    x = alt.X("stop:O", sort=[f"{stop:g}" for stop in stops], title="last epoch of the window", axis=axis)
+    y = alt.Y("start:O", sort=[f"{start:g}" for start in starts], title="first epoch", axis=axis)
+    kind = val_ce_title(runs.fitted).removesuffix(", nats")
+    legend = alt.Legend(gradientLength=120, values=[-1, -0.5, 0, 0.5, 1], format=".1f")
+    title = ["\u03c1 of slope and", kind]
+    colour = alt.Color("rho:Q", scale=alt.Scale(scheme="redblue", domain=[-1, 1]), legend=legend, title=title)
+    tooltip = ["start:O", "stop:O", alt.Tooltip("rho:Q", format=".3f"), "runs:Q"]
+    base = alt.Chart(style.data(rows)).encode(x=x, y=y)
+    ink = alt.condition("abs(datum.rho) > 0.7", alt.value("white"), alt.value("black"))
+    below = base.transform_filter("datum.few !== ''").mark_text(fontSize=9, dy=9)
+    layers = [
+        base.mark_rect(stroke="white", strokeWidth=2).encode(color=colour, tooltip=tooltip),
+        base.transform_filter("datum.early").mark_rect(fill=None, stroke="black", strokeWidth=2),
+        base.mark_text(fontSize=11, dy=alt.expr("datum.few ? -5 : 0")).encode(text="text:N", color=ink),
+        below.encode(text="few:N", color=ink),
+    ]
+    return alt.layer(*layers).properties(width=_CELL[0] * len(stops), height=_CELL[1] * len(starts))
+
+
+def _slopes(runs: Runs, scan: list[dict[str, Any]]) -> style.Panel:
+    """Slopes against the end of their window, a line per start: of few runs, or of runs without a validation loss."""
+    sums: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for row in scan:
+        sums[row["start"], row["stop"]].append(row["slope"])
+    rows = [
+        {"from": f"epoch {start:g}", "stop": stop, "slope": float(np.median(values)), "runs": len(values)}
+        for (start, stop), values in sums.items()
+    ]
+    order = [f"epoch {start:g}" for start in sorted({start for start, _ in sums})]
+    colour = alt.Color("from:O", sort=order, title="from", scale=alt.Scale(scheme="viridis"))
+    x = alt.X("stop:Q", title="last epoch of the window", scale=alt.Scale(zero=False))
+    y = alt.Y("slope:Q", title="slope, median over runs", scale=alt.Scale(zero=False))
+    base = alt.Chart(style.data(rows)).encode(x=x, y=y, color=colour)
+    dots = base.mark_circle(size=36, opacity=1)
+    tooltip = ["from:O", "stop:Q", alt.Tooltip("slope:Q", format=".3f"), "runs:Q"]
+    return alt.layer(base.mark_line(strokeWidth=2), dots.encode(tooltip=tooltip)).properties(width=300, height=200)
+
+
+def _spread(runs: Runs, rows: list[dict[str, Any]]) -> style.Panel:
+    """How much the early slope moves with its first epoch, a row per family."""
+    values = [row["alpha_start_spread"] for row in rows]
+    kept = [{"family": row["family"], "run": row["run"], "value": row["alpha_start_spread"]} for row in rows]
+    scale, axis = log_axis([*values, _STABLE]) if min(values) > 0 and is_worth_it([*values, _STABLE]) else (
+        alt.Scale(zero=True), alt.Axis(tickCount=5)
+    )  # fmt: skip
+    x = alt.X("value:Q", scale=scale, axis=axis, title="standard deviation of the early slope")
+    rule = alt.Chart(style.data([{"value": _STABLE}])).mark_rule(color=style.GREY, strokeDash=[4, 3]).encode(x=x)
+    stable = {
+        family: f"{sum(value < _STABLE for value in own)} of {len(own)}"
+        for family in runs.families
+        if (own := [row["value"] for row in kept if row["family"] == family])
+    }
+    layers = family_rows(runs, kept, x, _PANEL, right=(f"below {_STABLE:g}:", stable), below=[rule])
+    above = style.heading(_PANEL, "spread over starts")
+    return alt.layer(*layers, *above).properties(width=_PANEL, height=height(runs))
