@@ -129,7 +129,7 @@ def speeds(quick: bool, repeats: int) -> dict[str, float]:
     """Print seconds and ratios; ratios by key."""
     settings = LossSlopeSettings()
     cases: dict[str, dict[str, Callable[[], Any]]] = {}
-    for num, size in (("200", None), ("2000" if quick else "5000", 2000 if quick else 5000)):
+    for num, size in (("200", None), ("2000" if quick else "20000", 2000 if quick else 20_000)):
         run = run_of(20_000 if size is None else size)
         points = make_points(run.step, run.loss, 240 if size is None else None)
         x, y = points.log_time[-200:] if size is None else points.log_time, points.log_loss
