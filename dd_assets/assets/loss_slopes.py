@@ -51,10 +51,7 @@ class LossSlopesConfig(OfStudies):
 def loss_slope_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
     """The step, and the node of the settings that it depends on."""
     settings = _settings(studies)
-    specs = [
-        table_spec(name, [TRAINED.key, settings.key], GROUP).replace_attributes(code_version=LOSS_SLOPE_VERSION)
-        for name in LOSS_SLOPE_TABLES
-    ]
+    specs = [table_spec(name, [TRAINED.key, settings.key], GROUP) for name in LOSS_SLOPE_TABLES]
     checks = [dg.AssetCheckSpec(name, asset=_KEY, description=text) for name, text in _CHECKS.items()]
 
     @dg.multi_asset(name="loss_slopes", specs=specs, check_specs=checks, can_subset=True)
@@ -95,19 +92,18 @@ def loss_slope_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
 
 
 def _settings(studies: Mapping[str, Study]) -> dg.AssetSpec:
-    """What study files say under ``loss_slopes``, as a node that is called after it; see docs/staleness.md."""
-    content = {
+    """What study files say under ``loss_slopes``, and the version, as a node called after it; see docs/staleness.md."""
+    of_studies = {
         name: settings
         for name, study in studies.items()
         if (settings := study.loss_slopes.model_dump(mode="json", exclude_defaults=True))
     }
-    digest = digest_of_content(content)
+    content = {"version": LOSS_SLOPE_VERSION, "studies": of_studies}
     return dg.AssetSpec(
-        dg.AssetKey([f"settings-loss_slopes-{digest}"]),
-        description="What study files say under loss_slopes.",
+        dg.AssetKey([f"settings-loss_slopes-{digest_of_content(content)}"]),
+        description="What study files say under loss_slopes, and the version of the analysis.",
         group_name=GROUP,
         kinds={"yaml"},
-        code_version=digest,
         metadata={"content": dg.MetadataValue.json(content)},
     )
 

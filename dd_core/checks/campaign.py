@@ -5,8 +5,9 @@ was logged as often as the study asks for, no value is impossible, and more than
 above 0.95. What is merely suspicious raises an alert: large losses, knees outside 1 to 20 epochs, more than 10 % of
 runs failed, slow runs, odd checkpoints. A loss that diverges is a result: it counts as failed, and nothing else.
 
-The campaign's own reading is ``strict``: accuracies of 0 and 1 and rates of 0 are out of range, though a batch of 128
-images can be all right and a cosine ends at 0; and whatever is out of range is NO-GO, not an alert.
+The campaign's own reading is ``strict``: accuracies of 0 and 1, rates of 0 and knees at epoch 1 are out of range,
+though a batch of 128 images can be all right and a cosine ends at 0; and whatever is out of range is NO-GO, not an
+alert.
 """
 
 from collections import Counter
@@ -169,7 +170,8 @@ def _look_at_knees(verdict: Verdict, rows: list[dict[str, Any]]) -> None:
     low, high = _KNEES
     fitted = [row for row in rows if row["outcome"] == "fitted"]
     never = sum(row["knee_epoch"] is None for row in fitted)
-    outside = sum(row["knee_epoch"] is not None and not low < row["knee_epoch"] < high for row in fitted)
+    known = [row["knee_epoch"] for row in fitted if row["knee_epoch"] is not None]
+    outside = sum(not (low < knee < high if verdict.strict else low <= knee <= high) for knee in known)
     if never + outside:
         verdict.out_of_range.append(
             f"the knee (AIC) of {never + outside} of {len(fitted)} fitted runs is not within {low:g} to {high:g} epochs"

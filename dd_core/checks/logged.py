@@ -55,5 +55,7 @@ def logged_gaps(study: Study, connection: duckdb.DuckDBPyConnection, runs: list[
                     Gap(run["arm"], run["trial"], metric, f"there {there} of {number} times" if there else "missing")
                 )
     nowhere = {gap.metric for gap in gaps} - {metric for (_, _, _, metric), number in found.items() if number}
-    several = [f"no run has {metric}" for metric in sorted(nowhere)] if len(runs) > 1 else []
+    names = " and ".join(", ".join(sorted(nowhere)).rsplit(", ", 1))
+    hint = "a study file says under monitors what was not measured"
+    several = [f"no run has {names}; {hint}"] if nowhere and len(runs) > 1 else []
     return [*several, *sentences(gap for gap in gaps if not (several and gap.metric in nowhere))]

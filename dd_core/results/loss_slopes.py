@@ -96,7 +96,9 @@ def rebuild(store: Store, study: Study, num_processes: int = 1) -> Rebuilt:
             of_earlier_recipe.append(task.arm.key)
     if of_earlier_recipe:
         keys = ", ".join(of_earlier_recipe)
-        done.left_out.append(f"{study.name}: what there is of {keys} is of another recipe than the study file's")
+        done.left_out.append(
+            f"{study.name}: what there is of {keys} is of another recipe than the study file's; train it again"
+        )
     kept = {task.arm.key for task in tasks} - {*done.failed, *of_earlier_recipe}
     for table in LOSS_SLOPE_TABLES:
         for path in store.table_folder(table, study.name).glob(f"arm=*/{_FILE}"):

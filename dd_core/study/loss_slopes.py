@@ -39,6 +39,11 @@ class LossSlopeSettings(Strict):
         "ones; all: every step",
     )
     num_points: int = Field(default=200, ge=20, le=5000, description="log_spaced only, bins at most")
+    weights: Literal["variance", "equal"] = Field(
+        default="variance",
+        description="log_spaced only; variance: bins count by how little their means fluctuate, as the residuals tell; "
+        "equal: each bin counts as much, and criteria find breaks where bins hold few steps",
+    )
     standard_error: Literal["newey_west", "block_bootstrap", "independent"] = Field(
         default="newey_west",
         description="of slopes: newey_west (Newey & West 1987) and block_bootstrap (Kunsch 1989) account for the "

@@ -39,7 +39,15 @@ FIGURES = {
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
-    *("resource_probe", "training_monitors", "trained_checkpoints", "computed_curvature", "computed_hessians"),
+    *(
+        "loss_slopes",
+        "loss_slope_fits",
+        "resource_probe",
+        "training_monitors",
+        "trained_checkpoints",
+        "computed_curvature",
+        "computed_hessians",
+    ),
 }
 EXPORTS = {"metric_exports"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
@@ -70,10 +78,13 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
+loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
+loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
 resource_probe | tables | duckdb parquet | |
 runs | tables | duckdb parquet | trained_checkpoints |
+settings-loss_slopes-DIGEST | loss_slopes | yaml | |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints tiny/recipe-plain-DIGEST tiny/settings-hessian-DIGEST \

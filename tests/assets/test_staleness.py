@@ -25,24 +25,29 @@ trials: 1
 epochs: 2
 checkpoints: [0, 2]
 curvature: CURVATURE
+loss_slopes: {num_points: POINTS}
 hessian: {quantities: [gradient], num_images: 50}
 """
 PLAIN, OTHER = ("plain.k001|0000", "plain.k001|0002"), ("other.k001|0000", "other.k001|0002")
 ALL = (*PLAIN, *OTHER)
-TABLES = ("images", "runs", "training_batches", "training_evals", "image_progress")
+LOSS_SLOPES = ("loss_slopes", "loss_slope_fits")
+TABLES = ("images", "runs", "training_batches", "training_evals", "image_progress", *LOSS_SLOPES)
 FIGURES = ("training_curves", "most_curved_images", "gpu_hours")
 PARTITIONED = ("tiny/checkpoints", "tiny/per_image_curvature")
 STOCKS = ("trained_checkpoints", "computed_curvature", "computed_hessians")
 UNPARTITIONED = ("curvature", "hessian_spectra", "metric_exports", *TABLES, *FIGURES)
 
 
-def write(lab: Lab, rate: str = "1.0e-3", curvature: str = "{estimators: [exact]}") -> None:
-    lab.write_study("tiny", STUDY.replace("RATE", rate).replace("CURVATURE", curvature))
+def write(lab: Lab, rate: str = "1.0e-3", curvature: str = "{estimators: [exact]}", points: int = 200) -> None:
+    text = STUDY.replace("RATE", rate).replace("CURVATURE", curvature)
+    lab.write_study("tiny", text.replace("POINTS", str(points)))
 
 
-def rewrite(lab: Lab, server: Server, rate: str = "1.0e-3", curvature: str = "{estimators: [exact]}") -> None:
+def rewrite(
+    lab: Lab, server: Server, rate: str = "1.0e-3", curvature: str = "{estimators: [exact]}", points: int = 200
+) -> None:
     """Write the study file anew, and let the webserver read it: it need not be told of anything else."""
-    write(lab, rate, curvature)
+    write(lab, rate, curvature, points)
     server.reload()
 
 
@@ -129,6 +134,9 @@ def test_settings_concern_only_the_epochs_that_they_name(lab: Lab, server: Serve
     materialize(lab, "curvature")
     check(server, {"most_curved_images": ("",)})
     materialize(lab, "most_curved_images")
+
+    rewrite(lab, server, rate, "{estimators: [exact, finite_difference], finite_difference: {epochs: [2]}}", 100)
+    check(server, dict.fromkeys(LOSS_SLOPES, ("",)))
 
     # What is there has more than is wanted now, so nothing is computed, and Dagster is told so.
     rewrite(lab, server, rate)

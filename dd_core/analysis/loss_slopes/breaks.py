@@ -1,39 +1,41 @@
 """Where one power law ends and another begins: the break that leaves the smallest sum of squares, of all there are."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
+from dd_core.analysis.loss_slopes.errors import effective_sample_size
 from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit
-from dd_core.analysis.loss_slopes.points import Points
+from dd_core.analysis.loss_slopes.points import Points, with_its_weights
 
 FEWEST_IN_SEGMENT = 15
 # 95 % of the likelihood ratio of a break's place (Hansen 2000, table I).
 _BREAK_QUANTILE = 7.35
 
 
-def prefix_rss(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """RSS of the least-squares line through the first m points, for m = 0 to n: (n + 1,).
+def prefix_rss(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted RSS of the least-squares line through the first m points, for m = 0 to n: (n + 1,).
 
     By running sums of centred values, O(n) for all m together; the line through one point or two leaves 0.
     """
     x, y = x - x.mean(), y - y.mean()
-    sums = np.zeros((5, len(x) + 1))
-    np.cumsum([x, y, x * x, x * y, y * y], axis=1, out=sums[:, 1:])
-    sx, sy, sxx, sxy, syy = sums
-    m = np.maximum(np.arange(len(x) + 1), 1)
+    sums = np.zeros((6, len(x) + 1))
+    np.cumsum(weight * np.array([np.ones(len(x)), x, y, x * x, x * y, y * y]), axis=1, out=sums[:, 1:])
+    m, sx, sy, sxx, sxy, syy = sums
+    m[0] = 1
     vxx, vxy, vyy = sxx - sx * sx / m, sxy - sx * sy / m, syy - sy * sy / m
     with np.errstate(invalid="ignore", divide="ignore"):
         rss = vyy - np.where(vxx > 0, vxy * vxy / vxx, 0)
     return np.maximum(np.nan_to_num(rss), 0)
 
 
-def split_profile(x: np.ndarray, y: np.ndarray, fewest: int = FEWEST_IN_SEGMENT) -> np.ndarray:
+def split_profile(x: np.ndarray, y: np.ndarray, weight: np.ndarray, fewest: int = FEWEST_IN_SEGMENT) -> np.ndarray:
     """RSS of two separate lines, the first through m points, for m = 0 to n; inf where a side has too few.
 
     This is the dynamic programme of Bai & Perron (2003) for one break: exact, over all admissible ones.
     """
-    both = prefix_rss(x, y) + prefix_rss(x[::-1], y[::-1])[::-1]
+    both = prefix_rss(x, y, weight) + prefix_rss(x[::-1], y[::-1], weight[::-1])[::-1]
     both[: min(fewest, len(both))] = np.inf
     both[max(len(x) - fewest + 1, 0) :] = np.inf
     return both
@@ -53,12 +55,18 @@ def two_power_fit(points: Points, errors: Errors | None = None, last_break: floa
     Returns:
         None where no break leaves 15 points on both sides.
     """
-    from dd_core.analysis.loss_slopes.errors import effective_sample_size
-
-    x, y = points.log_time, points.log_loss
     if len(points) < 2 * FEWEST_IN_SEGMENT:
         return None
-    profile = split_profile(x, y)
+    return with_its_weights(points, lambda p: _two_power_fit(p, errors, last_break), _residuals)
+
+
+def _residuals(fit: Fit | None) -> np.ndarray:
+    return np.zeros(0) if fit is None else fit.residuals
+
+
+def _two_power_fit(points: Points, errors: Errors | None, last_break: float | None) -> Fit | None:
+    x, y = points.log_time, points.log_loss
+    profile = split_profile(x, y, points.weight)
     places = np.full(len(profile), np.inf)
     places[1:-1] = np.exp((x[:-1] + x[1:]) / 2)  # steps, between the neighbouring points
     if last_break is not None:
@@ -66,10 +74,11 @@ def two_power_fit(points: Points, errors: Errors | None = None, last_break: floa
     best = int(np.argmin(profile))
     if not math.isfinite(profile[best]):
         return None
-    before, after = (linear_fit(part, "power", errors) for part in (points[slice(best)], points[slice(best, None)]))
+    fixed = replace(points, adaptive=False)
+    before, after = (linear_fit(part, "power", errors) for part in (fixed[slice(best)], fixed[slice(best, None)]))
     fitted = np.concatenate([before.fitted, after.fitted])
     rss = before.rss + after.rss
-    size = effective_sample_size(y - fitted)
+    size = effective_sample_size((y - fitted) * np.sqrt(points.weight))
     floor = max(rss / len(y), 2.0**-48) * len(y)
     likely = np.flatnonzero(size * (profile / floor - 1) <= _BREAK_QUANTILE)
     low, high = (float(places[likely[0]]), float(places[likely[-1]])) if len(likely) else (float(places[best]),) * 2

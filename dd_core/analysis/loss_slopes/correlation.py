@@ -124,7 +124,8 @@ def _weighted(kind: Kind, x: np.ndarray, y: np.ndarray, covariates: np.ndarray, 
         ranks = [_ranks(values, weights) for values in (x, y)]
         columns = np.stack([np.ones_like(weights), *ranks], 2)  # (B, n, 3)
     else:
-        columns = np.hstack([_with_constant(covariates), np.stack([x - x.mean(), y - y.mean()], 1)])[None]
+        given = covariates if kind == "partial" else covariates[:, :0]
+        columns = np.hstack([_with_constant(given), np.stack([x - x.mean(), y - y.mean()], 1)])[None]
     moments = np.swapaxes(columns, 1, 2) @ (weights[:, :, None] * columns)
     # What the constant and the covariates leave over of the last two, by the Schur complement.
     a, c, b = moments[:, :-2, :-2], moments[:, :-2, -2:], moments[:, -2:, -2:]

@@ -15,10 +15,11 @@ from statsmodels.robust.norms import HuberT
 from statsmodels.robust.robust_linear_model import RLM
 
 from dd_core.analysis.loss_slopes.errors import Method, Uncertainty, uncertainty
-from dd_core.analysis.loss_slopes.points import Points
+from dd_core.analysis.loss_slopes.points import Points, with_its_weights
 
 _NORMAL_MAD = 0.6744897501960817  # median of |z| of normal z
 _FAR = 5.0  # robust standard deviations
+_ON_BOUND = 1e-8
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Fit:
         low: ends of 95 % intervals.
         high: ends of 95 % intervals.
         fitted: (n,), log loss by the model.
-        rss: smallest sum of squared residuals; of huber, that of least squares, which the criteria compare.
+        rss: smallest sum of weighted squared residuals; of huber, that of least squares, which the criteria compare.
     """
 
     model: str
@@ -64,17 +65,22 @@ class Fit:
         return self.points.log_loss - self.fitted
 
     @property
+    def standardised(self) -> np.ndarray:
+        """(n,), residuals times the root of their weights: of equal variance, if the weights are right."""
+        return self.residuals * np.sqrt(self.points.weight)
+
+    @property
     def r_squared(self) -> float:
-        """1 - rss over the sum of squares around the mean; NaN of constant losses."""
+        """1 - squared residuals over squares around the mean, each point once whatever its weight; NaN of constants."""
         y = self.points.log_loss
         total = float(((y - y.mean()) ** 2).sum())
-        return 1 - self.rss / total if total > 0 else math.nan
+        return 1 - float((self.residuals**2).sum()) / total if total > 0 else math.nan
 
 
 def has_outliers(residuals: np.ndarray) -> bool:
-    """Whether a residual lies further than five robust standard deviations (1.4826 MAD) from the median.
+    """Whether one of (n,) lies further than five robust standard deviations (1.4826 MAD) from the median.
 
-    One of 200 normal residuals does so once in 9,000 fits.
+    One of 200 normal ones does so once in 9,000 fits.
     """
     centred = np.abs(residuals - np.median(residuals))
     return bool(centred.max() > _FAR * np.median(centred) / _NORMAL_MAD)
@@ -96,11 +102,19 @@ def linear_fit(
         errors: how sure the parameters are.
         huber_delta: None: always least squares.
     """
-    errors = errors or Errors()
+    return with_its_weights(points, lambda p: _linear_fit(p, model, errors or Errors(), huber_delta), _residuals)
+
+
+def _residuals(fit: "Fit | None") -> np.ndarray:
+    return np.zeros(0) if fit is None else fit.residuals
+
+
+def _linear_fit(points: Points, model: str, errors: Errors, huber_delta: float | None) -> Fit:
     x = points.log_time if model == "power" else points.time
-    y = points.log_loss
+    root = np.sqrt(points.weight)
+    y = root * points.log_loss
     centre = x.mean()
-    design = np.stack([np.ones(len(x)), x - centre], 1)
+    design = np.stack([root, root * (x - centre)], 1)
     estimate = np.asarray(OLS(y, design).fit().params)
     residuals = y - design @ estimate
     rss = float(residuals @ residuals)
@@ -114,9 +128,9 @@ def linear_fit(
             curvature = (np.abs(residuals) <= delta).astype(np.float64)
             residuals = np.clip(residuals, -delta, delta)
     shift = np.array([[1.0, -centre], [0.0, 1.0]])  # to the intercept at x = 0
-    plain = np.stack([np.ones(len(x)), x], 1)
-    sure = uncertainty(plain, shift @ estimate, residuals, errors.method, errors.num_samples, curvature)
-    return _fit(model, estimator, points, 2, ("intercept", "slope"), shift @ estimate, sure, design @ estimate, rss)
+    estimate = shift @ estimate
+    sure = uncertainty(np.stack([root, root * x], 1), estimate, residuals, errors.method, errors.num_samples, curvature)
+    return _fit(model, estimator, points, 2, ("intercept", "slope"), estimate, sure, estimate[0] + estimate[1] * x, rss)
 
 
 def _fit(
@@ -139,16 +153,22 @@ Model = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # parameters to f
 
 
 def _trust_region(
-    y: np.ndarray, model: Model, starts: list[np.ndarray], low: list[float], high: list[float]
+    points: Points, model: Model, starts: list[np.ndarray], low: list[float], high: list[float]
 ) -> np.ndarray:
     """The best of several starts."""
+    y, root = points.log_loss, np.sqrt(points.weight)
     bounds = (np.array(low), np.array(high))
     best, lowest = starts[0], math.inf
     for start in starts:
         inside = np.clip(start, bounds[0] + 1e-12, bounds[1] - 1e-12)
         with np.errstate(all="ignore"):  # steps that overflow on the way are not taken
             found = least_squares(
-                lambda p: model(p)[0] - y, inside, lambda p: model(p)[1], bounds=bounds, method="trf", max_nfev=100
+                lambda p: root * (model(p)[0] - y),
+                inside,
+                lambda p: root[:, None] * model(p)[1],
+                bounds=bounds,
+                method="trf",
+                max_nfev=100,
             )
         if found.cost < lowest:
             best, lowest = found.x, found.cost
@@ -158,12 +178,15 @@ def _trust_region(
 def offset_fit(points: Points, errors: Errors | None = None) -> Fit | None:
     """L = exp(a) t^b + c by scipy's trust-region with bounds 0 <= c <= highest loss, residuals in log loss.
 
-    Started from the log-log lines of L - c at three values of c (c = 0 is the plain power law). None for fewer than 5
-    points.
+    Started from the log-log lines of L - c at three values of c. Where the best c is 0, its error is unknown, and the
+    others' are those of the plain power law. None for fewer than 5 points.
     """
     if len(points) < 5:
         return None
-    errors = errors or Errors()
+    return with_its_weights(points, lambda p: _offset_fit(p, errors or Errors()), _residuals)
+
+
+def _offset_fit(points: Points, errors: Errors) -> Fit:
     y = points.log_loss
     scale = float(y.mean())  # c in units of the mean loss
     centre = float(points.log_time.mean())
@@ -182,13 +205,19 @@ def offset_fit(points: Points, errors: Errors | None = None) -> Fit | None:
         slope, intercept = np.polyfit(x, np.log(relative - c), 1)
         starts.append(np.array([intercept, slope, c]))
     low, high = [-50.0, -50.0, 0.0], [50.0, 50.0, float(relative.max())]
-    p = _trust_region(y, model, starts, low, high)
+    p = _trust_region(points, model, starts, low, high)
     fitted, jacobian = model(p)
-    sure = uncertainty(jacobian, p, y - fitted, errors.method, errors.num_samples)
+    free = 3 if p[2] > _ON_BOUND * high[2] else 2  # at the bound the power law is all there is
+    root = np.sqrt(points.weight)
+    sure = uncertainty(
+        root[:, None] * jacobian[:, :free], p[:free], root * (y - fitted), errors.method, errors.num_samples
+    )
+    if free == 2:
+        sure = _extended(sure)
     to = np.array([[1.0, -centre, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, math.exp(scale)]])
     estimate = to @ p + [scale, 0.0, 0.0]
     sure = _transformed(sure, to, p, estimate)
-    rss = float(((y - fitted) ** 2).sum())
+    rss = float((points.weight * (y - fitted) ** 2).sum())
     return _fit(
         "power_offset", "trust_region", points, 3, ("intercept", "slope", "offset"), estimate, sure, fitted, rss
     )
@@ -196,19 +225,31 @@ def offset_fit(points: Points, errors: Errors | None = None) -> Fit | None:
 
 def _transformed(sure: Uncertainty, to: np.ndarray, before: np.ndarray, after: np.ndarray) -> Uncertainty:
     """Of linear combinations; intervals keep their width in standard errors."""
-    covariance = to @ sure.covariance @ to.T
+    known = np.isfinite(np.diag(sure.covariance))
+    covariance = np.full(sure.covariance.shape, np.nan)
+    inner = to[np.ix_(known, known)] @ sure.covariance[np.ix_(known, known)] @ to[np.ix_(known, known)].T
+    covariance[np.ix_(known, known)] = inner
     error = np.sqrt(np.maximum(np.diag(covariance), 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = (before - sure.low) / sure.standard_error, (sure.high - before) / sure.standard_error
-    low, high = np.nan_to_num(low, posinf=0), np.nan_to_num(high, posinf=0)
     return Uncertainty(covariance, after - low * error, after + high * error)
+
+
+def _extended(sure: Uncertainty) -> Uncertainty:
+    """With one more parameter, of which nothing is known."""
+    covariance = np.full((len(sure.low) + 1,) * 2, np.nan)
+    covariance[:-1, :-1] = sure.covariance
+    return Uncertainty(covariance, np.append(sure.low, np.nan), np.append(sure.high, np.nan))
 
 
 def smooth_break_fit(points: Points, start: Fit, errors: Errors | None = None) -> Fit | None:
     """Two power laws that pass smoothly into each other, started from two that do not (``breaks.two_power_fit``)."""
     if len(points) < 7:
         return None
-    errors = errors or Errors()
+    return with_its_weights(points, lambda p: _smooth_break_fit(p, start, errors or Errors()), _residuals)
+
+
+def _smooth_break_fit(points: Points, start: Fit, errors: Errors) -> Fit:
     y, x = points.log_loss, points.log_time
 
     def model(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -231,14 +272,15 @@ def smooth_break_fit(points: Points, start: Fit, errors: Errors | None = None) -
     starts = [np.append(first, width) for width in (0.05, 0.5)]
     low = [-200.0, -50.0, -50.0, float(x[0]), 1e-3]
     high = [200.0, 50.0, 50.0, float(x[-1]), max(float(np.ptp(x)), 1e-2)]
-    p = _trust_region(y, model, starts, low, high)
+    p = _trust_region(points, model, starts, low, high)
     fitted, jacobian = model(p)
-    sure = uncertainty(jacobian, p, y - fitted, errors.method, errors.num_samples)
+    root = np.sqrt(points.weight)
+    sure = uncertainty(root[:, None] * jacobian, p, root * (y - fitted), errors.method, errors.num_samples)
     to = np.eye(5)
     to[0, 1], to[0, 3] = -p[3], -p[1]
     to[3, 3] = math.exp(p[3])
     estimate = np.array([p[0] - p[1] * p[3], p[1], p[2], math.exp(p[3]), p[4]])
     sure = _transformed(sure, to, p, estimate)
-    rss = float(((y - fitted) ** 2).sum())
+    rss = float((points.weight * (y - fitted) ** 2).sum())
     names = ("intercept", "slope", "slope_after", "break_epoch", "width")
     return _fit("two_power_smooth", "trust_region", points, 5, names, estimate, sure, fitted, rss)

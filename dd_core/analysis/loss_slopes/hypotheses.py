@@ -87,8 +87,9 @@ class H1:
             return "H1: there are no runs."
         low, high = runs.interval
         asked = ", ".join(f"over {share:.0%}: {verdict}" for share, verdict in self.verdicts.items())
+        share = f"{runs.share:.0%}, 95 % interval {low:.0%} to {high:.0%}"
         text = (
-            f"H1: {runs.num_straight} of {runs.num_runs} runs ({runs.share:.0%}, 95 % interval {low:.0%} to {high:.0%}) "
+            f"H1: {runs.num_straight} of {runs.num_runs} runs ({share}) "
             f"are straight after burn-in with R^2 >= {self.threshold:g} ({asked})"
         )
         if runs.num_fitted < runs.num_runs:

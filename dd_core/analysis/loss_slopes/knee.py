@@ -18,7 +18,7 @@ def knee_epoch_aic(points: Points, steps_per_epoch: float) -> float | None:
     """
     if len(points) < FEWEST_POINTS:
         return None
-    power, exponential = prefix_rss(points.log_time, points.log_loss), prefix_rss(points.time, points.log_loss)
+    power, exponential = (prefix_rss(x, points.log_loss, points.weight) for x in (points.log_time, points.time))
     last = math.ceil(points.time[-1] / steps_per_epoch - 1e-9)
     ends = np.searchsorted(points.time, np.arange(1, last + 1) * steps_per_epoch, side="right")
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -17,8 +17,8 @@ def plateau_by_change(epoch: np.ndarray, value: np.ndarray) -> float | None:
     numbers, start = np.unique(number, return_index=True)
     if len(numbers) < 2:
         return None
-    means = np.add.reduceat(value, start) / np.diff(np.append(start, len(number)))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        means = np.add.reduceat(value, start) / np.diff(np.append(start, len(number)))
         calm = np.abs(np.diff(means) / means[:-1]) < RELATIVE_CHANGE
     for first in range(len(calm)):
         stop = first

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from dd_core.analysis.loss_slopes.errors import autocorrelation, effective_sampl
 from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit, offset_fit, smooth_break_fit
 from dd_core.analysis.loss_slopes.knee import DECISIVE, knee_epoch_aic, knee_epoch_at_loss
 from dd_core.analysis.loss_slopes.plateau import plateau_epoch
-from dd_core.analysis.loss_slopes.points import Points, make_points
+from dd_core.analysis.loss_slopes.points import Points, Sampling
 from dd_core.analysis.loss_slopes.slopes import in_bits, linear_slope, scan, start_spread, window_slope
 from dd_core.analysis.loss_slopes.spectra import (
     PSD_TAIL,
@@ -132,9 +132,9 @@ def _lambda(run: Run, curve: Curve, settings: LossSlopeSettings) -> dict[str, An
 def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """Columns and rows of a curve that can be fitted, and sentences on what is missing."""
     errors = Errors(settings.standard_error, settings.bootstrap_samples)
-    num_bins = settings.num_points if settings.points == "log_spaced" else None
+    sampling = Sampling(settings.num_points if settings.points == "log_spaced" else None, settings.weights)
     per_epoch = curve.steps_per_epoch
-    whole = make_points(curve.step, curve.loss, num_bins)
+    whole = sampling.points(curve.step, curve.loss)
     reasons: list[str] = []
 
     burn_in = two_power_fit(whole, errors, LATEST_KNEE * float(curve.step[-1]))
@@ -153,7 +153,9 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
             rows += _rows(segment, [linear_fit(side, "power", errors)], per_epoch, float(curve.epoch[-1]))
     knee = knees[{"aic": "knee_epoch", "loss": "knee_epoch_at_loss", "break": "knee_epoch_break"}[settings.knee]]
     part = curve.window(knee or 0.0, math.inf)
-    straight = make_points(curve.step[part], curve.loss[part], num_bins)
+    if knee is None and settings.knee != "break":
+        reasons.append("Burn-in does not end as the settings read it, so the whole curve is the straight segment.")
+    straight = sampling.points(curve.step[part], curve.loss[part])
     if len(straight) < FEWEST_POINTS:
         reasons.append(
             f"Fewer than {FEWEST_POINTS} points lie after the knee, so the whole curve is the straight segment."
@@ -166,19 +168,21 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
     columns["burn_in_loss"] = float(curve.loss[part][: max(1, int(straight.count[0]))].mean())
     columns |= _spectrum(curve, part, models[0])
 
-    early = window_slope(curve, *settings.early, num_bins, errors)
+    early = window_slope(curve, *settings.early, sampling, errors)
     if isinstance(early, str):
         reasons.append("alpha_early is null: " + early)
     else:
         rows += _rows("early", [early], per_epoch, settings.early[1])
         linear = linear_slope(curve, *settings.early)
-        columns |= {**_slope("alpha_early", early), "alpha_early_bits": early.value["slope"]}
+        columns |= _slope("alpha_early", early)
+        bits = window_slope(replace(curve, loss=in_bits(curve.loss)), *settings.early, sampling, Errors("independent"))
+        columns["alpha_early_bits"] = bits.value["slope"] if isinstance(bits, Fit) else None
         columns |= {
             "alpha_early_linear": linear,
-            "alpha_early_linear_bits": None if linear is None else in_bits(linear),
+            "alpha_early_linear_bits": None if linear is None else float(in_bits(linear)),
         }
-    columns["alpha_start_spread"] = start_spread(curve, settings.starts, settings.early[1], num_bins)
-    for _, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, num_bins, errors):
+    columns["alpha_start_spread"] = start_spread(curve, settings.starts, settings.early[1], sampling)
+    for _, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, sampling, errors):
         rows += _rows("scan", [fit], per_epoch, last)
     return columns, rows, reasons
 
@@ -187,7 +191,7 @@ def _is_better(burn_in: Fit | None, models: list[Fit]) -> bool:
     """Whether two power laws are decisively better than one, by AICc and effective sample size."""
     if burn_in is None:
         return False
-    size = effective_sample_size(burn_in.residuals)
+    size = effective_sample_size(burn_in.standardised)
     one, two = (criteria(f.rss, len(f.points), f.num_parameters, size).aicc for f in (models[0], burn_in))
     return two < one - DECISIVE
 
@@ -206,7 +210,7 @@ def _models(points: Points, errors: Errors, smooth: bool) -> list[Fit]:
 def _rows(segment: str, fits: list[Fit], per_epoch: float, last_epoch: float) -> list[dict[str, Any]]:
     """Rows of one segment's models, which share their points."""
     best = min(fits, key=lambda fit: fit.rss)
-    size = effective_sample_size(best.residuals)
+    size = effective_sample_size(best.standardised)
     rows = []
     for fit in fits:
         num = len(fit.points)
@@ -259,14 +263,14 @@ def _slope(name: str, fit: Fit) -> dict[str, float]:
 def _straight(fits: list[Fit], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Columns of the straight segment."""
     line = fits[0]
-    rho = autocorrelation(line.residuals)
+    rho = autocorrelation(line.standardised)
     columns: dict[str, Any] = {
         "num_points": len(line.points),
         "effective_sample_size": rows[0]["effective_sample_size"],
         "estimator": line.estimator,
         "r_squared": line.r_squared,
         "residual_autocorrelation": float(rho[1]) if len(rho) > 1 else None,
-        "residual_normality": normality(line.residuals),
+        "residual_normality": normality(line.standardised),
         **_slope("alpha_full", line),
     }
     of = {row["model"]: row for row in rows}

@@ -80,7 +80,7 @@ def noise_floor(values: np.ndarray, method: Literal["percentile", "minimum", "me
 
 
 def batch_noise_floor(
-    residuals: np.ndarray, method: Literal["percentile", "minimum", "median", "hybrid"] = "median", width: int = 32
+    residuals: np.ndarray, method: Literal["percentile", "minimum", "median", "hybrid"] = "median", width: int = 64
 ) -> float:
     """Noise floor of the batch loss: of its robust standard deviations over stretches of ``width`` steps.
 

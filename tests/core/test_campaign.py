@@ -1,0 +1,167 @@
+"""GO or NO-GO over a whole campaign: what is planted in the tables is found, and nothing else."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dd_core.checks.campaign import CAMPAIGN_TABLES, Verdict, examine
+from dd_core.checks.campaign_report import report_of
+from dd_core.results.loss_slopes import rebuild
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Study
+from dd_core.tables.warehouse import connect
+
+from .exchanged import batch, monitor, write_rows
+
+MakeStudy = Callable[..., Study]
+ONE, TWO = Arm("plain", 1), Arm("plain", 2)
+
+
+@pytest.fixture
+def study(make_study: MakeStudy) -> Study:
+    """Imported: two arms, two trials, ten epochs of twenty steps; its program measured nothing but batches."""
+    monitors = dict.fromkeys(("validation", "norms", "hessian", "noise"))
+    return make_study(imported=True, epochs=10, checkpoints=(10,), monitors=monitors)
+
+
+def losses(trial: int, num: int = 200) -> list[dict[str, Any]]:
+    """Batches of a run with a power law."""
+    random = np.random.default_rng(trial)
+    values = 2.2 * np.arange(1, num + 1) ** -0.4 * np.exp(0.02 * random.normal(size=num))
+    return [
+        {**batch(trial, step, value, epoch=1 + (step - 1) // 20), "lr": 0.1}
+        for step, value in enumerate(values.tolist(), start=1)
+    ]
+
+
+def write(store: Store, study: Study, **changes: list[dict[str, Any]]) -> None:
+    """Batches of all four runs; ``changes``: of the arm ``one``."""
+    write_rows(store, study, TWO, "training_batches", [*losses(0), *losses(1)])
+    write_rows(store, study, ONE, "training_batches", changes.get("one", [*losses(0), *losses(1)]))
+
+
+def verdict_on(store: Store, study: Study, *, strict: bool = False) -> Verdict:
+    rebuild(store, study)
+    with contextlib.closing(connect(store, CAMPAIGN_TABLES)) as connection:
+        return examine(store, study, connection, strict=strict)
+
+
+def test_a_campaign_with_everything_in_its_place_is_go(store: Store, study: Study) -> None:
+    write(store, study)
+    verdict = verdict_on(store, study)
+    assert (verdict.num_runs, verdict.num_expected, verdict.num_good) == (4, 4, 4)
+    assert (verdict.missing, verdict.gaps, verdict.impossible, verdict.alerts, verdict.reasons) == ([], [], [], [], [])
+    report = report_of(verdict)
+    assert report.splitlines()[0] == "tiny: 4 of 4 runs"
+    assert report.endswith("\nGO")
+
+
+def test_a_trained_study_is_examined_by_its_own_calendar(trained: Store, tiny_study: Study) -> None:
+    verdict = verdict_on(trained, tiny_study)
+    assert (verdict.num_runs, verdict.num_expected, verdict.missing, verdict.gaps) == (4, 4, [], [])
+    next(trained.table_folder("training_batches", "tiny", "plain.k001").glob("0002*")).unlink()
+    (gap,) = verdict_on(trained, tiny_study).gaps
+    assert gap.startswith("plain.k001 trials 0 and 1: every metric of training_batches is missing at steps 1 to 8")
+
+
+def test_missing_runs_are_named(store: Store, study: Study) -> None:
+    write(store, study, one=losses(1))
+    verdict = verdict_on(store, study)
+    assert verdict.missing == ["plain.k001 trial 0: the run is missing"]
+    assert verdict.reasons == ["1 of 4 runs are missing"]
+    assert "NO-GO: 1 of 4 runs are missing" in report_of(verdict)
+
+
+def test_every_metric_is_asked_for_at_its_own_frequency(store: Store, make_study: MakeStudy) -> None:
+    monitors = {"validation": {"every": "1/4 epoch"}, "norms": None, "hessian": None, "noise": None}
+    study = make_study(imported=True, epochs=10, checkpoints=(10,), monitors=monitors)
+    write(store, study)
+    for arm, every in ((ONE, 10), (TWO, 5)):  # a quarter of an epoch is five steps
+        readings = [monitor(t, s, "loss_val_nats", 1.0) for t in (0, 1) for s in range(every - 1, 200, every)]
+        write_rows(store, study, arm, "training_monitors", readings)
+    verdict = verdict_on(store, study)
+    assert verdict.gaps == [
+        "no run has acc_val; a study file says under monitors what was not measured",
+        "plain.k001 trials 0 and 1: loss_val_nats is there 20 of 40 times",
+    ]
+    assert verdict.reasons == ["not every metric is there at its frequency (2 problems)"]
+
+
+PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "negative loss": ({"loss_train_nats": -0.1}, "impossible", "plain.k001 trial 0: a negative loss is at 1 step"),
+    "NaN": ({"loss_train_nats": None}, "impossible", "plain.k001 trial 0: a loss that is no number is at 1 step"),
+    "accuracy": ({"acc_train": 1.2}, "impossible", "plain.k001 trial 0: an accuracy outside 0 to 1 is at 1 step"),
+    "rate": ({"lr": -1.0}, "impossible", "plain.k001 trial 0: a negative learning rate is at 1 step"),
+    "large loss": (
+        {"loss_train_nats": 12.0},
+        "out_of_range",
+        "plain.k001 trial 0: a loss of 10 nats or more is at 1 step",
+    ),
+    "zero loss": ({"loss_train_nats": 0.0}, "out_of_range", "plain.k001 trial 0: a loss of exactly 0 is at 1 step"),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_values_that_cannot_be_are_reasons_and_those_out_of_bounds_are_not(
+    planted: str, store: Store, study: Study
+) -> None:
+    change, where, sentence = PLANTED[planted]
+    rows = [*losses(0), *losses(1)]
+    rows[100] |= change
+    write(store, study, one=rows)
+    verdict = verdict_on(store, study)
+    assert sentence in getattr(verdict, where)
+    assert verdict.is_go == (where == "out_of_range")
+    assert not verdict_on(store, study, strict=True).is_go
+
+
+def test_bounds_are_the_campaigns_when_strict(store: Store, study: Study) -> None:
+    rows = [*losses(0), *losses(1)]
+    rows[50] |= {"acc_train": 1.0}
+    rows[-1] |= {"lr": 0.0}
+    write(store, study, one=rows)
+    sentences = {
+        "plain.k001 trial 0: an accuracy of 0 or 1 is at 1 step",
+        "plain.k001 trial 1: a learning rate of 0 is at 1 step",
+    }
+    assert not sentences & set(verdict_on(store, study).out_of_range)
+    assert sentences <= set(verdict_on(store, study, strict=True).out_of_range)
+
+
+def test_a_run_that_diverged_counts_as_failed_and_nothing_else(store: Store, study: Study) -> None:
+    end = [{**batch(0, 61 + i, 0.0, epoch=4), "loss_train_nats": value} for i, value in enumerate((50.0, np.inf, None))]
+    write(store, study, one=[*losses(0, 60), *end, *losses(1)])
+    verdict = verdict_on(store, study)
+    assert verdict.outcomes == {"fitted": 3, "diverged": 1}
+    assert verdict.impossible == []
+    assert verdict.alerts == ["1 of 4 runs failed (25 %): 1 diverged"]
+    assert verdict.is_go
+
+
+def test_slow_runs_and_odd_checkpoints_raise_alerts(store: Store, study: Study) -> None:
+    slow = [{**row, "time": 1e9 + 100.0 * row["step"]} for row in losses(0, 60)]
+    write(store, study, one=[*slow, *losses(1)])
+    sizes = [monitor(0, step, "checkpoint_size_mb", 44.7) for step in (20, 40)]
+    write_rows(store, study, TWO, "training_monitors", [*sizes, monitor(1, 60, "checkpoint_size_mb", 21.0)])
+    assert verdict_on(store, study).alerts == [
+        "plain.k001 trial 0: the run is slow: 5900 s for 3 epochs",
+        "plain.k002: checkpoints of a run have 21 to 44.7 MB",
+    ]
+
+
+def test_poor_fits_are_no_go(store: Store, study: Study) -> None:
+    random = np.random.default_rng(0)
+    noise = [{**row, "loss_train_nats": float(random.uniform(1, 2))} for row in (*losses(0), *losses(1))]
+    for arm in (ONE, TWO):
+        write_rows(store, study, arm, "training_batches", noise)
+    verdict = verdict_on(store, study)
+    assert verdict.reasons == ["R^2 is above 0.95 in only 0 of 4 fitted runs"]
+
+
+def test_nothing_is_no_go(store: Store, study: Study) -> None:
+    verdict = verdict_on(store, study)
+    assert verdict.reasons == ["4 of 4 runs are missing", "no run has a fit"]
+    assert "R^2: no run has a fit" in report_of(verdict)
