@@ -139,7 +139,8 @@ def test_arms_in_one_network_follow_the_cpu_and_resume_exactly(optimizer, make_s
         update={"variants": {name: plain.model_copy(update={"optimizer": own}) for name, own in rates.items()}}
     )
     study.__dict__.pop("arms", None)
-    stacks = [SharedStack(study, 2, list(rates), torch.device(where), torch.float32) for where in ("cpu", "cuda")]
+    arms = list(study.arms.values())
+    stacks = [SharedStack(study, arms, list(rates), torch.device(where), torch.float32) for where in ("cpu", "cuda")]
     losses = [shared.stack.train_epoch(1).loss for shared in stacks]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     stacks[1].stack.train_epoch(2)
@@ -147,7 +148,7 @@ def test_arms_in_one_network_follow_the_cpu_and_resume_exactly(optimizer, make_s
     weights = []
     for name, stops in (("whole", (4,)), ("parts", (2, 4))):
         for until in stops:
-            train_together(study, list(study.arms.values()), Store(tmp_path / name), until, device=torch.device("cuda"))
+            train_together(study, arms, Store(tmp_path / name), until, device=torch.device("cuda"))
         weights += [load_checkpoint(Store(tmp_path / name), study, Checkpoint(Arm("v2", 2), 4))[0]]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
