@@ -111,6 +111,11 @@ _DIVERGED = """
 """
 
 
+def _diverged(connection: duckdb.DuckDBPyConnection, study: Study) -> set[str]:
+    """The arms of the present recipe of which every trial diverged at its last attempt."""
+    return {row["arm"] for row in fetch(connection, study, "runs", _DIVERGED)}
+
+
 def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> Selection | None:
     """Find the arms with current rows and their latest common checkpoint epoch.
 
@@ -132,7 +137,7 @@ def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> S
         epochs=list(study.checkpoints),
     )
     epochs = {row["arm"]: set(row["epochs"] or ()) for row in found}
-    ended = {row["arm"] for row in fetch(connection, study, "runs", _DIVERGED)}
+    ended = _diverged(connection, study)
     # What is trained today has no checkpoint yet, and what diverged at once never will.
     counting = [own for arm, own in epochs.items() if own and arm not in ended] or [
         own for own in epochs.values() if own
@@ -149,10 +154,10 @@ def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> S
     return Selection(
         arms=tuple(arm for arm in study.arms if epoch in epochs.get(arm, ())),
         epoch=epoch,
-        stale=tuple(arm for arm in absent if arm in stored and arm not in epochs),
-        missing=tuple(arm for arm in absent if arm not in stored),
-        diverged=tuple(arm for arm in absent if arm in epochs and arm in ended),
-        unfinished=tuple(arm for arm in absent if arm in epochs and arm not in ended),
+        stale=tuple(arm for arm in absent if arm in stored - set(epochs) - ended),
+        missing=tuple(arm for arm in absent if arm not in stored | ended),
+        diverged=tuple(arm for arm in absent if arm in ended),
+        unfinished=tuple(arm for arm in absent if arm in set(epochs) - ended),
     )
 
 
@@ -183,9 +188,11 @@ def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) 
     sql = f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study"
     stored = {arm for (arm,) in connection.execute(sql, {"study": study.name}).fetchall()}
     arms = tuple(arm for arm in study.arms if arm in current)
-    stale = tuple(arm for arm in study.arms if arm in stored - current)
-    missing = tuple(arm for arm in study.arms if arm not in stored)
-    return arms, Selection(arms, 0, stale, missing).note(study)
+    ended = _diverged(connection, study) - current
+    stale = tuple(arm for arm in study.arms if arm in stored - current - ended)
+    missing = tuple(arm for arm in study.arms if arm not in stored | ended)
+    diverged = tuple(arm for arm in study.arms if arm in ended)
+    return arms, Selection(arms, 0, stale, missing, diverged).note(study)
 
 
 def shown_variants(study: Study, present: Collection[str], most: int = MOST_PANELS) -> tuple[list[str], str | None]:
