@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from dd_assets.catalogue import catalogue
 from dd_core.results.curvature_summary import rebuild
+from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
@@ -40,11 +41,12 @@ def small_quickstart(tmp_path_factory):
         compute_curvature(study, checkpoint, store)
     write_images(store, study)
     rebuild(store, study)
+    rebuild_loss_slopes(store, study)
     return store
 
 
-def test_there_are_six_queries_and_the_readme_shows_one():
-    assert len(QUERIES) == 6
+def test_there_are_nine_queries_and_the_readme_shows_one():
+    assert len(QUERIES) == 9
     assert re.findall(r"```sql\n(.*?)```", README, flags=re.DOTALL) == QUERIES[:1]
 
 

@@ -39,15 +39,8 @@ FIGURES = {
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
-    *(
-        "loss_slopes",
-        "loss_slope_fits",
-        "resource_probe",
-        "training_monitors",
-        "trained_checkpoints",
-        "computed_curvature",
-        "computed_hessians",
-    ),
+    *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
+    *("trained_checkpoints", "computed_curvature", "computed_hessians"),
 }
 EXPORTS = {"metric_exports"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
@@ -69,6 +62,8 @@ hessian_spectra | tables | duckdb parquet | computed_hessians |
 hessian_spectrum | figures | altair | hessian_spectra training_evals |
 image_progress | tables | duckdb parquet | trained_checkpoints |
 images | tables | duckdb parquet | trained_checkpoints |
+loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
+loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 loss_slope_by_width | loss_slopes | altair | loss_slope_fits loss_slopes training_evals |
 loss_slope_grid | loss_slopes | altair | loss_slopes |
 loss_slope_knee | loss_slopes | altair | loss_slopes |
@@ -78,8 +73,6 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
-loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
-loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
 resource_probe | tables | duckdb parquet | |

@@ -24,6 +24,7 @@ from dd_core.jobs.job import Job, TrainTask
 from dd_core.machine.devices import Machine
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store import files
 from dd_core.store.files import write_text
@@ -122,6 +123,16 @@ def test_the_hessian(trained: Store, make_study: MakeStudy) -> None:
     for count in (1, 2):
         study = make_study(hessian={**HESSIAN, "num_eigenvalues": count})
         assert watched(trained.root, lambda: hessian_of_checkpoint(study, LAST, trained)).violations == []  # noqa: B023
+
+
+def test_loss_slopes(trained: Store, make_study: MakeStudy) -> None:
+    def write() -> None:
+        for count in (100, 50):
+            rebuild_loss_slopes(trained, make_study(loss_slopes={"num_points": count}))
+
+    seen = watched(trained.root, write)
+    assert seen.violations == []
+    assert any("loss_slopes" in path.parts for path in seen.states)
 
 
 def test_images_warehouse_and_the_probe_of_the_root(trained: Store, tiny_study: Study) -> None:
