@@ -30,7 +30,7 @@ _CURRENT = """
 def fetch(
     connection: duckdb.DuckDBPyConnection, study: Study, table: str, sql: str, **parameters: Any
 ) -> list[dict[str, Any]]:
-    """Query the study's current rows of a table.
+    """Query the study's current rows of a table, for drawing.
 
     Args:
         connection: has the views.
@@ -40,9 +40,19 @@ def fetch(
         **parameters: the values of the query's parameters.
 
     Returns:
-        One dictionary per row. Numbers that are not finite become None, which Vega-Lite leaves out and JSON can hold;
-        without a view of that table there are no rows.
+        One dictionary per row. Numbers that are not finite become None, which Vega-Lite leaves out and JSON can hold,
+        others have six digits; without a view of that table there are no rows.
     """
+    return [
+        {name: tidy(value) for name, value in row.items()}
+        for row in fetch_exact(connection, study, table, sql, **parameters)
+    ]
+
+
+def fetch_exact(
+    connection: duckdb.DuckDBPyConnection, study: Study, table: str, sql: str, **parameters: Any
+) -> list[dict[str, Any]]:
+    """The same for computing: numbers as they are stored."""
     if not has_view(connection, table):
         return []
     arms = study.arms
@@ -50,7 +60,7 @@ def fetch(
     query = f"WITH rows AS ({_CURRENT.format(table=TABLES[table].name)}) {sql}"
     cursor = connection.execute(query, {**current, **parameters})
     names = [column[0] for column in cursor.description or ()]
-    return [dict(zip(names, map(_tidy, row), strict=True)) for row in cursor.fetchall()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
@@ -65,7 +75,8 @@ def column_names(connection: duckdb.DuckDBPyConnection, table: str) -> list[str]
     return [name for (name,) in connection.execute(sql, {"table": table}).fetchall()]
 
 
-def _tidy(value: Any) -> Any:
+def tidy(value: Any) -> Any:
+    """A number that can be drawn, or None if it is not finite; anything else as it is."""
     if isinstance(value, float):
         # Six digits are more than a screen can show and a third of the characters.
         return float(f"{value:.6g}") if math.isfinite(value) else None
