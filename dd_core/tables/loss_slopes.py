@@ -37,7 +37,8 @@ LOSS_SLOPES = Table(
         Column(
             "status",
             "string",
-            "of the training: finished, stopped early, diverged, interrupted, failed, running or imported",
+            "of the training: finished, stopped early, diverged, interrupted, failed, running or imported; unknown: "
+            "its rows of runs are lost",
         ),
         Column(
             "outcome",

@@ -292,6 +292,33 @@ def test_break_sentences() -> None:
     )
 
 
+def test_a_study_without_losses_of_batches_has_no_rows_and_that_is_said_once(
+    store: Store, make_study: MakeStudy
+) -> None:
+    study = make_study(imported=True)
+    for arm in study.arms.values():
+        write_rows(store, study, arm, "training_evals", [evaluation(0, epoch, 1.0) for epoch in (1, 2)])
+    done = rebuild(store, study)
+    sentence = "tiny: no arm has losses of batches, only of epochs, to which no curve is fitted"
+    assert (done.rows, done.left_out) == (0, [sentence])
+
+
+def test_steps_of_imported_runs_may_count_from_0_and_be_thinned(store: Store, make_study: MakeStudy) -> None:
+    study = make_study(imported=True, trials=2, data={"dataset": "others"})
+    losses = power_law(-0.4, 1e-3, num=400)
+    content = [
+        {**batch(trial, step, value, epoch=1 + step // 50), "loss_train_nats": value}
+        for trial, every in ((0, 1), (1, 10))
+        for step, value in list(enumerate(losses))[::every]  # the loss before the first step has number 0
+    ]
+    write_rows(store, study, study.arms["plain.k001"], "training_batches", content)
+    write_rows(store, study, study.arms["plain.k002"], "training_batches", [row for row in content if row["trial"]])
+    rebuild(store, study)
+    found = rows(store, "SELECT status, steps_per_epoch, num_steps, alpha_full FROM loss_slopes ORDER BY arm, trial")
+    assert [row[:3] for row in found] == [("imported", 50, 400), ("imported", 50, 40), ("imported", 50, 40)]
+    assert [row[3] for row in found] == pytest.approx([-0.4] * 3, rel=0.01)
+
+
 def test_nothing_is_said_of_nothing(store: Store, tiny_study: Study) -> None:
     assert rebuild(store, tiny_study).rows == 0
     assert findings(store, tiny_study) == []
