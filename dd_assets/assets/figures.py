@@ -51,7 +51,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
         with shown_as_sentence():
             store = laboratory.store()
             facts = warn_of_harms(context, store, studies.values(), figure.tables)
-            with contextlib.closing(connect(store, figure.tables)) as connection:
+            with contextlib.closing(connect(store, {*figure.tables, "runs"})) as connection:
                 drawn, lacking, failed = _draw_each(figure, studies.values(), store, connection, context.log)
             if failed and not drawn:
                 raise UserError("; ".join(f"{figure.name} of {name} not drawn: {why}" for name, why in failed.items()))

@@ -65,31 +65,44 @@ def _train(
     if size := warning_of_size(study):
         context.log.warning(size)
     machine = laboratory.machine([study])
-    job = training_job(store.root, study, wanted, *machine.workers_and_threads())
-    arms = {checkpoint.arm for checkpoint in wanted}
-    until = {task.arm: task.until for task in job.tasks if isinstance(task, TrainTask)}
+    until: dict[Arm, int] = {}
+    for checkpoint in wanted:
+        until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
     unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
-    todo = [task for task in job.tasks if isinstance(task, TrainTask) and task.arm in unfinished]
+    left = [checkpoint for checkpoint in wanted if checkpoint.arm in unfinished]
+    job = training_job(store.root, study, left, *machine.workers_and_threads(), machine.num_places)
+    todo = [task for task in job.tasks if isinstance(task, TrainTask)]
     recorder = PartitionRecorder(context, store, study, wanted)
-    for sentence in _asked_later(store, study, arms):
+    for sentence in _asked_later(store, study, set(until)):
         context.log.warning(sentence)
     in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
-    context.log.info(f"{len(arms)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts}")
+    networks = "one network" if len(todo) == 1 else f"{len(todo)} networks"
+    shared = f" in {networks}, as arms that differ in rates alone share one" if any(t.also for t in todo) else ""
+    context.log.info(f"{len(until)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts or shared}")
     outcome = Outcome()
     if todo:
         asked = digest_of([f"{c.key} {study.recipe_hash(c.arm)}" for c in sorted(wanted)])
-        job = job.model_copy(update={"tasks": tuple(todo), "request": asked})
+        job = job.model_copy(update={"request": asked})
         recorder.forecast = expected = forecast(store, study, job, machine)
         context.log.info(expected.order())
         context.log.info(expected.describe())
         outcome = follow(context, laboratory, expected.job, recorder.on_event)
         context.log.info(expected.compare(outcome.seconds, outcome.finished))
     recorder.record_rest()
+    _blame_each_arm(outcome, study, todo, {c.arm for c in wanted if c not in recorder.recorded})
     if not outcome.failed:
         missing = {f"{study.name}/{c.arm.key}" for c in wanted if c not in recorder.recorded}
         outcome.failed |= dict.fromkeys(missing, "trained, but not all there; run the same command again")
-    what, total = ("parts of arms", len(todo)) if in_parts else ("arms", len(arms))
+    what, total = ("parts of arms", len(todo)) if in_parts else ("arms", len(until))
     return Done(outcome, what, total, f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded")
+
+
+def _blame_each_arm(outcome: Outcome, study: Study, tasks: list[TrainTask], incomplete: set[Arm]) -> None:
+    """Let a failure of arms that share a network be one of each of them that is not complete, if any is not."""
+    for task in tasks:
+        if task.also and (reason := outcome.failed.pop(task.name, None)) is not None:
+            arms = [arm for arm in task.arms if arm in incomplete] or task.arms
+            outcome.failed |= {f"{study.name}/{arm.key}": reason for arm in arms}
 
 
 def _asked_later(store: Store, study: Study, arms: set[Arm]) -> list[str]:

@@ -213,5 +213,6 @@ class _Meter:
             f"about {elapsed * (1 - self.fraction) / gained:.0f} s left" if gained > 0.005 else "time left unknown yet"
         )
         has_parts = any(isinstance(task, TrainTask) and task.trials for task in self.job.tasks)
-        what = ("parts of arms" if has_parts else "arms") if self.until else "checkpoints"
+        share = any(isinstance(task, TrainTask) and task.also for task in self.job.tasks)
+        what = ("parts of arms" if has_parts else "networks" if share else "arms") if self.until else "checkpoints"
         return f"{self.finished} of {len(self.job.tasks)} {what} done, {100 * self.fraction:.0f} % of the work, {left}"

@@ -72,14 +72,14 @@ class Network:
         return f"{self.architecture}.k{self.k:03d}.{self.copies}-stacked.{size}.{self.precision}{settings}"
 
 
-def networks_of(study: Study, arm: Arm) -> set[Network]:
-    """What an arm trains: a network for each size of its stacks."""
+def networks_of(study: Study, arm: Arm, places: int = 1) -> set[Network]:
+    """What an arm trains, in a network with so many arms: a network for each size of its stacks."""
     variant = study.variants[arm.variant]
     if architecture_called(variant.architecture).is_own:
         return set()  # the fault that is known is kept away from these (dd_core.models.own); others are not looked for
     *sides, channels = study.data.record.image_shape
     precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
-    sizes = {len(group) for group in stacking(study, arm)}
+    sizes = {len(group) * places for group in stacking(study, arm)}
     settings = tuple(variant.network.items())
     return {
         Network(variant.architecture, arm.k, size, side, channels, precision, settings)

@@ -35,6 +35,7 @@ class Run:
         threads: CPU threads; None where an earlier version did not write it.
         gpu_share: of a GPU; 0 on a CPU; None likewise.
         seconds_per_image: training images; evaluations, checkpoints and monitors took part of these seconds.
+        arms_together: that shared a network.
     """
 
     study: str
@@ -42,6 +43,7 @@ class Run:
     threads: int | None
     gpu_share: float | None
     seconds_per_image: float
+    arms_together: int = 1
 
     @property
     def flops(self) -> int:
@@ -79,22 +81,22 @@ def read_runs(connection: "duckdb.DuckDBPyConnection", study: Study, device: str
     """Every arm of any study that has been trained on that kind of device."""
     rows = connection.execute(
         """SELECT study, recipe, any_value(settings), any_value(threads), any_value(gpu_share),
-            any_value(seconds), any_value(samples_per_second)
+            any_value(coalesce(arms_together, 1)), any_value(seconds), any_value(samples_per_second)
         FROM runs WHERE status IN ('finished', 'stopped early') AND samples_per_second > 0 AND device = ?
         GROUP BY study, arm, recipe, attempt ORDER BY ALL""",
         [device],
     ).fetchall()
     own = {study.recipe_hash(arm): study.recipe(arm) for arm in study.arms.values()}
-    seconds_of: dict[tuple[str, tuple[Any, ...], int | None, float | None], float] = defaultdict(float)
+    seconds_of: dict[tuple[str, tuple[Any, ...], int | None, float | None, int], float] = defaultdict(float)
     images_of = seconds_of.copy()
-    for name, recipe, settings, threads, gpu_share, seconds, speed in rows:
+    for name, recipe, settings, threads, gpu_share, together, seconds, speed in rows:
         # Earlier versions did not write the settings; runs of other systems have others.
         content = json.loads(settings) if settings else own.get(recipe)
         if content is not None and "trials" in content and shape_and_classes(content["data"]["dataset"]):
-            which = (name, speed_key(content), threads, gpu_share)
+            which = (name, speed_key(content), threads, gpu_share, together)
             seconds_of[which] += seconds
             images_of[which] += seconds * speed
-    return [Run(*which, seconds_of[which] / images) for which, images in images_of.items()]
+    return [Run(*which[:4], seconds_of[which] / images, which[4]) for which, images in images_of.items()]
 
 
 @dataclass(frozen=True)
@@ -136,22 +138,24 @@ class Known:
         per_gpu = 1 if fills_a_gpu(arm) else self.study.variants[arm.variant].workers_per_gpu
         return self.machine.workers_per_device(per_gpu, recommended, num_arms)
 
-    def predict(self, arm: Arm, epochs: tuple[int, int], num_workers: int) -> Prediction | None:
+    def predict(self, arm: Arm, epochs: tuple[int, int], num_workers: int, arms_together: int = 1) -> Prediction | None:
         """Wall time of training an arm; None where nothing like it is known.
 
         Args:
             arm: of the study.
             epochs: from the first to the second.
             num_workers: that share its device.
+            arms_together: that share a network, of whose time this is one's share. The probe measures arms alone, which
+                take longer; such runs come before it.
         """
         study, probe = self.study, self.probe
         images = study.trials * study.num_train_images * (epochs[1] - epochs[0])
         with_evaluations = equivalent_images(study, arm, *epochs)
-        if arm in probe:
-            return Prediction(with_evaluations * probe[arm].seconds_per_image(num_workers), "the resource probe")
         content, flops = speed_key(study.recipe(arm)), training_flops(study, arm)
-        runs = [run for run in self.runs if self._has_these_conditions(run, num_workers)]
+        runs = [run for run in self.runs if self._has_these_conditions(run, num_workers, arms_together)]
         same = [run for run in runs if run.content == content]
+        if arm in probe and not (same and arms_together > 1):
+            return Prediction(with_evaluations * probe[arm].seconds_per_image(num_workers), "the resource probe")
         if same:
             # Another study may evaluate more or less often, so its own runs come first.
             own = [run for run in same if run.study == study.name] or same
@@ -164,8 +168,10 @@ class Known:
             return Prediction(images * scaled(known, flops), "earlier runs of other arms, by FLOPs")
         return None
 
-    def _has_these_conditions(self, run: Run, num_workers: int) -> bool:
+    def _has_these_conditions(self, run: Run, num_workers: int, arms_together: int) -> bool:
         """On a GPU its share decides about the speed, on a CPU the threads."""
+        if run.arms_together != arms_together:
+            return False
         if self.machine.num_gpus:
             return run.gpu_share is None or abs(run.gpu_share - 1 / num_workers) < 0.01
         return run.threads in (None, self.machine.threads(num_workers))

@@ -53,7 +53,7 @@ class Forecast:
         """GPU-hours of one arm; None where they are unknown, or it trains on a CPU."""
         if not self.machine.num_gpus or arm not in self.predictions:
             return None
-        share = next(task.gpu_share for task in self.tasks if task.arm == arm)
+        share = next(task.gpu_share for task in self.tasks if arm in task.arms)
         return self.predictions[arm].seconds * share / 3600
 
     def metadata(self, arm: Arm) -> dict[str, float]:
@@ -124,10 +124,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _begun(store: Store, study: Study, task: TrainTask) -> int:
-    """The epoch from which training will go on."""
+def _begun(store: Store, study: Study, task: TrainTask, arm: Arm) -> int:
+    """The epoch from which training of one of its arms will go on."""
     if task.trials is None:
-        return trained_epoch(store, study, task.arm)
+        return trained_epoch(store, study, arm)
     part = Part.of(store, study, task.arm, range(*task.trials))
     return trained_epoch(part.store, part.study, task.arm)
 
@@ -148,12 +148,17 @@ def forecast(store: Store, study: Study, job: Job, machine: Machine) -> Forecast
     for task in job.tasks:
         assert isinstance(task, TrainTask)
         workers = known.workers_per_device(task.arm, len(job.tasks))
-        prediction = known.predict(task.arm, (min(_begun(store, study, task), task.until), task.until), workers)
-        seconds = None
-        if prediction is not None:
-            seconds = prediction.seconds * task.share(study)
-            before = predictions[task.arm].seconds if task.arm in predictions else 0.0
-            predictions[task.arm] = Prediction(before + seconds, prediction.source)
+        seconds: float | None = 0.0
+        for arm in task.arms:
+            epochs = min(_begun(store, study, task, arm), task.until), task.until
+            prediction = known.predict(arm, epochs, workers, len(task.arms))
+            if prediction is None:
+                seconds = None
+                break
+            of_arm = prediction.seconds * task.share(study)
+            before = predictions[arm].seconds if arm in predictions else 0.0
+            predictions[arm] = Prediction(before + of_arm, prediction.source)
+            seconds = (seconds or 0.0) + of_arm
         given = {"workers_per_device": workers, "threads": machine.threads(workers)}
         tasks.append(task.model_copy(update={**given, "predicted_seconds": seconds}))
     room = machine.devices_per_place * max(task.workers_per_device or 1 for task in tasks)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dd_core.forecast.work import training_cost
+from dd_core.store.companions import networks
 from dd_core.store.parts import division
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -18,10 +19,18 @@ from dd_core.tables.kinds import KINDS, Rows
 _MOST_TASKS = 10_000
 
 
+def _is_empty(value: tuple[str, ...]) -> bool:
+    """What says nothing is left out of job files, so that names made of their content stay what they were."""
+    return not value
+
+
 class TrainTask(BaseModel):
-    """Train one arm, or one part of it, up to an epoch, writing every checkpoint on the way.
+    """Train one arm, one part of it, or arms that share a network, up to an epoch, with every checkpoint on the way.
 
     Attributes:
+        variant, k: the arm, or the first of several.
+        also: variants of the others, of the same width.
+        places: variants that have a place in the network, if there are several (``dd_core.store.companions``).
         trials: number of the first trial of the part, and of the last plus one; None: all trials.
         workers_per_device: how many arms like this one share a GPU, or the cores of a CPU; None: as many as the job
             has workers for each.
@@ -35,6 +44,8 @@ class TrainTask(BaseModel):
     variant: str
     k: int
     until: int
+    also: tuple[str, ...] = Field(default=(), exclude_if=_is_empty)
+    places: tuple[str, ...] = Field(default=(), exclude_if=_is_empty)
     trials: tuple[int, int] | None = None
     workers_per_device: int | None = None
     threads: int | None = None
@@ -42,8 +53,13 @@ class TrainTask(BaseModel):
 
     @property
     def arm(self) -> Arm:
-        """The arm to train."""
+        """The arm to train, or the first of several."""
         return Arm(self.variant, self.k)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All arms to train."""
+        return self.arm, *(Arm(variant, self.k) for variant in self.also)
 
     def share(self, study: Study) -> float:
         """The share of its arm's trials that it trains."""
@@ -57,6 +73,8 @@ class TrainTask(BaseModel):
     @property
     def name(self) -> str:
         """For people and events."""
+        if self.also:
+            return f"{self.study}/{self.arm.key} and {len(self.also)} other arm{'s' if len(self.also) > 1 else ''}"
         if self.trials is None:
             return f"{self.study}/{self.arm.key}"
         first, last = self.trials[0], self.trials[1] - 1
@@ -193,7 +211,7 @@ def predicted_cost(study: Study, task: Task) -> float:
     Training: images times FLOPs and overhead. What is computed from checkpoints grows alike with the network.
     """
     if isinstance(task, TrainTask):
-        return training_cost(study, task.arm, 0, task.until) * task.share(study)
+        return training_cost(study, task.arm, 0, task.until) * task.share(study) * len(task.arms)
     if isinstance(task, ProbeTask):
         return 1.0  # alone in its job
     cost = training_cost(study, task.checkpoint.arm, 0, 1)
@@ -202,17 +220,39 @@ def predicted_cost(study: Study, task: Task) -> float:
     return cost
 
 
-def training_job(root: Path | str, study: Study, checkpoints: list[Checkpoint], num_workers: int, threads: int) -> Job:
-    """Train every arm named up to its last epoch named, in parts where it has independent ones, longest first."""
+def training_job(
+    root: Path | str,
+    study: Study,
+    checkpoints: list[Checkpoint],
+    num_workers: int,
+    threads: int,
+    num_places: int = 1,
+) -> Job:
+    """Train every arm named up to its last epoch named, longest first.
+
+    In parts where it has independent ones; arms that differ in rates alone share a network, but for so many that each
+    worker of each of ``num_places`` machines has one.
+    """
     until: dict[Arm, int] = {}
     for checkpoint in checkpoints:
         until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
-    store, tasks = Store(root), []
+    store, tasks, whole = Store(root), [], {}
     for arm, epoch in until.items():
         parts = division(store, study, arm)
+        if len(parts) == 1:
+            whole[arm] = epoch
+            continue
         for part in parts:
-            trials = (part.start, part.stop) if len(parts) > 1 else None
+            trials = part.start, part.stop
             tasks.append(TrainTask(study=study.name, variant=arm.variant, k=arm.k, until=epoch, trials=trials))
+    for network in networks(store, study, whole, num_workers * num_places):
+        first, *others = network.arms
+        places = network.places if len(network.places) > 1 else ()
+        also = tuple(arm.variant for arm in others)
+        task = TrainTask(
+            study=study.name, variant=first.variant, k=first.k, until=network.until, also=also, places=places
+        )
+        tasks.append(task)
     return _job(root, {study.name: study}, tasks, num_workers, threads)
 
 

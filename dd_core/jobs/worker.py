@@ -105,7 +105,7 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
         if isinstance(task, TrainTask):
             if device.type == "cpu":
                 _see_that_pytorch_is_sound(task, job, events)
-            _train(task, study, store, device, lambda event: events.emit(event.of(task.name)))
+            _train(task, study, store, device, lambda event: events.emit(event.of(event.task or task.name)))
         elif isinstance(task, CheckpointTask):
             task.compute(study, store, device=device)
     except UserError as error:
@@ -122,8 +122,8 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
 def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> None:
     """Before an arm trains; all arms of the job are tested at once, and a test that was passed is not made again."""
     trained = [t for t in job.tasks if isinstance(t, TrainTask)]
-    others = set().union(*(networks_of(job.studies[t.study], t.arm) for t in trained))
-    problem = require_sound(networks_of(job.studies[task.study], task.arm), others, task.threads or job.threads)
+    of_tasks = {t: networks_of(job.studies[t.study], t.arm, len(t.places) or 1) for t in trained}
+    problem = require_sound(of_tasks[task], set().union(*of_tasks.values()), task.threads or job.threads)
     if problem:
         events.emit(Note(task=task.name, text=f"{task.name}: {problem}"))
 
@@ -131,14 +131,14 @@ def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> Non
 def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Report) -> None:
     import torch
 
-    from dd_core.training.train import train_arm
+    from dd_core.training.train import train_together
     from dd_core.training.train_part import train_part
 
     if study.variants[task.arm.variant].compile is not None:
         torch.use_deterministic_algorithms(True)
     options = {"device": device, "gpu_share": task.gpu_share, "predicted_seconds": task.predicted_seconds}
     if task.trials is None:
-        train_arm(study, task.arm, store, task.until, report=report, **options)
+        train_together(study, task.arms, store, task.until, places=task.places, report=report, **options)
     else:
         train_part(study, task.arm, store, task.until, range(*task.trials), report=report, **options)
 

@@ -1,5 +1,10 @@
-"""Which trials of an arm share a network, and which arms have a GPU alone: by the study alone, without torch."""
+"""Which trials share a network, of one arm or of several, and which arms have a GPU alone: without torch."""
 
+import itertools
+import json
+from collections.abc import Iterable
+
+from dd_core.study.architectures import architecture_called
 from dd_core.study.study import Arm, Study
 
 # Beyond this width, or with more values than these in the first stage per image (k channels of 32x32 at k = 8, after
@@ -13,14 +18,74 @@ _MOST_VALUES = 8 * 32 * 32
 
 _LARGEST_STACK = 8
 
+# Arms that share a network have at most so many trials together: more bring little at any width. They have fewer where
+# there would be more values than these in the first stage per image, and beyond this width only arms of one trial share
+# one: there it takes as long, or longer (benchmarks/together.py).
+_MOST_TRIALS_TOGETHER = 12
+_MOST_VALUES_TOGETHER = 20 * 32 * 32
+_WIDEST_OF_SEVERAL_TRIALS = 8
+
+# What the optimiser can have for each trial (dd_core.training.per_trial).
+_RATES = ("learning_rate", "weight_decay", "momentum")
+
 
 def stacking(study: Study, arm: Arm) -> list[list[int]]:
     """The trials that share a network, by their numbers."""
-    height, width, _ = study.data.record.image_shape
-    is_wide = arm.k > _WIDEST_STACK or arm.k * height * width > _MOST_VALUES
-    size = 1 if is_wide or not study.variants[arm.variant].is_stackable else _LARGEST_STACK
+    size = _LARGEST_STACK if _is_narrow(study, arm) else 1
     trials = list(study.trial_numbers)
     return [trials[start : start + size] for start in range(0, len(trials), size)]
+
+
+def _is_narrow(study: Study, arm: Arm) -> bool:
+    height, width, _ = study.data.record.image_shape
+    is_wide = arm.k > _WIDEST_STACK or arm.k * height * width > _MOST_VALUES
+    return study.variants[arm.variant].is_stackable and not is_wide
+
+
+def kind(study: Study, arm: Arm) -> str:
+    """Arms of the same kind differ in learning rate, weight decay and momentum alone, and may share a network.
+
+    Not where it would not be faster, nor where what belongs to a trial cannot be told from what belongs to others:
+    random numbers of the network itself, and what monitors of the user's own remember.
+
+    Returns:
+        A text that is the same for all of a kind, empty for an arm that trains apart.
+    """
+    draws = architecture_called(study.variants[arm.variant].architecture).draws_random_numbers
+    if _most_arms(study, arm) < 2 or draws or study.monitors.custom:
+        return ""
+    recipe = study.recipe(arm)
+    optimizer = {name: value for name, value in recipe["variant"]["optimizer"].items() if name not in _RATES}
+    return json.dumps({**recipe, "variant": {**recipe["variant"], "optimizer": optimizer}}, sort_keys=True)
+
+
+def _most_arms(study: Study, arm: Arm) -> int:
+    """How many arms like this one may share a network; below two: none."""
+    height, width, _ = study.data.record.image_shape
+    if not _is_narrow(study, arm) or (arm.k > _WIDEST_OF_SEVERAL_TRIALS and study.trials > 1):
+        return 0
+    return min(_MOST_TRIALS_TOGETHER, _MOST_VALUES_TOGETHER // (arm.k * height * width)) // study.trials
+
+
+def together(study: Study, arms: Iterable[Arm], num_networks: int) -> list[list[Arm]]:
+    """Which arms should share a network, as evenly as possible, the others alone.
+
+    Args:
+        study: what they belong to.
+        arms: to be trained, none of them begun.
+        num_networks: that can be trained at the same time; arms share none that could train beside each other.
+    """
+    kinds: dict[str, list[Arm]] = {}
+    for arm in arms:
+        kinds.setdefault(kind(study, arm) or arm.key, []).append(arm)
+    total = sum(map(len, kinds.values()))
+    networks = []
+    for alike in kinds.values():
+        most = max(1, _most_arms(study, alike[0]))
+        count = min(len(alike), max(-(-len(alike) // most), -(-len(alike) * num_networks // total)))
+        edges = [len(alike) * i // count for i in range(count + 1)]
+        networks += [alike[start:stop] for start, stop in itertools.pairwise(edges)]
+    return networks
 
 
 def fills_a_gpu(arm: Arm) -> bool:

@@ -68,7 +68,12 @@ TRAINING_TABLES = (
             Column("end_step", "int64", "optimiser step after which it stopped early, or at which it diverged"),
             Column("started_at", "timestamp", "UTC"),
             Column("ended_at", "timestamp", "UTC; null while running; of a killed attempt the last sign of life"),
-            Column("seconds", "float64", "wall time of this attempt, all its trials together, s"),
+            Column("arms_together", "int16", "arms that shared a network in this attempt, this one included; null: 1"),
+            Column(
+                "seconds",
+                "float64",
+                "wall time of this attempt, all its trials together, s; arms that share a network divide it evenly",
+            ),
             Column("predicted_seconds", "float64", "the same as predicted before it began, s; null: nothing to go by"),
             Column("gpu_share", "float64", "share of a GPU that the attempt had; 0 on a CPU"),
             Column("gpu_seconds", "float64", "seconds times gpu_share, s"),

@@ -64,6 +64,45 @@ class Images:
         return self._plain.batch(start, stop), self._labels[start:stop]
 
 
+class RepeatedImages:
+    """The images and labels of the same trials several times over, for arms that share a network.
+
+    What is random of a trial depends on its number alone, so each time they are the same.
+    """
+
+    def __init__(self, images: Images, times: int):
+        """``images``: those of the trials once."""
+        self._images, self._times = images, times
+        self.data = images.data * times
+        self.num_train, self.num_validation = images.num_train, images.num_validation
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Order, shifts and flips of an epoch, of the trials once."""
+        return self._images.plan(epoch)
+
+    def batch(self, plan: EpochPlan, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As ``Images.batch``."""
+        return self._repeated(*self._images.batch(plan, start, stop))
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Images.at``; the positions of a trial may differ from time to time."""
+        found = [self._images.at(part) for part in positions.chunk(self._times, dim=1)]
+        images = torch.cat([inputs.permute(0, 2, 3, 1) for inputs, _ in found], dim=3)
+        return images.permute(0, 3, 1, 2), torch.cat([labels for _, labels in found], dim=1)
+
+    def splits(self, epoch: int) -> Splits:
+        """As ``Images.splits``."""
+        return self._images.splits(epoch)
+
+    def evaluated(self, splits: Splits, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As ``Images.evaluated``."""
+        return self._repeated(*self._images.evaluated(splits, start, stop))
+
+    def _repeated(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        channels_last = images.permute(0, 2, 3, 1).repeat(1, 1, 1, self._times)
+        return channels_last.permute(0, 3, 1, 2), labels.repeat(1, self._times)
+
+
 class Classification:
     """One class for every image, by a loss of the study's choice; see ``dd_core.tasks.base.Task``.
 

@@ -13,7 +13,7 @@ from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet, write_parquet
 from dd_core.training.recorder import EVAL_METRICS, METRIC_TABLES
-from dd_core.training.train import remove_foreign_files
+from dd_core.training.tidying import remove_foreign_files
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -36,8 +36,11 @@ class RunRecord:
         device: torch.device,
         gpu_share: float = 1.0,
         predicted_seconds: float | None = None,
+        arms_together: int = 1,
     ):
         """The next attempt; nothing is written before ``open``.
+
+        ``arms_together``: how many are trained in one network, each of which takes an equal share of the time.
 
         Raises:
             UserError: DD_PRICE_PER_GPU_HOUR is not a price.
@@ -69,6 +72,7 @@ class RunRecord:
             "started_at": datetime.datetime.now(datetime.UTC),
             "predicted_seconds": predicted_seconds,
             "gpu_share": gpu_share if device.type == "cuda" else 0.0,
+            "arms_together": arms_together,
         }
 
     def open(self, session: Session) -> None:
@@ -79,7 +83,7 @@ class RunRecord:
             "first_epoch": session.epoch,
             "micro_batch_size": session.micro_batch,
             "threads": torch.get_num_threads(),
-            "num_parameters": sum(p.numel() for p in stack.model.parameters()) // len(stack.trials),
+            "num_parameters": stack.num_parameters,
         }
         reset_peak_memory(self._device)
         with _writing(self._store, self._study, self._arm):
@@ -88,7 +92,7 @@ class RunRecord:
 
     def close(self, session: Session, status: str, reason: str | None) -> None:
         """Say how the attempt ended; trials that ended by themselves keep their own reason."""
-        seconds = time.monotonic() - self._started
+        seconds = (time.monotonic() - self._started) / self._columns["arms_together"]
         gpu_seconds = seconds * self._columns["gpu_share"]
         spent = {
             "ended_at": datetime.datetime.now(datetime.UTC),
@@ -169,6 +173,7 @@ def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict
     seconds = written - started.timestamp()
     if seconds <= 0:
         return {}
+    seconds /= (columns["arms_together"] or [1])[0] or 1
     gpu_seconds = seconds * ((columns["gpu_share"] or [0.0])[0] or 0.0)
     price = price_per_gpu_hour(study)
     return {

@@ -11,14 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dd_core.models.stacking import by_trial
 from dd_core.study.calendar import Calendar
 from dd_core.study.recipe import Optimizer, Schedule
+from dd_core.training.per_trial import PerTrialAdam, PerTrialSGD
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: Optimizer, of_trials: Sequence[Optimizer] = ()) -> torch.optim.Optimizer:
     """Adam (eps 1e-8), AdamW or SGD, in torch's fused form, which needs no pass per parameter.
 
     Args:
         model: plain or stacked; no optimiser here mixes the entries of a tensor, so trials stay apart.
         settings: with ``decay_all`` false, vectors (biases, and scale and shift of normalisation) are not decayed.
+        of_trials: settings of each trial, which may differ in learning rate, weight decay and momentum; none: they do
+            not.
     """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if not settings.decay_all:
@@ -27,12 +30,30 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
             {"params": [p for p in model.parameters() if id(p) not in spared]},
             {"params": [p for p in model.parameters() if id(p) in spared], "weight_decay": 0.0},
         ]
+    if of_trials:
+        return _per_trial(model, groups, of_trials)
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
     if settings.name == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)  # type: ignore[arg-type]
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     on_gpu = next(model.parameters()).device.type == "cuda"
     return kind(groups, betas=settings.betas, capturable=on_gpu, **common)  # type: ignore[arg-type]
+
+
+def _per_trial(model: nn.Module, groups: list[dict[str, Any]], of_trials: Sequence[Optimizer]) -> torch.optim.Optimizer:
+    like = next(model.parameters()).detach()
+    rates, decays, momenta = (
+        like.new_tensor([getattr(settings, name) for settings in of_trials])
+        for name in ("learning_rate", "weight_decay", "momentum")
+    )
+    for group in groups[1:]:
+        group["weight_decay"] = torch.zeros_like(decays)
+    common: dict[str, Any] = {"num_trials": len(of_trials), "lr": rates, "weight_decay": decays}
+    settings = of_trials[0]
+    if settings.name == "sgd":
+        has_momentum = any(each.momentum for each in of_trials)
+        return PerTrialSGD(groups, **common, momentum=momenta, has_momentum=has_momentum, nesterov=settings.nesterov)
+    return PerTrialAdam(groups, **common, betas=settings.betas, is_decoupled=settings.name == "adamw")
 
 
 def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -28,6 +29,7 @@ from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.recorder import EVAL_METRICS, Recorder
+from dd_core.training.shared_stack import ArmInStack
 from dd_core.training.trial_progress import TrialProgress
 from dd_core.training.trial_stack import BatchMetrics, TrialStack, stacking
 
@@ -42,6 +44,7 @@ class Session:
 
     Attributes:
         micro_batch: images at a time; None: the whole batch.
+        share: what it has of a network that it shares with other arms; None: it trains apart from them.
         progress: of every trial.
         differs: what bits depend on and is not as it was where the resume point was written, for people.
     """
@@ -53,19 +56,25 @@ class Session:
     dtype: torch.dtype = torch.float32
     micro_batch: int | None = None
     epoch: int = 0
-    stacks: list[TrialStack] = field(init=False)
+    share: ArmInStack | None = None
+    stacks: Sequence[TrialStack | ArmInStack] = field(init=False)
     recorder: Recorder = field(init=False)
     progress: list[TrialProgress] = field(init=False)
     differs: str = ""
+    _to_join: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Build every stack in its initial state."""
+        """Build every stack in its initial state, but for a shared one, which there is."""
         self.variant = self.study.variants[self.arm.variant]
         self.micro_batch = min(self.micro_batch or self.variant.batch_size, self.variant.batch_size)
-        self.stacks = [
-            TrialStack(self.study, self.arm, trials, self.device, self.dtype, self.micro_batch)
-            for trials in stacking(self.study, self.arm)
-        ]
+        self.stacks = (
+            [self.share]
+            if self.share
+            else [
+                TrialStack(self.study, self.arm, trials, self.device, self.dtype, self.micro_batch)
+                for trials in stacking(self.study, self.arm)
+            ]
+        )
         self.recorder = Recorder(self.study, self.arm, [data for stack in self.stacks for data in stack.data])
         self.progress = [TrialProgress() for _ in range(self.study.trials)]
 
@@ -99,14 +108,18 @@ class Session:
                 diverged.append(trial)
         return diverged
 
-    def _train_stack(self, stack: TrialStack) -> BatchMetrics:
-        first = stack.trials[0] - self.study.first_trial
-        ended = [i for i in range(len(stack.trials)) if not self.progress[first + i].is_training]
+    def _train_stack(self, stack: TrialStack | ArmInStack) -> BatchMetrics:
+        ended = self.ended(stack)
         if len(ended) < len(stack.trials):
             return stack.train_epoch(self.epoch, ended)
         steps = stack.calendar.steps_of(self.epoch)
         nothing = np.full((steps, len(ended)), np.nan)
         return BatchMetrics(nothing, nothing, nothing, np.full(steps, np.nan), {})
+
+    def ended(self, stack: TrialStack | ArmInStack) -> list[int]:
+        """Positions in a stack of the trials that have ended."""
+        first = stack.trials[0] - self.study.first_trial
+        return [i for i in range(len(stack.trials)) if not self.progress[first + i].is_training]
 
     def _diverge(self, trial: int, step: int, what: str) -> None:
         epoch = self.calendar.epoch_of(step)
@@ -115,7 +128,7 @@ class Session:
         stack, position = self._place_of(trial)
         stack.diverge(position)
 
-    def _place_of(self, trial: int) -> tuple[TrialStack, int]:
+    def _place_of(self, trial: int) -> tuple[TrialStack | ArmInStack, int]:
         """The stack of a trial, and its position there; here trials are counted from the first of the study."""
         number = self.study.first_trial + trial
         stack = next(stack for stack in self.stacks if number in stack.trials)
@@ -166,7 +179,7 @@ class Session:
             self.recorder.load_state({})
             return
         tables = self.recorder.flush(self.store, checkpoint)
-        states = [(len(stack.trials), dict(stack.model.state_dict())) for stack in self.stacks]
+        states = [(len(stack.trials), stack.weights()) for stack in self.stacks]
         weights = {"weights": save_weights(self.store, self.study, checkpoint, states)}
         ended = {trial: p.ending for trial, p in enumerate(self.progress) if p.ending is not None}
         save_checkpoint(self.store, self.study, checkpoint, weights, tables, headline, name_of(self.device), ended)
@@ -183,7 +196,7 @@ class Session:
             "progress": _PROGRESS.dump_json(self.progress).decode(),
             "micro_batch": str(self.micro_batch),
             "threads": str(torch.get_num_threads()),
-            **_conditions(self.device),
+            **self._conditions(),
         }
         metadata = {**content, "digest": digest(tensors) + json.dumps(content, sort_keys=True)}
         save_tensors(self.store.resume_path(self.study.name, self.arm.key), tensors, metadata)
@@ -192,7 +205,8 @@ class Session:
     def resume(self) -> str | None:
         """Go to the resume point if it is usable and all checkpoints before it are sound.
 
-        Sums depend on the number of threads they are divided among: it is set to what it was.
+        Sums depend on the number of threads they are divided among: it is set to what it was. What is to go into a
+        shared network waits for ``join``.
 
         Returns:
             Why training starts from the beginning although there is a resume point; None otherwise.
@@ -217,7 +231,7 @@ class Session:
             return str(error)
         if (harm := next(harmed_best(self.store, self.study, self.arm), None)) is not None:
             return harm
-        self.differs = _differences(metadata, _conditions(self.device))
+        self.differs = _differences(metadata, self._conditions())
         self.epoch = epoch
         self.progress = _PROGRESS.validate_json(metadata["progress"])
         self.micro_batch = min(self.micro_batch or self.variant.batch_size, int(metadata["micro_batch"]))
@@ -225,33 +239,55 @@ class Session:
         self._load(tensors)
         return None
 
+    def _conditions(self) -> dict[str, str]:
+        """What the last bits depend on besides the resume point: device, version of PyTorch, who shares the network."""
+        is_on_cpu = self.device.type == "cpu"
+        kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if is_on_cpu else name_of(self.device)
+        conditions = {"device": kind, "torch_version": str(torch.__version__)}
+        if self.share is not None:
+            conditions["together"] = json.dumps(self.share.shared.places)
+        return conditions
+
+    def join(self) -> None:
+        """Put what the resume point says into a shared network, which stands at the session's epoch now.
+
+        Of an arm whose trials have all ended only the weights: nothing else of it matters any more, and what it
+        remembers for the optimiser is perhaps from earlier than that of the others.
+        """
+        if self.share is not None and self._to_join:
+            is_training = any(trial.is_training for trial in self.progress)
+            names = [name for name in self._to_join if is_training or name.startswith("model.")]
+            self.share.load_state({name: self._to_join[name] for name in names})
+            self._to_join = {}
+
     def _load(self, tensors: dict[str, Tensor]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
         self.recorder.load_state(part("recorder."))
         for index, stack in enumerate(self.stacks):
-            stack.load_state(part(f"stack{index}."))
+            state = part(f"stack{index}.")
+            if self.share is not None:
+                self._to_join = state
+                return
+            stack.load_state(state)
             assert self.micro_batch is not None
-            stack.stepper.micro_batch = self.micro_batch
+            stack.set_micro_batch(self.micro_batch)
             if self.variant.schedule.name == "plateau":
                 stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
-
-
-def _conditions(device: torch.device) -> dict[str, str]:
-    """What the last bits depend on besides the resume point: the kind of device and the version of PyTorch."""
-    kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else name_of(device)
-    return {"device": kind, "torch_version": str(torch.__version__)}
 
 
 def _differences(metadata: dict[str, str], now: dict[str, str]) -> str:
     """In words; earlier versions did not write what there was."""
     words = {"device": "on", "torch_version": "PyTorch"}
-    return ", ".join(
+    found = [
         f"{words[name]} {now[name]} instead of {metadata[name]}"
-        for name in now
+        for name in words
         if metadata.get(name, now[name]) != now[name]
-    )
+    ]
+    if metadata.get("together") != now.get("together"):
+        found.append("in a network shared with other arms than before")
+    return ", ".join(found)
 
 
 def _mean(values: np.ndarray) -> float:

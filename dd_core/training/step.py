@@ -1,16 +1,18 @@
 """One optimiser step of a stacked network: forward and backward pass in as many micro-batches as memory needs."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from dd_core.models.stacking import by_trial
 from dd_core.study.architectures import architecture_called
-from dd_core.study.recipe import Variant
+from dd_core.study.recipe import Optimizer, Variant
 from dd_core.tasks.base import Inputs, Targets, Task
 from dd_core.training import cuda_graph
 from dd_core.training.optimization import clip_gradients, gradient_norms, make_optimizer
+from dd_core.training.per_trial import PerTrial
 from dd_core.training.precision import Arithmetic
 
 # (start, stop) of the batch to its inputs and targets.
@@ -35,8 +37,12 @@ class Stepper:
         num_trials: int,
         device: torch.device,
         micro_batch: int,
+        of_trials: Sequence[Optimizer] = (),
     ):
-        """``model`` is stacked, of ``num_trials`` trials; its parameters have one dtype."""
+        """``model`` is stacked, of ``num_trials`` trials; its parameters have one dtype.
+
+        ``of_trials``: settings of each, where they may differ, see ``make_optimizer``.
+        """
         self._task = task
         self._network = model
         if variant.compile:
@@ -44,26 +50,28 @@ class Stepper:
         self._num_trials = num_trials
         self._largest_norm = variant.optimizer.clip_norm
         self.micro_batch = micro_batch
-        self.optimizer = make_optimizer(model, variant.optimizer)
+        self.optimizer = make_optimizer(model, variant.optimizer, of_trials)
         self.arithmetic = Arithmetic(variant.precision, device)
         self._parameters = list(model.parameters())
         self._dtype = self._parameters[0].dtype
         self._norms_before_clipping: Tensor | None = None
         # A graph would repeat a number; it reads a tensor.
         self._rate = torch.zeros((), device=device) if device.type == "cuda" else None
+        if isinstance(self.optimizer, PerTrial):
+            self._rate = torch.zeros(num_trials, device=device, dtype=self._dtype)
         # torch.compile has graphs of its own, and the gradient scale of float16 is decided upon in Python.
         has_graph = device.type == "cuda" and variant.compile is None and self.arithmetic.scaler is None
         # What a network of the user's own does in its forward pass may wait for the device, or depend on values.
         has_graph = has_graph and not architecture_called(variant.architecture).is_own
         self.graph = cuda_graph.GraphedStep(self._parameters) if has_graph and cuda_graph.wanted() else None
 
-    def __call__(self, batch: Batch, start: int, stop: int, rate: float) -> tuple[Tensor, Tensor]:
-        """Train on examples ``start:stop`` of the epoch at a learning rate.
+    def __call__(self, batch: Batch, start: int, stop: int, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Train on examples ``start:stop`` of the epoch at a learning rate, one for all trials or one for each.
 
         Returns:
             Mean loss and accuracy of each trial before the step, (T,), on the device.
         """
-        self._set_rate(rate)
+        self._set_rates(rates)
         size = stop - start
         pieces = -(-size // self.micro_batch)
         if pieces == 1:
@@ -78,11 +86,15 @@ class Stepper:
         losses, accuracies = zip(*parts, strict=True)
         return torch.stack(losses).sum(0), torch.stack(accuracies).sum(0)
 
-    def _set_rate(self, rate: float) -> None:
-        if self._rate is not None:
-            self._rate.fill_(rate)
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        if self._rate is not None and len(rates) > 1:
+            on_cpu = torch.tensor(rates, dtype=self._dtype)
+            # From pinned memory a copy need not wait for what the GPU still has to do.
+            self._rate.copy_(on_cpu.pin_memory() if self._rate.is_cuda else on_cpu, non_blocking=True)
+        elif self._rate is not None:
+            self._rate.fill_(rates[0])
         for group in self.optimizer.param_groups:
-            group["lr"] = rate if self._rate is None else self._rate
+            group["lr"] = rates[0] if self._rate is None else self._rate
 
     def _train(self, inputs: Inputs, targets: Targets) -> tuple[Tensor, ...]:
         if self.graph and isinstance(inputs, Tensor) and isinstance(targets, Tensor):
@@ -133,9 +145,41 @@ class Stepper:
                     tensors[f"optimizer.{index}.{name}"] = value
         return tensors
 
+    @property
+    def _in_order(self) -> list[nn.Parameter]:
+        """The parameters in the order in which ``state`` numbers them."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def state_of(self, trials: slice) -> dict[str, Tensor]:
+        """What ``state`` would be of some of the trials alone; copies. For stacks without a gradient scale."""
+        parameters, found = self._in_order, {}
+        for name, tensor in self.state().items():
+            if tensor.shape == parameters[int(name.split(".")[1])].shape:
+                tensor = by_trial(tensor, self._num_trials)[trials].flatten(0, 1)
+            found[name] = tensor.clone()
+        return found
+
+    def load_state_of(self, trials: slice, tensors: dict[str, Tensor]) -> None:
+        """The reverse of ``state_of``; the other trials' is left alone."""
+        parameters = self._in_order
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, entry = name.split(".", 2)
+                parameter = parameters[int(index)]
+                state = self.optimizer.state[parameter]
+                if tensor.ndim:
+                    whole = state.setdefault(entry, torch.zeros_like(parameter, requires_grad=False))
+                    own = by_trial(whole, self._num_trials)[trials]
+                    own.copy_(tensor.view_as(own))
+                else:  # a number of steps, the same for all
+                    on_gpu = parameter.device if parameter.is_cuda else tensor.device
+                    state[entry] = tensor.to(on_gpu, copy=True)
+        if self.graph:
+            self.graph = cuda_graph.GraphedStep(self._parameters)  # some of the optimiser's tensors are new
+
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``; other names are left alone."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._in_order
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

@@ -18,7 +18,8 @@ from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.assembly import assemble, remove_what_parts_need_no_more
 from dd_core.training.recorder import METRIC_TABLES
-from dd_core.training.train import arm_lock, set_recipe_right, train_arm
+from dd_core.training.tidying import arm_lock, set_recipe_right
+from dd_core.training.train import train_arm
 
 
 def train_part(

@@ -1,9 +1,9 @@
-"""The trials of an arm that share one stacked network: an epoch of training, an evaluation, their state as tensors."""
+"""The trials that share one stacked network: an epoch of training, an evaluation, their state as tensors."""
 
 import contextlib
 import functools
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,11 @@ from dd_core.models.build import build_trials
 from dd_core.models.stacking import by_trial, load_state
 from dd_core.study.architectures import architecture_called
 from dd_core.study.calendar import Calendar
+from dd_core.study.recipe import Optimizer
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
-from dd_core.tasks.images import Classification, Images
+from dd_core.tasks.images import Classification, Images, RepeatedImages
 from dd_core.tasks.losses import make_loss
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
@@ -62,9 +63,10 @@ class Evaluation:
 
 
 class TrialStack:
-    """Model, optimiser, examples, task and monitors of some trials of one arm on one device.
+    """Model, optimiser, examples, task and monitors of some trials on one device: of one arm, or of several arms.
 
     Attributes:
+        trials: their numbers, arm by arm.
         examples, task: what is learned, see ``dd_core.tasks.base``.
         data: split and given labels of each trial.
         num_train, num_validation: examples of each trial.
@@ -80,33 +82,44 @@ class TrialStack:
         device: torch.device,
         dtype: torch.dtype,
         micro_batch: int | None = None,
+        of_arms: Sequence[Optimizer] = (),
     ):
         """Load the data and initialise the networks.
 
         Args:
             study: what to train.
             arm: which arm of it.
-            trials: numbers of the trials.
+            trials: numbers of the trials, of each arm.
             device: where to.
             dtype: of the weights.
             micro_batch: examples at a time, default the batch.
+            of_arms: of every arm that shares the network the settings of its optimiser, in which alone they differ, and
+                there in learning rate, weight decay and momentum; none: it is that of the arm alone.
         """
-        self.study, self.trials, self.device = study, trials, device
+        self.study, self.device = study, device
+        self.trials = trials * max(1, len(of_arms))
         self.variant = study.variants[arm.variant]
-        self.examples: Examples = Images(study, arm.variant, trials, device, dtype)
+        images = Images(study, arm.variant, trials, device, dtype)
+        self.examples: Examples = RepeatedImages(images, len(of_arms)) if of_arms else images
         self.task: Task = Classification(make_loss(self.variant.loss))
         self.data = self.examples.data
         self.num_train, self.num_validation = self.examples.num_train, self.examples.num_validation
         self.calendar = Calendar(self.num_train, self.variant.batch_size)
-        self.model = build_trials(study, arm, trials).to(device, dtype)
+        self.model = build_trials(study, arm, self.trials).to(device, dtype)
         micro_batch = micro_batch or self.variant.batch_size
-        self.stepper = Stepper(self.model, self.task, self.variant, len(trials), device, micro_batch)
+        of_trials = [settings for settings in of_arms for _ in trials]
+        self._rates = [settings.learning_rate for settings in of_trials or [self.variant.optimizer]]
+        self.stepper = Stepper(self.model, self.task, self.variant, len(self.trials), device, micro_batch, of_trials)
         # What a network draws for itself, as dropout does, is a function of the step, so that resuming is exact.
         self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
         self.monitors = make_monitors(self)
         # Large enough to drown the calls, small enough for memory at any width.
         self._eval_size = 600 if device.type == "cpu" else 2000
+
+    def set_micro_batch(self, size: int) -> None:
+        """Examples at a time from now on."""
+        self.stepper.micro_batch = size
 
     def train_epoch(self, epoch: int, ended: Collection[int] = ()) -> BatchMetrics:
         """One pass over the training examples; ``epoch`` is 1 for the first. Waits for the device once, at the end.
@@ -130,24 +143,27 @@ class TrialStack:
     def _run(self, epoch: int, num_steps: int) -> BatchMetrics:
         self.model.train()
         batch = functools.partial(self.examples.batch, self.examples.plan(epoch))
-        base = self.variant.optimizer.learning_rate * self.multiple
+        bases = [rate * self.multiple for rate in self._rates]
         before = self.calendar.steps_before(epoch)
         losses, accuracies, rates, times = [], [], [], []
         with tensor_cores(self.variant.precision):
             for step in range(before + 1, before + num_steps + 1):
-                rate = learning_rate(self.variant.schedule, base, step - 1, self.calendar, self.study.epochs)
+                now = [
+                    learning_rate(self.variant.schedule, base, step - 1, self.calendar, self.study.epochs)
+                    for base in bases
+                ]
                 if self._draws:
                     torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
-                loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), rate)
+                loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), now)
                 self._observe(step, epoch, loss)
                 losses.append(loss)
                 accuracies.append(accuracy)
-                rates.append(rate)
+                rates.append(now)
                 times.append(time.time())
             return BatchMetrics(
                 torch.stack(losses).double().cpu().numpy(),
                 torch.stack(accuracies).double().cpu().numpy(),
-                np.repeat(np.array(rates)[:, None], len(self.trials), axis=1),
+                np.repeat(np.array(rates), len(self.trials) // len(bases), axis=1),
                 np.array(times),
                 self.monitors.collect(),
             )
@@ -211,6 +227,15 @@ class TrialStack:
         count = len(self.trials)
         return {name: by_trial(t.detach(), count)[position] for name, t in self.model.state_dict().items()}
 
+    @property
+    def num_parameters(self) -> int:
+        """Of one trial's network."""
+        return sum(parameter.numel() for parameter in self.model.parameters()) // len(self.trials)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and buffers of all trials, as those of the stacked network."""
+        return dict(self.model.state_dict())
+
     def weights_of(self, position: int) -> dict[str, Tensor]:
         """One trial's weights and buffers as those of a plain network, copied."""
         return {name: tensor.clone() for name, tensor in self._tensors_of(position).items()}
@@ -227,10 +252,11 @@ class TrialStack:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-        load_state(self.model, part("model."))
+        load_state(self.model, beginning_with("model.", tensors))
         self.stepper.load_state(tensors)
-        self.monitors.load_state(part("monitors."))
+        self.monitors.load_state(beginning_with("monitors.", tensors))
+
+
+def beginning_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -13,7 +13,10 @@ from dd_core.models.stacking import load_state
 from dd_core.study.calendar import Calendar
 from dd_core.study.recipe import Optimizer, Schedule
 from dd_core.study.study import Arm
+from dd_core.tasks.images import Classification
+from dd_core.tasks.losses import make_loss
 from dd_core.training.optimization import clip_gradients, gradient_norms, learning_rate, make_optimizer
+from dd_core.training.step import Stepper
 
 ARM = Arm("plain", 2)
 # Settings of the study, and the same in torch for one network.
@@ -78,6 +81,80 @@ def test_stacked_steps_are_those_of_plain_torch_for_each_trial(name: str, clip: 
     for t, (network, _) in enumerate(networks):
         for key, tensor in network.state_dict().items():
             assert (stack.state_dict()[key].chunk(3)[t] - tensor).abs().max() < 1e-12, (t, key)
+
+
+# What three trials of a stack have of their own, and torch's optimiser of each.
+RATES: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {
+    "sgd": (
+        {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.5},
+        [
+            {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+            {"learning_rate": 0.02, "momentum": 0.5, "weight_decay": 0.0},
+            {"learning_rate": 0.3, "momentum": 0.0, "weight_decay": 0.1},
+        ],
+    ),
+    "nesterov": (
+        {"name": "sgd", "learning_rate": 1.0, "nesterov": True, "decay_all": False},
+        [{"learning_rate": 0.1 / n, "momentum": 0.9 / n, "weight_decay": 0.01 * n} for n in (1, 2, 3)],
+    ),
+    "adam": (
+        {"name": "adam", "learning_rate": 1.0, "betas": (0.8, 0.99)},
+        [{"learning_rate": 0.01 * n, "weight_decay": 0.1 / n} for n in (1, 2, 3)],
+    ),
+    "adamw": (
+        {"name": "adamw", "learning_rate": 1.0, "decay_all": False},
+        [{"learning_rate": 0.01 * n, "weight_decay": 0.1 * (n - 1)} for n in (1, 2, 3)],
+    ),
+}
+
+
+def _plain(settings: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    """What a user of torch would write."""
+    spared = [] if settings.decay_all else [p for n, p in network.named_parameters() if ".bn" in n or "bias" in n]
+    others = [p for p in network.parameters() if not any(p is other for other in spared)]
+    groups = [{"params": others, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, foreach=False)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+    return kind(groups, betas=settings.betas, foreach=False)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_each_trial_of_a_stack_may_have_rates_of_its_own(name: str, make_study: Any) -> None:
+    """Float64, four steps of a schedule, to 1e-12 as torch.optim trains each network; states have torch's names."""
+    common, own = RATES[name]
+    study = make_study({"optimizer": {**common, **own[0]}})
+    variant, trials = study.variants["plain"], [0, 1, 2]
+    settings = [Optimizer.model_validate({**common, **rates}) for rates in own]
+    stack = build_trials(study, ARM, trials).double()
+    task = Classification(make_loss(variant.loss))
+    stepper = Stepper(stack, task, variant, 3, torch.device("cpu"), 8, settings)
+    networks = [build("preact_resnet10", 2, 1, 10).double() for _ in trials]
+    for trial, network in enumerate(networks):
+        load_state(network, dict(build_trials(study, ARM, [trial]).state_dict()))
+    optimizers = [_plain(each, network) for each, network in zip(settings, networks, strict=True)]
+    random = torch.Generator().manual_seed(0)
+    for multiple in (0.5, 1.0, 0.7, 0.1):
+        images = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=random)
+        labels = torch.randint(10, (8, 3), generator=random)
+        rates = [multiple * each.learning_rate for each in settings]
+        stepper(lambda start, stop, images=images, labels=labels: (images, labels), 0, 8, rates)  # type: ignore[misc]
+        for t, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
+            for group in optimizer.param_groups:
+                group["lr"] = rates[t]
+            optimizer.zero_grad()
+            _loss(network(images[:, t : t + 1]), labels[:, t]).backward()
+            if variant.optimizer.clip_norm is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), variant.optimizer.clip_norm)
+            optimizer.step()
+    for t, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
+        for key, tensor in network.state_dict().items():
+            assert (stack.state_dict()[key].chunk(3)[t] - tensor).abs().max() < 1e-12, (t, key)
+        states = stepper.state_of(slice(t, t + 1))
+        for index, entries in optimizer.state_dict()["state"].items():
+            for entry, value in entries.items():
+                if isinstance(value, Tensor):
+                    torch.testing.assert_close(states[f"optimizer.{index}.{entry}"], value, rtol=0, atol=1e-12)
 
 
 def test_gradient_norms_are_those_of_each_network(make_study: Any) -> None:

@@ -113,7 +113,7 @@ def test_each_trial_is_the_network_it_would_be_in_a_plain_loop(study_of: Any, st
 
     def noted(self: Any, batch: Any, start: int, stop: int, rate: float) -> Any:
         batches.append(batch(start, stop))
-        return stepper(self, batch, start, stop, 0.002)
+        return stepper(self, batch, start, stop, [0.002])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stack.stepper.__class__, "__call__", noted)

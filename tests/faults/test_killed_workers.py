@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from support import ONE_CORE, TINY, Death, Lab, Worker, attempts, results, stamps, work, work_and_die
 
+from dd_core.jobs.job import TrainTask
+from dd_core.store.resume_points import trained_epoch
+
 ARM = "plain.k002"
 
 # One arm's training gives 27 files their names: its row in `runs`; then, at each of the four checkpoints, the batches
@@ -115,3 +118,40 @@ def test_two_workers_on_the_same_curvature_corrupt_nothing(trained: Lab, expecte
     assert (first.end(), second.end()) == (0, 0)
     assert results(trained.root) == expected
     assert list(trained.root.glob("tables/**/.*.tmp")) == []
+
+
+TOGETHER = """\
+description: two arms that differ in rates alone, of a trial each
+data: {dataset: digits, num_train: 40}
+variants:
+  slow: &recipe
+    architecture: cnn5
+    batch_size: 20
+    optimizer: &sgd {name: sgd, learning_rate: 0.02, momentum: 0.9}
+  fast:
+    <<: *recipe
+    optimizer: {<<: *sgd, learning_rate: 0.1}
+widths: [1]
+trials: 1
+epochs: 4
+checkpoints: [0, 2, 4]
+"""
+
+
+def test_arms_in_one_network_are_killed_and_run_again_like_one(tmp_path: Path) -> None:
+    """Between the resume points of the two, and before the end of the second is told."""
+    undisturbed = Lab(tmp_path / "undisturbed", TOGETHER)
+    work(undisturbed, undisturbed.training_job())
+    expected = results(undisturbed.root)
+    assert len(expected) == 2 * (3 + 2 + 3 + 2 + 3), "arms x (weights, batches, evals, monitors, images)"
+    for file, epochs in ((26, {0, 2}), (43, {4})):
+        lab = Lab(tmp_path / str(file), TOGETHER)
+        job = lab.training_job()
+        assert [len(task.arms) for task in job.tasks if isinstance(task, TrainTask)] == [2]
+        work_and_die(lab, job, Death(file=file))
+        assert {trained_epoch(lab.store, lab.study, arm) for arm in lab.study.arms.values()} == epochs
+        work(lab, lab.training_job())
+        assert results(lab.root) == expected
+        told = [attempts(lab.store, arm) for arm in lab.study.arms]
+        assert told[1] == ["interrupted", "finished"]
+        assert told[0] == (["finished"] if file == 43 else told[1])

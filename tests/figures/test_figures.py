@@ -16,8 +16,8 @@ from dd_core.figures import FIGURES
 from dd_core.figures.charts import double_descent_curve, epoch_by_width, training_curves
 from dd_core.figures.drawing import landmarks, pixels, style
 from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
-from dd_core.figures.drawing.selection import fetch, select
-from dd_core.tables.files import TABLES
+from dd_core.figures.drawing.selection import fetch, name_arms, select, shown_variants
+from dd_core.tables.files import TABLES, to_arrow, write_parquet
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
 # Those of the ledger, of monitors and of loss curves, drawn from tables of their own: test_training_figures.py,
@@ -105,6 +105,57 @@ def test_the_epoch_is_the_last_checkpoint_all_arms_have(study, write_evals, open
     write_evals(study)
     write_evals(study, arms=["plain.k002"], last=2)
     assert select(open_views(), study, "training_evals").epoch == 2
+
+
+def test_an_arm_that_diverged_does_not_hold_the_others_back(study, store, write_evals, open_views):
+    write_evals(study)
+    write_evals(study, arms=["plain.k002"], last=0)
+    assert select(open_views(), study, "training_evals").epoch == 0
+    recipe = study.recipe_hash(study.arms["plain.k002"])
+    known = {"variant": "plain", "k": 2, "recipe": recipe, "attempt": 1}
+    for attempt, statuses in ((1, ["interrupted"] * 2), (2, ["diverged"] * 2)):
+        columns = {column.name: None for column in TABLES["runs"].file_columns}
+        columns |= {**known, "trial": np.arange(2), "attempt": attempt, "status": statuses}
+        path = store.table_folder("runs", study.name, "plain.k002") / f"attempt-{attempt:04d}.end.parquet"
+        write_parquet(path, to_arrow("runs", columns, 2))
+    selection = select(open_views(), study, "training_evals")
+    assert (selection.epoch, selection.diverged) == (4, ("plain.k002",))
+    chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
+    assert set(values(chart, "k")) == {1, 4, 8}
+    assert "Left out: k = 2 (diverged)" in subtitle(chart)
+
+
+def test_what_is_left_out_of_a_grid_is_counted(new_study, study):
+    names = [f"v{i}" for i in range(9)]
+    study = new_study(variants={name: study.variants["plain"].model_dump() for name in names}, widths=(1, 2))
+    assert name_arms(study, tuple(study.arms)) == (
+        "v0 k = 1, 2; v1 k = 1, 2; v2 k = 1, 2; v3 k = 1, 2; 5 variants more"
+    )
+    assert name_arms(study, ("v0.k001", "v8.k002")) == "v0 k = 1; v8 k = 2"
+
+
+def test_of_a_grid_the_first_of_each_family_has_a_panel_and_the_others_are_counted(study, new_study):
+    plain = study.variants["plain"]
+    grid = {f"{family}-{i}": plain.model_copy(update={"family": family}) for family in ("a", "b") for i in range(4)}
+    study = new_study(variants={name: variant.model_dump() for name, variant in grid.items()}, widths=(1,))
+    assert shown_variants(study, list(grid)) == (["a-0", "b-0"], "Variants: the first of each family, 2 of 8")
+    assert shown_variants(study, ["b-3", "a-2", "a-1"]) == (["a-1", "a-2", "b-3"], None)
+    assert shown_variants(study, [f"a-{i}" for i in range(4)], 3) == (
+        ["a-0", "a-1", "a-2"],
+        "Variants: the first 3 of 4",
+    )
+    assert shown_variants(study, list(grid), 1) == (["a-0"], "Variants: the first of 1 of 2 families, 1 of 8")
+
+
+def test_many_variants_at_one_width_are_rows_of_one_panel(study, store, new_study, write_evals, open_views):
+    names = [f"v{i:02d}" for i in range(8)]
+    study = new_study(variants={name: study.variants["plain"].model_dump() for name in names}, widths=(4,))
+    write_evals(study)
+    chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
+    assert set(values(chart, "variant")) == set(names)
+    assert " ".join(chart.to_dict()["title"]["text"]).startswith("Of 8 variants v0")
+    chart = BY_NAME["epoch_by_width"].draw(study, store, open_views())
+    assert "Variants: the first 6 of 8" in subtitle(chart)
 
 
 # Threshold, peak and what titles say

@@ -8,7 +8,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, errors_by_width, peak
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import fetch, select, shown_variants
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -36,7 +36,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     widths = errors_by_width(connection, study, selection)
     errors = test_errors(connection, study, selection)
-    variants = [variant for variant in study.variants if any(row["variant"] == variant for row in traces)]
+    variants, others = shown_variants(study, {row["variant"] for row in traces})
     title = "Test error and curvature at the training images against width, by variant"
     if len(variants) == 1:
         title = headline(traces, widths.get(variants[0]))
@@ -59,6 +59,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             *style.describe(study, variants, selection.epoch),
             "Line: mean over trials; band: lowest to highest trial",
             lifted,
+            others,
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,

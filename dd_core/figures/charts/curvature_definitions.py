@@ -11,7 +11,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import errors_by_width, key_arm, nearest, shown_widths
-from dd_core.figures.drawing.selection import select
+from dd_core.figures.drawing.selection import MOST_LINES, select, shown_variants
 from dd_core.figures.panels import definition_aurocs, definition_scatter
 from dd_core.figures.panels.definition_scatter import Scatter
 from dd_core.store.store import Store
@@ -32,12 +32,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if scatter is None:
         return None
     aurocs = [row for row in computed if row["auroc"] is not None]
+    variants, others = shown_variants(study, {row["variant"] for row in aurocs}, MOST_LINES)
     drawn = {
         variant: shown_widths(ks, widths[variant].threshold if variant in widths else None)
-        for variant in study.variants
+        for variant in variants
         if (ks := sorted({row["k"] for row in aurocs if row["variant"] == variant}))
     }
-    shown_variants = [v for v in study.variants if v == arm.variant or v in drawn]
+    described = [v for v in study.variants if v == arm.variant or v in drawn]
     parts: list[alt.VConcatChart] = [definition_scatter.panels(scatter, study.variants[arm.variant].label_noise > 0)]
     if drawn:
         parts.append(definition_aurocs.panels(aurocs, drawn))
@@ -45,10 +46,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         alt.vconcat(*parts, spacing=36).resolve_scale(color="independent"),
         headline(scatter, [row for row in aurocs if row["arm"] == arm.key], len(study.variants) > 1),
         [
-            *style.describe(study, shown_variants, selection.epoch),
+            *style.describe(study, described, selection.epoch),
             scatter.note(),
             _about_aurocs(study) if drawn else None,
             None if scatter.has_differences else how_to(study),
+            others,
             selection.note(study),
         ],
         characters=94,

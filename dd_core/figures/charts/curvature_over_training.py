@@ -7,7 +7,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import errors_by_width, shown_widths
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import MOST_LINES, fetch, select, shown_variants
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 
@@ -29,7 +29,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     widths = errors_by_width(connection, study, selection)
     drawn: dict[str, dict[int, str]] = {}
-    for variant in study.variants:
+    shown, others = shown_variants(study, {study.arms[key].variant for key in selection.arms}, MOST_LINES)
+    for variant in shown:
         ks = [study.arms[key].k for key in selection.arms if study.arms[key].variant == variant]
         if ks:
             known = widths.get(variant)
@@ -53,6 +54,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             *style.describe(study, list(drawn)),
             "Line: median of the images; bands: 25 to 75 % and 5 to 95 % of them; quantiles averaged over trials",
             lifted,
+            others,
             selection.note(study),
         ],
         characters=90,

@@ -12,7 +12,8 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, Widths, errors_by_width
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import MOST_PANELS, fetch, select, shown_variants
+from dd_core.figures.panels.errors_by_variant import errors_by_variant, lowest
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -57,6 +58,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     shown = {name: colour for name, colour in colours.items() if name in splits}
     scale = alt.Scale(domain=list(shown), range=list(shown.values()))
     colour = alt.Color("split:N", scale=scale, legend=style.line_legend(columns=2))
+    described = style.describe(study, variants, selection.epoch)
+    marks = "Line: mean over trials; points: trials; band: lowest to highest trial"
+    if len(variants) > MOST_PANELS and len({(row["variant"], row["k"]) for row in means}) == len(variants):
+        panel, others = errors_by_variant(means, trials, variants, colour)
+        marks = "Large points: mean over trials; small points: trials; bar: lowest to highest trial"
+        return style.finish(panel, _of_many(means, variants), [*described, marks, others, selection.note(study)])
+    drawn, others = shown_variants(study, variants)
     panels = {
         variant: _panels(
             [row for row in means if row["variant"] == variant],
@@ -66,22 +74,32 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             colour,
             style.loss_title(study, [variant]),
         )
-        for variant in variants
+        for variant in drawn
     }
     title = f"{_measured(means)} against width" + (", by variant" if len(variants) > 1 else "")
     return style.finish(
         style.by_variant(panels),
         headline(widths[variants[0]], title) if len(variants) == 1 and widths else title,
         [
-            *style.describe(study, variants, selection.epoch),
-            "Line: mean over trials; points: trials; band: lowest to highest trial",
+            *described,
+            marks,
             "Published: mean error of 5 runs on clean test labels, Adam, 4000 epochs"
             if any(published.values())
             else None,
+            others,
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,
     )
+
+
+def _of_many(means: list[dict[str, Any]], variants: list[str]) -> str:
+    """One sentence about many variants at one width each: the one with the lowest error."""
+    for split, word in ((_TEST, "test"), (_VALIDATION, "validation")):
+        if best := lowest(means, split):
+            error = f"{style.number(best['error'], 3)} %"
+            return f"Of {len(variants)} variants {best['variant']} has the lowest {word} error, {error}"
+    return f"Errors of {len(variants)} variants"
 
 
 def headline(found: Widths, otherwise: str) -> str:

@@ -9,7 +9,7 @@ import duckdb
 from dd_core.figures.charts.training_curves import thin
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import fetch, select, shown_variants
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -48,7 +48,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     fitted = fetch(connection, study, "training_evals", _FITTED, epsilon=EPSILON)
     limits = fetch(connection, study, "training_evals", _LIMITS)[0]["limits"] or [0, 100]
-    variants = [variant for variant in study.variants if any(row["variant"] == variant for row in cells)]
+    variants, others = shown_variants(study, {row["variant"] for row in cells})
     panels = {
         variant: _panel(
             [row for row in cells if row["variant"] == variant],
@@ -65,6 +65,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         [
             *style.describe(study, variants),
             f"Colour: mean over trials, and over the evaluations of a column. White dots: {_MARK}",
+            others,
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,

@@ -60,7 +60,10 @@ def _bars(spending: Spending, variants: Sequence[str], widths: Sequence[int], co
         y = alt.Y("variant:N", sort=list(variants), title=None)
         bars = alt.Chart(style.data(rows)).mark_bar().encode(
             x=alt.X("sum(amount):Q", title=f"{spending.what}, all widths"), y=y, color=colour, order="rank:Q",
-            tooltip=["variant:N", "status:N", alt.Tooltip("sum(amount):Q", format=".3g"), "sum(cost):Q"],
+            tooltip=[
+                "variant:N", "status:N", alt.Tooltip("sum(amount):Q", format=".3g"),
+                *(["sum(cost):Q"] if spending.cost is not None else []),
+            ],
         )  # fmt: skip
         return bars.properties(width=style.WIDTH)
     totals = [

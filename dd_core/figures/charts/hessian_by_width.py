@@ -8,7 +8,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, peak
-from dd_core.figures.drawing.selection import select
+from dd_core.figures.drawing.selection import select, shown_variants
 from dd_core.figures.panels import weight_hessian
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
@@ -26,7 +26,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     widths = weight_hessian.thresholds(connection, study, selection)
     errors = test_errors(connection, study, selection)
-    variants = [variant for variant in study.variants if any(row["variant"] == variant for row in rows)]
+    variants, others = shown_variants(study, {row["variant"] for row in rows})
     title = "Test error and the Hessian in the weights against width, by variant"
     if len(variants) == 1:
         title = headline(weight_hessian.means(rows), widths.get(variants[0]))
@@ -51,6 +51,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             weight_hessian.about(study, trials),
             weight_hessian.about_marks(trials),
             lifted,
+            others,
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,

@@ -7,7 +7,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import shown_widths
-from dd_core.figures.drawing.selection import select
+from dd_core.figures.drawing.selection import MOST_LINES, select, shown_variants
 from dd_core.figures.panels import weight_hessian
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -26,9 +26,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     for row in every_row:
         epochs.setdefault((row["variant"], row["k"]), set()).add(row["epoch"])
     widths = weight_hessian.thresholds(connection, study, selection)
+    several = {variant for (variant, _), found in epochs.items() if len(found) > 1}
+    variants, others = shown_variants(study, several, MOST_LINES)
     drawn = {
         variant: shown_widths(ks, widths[variant].threshold if variant in widths else None)
-        for variant in study.variants
+        for variant in variants
         if (ks := sorted(k for (own, k), found in epochs.items() if own == variant and len(found) > 1))
     }
     if not drawn:
@@ -49,6 +51,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             weight_hessian.about(study, shown),
             weight_hessian.about_marks(shown),
             lifted,
+            others,
             selection.note(study),
         ],
         characters=90,

@@ -8,7 +8,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import shown_widths
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import fetch, select, shown_variants
 from dd_core.figures.panels import weight_hessian
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -29,14 +29,15 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     spectra = fetch(connection, study, "hessian_spectra", _SPECTRA, epoch=selection.epoch)
     widths = weight_hessian.thresholds(connection, study, selection)
+    variants, others = shown_variants(study, {row["variant"] for row in spectra})
     drawn = {
         variant: shown_widths(ks, widths[variant].threshold if variant in widths else None)
-        for variant in study.variants
+        for variant in variants
         if (ks := [row["k"] for row in spectra if row["variant"] == variant])
     }
     if not drawn:
         return None
-    shown = [row for row in spectra if row["k"] in drawn[row["variant"]]]
+    shown = [row for row in spectra if row["k"] in drawn.get(row["variant"], ())]
     panels = {
         variant: alt.vconcat(
             *(_panel(row, names[row["k"]], last=row["k"] == max(names)) for row in shown if row["variant"] == variant),
@@ -54,6 +55,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "Trial 0. Area: density of the eigenvalues by stochastic Lanczos quadrature, smoothed with Gaussians; each "
             "axis of densities begins below the density of one single eigenvalue",
             f"Orange ticks: the {most} largest eigenvalues by Lanczos, and the smallest" if most else None,
+            others,
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,

@@ -11,13 +11,12 @@ import duckdb
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, errors_by_width
-from dd_core.figures.drawing.selection import fetch, select
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs, signed, some
+from dd_core.figures.drawing.selection import fetch, select, shown_variants
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs, signed
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_MOST_VARIANTS = 6
 _EARLY, _FULL = "early slope", "slope from the knee on"
 _KNEE, _LATER = "knee (end of burn-in)", "break after it"
 _COLOURS = {_EARLY: style.VERMILLION, _FULL: style.BLUE}
@@ -48,7 +47,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     slopes = [row for row in _long(runs) if row["variant"] in several]
     if not slopes:
         raise DataMissingError(f"no run has a slope; {runs.endings()}")
-    drawn, others = some([name for name in several if any(row["variant"] == name for row in slopes)], _MOST_VARIANTS)
+    drawn, others = shown_variants(study, {row["variant"] for row in slopes})
     selection = select(connection, study, "training_evals")
     errors = test_errors(connection, study, selection) if selection else []
     widths = errors_by_width(connection, study, selection) if selection else {}
@@ -66,8 +65,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     }
     title = "Slopes of the loss curve and its break against width, by variant"
     if len(drawn) == 1:
-        own, later = ([row for row in rows if row["variant"] == drawn[0]] for rows in (runs.fitted, breaks))
-        title = headline(own, [row for row in later if row["what"] == _LATER], widths.get(drawn[0])) or title
+        own = [row for row in runs.fitted if row["variant"] == drawn[0]]
+        title = headline(own, widths.get(drawn[0])) or title
     early = study.loss_slopes.early
     return style.finish(
         style.by_variant(panels),
@@ -75,7 +74,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         [
             f"Early: epochs {early[0]:g} to {early[1]:g}. Line: mean over trials; points: trials, with 95 % intervals",
             "Breaks: where two power laws part that are better than one by more than 2 of AICc",
-            f"Variants: {others[0].lower()}{others[1:]}" if others else None,
+            others,
             *runs.describe(study),
         ],
         characters=66 if len(panels) == 1 else 100,
@@ -113,12 +112,11 @@ def _breaks(runs: Runs, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def headline(rows: list[dict[str, Any]], later: list[dict[str, Any]], widths: Widths | None) -> str | None:
-    """One sentence about one variant: where the early slope is steepest, and at which widths the power law breaks.
+def headline(rows: list[dict[str, Any]], widths: Widths | None) -> str | None:
+    """One sentence about one variant: at which widths the power law breaks, and how steep it is early.
 
     Args:
         rows: its fitted runs.
-        later: its breaks after the knee.
         widths: its errors, for the threshold.
 
     Returns:
@@ -127,24 +125,39 @@ def headline(rows: list[dict[str, Any]], later: list[dict[str, Any]], widths: Wi
     early = means(rows, "alpha_early")
     if not early:
         return None
-    parts = []
+    threshold = widths.threshold if widths else None
+    parts = [_where_it_breaks(rows, threshold)]
     if len(early) > 1:
         steepest, flattest = min(early, key=early.__getitem__), max(early, key=early.__getitem__)
         parts.append(
-            f"The early slope is steepest at k = {steepest} ({spread(rows, steepest)}) and flattest at k = {flattest} "
-            f"({spread(rows, flattest)})"
+            f"the early slope is flattest at k = {flattest} ({spread(rows, flattest)}) and steepest at k = {steepest} "
+            f"({spread(rows, steepest)})"
         )
-    breaks = means(later, "value")
-    what = f"after the knee the power law breaks in {len(later)} of {counted(len(rows), 'run')}"
-    if breaks:
-        all_k = sorted({row["k"] for row in rows})
-        ks = [k for k in all_k if k in breaks]
-        what += f", at k = {', '.join(map(str, ks))}" if len(ks) < len(all_k) else ", at every k"
-    parts.append(what if later else "after the knee the power law breaks in no run")
-    if widths and widths.threshold:
-        parts[-1] += f" (interpolation threshold: k = {widths.threshold})"
     sentence = "; ".join(parts)
     return sentence[0].upper() + sentence[1:]
+
+
+def _where_it_breaks(rows: list[dict[str, Any]], threshold: int | None) -> str:
+    """At which widths the loss curve is two power laws, and in how many runs."""
+    near = "" if threshold is None else f" (interpolation threshold: k = {threshold})"
+    ks = sorted({row["k"] for row in rows})
+    breaks = means(rows, "knee_epoch_break")
+    broken = {k: sum(row["k"] == k and row["knee_epoch_break"] is not None for row in rows) for k in ks}
+    if not breaks:
+        return f"the power law breaks in none of {counted(len(rows), 'run')}{near}"
+    epochs = [row["knee_epoch_break"] for row in rows if row["knee_epoch_break"] is not None]
+    when = (
+        f"at epoch {min(epochs):.2g} to {max(epochs):.2g}" if min(epochs) < max(epochs) else f"at epoch {epochs[0]:.2g}"
+    )
+    first = min(breaks)
+    above, below = (sum(row["k"] >= first for row in rows), sum(row["k"] < first for row in rows))
+    if below == 0 or sum(broken.values()) < above / 2:
+        return f"the power law breaks in {sum(broken.values())} of {counted(len(rows), 'run')}, {when}{near}"
+    where = ", the interpolation threshold," if first == threshold else ""
+    return (
+        f"from k = {first}{where} on the power law breaks {when}, in {sum(broken.values())} of {counted(above, 'run')},"
+        f" and in none of {below} below{'' if where else near}"
+    )
 
 
 def means(rows: list[dict[str, Any]], name: str) -> dict[int, float]:

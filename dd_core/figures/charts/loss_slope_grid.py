@@ -13,6 +13,7 @@ from dd_core.study.study import Study
 
 _CELL = (78, 52)
 _MOST_PANELS = 12
+_AXES = ("learning_rate", "weight_decay")
 # What else may differ within a family makes panels of its own.
 _OTHERS = {"k": "k", "momentum": "momentum", "batch_size": "batch size", "label_noise": "label noise"}
 
@@ -45,8 +46,8 @@ def _grids(runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """The runs by family, and by what else differs within it; families without a grid are left out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for family in runs.families:
-        own = [row for row in runs.rows if row["family"] == family]
-        if max(len({row[name] for row in own}) for name in ("learning_rate", "weight_decay")) < 2:
+        own = [row for row in runs.rows if row["family"] == family and None not in (row[name] for name in _AXES)]
+        if max(len({row[name] for row in own}) for name in _AXES) < 2:
             continue
         differing = {name: word for name, word in _OTHERS.items() if len({row[name] for row in own}) > 1}
         for row in own:

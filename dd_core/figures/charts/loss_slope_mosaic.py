@@ -94,7 +94,7 @@ def headline(ranked: list[dict[str, Any]]) -> str:
     if best is worst:
         return f"The loss curve of {best['run']} is a straight line with R\u00b2 = {best['r_squared']:.4f}"
     return (
-        f"R\u00b2 of one straight line runs from {worst['r_squared']:.3f} ({worst['run']}) to {best['r_squared']:.4f} "
+        f"R\u00b2 of a straight line ranges from {worst['r_squared']:.3f} ({worst['run']}) to {best['r_squared']:.4f} "
         f"({best['run']})"
     )
 

@@ -49,7 +49,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         whole,
         headline(answer, settings),
         [
-            "Point: a run; bar: its slope's 95 % interval; grey: its slope from the knee to the end",
+            "Point: a run; bar: its slope's 95 % interval; grey: its slope from the knee to the end, as far as the "
+            "axis reaches",
             "Correlations: 95 % bootstrap intervals over configurations, whose seeds are no independent runs; all but "
             "two are Spearman's. Partial: given learning rate, weight decay, family and width" if side else None,
             prediction_line(answer.prediction),
@@ -115,8 +116,8 @@ def _correlations(runs: Runs, answer: H2, settings: LossSlopeSettings) -> style.
     if not known:
         return None
     rows = [
-        {"name": name, "rho": own.value, "low": own.low, "high": own.high, "text": signed(own.value or 0.0)}
-        | {"runs": own.num_runs}
+        {"name": name, "rho": own.value, "low": own.low, "high": own.high, "runs": own.num_runs}
+        | {"text": signed(own.value or 0.0) + ("" if own.low is not None else f" (n = {own.num_runs})")}
         for name, own in known.items()
     ]
     axis = alt.Axis(ticks=False, domain=False, labelLimit=200, labelPadding=8)

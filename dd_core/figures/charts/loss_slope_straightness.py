@@ -99,7 +99,7 @@ def _percent(runs: StraightRuns) -> str:
 def unseen(answer: H1) -> list[str | None]:
     """Lines about seeds that share a configuration, and about what R^2 does not see in straight runs."""
     runs, seen = answer.pooled, []
-    if runs.clustered is not None:
+    if runs.clustered is not None and runs.clustered[0] < runs.clustered[1]:
         low, high = (100 * end for end in runs.clustered)
         seen.append(f"As seeds of one configuration are no independent runs, the interval is {low:.0f} to {high:.0f} %")
     if runs.share_of_fitted is not None and runs.num_fitted < runs.num_runs:

@@ -7,13 +7,16 @@ import altair as alt
 import duckdb
 import numpy as np
 
+from dd_core.analysis.loss_slopes.correlation import correlate
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.log_axis import is_worth_it, log_axis
 from dd_core.figures.drawing.selection import fetch
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
+from dd_core.figures.panels.loss_slope_scatter import in_words
 from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs, signed, val_ce_title
 from dd_core.store.store import Store
+from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
 
 _CELL, _PANEL = (56, 34), 250
@@ -21,6 +24,9 @@ _CELL, _PANEL = (56, 34), 250
 _FEWEST = 4
 # The campaign's documents want alpha_early to move by less over its starts.
 _STABLE = 0.02
+
+# By first and last epoch: slope, best loss and arm of runs.
+Windows = dict[tuple[float, float], list[tuple[float, float, str]]]
 
 _SCAN = """
     SELECT arm, trial, first_epoch AS start, last_epoch AS stop, slope FROM rows
@@ -40,7 +46,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     scan = fetch(connection, study, "loss_slope_fits", _SCAN)
     for row in scan:  # a window's first step is a little later than its beginning
         row["start"] = max((s for s in study.loss_slopes.scan_starts if s <= row["start"]), default=row["start"])
-    cells = correlations(scan, runs.having("best_val_ce"))
+    windows = by_window(scan, runs.having("best_val_ce"))
+    cells = correlations(windows)
     spread = runs.having("alpha_start_spread")
     panels: list[Any] = []
     if cells:
@@ -54,10 +61,10 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     starts = ", ".join(f"{start:g}" for start in study.loss_slopes.starts)
     return style.finish(
         alt.hconcat(*panels, spacing=60).resolve_scale(color="independent"),
-        headline(cells, study.loss_slopes.early, spread),
+        headline(cells, windows, study.loss_slopes, spread),
         [
             "Cell: Spearman's correlation of the slope over the window with the best loss, over runs; framed: the "
-            "early window. The best of many windows is too good by chance"
+            "early window. Intervals: bootstrap over configurations. The best of many windows is too good by chance"
             if cells
             else "Too few runs have a validation or test loss to correlate slopes with it",
             f"Spread: standard deviation of a run's early slope over windows from epochs {starts}. {BOX}"
@@ -69,45 +76,50 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )  # fmt: skip
 
 
-def correlations(scan: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of slope and best loss over runs, by window.
+def by_window(scan: list[dict[str, Any]], known: list[dict[str, Any]]) -> Windows:
+    """Slope, best loss and arm of the runs that have both, by first and last epoch of the window.
 
     Args:
         scan: a row per run and window with its ``slope``.
         known: the runs with a ``best_val_ce``.
+    """
+    losses = {(row["arm"], row["trial"]): row["best_val_ce"] for row in known}
+    windows: Windows = defaultdict(list)
+    for row in scan:
+        loss = losses.get((row["arm"], row["trial"]))
+        if loss is not None:
+            windows[row["start"], row["stop"]].append((row["slope"], loss, row["arm"]))
+    return dict(sorted(windows.items()))
+
+
+def correlations(windows: Windows) -> list[dict[str, Any]]:
+    """Spearman's rank correlation of slope and best loss over runs.
 
     Returns:
         A row per window of ``_FEWEST`` runs or more with ``start``, ``stop``, ``rho`` and the number of ``runs``.
     """
     from scipy.stats import spearmanr
 
-    losses = {(row["arm"], row["trial"]): row["best_val_ce"] for row in known}
-    windows: dict[tuple[float, float], list[tuple[float, float]]] = defaultdict(list)
-    for row in scan:
-        loss = losses.get((row["arm"], row["trial"]))
-        if loss is not None:
-            windows[row["start"], row["stop"]].append((row["slope"], loss))
     made = []
-    for (start, stop), pairs in sorted(windows.items()):
-        slopes, own = np.array(pairs).T
-        if len(pairs) >= _FEWEST and np.ptp(slopes) > 0 and np.ptp(own) > 0:
-            rho = float(spearmanr(slopes, own).statistic)
-            made.append({"start": start, "stop": stop, "rho": rho, "runs": len(pairs)})
+    for (start, stop), found in windows.items():
+        slopes, losses, _ = zip(*found, strict=True)
+        if len(found) >= _FEWEST and len(set(slopes)) > 1 and len(set(losses)) > 1:
+            rho = float(spearmanr(slopes, losses).statistic)
+            made.append({"start": start, "stop": stop, "rho": rho, "runs": len(found)})
     return made
 
 
-def headline(cells: list[dict[str, Any]], early: tuple[float, float], spread: list[dict[str, Any]]) -> str:
+def headline(
+    cells: list[dict[str, Any]], windows: Windows, settings: LossSlopeSettings, spread: list[dict[str, Any]]
+) -> str:
     """Which window correlates most, how the early one compares, and how stable the early slope is."""
     parts = []
     if cells:
         best = max(cells, key=lambda cell: abs(cell["rho"]))
-        parts.append(
-            f"slope and best loss correlate most over epochs {best['start']:g} to {best['stop']:g} (Spearman's "
-            f"\u03c1 = {signed(best['rho'])}, {counted(best['runs'], 'run')})"
-        )
-        own = next((cell for cell in cells if (cell["start"], cell["stop"]) == early), None)
+        parts.append(f"slope and best loss correlate most over {_in_words(best, windows, settings)}")
+        own = next((cell for cell in cells if (cell["start"], cell["stop"]) == settings.early), None)
         if own is not None and own is not best:
-            parts[0] += f", over {early[0]:g} to {early[1]:g} by \u03c1 = {signed(own['rho'])}"
+            parts[0] += f"; over {_in_words(own, windows, settings)}"
     if spread:
         values = [row["alpha_start_spread"] for row in spread]
         stable = sum(value < _STABLE for value in values)
@@ -115,6 +127,14 @@ def headline(cells: list[dict[str, Any]], early: tuple[float, float], spread: li
         parts.append(f"over its starts the early slope moves by less than {_STABLE:g} in {number}")
     sentence = "; ".join(parts) or "Slopes over several windows"
     return sentence[0].upper() + sentence[1:]
+
+
+def _in_words(cell: dict[str, Any], windows: Windows, settings: LossSlopeSettings) -> str:
+    """A window with its correlation, the interval of that by bootstrap over configurations, and the number of runs."""
+    slopes, losses, arms = zip(*windows[cell["start"], cell["stop"]], strict=True)
+    groups = np.unique(arms, return_inverse=True)[1]
+    found = correlate(np.array(slopes), np.array(losses), groups, "spearman", settings.bootstrap_samples)
+    return f"epochs {cell['start']:g} to {cell['stop']:g}: {in_words(found)}, {counted(cell['runs'], 'run')}"
 
 
 def _heat_map(cells: list[dict[str, Any]], early: tuple[float, float], runs: Runs) -> style.Panel:

@@ -40,7 +40,7 @@ _ROLES = {
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
     """Draw a panel per metric; the blocks of up to four variants stand below each other."""
     arms, left_out = drawn_arms(connection, study, "training_monitors")
-    roles = roles_by_variant(connection, study, arms)
+    roles, others = roles_by_variant(connection, study, arms)
     drawn = [key for key in arms if study.arms[key].k in roles.get(study.arms[key].variant, {})]
     curves = read_curves(connection, study, drawn)
     metrics, not_drawn = metrics_shown({row["metric"] for row in curves})
@@ -60,7 +60,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         headline(study, roles, read_extremes(connection, study, drawn)),
         [
             *style.describe(study, list(roles)),
-            f"Variants: the first {len(roles)} of {len(study.variants)}" if len(roles) < len(study.variants) else None,
+            others,
             "Line: mean over trials; band: lowest to highest trial, of estimates one standard error beyond",
             f"Dashed: first epoch with training error at most {style.percent(EPSILON)}" if fitted else None,
             *lifted,

@@ -5,6 +5,7 @@ belong here: what the numbers mean.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ import duckdb
 
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES
+
+# Of variants with panels of their own that one can still read: panels side by side, and lines below each other.
+MOST_PANELS, MOST_LINES = 6, 4
+_MOST_NAMED = 4  # variants in a sentence about what is left out
 
 # Arms and their recipes arrive as two lists of equal length, so that no text of a study becomes part of the SQL.
 # The conditions on study and arm alone are redundant; they let DuckDB skip the folders of all others.
@@ -76,25 +81,45 @@ class Selection:
         epoch: the latest checkpoint epoch that all of them have.
         stale: arms that have rows of another recipe only.
         missing: arms that have no rows.
+        diverged: arms of which every trial ended that way before that epoch.
+        unfinished: arms that have current rows, but at no checkpoint epoch.
     """
 
     arms: tuple[str, ...]
     epoch: int
     stale: tuple[str, ...]
     missing: tuple[str, ...]
+    diverged: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
 
     def note(self, study: Study) -> str | None:
         """A sentence for the subtitle that says which arms are left out and why, or None."""
-        parts = []
-        if self.stale:
-            parts.append(f"{name_arms(study, self.stale)} (results of an earlier recipe)")
-        if self.missing:
-            parts.append(f"{name_arms(study, self.missing)} (no results yet)")
+        reasons = {
+            "diverged": self.diverged,
+            "results of an earlier recipe": self.stale,
+            "no results at a checkpoint": self.unfinished,
+            "no results yet": self.missing,
+        }
+        parts = [f"{name_arms(study, arms)} ({reason})" for reason, arms in reasons.items() if arms]
         return f"Left out: {', '.join(parts)}" if parts else None
+
+
+# Of an attempt there may be a row of its beginning, which the view leaves out, and one of its end.
+_DIVERGED = """
+    SELECT arm FROM (SELECT arm, trial, arg_max(status, attempt) AS status FROM rows GROUP BY arm, trial)
+    GROUP BY arm HAVING bool_and(status = 'diverged')
+"""
 
 
 def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> Selection | None:
     """Find the arms with current rows and their latest common checkpoint epoch.
+
+    Arms that diverged do not hold the others back: they are left out of what they have no part in.
+
+    Args:
+        connection: has the view of the table, and that of ``runs`` for what diverged.
+        study: whose arms.
+        table: has a column ``epoch``.
 
     Returns:
         None if there are no current rows, or no checkpoint epoch that all arms have.
@@ -103,36 +128,47 @@ def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> S
         connection,
         study,
         table,
-        "SELECT arm, list(DISTINCT epoch) AS epochs FROM rows WHERE list_contains($epochs, epoch) GROUP BY arm",
+        "SELECT arm, list(DISTINCT epoch) FILTER (list_contains($epochs, epoch)) AS epochs FROM rows GROUP BY arm",
         epochs=list(study.checkpoints),
     )
-    epochs = {row["arm"]: set(row["epochs"]) for row in found}
-    common = set.intersection(*epochs.values()) if epochs else set()
+    epochs = {row["arm"]: set(row["epochs"] or ()) for row in found}
+    ended = {row["arm"] for row in fetch(connection, study, "runs", _DIVERGED)}
+    # What is trained today has no checkpoint yet, and what diverged at once never will.
+    counting = [own for arm, own in epochs.items() if own and arm not in ended] or [
+        own for own in epochs.values() if own
+    ]
+    common = set.intersection(*counting) if counting else set()
     if not common:
         return None
+    epoch = max(common)
     others = connection.execute(
         f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study", {"study": study.name}
     ).fetchall()
     stored = {arm for (arm,) in others}
-    absent = [arm for arm in study.arms if arm not in epochs]
+    absent = [arm for arm in study.arms if epoch not in epochs.get(arm, ())]
     return Selection(
-        arms=tuple(arm for arm in study.arms if arm in epochs),
-        epoch=max(common),
-        stale=tuple(arm for arm in absent if arm in stored),
+        arms=tuple(arm for arm in study.arms if epoch in epochs.get(arm, ())),
+        epoch=epoch,
+        stale=tuple(arm for arm in absent if arm in stored and arm not in epochs),
         missing=tuple(arm for arm in absent if arm not in stored),
+        diverged=tuple(arm for arm in absent if arm in epochs and arm in ended),
+        unfinished=tuple(arm for arm in absent if arm in epochs and arm not in ended),
     )
 
 
 def name_arms(study: Study, keys: tuple[str, ...]) -> str:
-    """Arms in words, by variant where there are several: ``k = 2, 4`` or ``s-core k = 2, 4; s-wide k = 8``."""
+    """Arms in words, by variant where there are several: ``k = 2, 4`` or ``s-core k = 2, 4; s-wide k = 8``.
+
+    Of many variants only the first are named.
+    """
     widths: dict[str, list[int]] = {}
     for key in keys:
         arm = study.arms[key]
         widths.setdefault(arm.variant, []).append(arm.k)
     several = len(study.variants) > 1
-    return "; ".join(
-        (f"{variant} " if several else "") + f"k = {', '.join(map(str, ks))}" for variant, ks in widths.items()
-    )
+    words = [(f"{variant} " if several else "") + f"k = {', '.join(map(str, ks))}" for variant, ks in widths.items()]
+    more = [f"{len(words) - _MOST_NAMED} variants more"] if len(words) > _MOST_NAMED + 1 else []
+    return "; ".join([*words[:_MOST_NAMED], *more] if more else words)
 
 
 def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> tuple[tuple[str, ...], str | None]:
@@ -150,3 +186,23 @@ def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) 
     stale = tuple(arm for arm in study.arms if arm in stored - current)
     missing = tuple(arm for arm in study.arms if arm not in stored)
     return arms, Selection(arms, 0, stale, missing).note(study)
+
+
+def shown_variants(study: Study, present: Collection[str], most: int = MOST_PANELS) -> tuple[list[str], str | None]:
+    """The variants with panels of their own in a figure, and a sentence for the subtitle if these are not all.
+
+    Of a grid's hundreds of variants these are the first of each family, as far as there is room.
+
+    Args:
+        study: has the variants.
+        present: those that have data.
+        most: panels that one can still read.
+    """
+    names = [variant for variant in study.variants if variant in present]
+    if len(names) <= most:
+        return names, None
+    firsts = list({study.families[name]: name for name in reversed(names)}.values())[::-1]
+    if len(firsts) == 1 or len(firsts) == len(names):
+        return names[:most], f"Variants: the first {most} of {len(names)}"
+    which = "the first of each family" if len(firsts) <= most else f"the first of {most} of {len(firsts)} families"
+    return firsts[:most], f"Variants: {which}, {min(len(firsts), most)} of {len(names)}"

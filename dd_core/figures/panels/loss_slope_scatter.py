@@ -14,7 +14,9 @@ def axis_of(values: list[float]) -> tuple[alt.Scale, alt.Axis]:
     """A logarithmic axis where positive values span a decade, else a linear one without zero."""
     if min(values) > 0 and is_worth_it(values):
         return log_axis(values)
-    return alt.Scale(zero=False), alt.Axis(tickCount=5, format="~g")
+    margin = 0.04 * ((max(values) - min(values)) or abs(values[0]) or 1.0)
+    domain = [min(values) - margin, max(values) + margin]
+    return alt.Scale(zero=False, nice=False, domain=domain), alt.Axis(tickCount=5, format="~g")
 
 
 def scatter(
@@ -37,13 +39,15 @@ def scatter(
         title: of the x axis.
         size: width and height of the panel, pixels.
         errors: whether ``<column>_low`` and ``_high`` are drawn.
-        behind: another column in grey, on the same axis.
+        behind: another column in grey, on the same axis, as far as it reaches.
         labels: whether the y axis has a title.
     """
     losses = [row["best_val_ce"] for row in rows]
-    values = [row[column] for row in rows] + (
-        [row[behind] for row in rows if row[behind] is not None] if behind else []
-    )
+    values = [row[column] for row in rows]
+    if errors:
+        values += [row[end] for row in rows for end in (f"{column}_low", f"{column}_high") if row[end] is not None]
+    if behind:
+        values = _widened(values, [row[behind] for row in rows if row[behind] is not None])
     y_scale, y_axis = axis_of(losses)
     x_scale, x_axis = axis_of(values)
     y = alt.Y("best_val_ce:Q", scale=y_scale, axis=y_axis, title=val_ce_title(rows) if labels else None)
@@ -53,7 +57,8 @@ def scatter(
     if behind:
         grey = [{"value": row[behind], "best_val_ce": row["best_val_ce"]} for row in rows if row[behind] is not None]
         other = alt.X("value:Q", scale=x_scale, axis=x_axis, title=title)
-        layers.append(alt.Chart(style.data(grey)).mark_circle(size=16, color="#C4C4C4", opacity=1).encode(x=other, y=y))
+        points = alt.Chart(style.data(grey)).mark_circle(size=16, color="#C4C4C4", opacity=1, clip=True)
+        layers.append(points.encode(x=other, y=y))
     if errors:
         names += [f"{column}_low", f"{column}_high"]
     base = alt.Chart(style.data([{name: row[name] for name in names} for row in rows])).encode(
@@ -65,6 +70,12 @@ def scatter(
         layers.append(base.mark_rule(strokeWidth=1, opacity=0.45, clip=True).encode(x=low, x2=f"{column}_high:Q"))
     layers.append(base.mark_circle(size=36, opacity=0.75).encode(x=x, tooltip=tooltip))
     return layers
+
+
+def _widened(values: list[float], others: list[float]) -> list[float]:
+    """The values and what an axis may show of others: twice as far at most, so that they do not crowd the values."""
+    room = (max(values) - min(values)) or abs(values[0])
+    return [*values, *(other for other in others if min(values) - room / 2 <= other <= max(values) + room / 2)]
 
 
 def in_words(found: Correlation, name: str = "\u03c1") -> str:

@@ -1,7 +1,7 @@
 """What the figures of loss curves share: their runs, the colours of families, the words for what is not drawn."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from dd_core.study.study import Study
 
 # Of families in the order of the study; more of them share the last.
 _COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK, style.GREY)
-_MOST_NAMED = 8
+_MOST_NAMED = 16  # families in a legend
 SLOPE = "d log loss / d log step"
 
 
@@ -55,7 +55,8 @@ class Runs:
         colours = [_COLOURS[min(i, len(_COLOURS) - 1)] for i in range(len(self.families))]
         pairs = [(name, colour) for name, colour in zip(self.families, colours, strict=True) if name in shown]
         scale = alt.Scale(domain=[name for name, _ in pairs], range=[colour for _, colour in pairs])
-        return alt.Color("family:N", scale=scale, legend=style.point_legend(4) if named and len(pairs) > 1 else None)
+        has_legend = named and 1 < len(pairs) <= _MOST_NAMED
+        return alt.Color("family:N", scale=scale, legend=style.point_legend(4) if has_legend else None)
 
     def family_axis(self, rows: Iterable[dict[str, Any]], *, labels: bool = True) -> alt.Y:
         """A row for each family that some rows have."""
@@ -83,11 +84,9 @@ def read_runs(connection: duckdb.DuckDBPyConnection, study: Study) -> Runs:
     found = fetch(connection, study, "loss_slopes", "SELECT * FROM rows ORDER BY arm, trial")
     for row in found:
         row["run"] = f"{row['arm']}, trial {row['trial']}"
+        row["family"] = row["family"] or row["variant"]
         row["is_diverged"] = "diverged" in (row["status"], row["outcome"])
     _, left_out = drawn_arms(connection, study, "loss_slopes")
-    if left_out and len(left_out) > 300:  # of a grid that has just begun
-        num_arms = len({row["arm"] for row in found})
-        left_out = f"Left out: {len(study.arms) - num_arms} of {len(study.arms)} arms, without results of this recipe"
     return Runs(sorted(found, key=lambda row: (order[row["arm"]], row["trial"])), left_out)
 
 
@@ -113,10 +112,3 @@ def val_ce_title(rows: Iterable[dict[str, Any]]) -> str:
     kinds = {bool(row["val_is_test"]) for row in rows if row["best_val_ce"] is not None}
     words = {frozenset({True}): "test", frozenset({False}): "validation"}.get(frozenset(kinds), "validation or test")
     return f"best {words} cross-entropy, nats"
-
-
-def some(names: Sequence[str], most: int = _MOST_NAMED) -> tuple[list[str], str | None]:
-    """The first of many things, and a sentence about the others if there are any."""
-    if len(names) <= most:
-        return list(names), None
-    return list(names[:most]), f"Shown: the first {most} of {len(names)}"

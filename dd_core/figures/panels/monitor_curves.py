@@ -8,10 +8,10 @@ import duckdb
 from dd_core.figures.charts.training_curves import thin
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, errors_by_width, shown_widths
-from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.selection import MOST_LINES, fetch, select, shown_variants
 from dd_core.study.study import Arm, Study
 
-_MOST_VARIANTS, _MOST_CUSTOM, _MOST_STEPS = 4, 6, 100
+_MOST_CUSTOM, _MOST_STEPS = 6, 100
 
 _CURVATURE = "nats per squared weight"
 # Words for a metric and the unit of its axis.
@@ -62,15 +62,16 @@ _FITTED = """
 
 def roles_by_variant(
     connection: duckdb.DuckDBPyConnection, study: Study, arms: Collection[str]
-) -> dict[str, dict[int, str]]:
-    """The widths that are drawn of each of the first variants, and what they stand for."""
+) -> tuple[dict[str, dict[int, str]], str | None]:
+    """Which widths of which variants are drawn and what they stand for, and a sentence about the other variants."""
     selection = select(connection, study, "training_evals")
     errors = {} if selection is None else errors_by_width(connection, study, selection)
     widths = {name: [k for k in study.all_widths if Arm(name, k).key in arms] for name in study.variants}
     roles = {
         name: shown_widths(ks, errors[name].threshold if name in errors else None) for name, ks in widths.items() if ks
     }
-    return dict(list(roles.items())[:_MOST_VARIANTS])
+    shown, others = shown_variants(study, roles, MOST_LINES)
+    return {name: roles[name] for name in shown}, others
 
 
 def read_curves(connection: duckdb.DuckDBPyConnection, study: Study, drawn: list[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ and the global random state are after it what they were before, so that training
 it. And it must not wait for the device: results stay there as tensors, and the trainer fetches them when an epoch ends.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -28,8 +28,9 @@ class Watched(Protocol):
 
     Attributes:
         study: what is trained.
-        variant: the recipe of this arm.
-        trials: numbers of the trials, in the order of the network.
+        variant: the recipe of this arm, or of the first of several.
+        trials: numbers of the trials, in the order of the network; several times over where several arms, which differ
+            in settings of the optimiser alone, share it.
         data: their splits and labels.
         device: where the network lives.
         model: the stacked network; of images (B, T*channels, H, W) to (B, T, classes). Parameters and buffers are the
@@ -106,10 +107,12 @@ class Monitor:
     Attributes:
         metrics: the names under which values are recorded.
         watches_every_step: whether ``observe`` is to be called after every step.
+        trials_in: by name of a tensor of ``state`` its dimension that counts the trials, where that is not the first.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     watches_every_step: ClassVar[bool] = False
+    trials_in: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, stack: Watched):
         """Options of the study file come as keyword arguments after the stack."""

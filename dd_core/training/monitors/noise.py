@@ -1,7 +1,7 @@
 """Noise while training: the spectrum of the batch losses' fluctuations, and the variance of the batch gradient."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Noise(Monitor):
 
     metrics = tuple(NoiseMonitor.first_steps)
     watches_every_step = True
+    trials_in: ClassVar[dict[str, int]] = {"losses": 1}
 
     def __init__(
         self,

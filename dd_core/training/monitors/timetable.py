@@ -68,6 +68,34 @@ class Timetable:
             for key, tensor in monitor.state().items()
         }
 
+    def state_of(self, trials: slice) -> dict[str, Tensor]:
+        """What ``state`` would be of some of the trials alone; copies."""
+        return {
+            name: tensor.narrow(self._trials_in(name), trials.start, trials.stop - trials.start).clone()
+            for name, tensor in self.state().items()
+        }
+
+    def load_state_of(self, trials: slice, tensors: dict[str, Tensor], num_trials: int) -> None:
+        """The reverse of ``state_of``; the other trials' is left alone.
+
+        Where these have seen another number of steps than the others, as with a monitor that was asked for later, the
+        others' values are undefined from then on.
+        """
+        whole = self.state()
+        for name, tensor in tensors.items():
+            dimension = self._trials_in(name)
+            shape = list(tensor.shape)
+            shape[dimension] = num_trials
+            if name not in whole or list(whole[name].shape) != shape:
+                undefined = torch.nan if tensor.is_floating_point() else True
+                whole[name] = tensor.new_full(shape, undefined)
+            whole[name].narrow(dimension, trials.start, trials.stop - trials.start).copy_(tensor)
+        self.load_state(whole)
+
+    def _trials_in(self, name: str) -> int:
+        monitor, _, tensor = name.partition(".")
+        return self._entries[monitor][1].trials_in.get(tensor, 0)
+
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
         for name, (_, monitor) in self._entries.items():
