@@ -9,14 +9,18 @@ from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
 
 
-def curve_table(rows: list[WidthRow]) -> str:
-    """The curve as aligned text; errors in %, standard deviation over trials in brackets."""
-    lines = ["    k   train error   test error (sd)   train loss   test loss   mean curvature"]
-    for row in rows:
+def curve_table(rows: list[WidthRow], names: list[str] | None = None) -> str:
+    """The curve as aligned text; errors in %, standard deviation over trials in brackets.
+
+    ``names``: of the rows, where they are of several variants.
+    """
+    longest = max(map(len, names)) + 2 if names else 0
+    lines = [" " * longest + "    k   train error   test error (sd)   train loss   test loss   mean curvature"]
+    for name, row in zip(names or [""] * len(rows), rows, strict=True):
         spread = "      " if math.isnan(row.test_error_std) else f"({100 * row.test_error_std:4.1f})"
         trace = "             -" if math.isnan(row.mean_trace) else f"{row.mean_trace:14.3f}"
         lines.append(
-            f"{row.k:5d} {100 * row.train_error:11.1f} % {100 * row.test_error:9.1f} % {spread} "
+            f"{name:{longest}}{row.k:5d} {100 * row.train_error:11.1f} % {100 * row.test_error:9.1f} % {spread} "
             f"{row.train_loss:12.3f} {row.test_loss:11.3f} {trace}"
         )
     return "\n".join(lines)
@@ -48,16 +52,21 @@ def report(store: Store, study: Study) -> tuple[str, dict[str, list[WidthRow]]]:
     Returns:
         The text, and each variant's curve.
     """
-    parts, curves = [], {}
     with contextlib.closing(connect(store, ("curvature", "training_evals"))) as connection:
-        for variant in study.variants:
-            epoch, rows = width_curve(store, study, variant, connection)
-            curves[variant] = rows
-            if not rows:
-                parts.append(f"{variant}: nothing trained yet")
-                continue
+        found = {variant: width_curve(store, study, variant, connection) for variant in study.variants}
+    curves = {variant: rows for variant, (_, rows) in found.items()}
+    parts = []
+    points: dict[int, dict[str, WidthRow]] = {}  # by epoch, of variants with one width: a grid has many
+    for variant, (epoch, rows) in found.items():
+        if not rows:
+            parts.append(f"{variant}: nothing trained yet")
+        elif len(rows) == 1 and len(study.variants) > 1:
+            points.setdefault(epoch, {})[variant] = rows[0]
+        else:
             parts += [f"{study.name}, {variant}, epoch {epoch}:", curve_table(rows)]
             finding = find_double_descent(rows)
             if finding is not None:
                 parts.append(sentence(finding, rows[0].trials))
+    for epoch, of_variants in points.items():
+        parts += [f"{study.name}, epoch {epoch}:", curve_table(list(of_variants.values()), list(of_variants))]
     return "\n".join(parts), curves
