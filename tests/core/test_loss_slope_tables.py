@@ -271,9 +271,8 @@ def test_the_width_from_which_on_the_power_law_breaks_is_found(
     h1, h2, breaks = findings(store, study)
     assert h1.startswith("H1: 4 of 4 runs") or h1.startswith("H1: 2 of 4 runs")
     assert h2.startswith("H2: ")
-    assert breaks.startswith(
-        "plain: two power laws fit the loss no better than one at k = 1; it breaks at k = 2, at epoch"
-    )
+    law = "plain: the power law of epochs 5 to 15"
+    assert breaks.startswith(f"{law} lasts to the end at k = 1 and breaks at k = 2, at epoch 2")
 
 
 def test_break_sentences() -> None:
@@ -282,14 +281,22 @@ def test_break_sentences() -> None:
         WidthBreak(4, 2, 2, 33.0, -0.3, -1.5),
         WidthBreak(8, 2, 2, 31.0, -0.4, -4.5),
     )
-    assert break_sentence("net", [low]) == "net: at no k are two power laws better than one."
-    assert break_sentence("net", [middle, high]) == (
-        "net: the power law of the loss breaks at every k (4, 8), at epoch 31 to 33, where its slope goes from -0.30 "
-        "to -1.50 at k = 4 and from -0.40 to -4.50 at k = 8."
-    )
-    assert "no better than one at k = 1; it breaks from k = 4 on, at epoch 31 to 33" in break_sentence(
-        "net", [low, middle, high]
-    )
+    law, slopes = "net: the power law of epochs 5 to 15", "where its slope goes from -0.30 to -1.50 at k = 4"
+    expected = {
+        (low,): f"{law} lasts to the end at every k (1).",
+        (low, middle): f"{law} lasts to the end at k = 1 and breaks at k = 4, at epoch 33, {slopes}.",
+        (
+            middle,
+            high,
+        ): f"{law} breaks at every k (4, 8), at epoch 31 to 33, {slopes} and from -0.40 to -4.50 at k = 8.",
+        (
+            low,
+            middle,
+            high,
+        ): f"{law} lasts to the end at k = 1 and breaks from k = 4 on, at epoch 31 to 33, {slopes} and "
+        "from -0.40 to -4.50 at k = 8.",
+    }
+    assert {widths: break_sentence("net", list(widths), (5.0, 15.0)) for widths in expected} == expected
 
 
 def test_a_study_without_losses_of_batches_has_no_rows_and_that_is_said_once(
