@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """The options every benchmark has."""
+def parse_arguments(description: str | None, flags: dict[str, str] | None = None) -> argparse.Namespace:
+    """The options every benchmark has, and ``flags`` of its own: names with what they do."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller repetitions, under two minutes")
     parser.add_argument("--json", type=Path, help='write {"ratios": {name: number}, ...} to this file')
     parser.add_argument("--repeats", type=int, help="repetitions that count; the default is 5 or more")
+    for name, meaning in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     return parser.parse_args()
 
 

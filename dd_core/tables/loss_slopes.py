@@ -3,7 +3,7 @@
 from dd_core.tables.columns import ARM, Column, Table
 
 # Raise it when the analysis gives other numbers of the same files, and all of them are analysed again.
-LOSS_SLOPE_VERSION = "1"
+LOSS_SLOPE_VERSION = "2"
 
 _SETTINGS = (
     Column("family", "string", "variant of the study file; of a grid the one that it multiplies"),
@@ -37,7 +37,8 @@ LOSS_SLOPES = Table(
         Column(
             "status",
             "string",
-            "of the training: finished, stopped early, diverged, interrupted, failed, running or imported",
+            "of the training: finished, stopped early, diverged, interrupted, failed, running or imported; unknown: "
+            "its rows of runs are lost",
         ),
         Column(
             "outcome",
@@ -58,7 +59,11 @@ LOSS_SLOPES = Table(
             "first_fit_epoch", "float64", "where the straight segment begins: the knee that the settings name, epochs"
         ),
         Column("num_points", "int32", "points (steps, or bins of them) of the straight segment"),
-        Column("effective_sample_size", "float64", "independent points that these are worth, by autocorrelation"),
+        Column(
+            "effective_sample_size",
+            "float64",
+            "independent points that these are worth, by autocorrelation around a smooth curve",
+        ),
         Column("standard_error_method", "string", "newey_west, block_bootstrap or independent"),
         Column("estimator", "string", "of the straight segment: ols, or huber where residuals have outliers"),
         Column("r_squared", "float64", "of one straight line in log-log axes over the straight segment"),

@@ -84,7 +84,7 @@ def test_intervals_know_that_seeds_are_no_independent_runs() -> None:
     alone = correlate(CAMPAIGN.alpha_early, CAMPAIGN.best_val_ce, np.arange(216), "pearson", 1000)
     assert None not in (clustered.low, clustered.high, alone.low, alone.high)
     assert clustered.high - clustered.low > 1.5 * (alone.high - alone.low)  # type: ignore[operator]
-    # Where nothing is to be found, p is below 5 % about as often as it says; the textbook's, six times as often.
+    # Where nothing is to be found, p is below 5 % about as often as it says; that of runs, far more often.
     small = {"p_value": 0, "p_value_runs": 0}
     random = np.random.default_rng(0)
     groups = np.repeat(np.arange(36), 6)

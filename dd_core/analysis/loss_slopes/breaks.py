@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dd_core.analysis.loss_slopes.errors import effective_sample_size
 from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit
-from dd_core.analysis.loss_slopes.points import Points, with_its_weights
+from dd_core.analysis.loss_slopes.points import Points, independent_points, with_its_weights
 
 FEWEST_IN_SEGMENT = 15
 # 95 % of the likelihood ratio of a break's place (Hansen 2000, table I).
@@ -78,7 +77,7 @@ def _two_power_fit(points: Points, errors: Errors | None, last_break: float | No
     before, after = (linear_fit(part, "power", errors) for part in (fixed[slice(best)], fixed[slice(best, None)]))
     fitted = np.concatenate([before.fitted, after.fitted])
     rss = before.rss + after.rss
-    size = effective_sample_size((y - fitted) * np.sqrt(points.weight))
+    size = independent_points(points)
     floor = max(rss / len(y), 2.0**-48) * len(y)
     likely = np.flatnonzero(size * (profile / floor - 1) <= _BREAK_QUANTILE)
     low, high = (float(places[likely[0]]), float(places[likely[-1]])) if len(likely) else (float(places[best]),) * 2

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 Kind = Literal["pearson", "spearman", "partial"]
 KINDS: tuple[Kind, ...] = ("pearson", "spearman", "partial")
@@ -20,7 +20,9 @@ class Correlation:
         value: None where undefined.
         low: lower end of the 95 % bootstrap interval over configurations; None for fewer than three.
         high: its upper end.
-        p_value: against 0, counting configurations: t test of Fisher's z by its bootstrap standard error.
+        p_value: against 0, by the t test with as many independent runs as the configurations are worth: the runs over
+            the design effect (Kish 1965), the ratio of the variances of Fisher's z that bootstraps of configurations
+            and of runs find.
         p_value_runs: the textbook's, which counts runs of one configuration as independent.
         num_runs: that have both columns.
         num_configurations: that these are of.
@@ -77,7 +79,7 @@ def correlate(
     if not math.isfinite(value):
         return undefined("The covariates leave nothing over.")
     value = min(1.0, max(-1.0, value))
-    p_runs = 2 * float(scipy.stats.t.sf(abs(value) * math.sqrt(freedom / max(1 - value**2, 1e-300)), freedom))
+    p_runs = _p_value(value, freedom)
     if num_groups < 3:
         why = f"{num_groups} configurations are too few for an interval."
         return Correlation(kind, value, None, None, None, p_runs, num, num_groups, why)
@@ -87,11 +89,23 @@ def correlate(
         why = "Most samples of the bootstrap have no correlation."
         return Correlation(kind, value, None, None, None, p_runs, num, num_groups, why)
     low, high = np.percentile(draws, [2.5, 97.5])
-    below, above = np.percentile(np.arctanh(np.clip(draws, -1 + 1e-12, 1 - 1e-12)), [15.87, 84.13])
-    error = float(above - below) / 2  # not the standard deviation: a few samples of few runs correlate perfectly
-    z = abs(math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12)))
-    p = 2 * float(scipy.stats.t.sf(z / error, num_groups - 1)) if error > 0 else 0.0
+    effect = 1.0
+    if num_groups < num:
+        alone = resampled(kind, x, y, covariates, np.arange(num), num_samples, seed)
+        effect = max(1.0, (_spread(draws) / _spread(alone)) ** 2) if _spread(alone) > 0 else 1.0
+    p = _p_value(value, max(num / effect - 1 - rank, 1.0))
     return Correlation(kind, value, float(low), float(high), p, p_runs, num, num_groups)
+
+
+def _p_value(value: float, freedom: float) -> float:
+    return 2 * float(scipy.special.stdtr(freedom, -abs(value) * math.sqrt(freedom / max(1 - value**2, 1e-300))))
+
+
+def _spread(draws: np.ndarray) -> float:
+    """Robust standard deviation of Fisher's z, as some samples of few runs correlate perfectly."""
+    z = np.arctanh(np.clip(draws[np.isfinite(draws)], -1 + 1e-6, 1 - 1e-6))
+    below, above = np.percentile(z, [15.87, 84.13]) if len(z) else (0.0, 0.0)
+    return float(above - below) / 2
 
 
 def resampled(
@@ -121,29 +135,35 @@ def _with_constant(covariates: np.ndarray) -> np.ndarray:
 def _weighted(kind: Kind, x: np.ndarray, y: np.ndarray, covariates: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Correlations (B,) by weights (B, n), whole numbers that say how often each run is there."""
     if kind == "spearman":
-        ranks = [_ranks(values, weights) for values in (x, y)]
-        columns = np.stack([np.ones_like(weights), *ranks], 2)  # (B, n, 3)
-    else:
-        given = covariates if kind == "partial" else covariates[:, :0]
-        columns = np.hstack([_with_constant(given), np.stack([x - x.mean(), y - y.mean()], 1)])[None]
-    moments = np.swapaxes(columns, 1, 2) @ (weights[:, :, None] * columns)
+        total = weights.sum(1, keepdims=True)
+        one, two = (_ranks(values, weights) - total / 2 for values in (x, y))  # their mean is half the total
+        both, first, second = ((weights * a * b).sum(1) for a, b in ((one, two), (one, one), (two, two)))
+        return _ratio(both, first, second, np.minimum(first, second) > 0)
+    given = covariates if kind == "partial" else covariates[:, :0]
+    columns = np.hstack([_with_constant(given), np.stack([x - x.mean(), y - y.mean()], 1)])
+    size = columns.shape[1]
+    outer = (columns[:, :, None] * columns[:, None, :]).reshape(len(x), -1)
+    moments = (weights @ outer).reshape(-1, size, size)
     # What the constant and the covariates leave over of the last two, by the Schur complement.
     a, c, b = moments[:, :-2, :-2], moments[:, :-2, -2:], moments[:, -2:, -2:]
     left = b - np.swapaxes(c, 1, 2) @ np.linalg.pinv(a, hermitian=True) @ c
-    variances = np.diagonal(left, axis1=1, axis2=2)
-    total = np.diagonal(b, axis1=1, axis2=2)
-    some = (variances > 1e-12 * total).all(1)
+    variances, before = np.diagonal(left, axis1=1, axis2=2), np.diagonal(b, axis1=1, axis2=2)
+    known = np.all(variances > 1e-12 * before, axis=1)
+    return _ratio(left[:, 0, 1], variances[:, 0], variances[:, 1], np.asarray(known))
+
+
+def _ratio(covariance: np.ndarray, one: np.ndarray, two: np.ndarray, known: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(some, left[:, 0, 1] / np.sqrt(np.maximum(variances.prod(1), 0)), np.nan)
+        return np.where(known, covariance / np.sqrt(np.maximum(one * two, 0)), np.nan)
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean ranks (B, n) of each run in each sample, where equal values share theirs."""
+    """Ranks (B, n) of each run in each sample, from 1/2, where equal values share theirs."""
     distinct, inverse = np.unique(values, return_inverse=True)
     onehot = np.zeros((len(values), len(distinct)))
     onehot[np.arange(len(values)), inverse] = 1
     count = weights @ onehot
-    return (np.cumsum(count, 1) - count / 2)[:, inverse] - weights.sum(1, keepdims=True) / 2
+    return (np.cumsum(count, 1) - count / 2)[:, inverse]
 
 
 def categories(*columns: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from dd_core.analysis.loss_slopes.errors import correlation_time, effective_sample_size
+
 
 @dataclass(frozen=True)
 class Points:
@@ -46,8 +48,10 @@ class Points:
         return replace(self, weight=np.exp(power * (np.log(self.count) - np.log(self.count).mean())), adaptive=False)
 
 
-def make_points(step: np.ndarray, loss: np.ndarray, num_bins: int | None) -> Points:
+def make_points(step: np.ndarray, loss: np.ndarray, num_bins: int | None, fewest: int = 1) -> Points:
     """Points of steps (n,) ascending and losses (n,) positive; ``num_bins`` None: one for each step.
+
+    ``fewest``: steps of a bin; smaller bins join the next.
 
     Bins divide log time from half a step before the first to half a step after the last evenly; empty ones have no
     point. Without bins the last tenth of a power law's decade holds as many steps as all before it.
@@ -57,10 +61,42 @@ def make_points(step: np.ndarray, loss: np.ndarray, num_bins: int | None) -> Poi
         return Points(time, log_time, log_loss, np.ones(len(step)), np.ones(len(step)))
     edges = np.geomspace(step[0] - 0.5, step[-1] + 0.5, num_bins + 1)
     bins = np.searchsorted(edges[1:-1], time, side="left")
-    start = np.flatnonzero(np.diff(bins, prepend=-1))
+    start = _wide_enough(np.flatnonzero(np.diff(bins, prepend=-1)), len(step), fewest)
     count = np.diff(np.append(start, len(step))).astype(np.float64)
     means = [np.add.reduceat(values, start) / count for values in (time, log_time, log_loss)]
     return Points(means[0], means[1], means[2], count, np.ones(len(count)))
+
+
+def _wide_enough(start: np.ndarray, num: int, fewest: int) -> np.ndarray:
+    """Where bins begin when those of fewer than so many steps join the next; the last joins the one before."""
+    if fewest <= 1:
+        return start
+    kept, next_start = [0], fewest
+    for place in start:
+        if place >= next_start and num - place >= fewest:
+            kept.append(int(place))
+            next_start = place + fewest
+    return np.array(kept)
+
+
+def smooth_residuals(log_time: np.ndarray, log_loss: np.ndarray, root_weight: np.ndarray, degree: int) -> np.ndarray:
+    """What a polynomial in log time leaves over, (n,), times the roots of the weights: noise, whatever the trend is."""
+    x = 2 * (log_time - log_time[0]) / max(log_time[-1] - log_time[0], 1e-12) - 1
+    design = root_weight[:, None] * np.polynomial.chebyshev.chebvander(x, min(degree, len(x) // 6))
+    y = root_weight * log_loss
+    return np.asarray(y - design @ np.linalg.lstsq(design, y, rcond=None)[0])
+
+
+def memory_of(step: np.ndarray, loss: np.ndarray) -> int:
+    """Steps after which a loss is another draw: the correlation time around a smooth curve, rounded.
+
+    At most a hundredth of all steps, where noise and trend cannot be told apart. 1 where a thousandth of the loss is
+    all that is left: that is no noise, but what the smooth curve misses.
+    """
+    if len(step) < 100:
+        return 1
+    residuals = smooth_residuals(np.log(step), np.log(loss), np.ones(len(step)), 16)
+    return 1 if residuals.std() < 1e-3 else min(round(correlation_time(residuals)), len(step) // 100)
 
 
 @dataclass(frozen=True)
@@ -77,8 +113,11 @@ class Sampling:
     weights: Literal["variance", "equal"] = "variance"
 
     def points(self, step: np.ndarray, loss: np.ndarray) -> Points:
-        """Of steps (n,) ascending and losses (n,) positive."""
-        points = make_points(step, loss, self.num_bins)
+        """Of steps (n,) ascending and losses (n,) positive; bins hold at least ``memory_of`` steps.
+
+        Narrower ones would be alike at the beginning and independent at the end, which no error minds.
+        """
+        points = make_points(step, loss, self.num_bins, memory_of(step, loss) if self.num_bins is not None else 1)
         return replace(points, adaptive=self.weights == "variance" and self.num_bins is not None)
 
 
@@ -109,3 +148,19 @@ def with_its_weights(
     if not points.adaptive or first is None or np.ptp(points.count) == 0:
         return first
     return fit(points.weighted(variance_power(residuals(first), points.count)))
+
+
+def independent_points(points: Points) -> float:
+    """How many independent points these are worth: over the correlation time around a smooth curve.
+
+    Not around a model: where it does not fit, its residuals are alike for that, and no model would ever be refuted.
+    """
+
+    def residuals(weighted: Points) -> np.ndarray:
+        return smooth_residuals(weighted.log_time, weighted.log_loss, np.sqrt(weighted.weight), 9)
+
+    def plain(weighted: Points) -> tuple[np.ndarray, np.ndarray]:
+        found = residuals(weighted)
+        return found, found / np.sqrt(weighted.weight)
+
+    return effective_sample_size(with_its_weights(points, plain, lambda pair: pair[1])[0])

@@ -11,11 +11,11 @@ import scipy.stats
 from dd_core.analysis.loss_slopes.breaks import two_power_fit
 from dd_core.analysis.loss_slopes.criteria import akaike_weights, criteria
 from dd_core.analysis.loss_slopes.curve import FEWEST_POINTS, Curve, clean_curve
-from dd_core.analysis.loss_slopes.errors import autocorrelation, effective_sample_size
+from dd_core.analysis.loss_slopes.errors import autocorrelation
 from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit, offset_fit, smooth_break_fit
 from dd_core.analysis.loss_slopes.knee import DECISIVE, knee_epoch_aic, knee_epoch_at_loss
 from dd_core.analysis.loss_slopes.plateau import plateau_epoch
-from dd_core.analysis.loss_slopes.points import Points, Sampling
+from dd_core.analysis.loss_slopes.points import Points, Sampling, independent_points
 from dd_core.analysis.loss_slopes.slopes import in_bits, linear_slope, scan, start_spread, window_slope
 from dd_core.analysis.loss_slopes.spectra import (
     PSD_TAIL,
@@ -191,7 +191,7 @@ def _is_better(burn_in: Fit | None, models: list[Fit]) -> bool:
     """Whether two power laws are decisively better than one, by AICc and effective sample size."""
     if burn_in is None:
         return False
-    size = effective_sample_size(burn_in.standardised)
+    size = independent_points(burn_in.points)
     one, two = (criteria(f.rss, len(f.points), f.num_parameters, size).aicc for f in (models[0], burn_in))
     return two < one - DECISIVE
 
@@ -209,8 +209,7 @@ def _models(points: Points, errors: Errors, smooth: bool) -> list[Fit]:
 
 def _rows(segment: str, fits: list[Fit], per_epoch: float, last_epoch: float) -> list[dict[str, Any]]:
     """Rows of one segment's models, which share their points."""
-    best = min(fits, key=lambda fit: fit.rss)
-    size = effective_sample_size(best.standardised)
+    size = independent_points(replace(fits[0].points, adaptive=True))
     rows = []
     for fit in fits:
         num = len(fit.points)
