@@ -34,13 +34,11 @@ class Grid:
     Attributes:
         name: the key of its ratio.
         study: as many variants as share one, of different learning rates.
-        k: width.
         num_steps: of each trial in a repetition.
     """
 
     name: str
     study: Study
-    k: int
     num_steps: int
 
     def apart(self) -> list[TrialStack]:
@@ -53,7 +51,8 @@ class Grid:
 
     def together(self) -> list[TrialStack]:
         """One network for all."""
-        return [SharedStack(self.study, self.k, list(self.study.variants), device_of(0), torch.float32).stack]
+        arms = list(self.study.arms.values())
+        return [SharedStack(self.study, arms, list(self.study.variants), device_of(0), torch.float32).stack]
 
 
 def make_grid(dataset: str, k: int, trials: int, num_steps: int) -> Grid:
@@ -73,7 +72,7 @@ def make_grid(dataset: str, k: int, trials: int, num_steps: int) -> Grid:
     first = max(together(whole, arms, 1)[0], arms[:2], key=len)
     study = whole.model_copy(update={"variants": {arm.variant: many[arm.variant] for arm in first}})
     study.__dict__.pop("arms", None)
-    return Grid(f"{'digits_' if dataset == 'digits' else ''}k{k}_{trials}", study, k, num_steps)
+    return Grid(f"{'digits_' if dataset == 'digits' else ''}k{k}_{trials}", study, num_steps)
 
 
 def _both_clocks() -> Any:

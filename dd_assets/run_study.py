@@ -86,6 +86,7 @@ def _tell(store: Store, study: Study, started: float) -> int:
         print(f"  {figure}")
     if "://" not in store.address:
         print(f"or ask (source env.sh first): duckdb -readonly {store.warehouse_path}")
+    print(f"or ask whether its runs are fit for conclusions: python -m dd_assets.check_campaign {study.name}")
     print("or see the assets with: make ui")
     return 0 if passed else 1
 

@@ -321,7 +321,8 @@ def results(root: Path) -> dict[str, str]:
     """Digest of every result below a root, by path: all bits of weights and tables but wall-clock times.
 
     Weights in several files, of parts that trained apart, are told as of the one file that a whole training writes.
-    Left out: the table ``runs`` (it tells when and how often), and the columns ``time`` and ``seconds`` of the others.
+    Left out: the table ``runs`` (it tells when and how often), and the columns ``time`` and ``seconds`` of the others;
+    of ``loss_slopes`` the digest of files that have such columns.
     """
     digests = {}
     for path in sorted(root.glob("checkpoints/**/[0-9]*.safetensors")):
@@ -341,7 +342,8 @@ def results(root: Path) -> dict[str, str]:
             continue
         table = read_parquet(path)
         if "tables/runs/" not in str(path):
-            columns = {name: table[name].to_pylist() for name in table.column_names if name not in ("time", "seconds")}
+            apart = ("time", "seconds", *["source_sha256"] * ("tables/loss_slopes/" in str(path)))
+            columns = {name: table[name].to_pylist() for name in table.column_names if name not in apart}
             digests[str(path.relative_to(root))] = hashlib.sha256(repr(columns).encode()).hexdigest()
     return digests
 

@@ -27,6 +27,7 @@ from dd_assets.steps.versions import (
 from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
 from dd_core.events import Event, Finished
+from dd_core.forecast.work import whole_cost
 from dd_core.jobs.job import CheckpointTask, by_ranks, digest_of, result_job
 from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import checkpoint_manifest, trained_checkpoints
@@ -288,8 +289,8 @@ def select(
         warn(changed)
     if not chosen:
         names = ", ".join(study.name for study in asked)
-        hint = next((training_command(study) for study in asked if _has_data(study)), "")
-        first = f"; first run: dagster asset materialize {hint}" if hint else ""
+        cheapest = min(filter(_has_data, asked), key=whole_cost, default=None)
+        first = f"; first run: dagster asset materialize {training_command(cheapest)}" if cheapest else ""
         raise UserError(f"nothing asked for is trained yet in {names} under {store.root}{first}")
     return chosen
 

@@ -1,4 +1,4 @@
-"""What the loss curves of a study say, as text: H1, H2, and at which widths one power law is not enough."""
+"""What the loss curves of a study say, as text: H1, H2, and at which widths the early power law breaks."""
 
 import contextlib
 from dataclasses import dataclass
@@ -24,12 +24,14 @@ _SLOPES = f"""
 
 @dataclass(frozen=True)
 class WidthBreak:
-    """How the runs of a variant at one width bend, medians over those that do.
+    """How the runs of a variant at one width bend after the early window, medians over those that do.
+
+    A break within the window or before it is the end of burn-in, and no end of the power law.
 
     Attributes:
         k: width multiplier.
         num_runs: fitted ones.
-        num_broken: of which two power laws are better than one, by AICc and effective sample size.
+        num_broken: of which two power laws that part later are better than one, by AICc and effective sample size.
         epoch: where they part; None where none does.
         before, after: slopes there.
     """
@@ -71,12 +73,14 @@ def breaks_by_width(study: Study, connection: duckdb.DuckDBPyConnection) -> dict
     found = {}
     for family, by_width in runs.items():
         if len(by_width) > 1:
-            found[family] = [_width_break(k, by_width[k], slopes) for k in sorted(by_width)]
+            found[family] = [_width_break(k, by_width[k], slopes, study.loss_slopes.early[1]) for k in sorted(by_width)]
     return found
 
 
-def _width_break(k: int, rows: list[dict[str, Any]], slopes: dict[tuple[str, int], tuple[float, float]]) -> WidthBreak:
-    broken = [row for row in rows if row["knee_epoch_break"] is not None]
+def _width_break(
+    k: int, rows: list[dict[str, Any]], slopes: dict[tuple[str, int], tuple[float, float]], after_epoch: float
+) -> WidthBreak:
+    broken = [row for row in rows if (row["knee_epoch_break"] or 0) > after_epoch]
     if not broken:
         return WidthBreak(k, len(rows), 0)
     before, after = zip(*(slopes[row["arm"], row["trial"]] for row in broken), strict=True)
@@ -84,30 +88,23 @@ def _width_break(k: int, rows: list[dict[str, Any]], slopes: dict[tuple[str, int
     return WidthBreak(k, len(rows), len(broken), epoch, median(before), median(after))
 
 
-def break_sentence(family: str, widths: list[WidthBreak]) -> str:
-    """At which widths the power law breaks, where, and how much steeper the loss falls then."""
+def break_sentence(family: str, widths: list[WidthBreak], early: tuple[float, float]) -> str:
+    """At which widths the early power law breaks, where, and how much steeper the loss falls then."""
     broken = [width for width in widths if width.is_broken]
-    if not broken:
-        return f"{family}: at no k are two power laws better than one."
-    ks = [width.k for width in broken]
     whole = [width.k for width in widths if not width.is_broken]
+    law = f"{family}: the power law of epochs {early[0]:g} to {early[1]:g}"
+    if not broken:
+        return f"{law} lasts to the end at every k ({_listed(whole)})."
+    ks = [width.k for width in broken]
     if not whole:
-        where = f"at every k ({_listed(ks)})"
-    elif max(whole) < min(ks) and len(ks) > 1:
-        where = f"from k = {ks[0]} on"
+        text = f"{law} breaks at every k ({_listed(ks)})"
     else:
-        where = f"at k = {_listed(ks)}"
-    first, last = broken[0], broken[-1]
+        where = f"from k = {ks[0]} on" if max(whole) < min(ks) and len(ks) > 1 else f"at k = {_listed(ks)}"
+        text = f"{law} lasts to the end at k = {_listed(whole)} and breaks {where}"
     epochs = [width.epoch for width in broken if width.epoch is not None]
-    text = (
-        f"{family}: two power laws fit the loss no better than one at k = {_listed(whole)}; it breaks {where}"
-        if whole
-        else (f"{family}: the power law of the loss breaks {where}")
-    )
     text += f", at epoch {min(epochs):.0f}" + (f" to {max(epochs):.0f}" if len(broken) > 1 else "")
-    slopes = [
-        f"from {width.before:.2f} to {width.after:.2f} at k = {width.k}" for width in dict.fromkeys((first, last))
-    ]
+    ends = dict.fromkeys((broken[0], broken[-1]))
+    slopes = [f"from {width.before:.2f} to {width.after:.2f} at k = {width.k}" for width in ends]
     return f"{text}, where its slope goes {' and '.join(slopes)}."
 
 
@@ -125,5 +122,7 @@ def findings(store: Store, study: Study) -> list[str]:
         sentences = [answer_h1(campaign, study.loss_slopes).sentence()]
         if len({row["arm"] for row in rows}) > 1:
             sentences.append(answer_h2(campaign, study.loss_slopes).sentence())
-        sentences += [break_sentence(family, widths) for family, widths in breaks_by_width(study, connection).items()]
+        early = study.loss_slopes.early
+        by_family = breaks_by_width(study, connection)
+        sentences += [break_sentence(family, widths, early) for family, widths in by_family.items()]
     return sentences

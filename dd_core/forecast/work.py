@@ -42,6 +42,11 @@ def training_cost(study: Study, arm: Arm, first: int, until: int) -> float:
     return study.trials * of_all
 
 
+def whole_cost(study: Study) -> float:
+    """FLOPs, overhead included, of training all arms of a study to the end."""
+    return sum(training_cost(study, arm, 0, study.epochs) for arm in study.arms.values())
+
+
 def equivalent_images(study: Study, arm: Arm, first: int, until: int) -> float:
     """Images to train on that would take as long as all trials of an arm from one epoch to another, evaluations too."""
     return training_cost(study, arm, first, until) / (OVERHEAD_FLOPS + training_flops(study, arm))
@@ -52,7 +57,7 @@ def warning_of_size(study: Study) -> str:
     num_arms = len(study.arms)
     if num_arms <= _MANY_ARMS:
         return ""
-    flops = sum(training_cost(study, arm, 0, study.epochs) for arm in study.arms.values())
+    flops = whole_cost(study)
     return (
         f"{study.name} has {num_arms:,} arms, {num_arms * study.trials:,} runs of {study.epochs} epochs. It takes "
         f"{flops:.1e} floating-point operations, overhead included: {flops / 10e12 / 3600:,.0f} hours of a device that "

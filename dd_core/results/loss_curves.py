@@ -24,7 +24,6 @@ _COLUMNS = {
     "training_monitors": ("trial", "recipe", "step", "metric", "value"),
     "runs": ("trial", "recipe", "attempt", "status"),
 }
-IMPORTED = "imported"
 Rows = Mapping[str, np.ndarray]
 
 
@@ -81,7 +80,7 @@ def curves_of(study: Study, arm: Arm, files: Mapping[str, Collection[Path]]) -> 
     statuses = {} if study.imported else _statuses(tables["runs"])
     trials = sorted({*statuses, *np.unique(tables["training_batches"]["trial"]).tolist()})
     per_epoch = _steps_per_epoch(study, arm, tables["training_batches"])
-    unknown = IMPORTED if study.imported else "running"
+    unknown = "imported" if study.imported else "unknown"
     return [_curve(study, trial, statuses.get(trial, unknown), per_epoch, _of(tables, trial)) for trial in trials]
 
 

@@ -37,7 +37,8 @@ LOSS_SLOPES = Table(
         Column(
             "status",
             "string",
-            "of the training: finished, stopped early, diverged, interrupted, failed, running or imported",
+            "of the training: finished, stopped early, diverged, interrupted, failed, running or imported; unknown: "
+            "its rows of runs are lost",
         ),
         Column(
             "outcome",
@@ -88,7 +89,9 @@ LOSS_SLOPES = Table(
             "alpha_early_linear", "float64", "least squares of epoch means on the epoch, linear axes, nats per epoch"
         ),
         Column(
-            "alpha_early_linear_bits", "float64", "the same of the loss in bits, bits per epoch: ln 2 times smaller"
+            "alpha_early_linear_bits",
+            "float64",
+            "the same of the loss in bits, bits per epoch: 1 / ln 2 times as large",
         ),
         *_slope("alpha_full", "slope over the straight segment, to the end"),
         Column("alpha_start_spread", "float64", "standard deviation of alpha_early over its starts"),

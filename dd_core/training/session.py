@@ -1,9 +1,8 @@
 """All trials of one arm at some epoch: an epoch on, an evaluation, a checkpoint, a resume point and the way back."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,28 +12,17 @@ from torch import Tensor
 from dd_core.errors import StaleError
 from dd_core.machine.memory import name_of
 from dd_core.store.best_checkpoints import prune_best, save_best
-from dd_core.store.checkpoints import (
-    check_checkpoint,
-    digest,
-    identity,
-    make_way,
-    read_tensors,
-    save_checkpoint,
-    save_tensors,
-    save_weights,
-)
+from dd_core.store.checkpoints import make_way, save_checkpoint, save_weights
 from dd_core.store.manifests import Ending
-from dd_core.store.provenance import harmed_best
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
 from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.training import resume_point
 from dd_core.training.recorder import EVAL_METRICS, Recorder
 from dd_core.training.shared_stack import ArmInStack
 from dd_core.training.trial_progress import TrialProgress
-from dd_core.training.trial_stack import BatchMetrics, TrialStack, stacking
+from dd_core.training.trial_stack import BatchMetrics, TrialStack, beginning_with, stacking
 
-# Raise it when what a resume point holds changes: one of another format is not used.
-_RESUME_FORMAT = "2"
 _PROGRESS = TypeAdapter(list[TrialProgress])
 
 
@@ -190,16 +178,13 @@ class Session:
         for index, stack in enumerate(self.stacks):
             tensors |= {f"stack{index}.{name}": tensor for name, tensor in stack.state().items()}
         content = {
-            "format": _RESUME_FORMAT,
             "epoch": str(self.epoch),
-            "identity": json.dumps(asdict(identity(self.study, self.arm)), sort_keys=True),
             "progress": _PROGRESS.dump_json(self.progress).decode(),
             "micro_batch": str(self.micro_batch),
             "threads": str(torch.get_num_threads()),
-            **self._conditions(),
+            **self._conditions,
         }
-        metadata = {**content, "digest": digest(tensors) + json.dumps(content, sort_keys=True)}
-        save_tensors(self.store.resume_path(self.study.name, self.arm.key), tensors, metadata)
+        resume_point.save(self.store, self.study, self.arm, tensors, content)
         prune_best(self.store, self.study, self.arm, [[epoch for _, epoch in p.kept] for p in self.progress])
 
     def resume(self) -> str | None:
@@ -211,42 +196,24 @@ class Session:
         Returns:
             Why training starts from the beginning although there is a resume point; None otherwise.
         """
-        path = self.store.resume_path(self.study.name, self.arm.key)
-        if not path.exists():
-            return None
         try:
-            tensors, metadata = read_tensors(path)
-            if metadata.get("format") != _RESUME_FORMAT:
-                return "the resume point was written by an earlier version"
-            if metadata.get("identity") != json.dumps(asdict(identity(self.study, self.arm)), sort_keys=True):
-                return "the resume point belongs to another recipe or data set"
-            content = {name: text for name, text in metadata.items() if name != "digest"}
-            if metadata.get("digest") != digest(tensors) + json.dumps(content, sort_keys=True):
-                return "the resume point is damaged"
-            epoch = int(metadata["epoch"])
-            for kept in self.study.checkpoints:
-                if kept <= epoch:
-                    check_checkpoint(self.store, self.study, Checkpoint(self.arm, kept))
+            found = resume_point.usable(self.store, self.study, self.arm)
         except StaleError as error:
             return str(error)
-        if (harm := next(harmed_best(self.store, self.study, self.arm), None)) is not None:
-            return harm
-        self.differs = _differences(metadata, self._conditions())
-        self.epoch = epoch
+        if found is None:
+            return None
+        tensors, metadata = found
+        self.differs = resume_point.differences(metadata, self._conditions)
+        self.epoch = int(metadata["epoch"])
         self.progress = _PROGRESS.validate_json(metadata["progress"])
         self.micro_batch = min(self.micro_batch or self.variant.batch_size, int(metadata["micro_batch"]))
         torch.set_num_threads(int(metadata["threads"]))
         self._load(tensors)
         return None
 
+    @property
     def _conditions(self) -> dict[str, str]:
-        """What the last bits depend on besides the resume point: device, version of PyTorch, who shares the network."""
-        is_on_cpu = self.device.type == "cpu"
-        kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if is_on_cpu else name_of(self.device)
-        conditions = {"device": kind, "torch_version": str(torch.__version__)}
-        if self.share is not None:
-            conditions["together"] = json.dumps(self.share.shared.places)
-        return conditions
+        return resume_point.conditions(self.device, None if self.share is None else self.share.shared.places)
 
     def join(self) -> None:
         """Put what the resume point says into a shared network, which stands at the session's epoch now.
@@ -261,12 +228,9 @@ class Session:
             self._to_join = {}
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-        self.recorder.load_state(part("recorder."))
+        self.recorder.load_state(beginning_with("recorder.", tensors))
         for index, stack in enumerate(self.stacks):
-            state = part(f"stack{index}.")
+            state = beginning_with(f"stack{index}.", tensors)
             if self.share is not None:
                 self._to_join = state
                 return
@@ -275,19 +239,6 @@ class Session:
             stack.set_micro_batch(self.micro_batch)
             if self.variant.schedule.name == "plateau":
                 stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
-
-
-def _differences(metadata: dict[str, str], now: dict[str, str]) -> str:
-    """In words; earlier versions did not write what there was."""
-    words = {"device": "on", "torch_version": "PyTorch"}
-    found = [
-        f"{words[name]} {now[name]} instead of {metadata[name]}"
-        for name in words
-        if metadata.get(name, now[name]) != now[name]
-    ]
-    if metadata.get("together") != now.get("together"):
-        found.append("in a network shared with other arms than before")
-    return ", ".join(found)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -25,7 +25,7 @@ class SharedStack:
     def __init__(
         self,
         study: Study,
-        k: int,
+        arms: Sequence[Arm],
         places: Sequence[str],
         device: torch.device,
         dtype: torch.dtype,
@@ -35,17 +35,17 @@ class SharedStack:
 
         Args:
             study: what to train.
-            k: width of its arms.
-            places: the variant of every place; of one that the study no longer has, another takes the place.
+            arms: to be trained.
+            places: the variant of every place, those of these arms among them. The others' recipes do not matter: they
+                may have been changed, or be gone.
             device: where to.
             dtype: of the weights.
             micro_batch: examples at a time, default the batch.
         """
         self.places, self.num_trials = list(places), study.trials
-        known = [name for name in places if name in study.variants]
-        settings = [study.variants[name if name in known else known[0]].optimizer for name in places]
-        trials = list(study.trial_numbers)
-        self.stack = TrialStack(study, Arm(known[0], k), trials, device, dtype, micro_batch, settings)
+        first, trained = arms[0], {arm.variant for arm in arms}
+        settings = [study.variants[name if name in trained else first.variant].optimizer for name in places]
+        self.stack = TrialStack(study, first, list(study.trial_numbers), device, dtype, micro_batch, settings)
         self.epoch = 0
         self._evaluated: tuple[int, Evaluation] | None = None
         self._metrics: BatchMetrics | None = None

@@ -130,7 +130,7 @@ def _sessions(
 ) -> list[Session]:
     if len(places) == 1:
         return [Session(study, arms[0], store, device, dtype, micro_batch)]
-    shared = SharedStack(study, arms[0].k, places, device, dtype, micro_batch)
+    shared = SharedStack(study, arms, places, device, dtype, micro_batch)
     return [Session(study, arm, store, device, dtype, micro_batch, share=shared.part(arm)) for arm in arms]
 
 

@@ -127,8 +127,8 @@ IN_THE_RUN = {
     ),
     "nothing_trained_for_curvature": (
         ("curvature",),
-        "first run: dagster asset materialize --select 'quickstart/checkpoints' --partition-range "
-        "'preact-resnet10.k001|0000...preact-resnet10.k016|0120'",
+        "first run: dagster asset materialize --select 'tiny/checkpoints' --partition-range "
+        "'plain.k001|0000...plain.k002|0024'",
     ),
     "nothing_trained_for_tables": (("runs",), "so there is nothing to tabulate"),
     "nothing_trained_for_a_figure": (("training_curves",), "training_curves: no study has the data yet"),

@@ -12,10 +12,11 @@ from dd_core.models.stacking import Convolution
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
-from dd_core.study.study import Arm
+from dd_core.study.study import Arm, Checkpoint
 from dd_core.tables.files import read_parquet
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
-from dd_core.training.train import train_arm
+from dd_core.training.shared_stack import SharedStack
+from dd_core.training.train import train_arm, train_together
 from dd_core.training.trial_stack import TrialStack, stacking
 
 from .comparison import ARM, table
@@ -126,6 +127,30 @@ def test_a_step_as_a_cuda_graph_has_the_bits_of_one_without(precision, optimizer
     np.testing.assert_array_equal(losses, expected_losses)
     assert torch.equal(norms, expected_norms)
     assert all(torch.equal(w[name], e[name]) for w, e in zip(weights, expected, strict=True) for name in w)
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "adamw", "learning_rate": 0.002}, SGD])
+def test_arms_in_one_network_follow_the_cpu_and_resume_exactly(optimizer, make_study, tmp_path):
+    """Their rates are read by the CUDA graph of a step; losses of the first epoch agree within float32."""
+    prepare_process(threads=1)
+    plain = make_study({"optimizer": optimizer}).variants["plain"]
+    rates = {f"v{n}": plain.optimizer.model_copy(update={"learning_rate": 0.002 * n}) for n in (1, 2, 3)}
+    study = make_study(widths=(2,)).model_copy(
+        update={"variants": {name: plain.model_copy(update={"optimizer": own}) for name, own in rates.items()}}
+    )
+    study.__dict__.pop("arms", None)
+    arms = list(study.arms.values())
+    stacks = [SharedStack(study, arms, list(rates), torch.device(where), torch.float32) for where in ("cpu", "cuda")]
+    losses = [shared.stack.train_epoch(1).loss for shared in stacks]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    stacks[1].stack.train_epoch(2)
+    assert stacks[1].stack.stepper.graph._captured is not None
+    weights = []
+    for name, stops in (("whole", (4,)), ("parts", (2, 4))):
+        for until in stops:
+            train_together(study, arms, Store(tmp_path / name), until, device=torch.device("cuda"))
+        weights += [load_checkpoint(Store(tmp_path / name), study, Checkpoint(Arm("v2", 2), 4))[0]]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("trials", [3, 5, 6, 7])

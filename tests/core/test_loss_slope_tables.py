@@ -271,9 +271,8 @@ def test_the_width_from_which_on_the_power_law_breaks_is_found(
     h1, h2, breaks = findings(store, study)
     assert h1.startswith("H1: 4 of 4 runs") or h1.startswith("H1: 2 of 4 runs")
     assert h2.startswith("H2: ")
-    assert breaks.startswith(
-        "plain: two power laws fit the loss no better than one at k = 1; it breaks at k = 2, at epoch"
-    )
+    law = "plain: the power law of epochs 5 to 15"
+    assert breaks.startswith(f"{law} lasts to the end at k = 1 and breaks at k = 2, at epoch 2")
 
 
 def test_break_sentences() -> None:
@@ -282,14 +281,49 @@ def test_break_sentences() -> None:
         WidthBreak(4, 2, 2, 33.0, -0.3, -1.5),
         WidthBreak(8, 2, 2, 31.0, -0.4, -4.5),
     )
-    assert break_sentence("net", [low]) == "net: at no k are two power laws better than one."
-    assert break_sentence("net", [middle, high]) == (
-        "net: the power law of the loss breaks at every k (4, 8), at epoch 31 to 33, where its slope goes from -0.30 "
-        "to -1.50 at k = 4 and from -0.40 to -4.50 at k = 8."
-    )
-    assert "no better than one at k = 1; it breaks from k = 4 on, at epoch 31 to 33" in break_sentence(
-        "net", [low, middle, high]
-    )
+    law, slopes = "net: the power law of epochs 5 to 15", "where its slope goes from -0.30 to -1.50 at k = 4"
+    expected = {
+        (low,): f"{law} lasts to the end at every k (1).",
+        (low, middle): f"{law} lasts to the end at k = 1 and breaks at k = 4, at epoch 33, {slopes}.",
+        (
+            middle,
+            high,
+        ): f"{law} breaks at every k (4, 8), at epoch 31 to 33, {slopes} and from -0.40 to -4.50 at k = 8.",
+        (
+            low,
+            middle,
+            high,
+        ): f"{law} lasts to the end at k = 1 and breaks from k = 4 on, at epoch 31 to 33, {slopes} and "
+        "from -0.40 to -4.50 at k = 8.",
+    }
+    assert {widths: break_sentence("net", list(widths), (5.0, 15.0)) for widths in expected} == expected
+
+
+def test_a_study_without_losses_of_batches_has_no_rows_and_that_is_said_once(
+    store: Store, make_study: MakeStudy
+) -> None:
+    study = make_study(imported=True)
+    for arm in study.arms.values():
+        write_rows(store, study, arm, "training_evals", [evaluation(0, epoch, 1.0) for epoch in (1, 2)])
+    done = rebuild(store, study)
+    sentence = "tiny: no arm has losses of batches, only of epochs, to which no curve is fitted"
+    assert (done.rows, done.left_out) == (0, [sentence])
+
+
+def test_steps_of_imported_runs_may_count_from_0_and_be_thinned(store: Store, make_study: MakeStudy) -> None:
+    study = make_study(imported=True, trials=2, data={"dataset": "others"})
+    losses = power_law(-0.4, 1e-3, num=400)
+    content = [
+        {**batch(trial, step, value, epoch=1 + step // 50), "loss_train_nats": value}
+        for trial, every in ((0, 1), (1, 10))
+        for step, value in list(enumerate(losses))[::every]  # the loss before the first step has number 0
+    ]
+    write_rows(store, study, study.arms["plain.k001"], "training_batches", content)
+    write_rows(store, study, study.arms["plain.k002"], "training_batches", [row for row in content if row["trial"]])
+    rebuild(store, study)
+    found = rows(store, "SELECT status, steps_per_epoch, num_steps, alpha_full FROM loss_slopes ORDER BY arm, trial")
+    assert [row[:3] for row in found] == [("imported", 50, 400), ("imported", 50, 40), ("imported", 50, 40)]
+    assert [row[3] for row in found] == pytest.approx([-0.4] * 3, rel=0.01)
 
 
 def test_nothing_is_said_of_nothing(store: Store, tiny_study: Study) -> None:

@@ -25,6 +25,7 @@ from dd_core.figures.drawing.render import preview_markdown, render
 from dd_core.jobs.job import result_job, training_job
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard
 from dd_core.store import leases, objects, s3
 from dd_core.store.checkpoints import load_checkpoint, read_tensors
@@ -91,6 +92,8 @@ def compute_everything(store: Store, study: Study) -> None:
     compute_curvature(study, Checkpoint(ARM, 2), store)
     hessian_of_checkpoint(study, CHECKPOINT, store)
     rebuild(store, study)
+    rebuild_loss_slopes(store, study)
+    assert rebuild_loss_slopes(store, study).computed == []
 
 
 @pytest.fixture(scope="module")

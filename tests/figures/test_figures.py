@@ -17,7 +17,7 @@ from dd_core.figures.charts import double_descent_curve, epoch_by_width, trainin
 from dd_core.figures.drawing import landmarks, pixels, style
 from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
 from dd_core.figures.drawing.selection import fetch, name_arms, select, shown_variants
-from dd_core.tables.files import TABLES, to_arrow, write_parquet
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
 # Those of the ledger, of monitors and of loss curves, drawn from tables of their own: test_training_figures.py,
@@ -123,6 +123,19 @@ def test_an_arm_that_diverged_does_not_hold_the_others_back(study, store, write_
     chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
     assert set(values(chart, "k")) == {1, 4, 8}
     assert "Left out: k = 2 (diverged)" in subtitle(chart)
+
+
+def test_trials_that_ended_before_the_others_of_their_arm_are_counted(study, store, write_evals, open_views):
+    write_evals(study)
+    chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
+    assert "trials, which" not in subtitle(chart)
+    path = store.table_folder("training_evals", study.name, "plain.k002") / "0004.parquet"
+    table = read_parquet(path).to_pylist()
+    kept = [row for row in table if (row["trial"], row["epoch"]) != (1, 4)]
+    columns = {name: [row[name] for row in kept] for name in kept[0]}
+    write_parquet(path, to_arrow("training_evals", columns, len(kept)))
+    chart = BY_NAME["double_descent_curve"].draw(study, store, open_views())
+    assert "Without 1 of 8 trials, which diverged, stopped early or are not that far" in subtitle(chart)
 
 
 def test_what_is_left_out_of_a_grid_is_counted(new_study, study):

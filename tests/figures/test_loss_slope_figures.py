@@ -114,6 +114,14 @@ def test_straightness_has_every_fitted_run_in_a_bar_and_wilsons_interval_over_al
     assert expected <= {round(row["value"], 3) for row in plain}
 
 
+def test_runs_are_counted_by_what_is_stored_not_by_what_is_drawn(tmp_path: Any) -> None:
+    study, store = campaign_study(families=("s-core",), rates=(0.1,), decays=(1e-3,), trials=2), Store(tmp_path)
+    write_campaign(store, study, lambda run, arm, trial: {"r_squared": 0.97999999 if trial else 0.98})
+    specification = draw("loss_slope_straightness", study, store, compiled=False)
+    assert specification is not None
+    assert title(specification).startswith("1 of 2 runs (50 %")
+
+
 @given(st.lists(st.floats(0, 1), min_size=1), st.floats(0.5, 0.999))
 def test_the_bars_of_r_squared_are_thirty_and_none_lies_across_the_criterion(
     values: list[float], threshold: float

@@ -12,7 +12,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, Widths, errors_by_width
-from dd_core.figures.drawing.selection import MOST_PANELS, fetch, select, shown_variants
+from dd_core.figures.drawing.selection import MOST_PANELS, Selection, fetch, select, shown_variants
 from dd_core.figures.panels.errors_by_variant import errors_by_variant, lowest
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -63,7 +63,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if len(variants) > MOST_PANELS and len({(row["variant"], row["k"]) for row in means}) == len(variants):
         panel, others = errors_by_variant(means, trials, variants, colour)
         marks = "Large points: mean over trials; small points: trials; bar: lowest to highest trial"
-        return style.finish(panel, _of_many(means, variants), [*described, marks, others, selection.note(study)])
+        notes = [marks, others, _absent(study, selection, trials), selection.note(study)]
+        return style.finish(panel, _of_many(means, variants), [*described, *notes])
     drawn, others = shown_variants(study, variants)
     panels = {
         variant: _panels(
@@ -87,10 +88,20 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             if any(published.values())
             else None,
             others,
+            _absent(study, selection, trials),
             selection.note(study),
         ],
         characters=66 if len(panels) == 1 else 100,
     )
+
+
+def _absent(study: Study, selection: Selection, trials: list[dict[str, Any]]) -> str | None:
+    """How many trials of the drawn arms have nothing at the epoch, so that means are over the others."""
+    present = {(row["variant"], row["k"], row["trial"]) for row in trials}
+    num = len(selection.arms) * study.trials - len(present)
+    if study.imported or num <= 0:
+        return None
+    return f"Without {num} of {num + len(present)} trials, which diverged, stopped early or are not that far"
 
 
 def _of_many(means: list[dict[str, Any]], variants: list[str]) -> str:

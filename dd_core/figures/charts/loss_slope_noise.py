@@ -5,7 +5,6 @@ import duckdb
 import numpy as np
 
 from dd_core.analysis.loss_slopes.correlation import Correlation, correlate
-from dd_core.analysis.loss_slopes.hypotheses import Campaign
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.loss_slope_scatter import in_words, p_in_words, scatter
@@ -38,7 +37,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     panels: list[style.Panel] = []
     for name, rows in shown.items():
         x, y = (np.array([row[column] for row in rows], dtype=np.float64) for column in (name, "best_val_ce"))
-        groups = Campaign.from_rows(rows).configuration
+        groups = np.unique([row["arm"] for row in rows], return_inverse=True)[1]
         found[name] = correlate(x, y, groups, "spearman", study.loss_slopes.bootstrap_samples)
         words, title = _MEASURES[name]
         layers = scatter(runs, rows, name, title, (_SIZE, _SIZE), labels=not panels)

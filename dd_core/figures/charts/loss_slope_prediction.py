@@ -6,7 +6,7 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.loss_slopes.correlation import Correlation
-from dd_core.analysis.loss_slopes.hypotheses import H2, Campaign, answer_h2
+from dd_core.analysis.loss_slopes.hypotheses import H2, answer_h2
 from dd_core.analysis.loss_slopes.prediction import Prediction
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
@@ -38,7 +38,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not rows:
         raise DataMissingError(f"no run has an early slope and a validation or test loss; {runs.endings()}")
     settings = study.loss_slopes
-    answer = answer_h2(Campaign.from_rows(runs.rows), settings)
+    answer = answer_h2(runs.campaign, settings)
     first, last = settings.early
     title = [f"alpha_early, {SLOPE}, epochs {first:g} to {last:g}"]
     layers = scatter(runs, rows, "alpha_early", title, _SIZE, errors=True, behind="alpha_full")

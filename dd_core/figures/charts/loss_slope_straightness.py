@@ -8,7 +8,7 @@ import altair as alt
 import duckdb
 import numpy as np
 
-from dd_core.analysis.loss_slopes.hypotheses import H1, Campaign, StraightRuns, answer_h1
+from dd_core.analysis.loss_slopes.hypotheses import H1, StraightRuns, answer_h1
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
@@ -40,7 +40,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not straight:
         raise DataMissingError(f"no run has an R\u00b2; {runs.endings()}")
     settings = study.loss_slopes
-    answer = answer_h1(Campaign.from_rows(runs.rows), settings)
+    answer = answer_h1(runs.campaign, settings)
     edges = bin_edges([row["r_squared"] for row in straight], settings.straight_r_squared)
     top = alt.hconcat(_histogram(runs, straight, edges, settings), _shares(runs, answer, settings), spacing=70)
     models = [name for name in _ALTERNATIVES if runs.having(name)]

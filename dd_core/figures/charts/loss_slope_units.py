@@ -14,7 +14,7 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 _SIZE = 250
-# In SQL, as the values that figures read have six digits.
+# In SQL, as the values that figures draw have six digits.
 _DIFFERENCE = "SELECT max(abs(alpha_early_bits - alpha_early)) AS largest FROM rows WHERE outcome = 'fitted'"
 
 

@@ -30,7 +30,7 @@ _CURRENT = """
 def fetch(
     connection: duckdb.DuckDBPyConnection, study: Study, table: str, sql: str, **parameters: Any
 ) -> list[dict[str, Any]]:
-    """Query the study's current rows of a table.
+    """Query the study's current rows of a table, for drawing.
 
     Args:
         connection: has the views.
@@ -40,9 +40,19 @@ def fetch(
         **parameters: the values of the query's parameters.
 
     Returns:
-        One dictionary per row. Numbers that are not finite become None, which Vega-Lite leaves out and JSON can hold;
-        without a view of that table there are no rows.
+        One dictionary per row. Numbers that are not finite become None, which Vega-Lite leaves out and JSON can hold,
+        others have six digits; without a view of that table there are no rows.
     """
+    return [
+        {name: tidy(value) for name, value in row.items()}
+        for row in fetch_exact(connection, study, table, sql, **parameters)
+    ]
+
+
+def fetch_exact(
+    connection: duckdb.DuckDBPyConnection, study: Study, table: str, sql: str, **parameters: Any
+) -> list[dict[str, Any]]:
+    """The same for computing: numbers as they are stored."""
     if not has_view(connection, table):
         return []
     arms = study.arms
@@ -50,7 +60,7 @@ def fetch(
     query = f"WITH rows AS ({_CURRENT.format(table=TABLES[table].name)}) {sql}"
     cursor = connection.execute(query, {**current, **parameters})
     names = [column[0] for column in cursor.description or ()]
-    return [dict(zip(names, map(_tidy, row), strict=True)) for row in cursor.fetchall()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
@@ -65,7 +75,8 @@ def column_names(connection: duckdb.DuckDBPyConnection, table: str) -> list[str]
     return [name for (name,) in connection.execute(sql, {"table": table}).fetchall()]
 
 
-def _tidy(value: Any) -> Any:
+def tidy(value: Any) -> Any:
+    """A number that can be drawn, or None if it is not finite; anything else as it is."""
     if isinstance(value, float):
         # Six digits are more than a screen can show and a third of the characters.
         return float(f"{value:.6g}") if math.isfinite(value) else None
@@ -111,6 +122,11 @@ _DIVERGED = """
 """
 
 
+def _diverged(connection: duckdb.DuckDBPyConnection, study: Study) -> set[str]:
+    """The arms of the present recipe of which every trial diverged at its last attempt."""
+    return {row["arm"] for row in fetch(connection, study, "runs", _DIVERGED)}
+
+
 def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> Selection | None:
     """Find the arms with current rows and their latest common checkpoint epoch.
 
@@ -132,7 +148,7 @@ def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> S
         epochs=list(study.checkpoints),
     )
     epochs = {row["arm"]: set(row["epochs"] or ()) for row in found}
-    ended = {row["arm"] for row in fetch(connection, study, "runs", _DIVERGED)}
+    ended = _diverged(connection, study)
     # What is trained today has no checkpoint yet, and what diverged at once never will.
     counting = [own for arm, own in epochs.items() if own and arm not in ended] or [
         own for own in epochs.values() if own
@@ -149,10 +165,10 @@ def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> S
     return Selection(
         arms=tuple(arm for arm in study.arms if epoch in epochs.get(arm, ())),
         epoch=epoch,
-        stale=tuple(arm for arm in absent if arm in stored and arm not in epochs),
-        missing=tuple(arm for arm in absent if arm not in stored),
-        diverged=tuple(arm for arm in absent if arm in epochs and arm in ended),
-        unfinished=tuple(arm for arm in absent if arm in epochs and arm not in ended),
+        stale=tuple(arm for arm in absent if arm in stored - set(epochs) - ended),
+        missing=tuple(arm for arm in absent if arm not in stored | ended),
+        diverged=tuple(arm for arm in absent if arm in ended),
+        unfinished=tuple(arm for arm in absent if arm in set(epochs) - ended),
     )
 
 
@@ -183,9 +199,11 @@ def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) 
     sql = f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study"
     stored = {arm for (arm,) in connection.execute(sql, {"study": study.name}).fetchall()}
     arms = tuple(arm for arm in study.arms if arm in current)
-    stale = tuple(arm for arm in study.arms if arm in stored - current)
-    missing = tuple(arm for arm in study.arms if arm not in stored)
-    return arms, Selection(arms, 0, stale, missing).note(study)
+    ended = _diverged(connection, study) - current
+    stale = tuple(arm for arm in study.arms if arm in stored - current - ended)
+    missing = tuple(arm for arm in study.arms if arm not in stored | ended)
+    diverged = tuple(arm for arm in study.arms if arm in ended)
+    return arms, Selection(arms, 0, stale, missing, diverged).note(study)
 
 
 def shown_variants(study: Study, present: Collection[str], most: int = MOST_PANELS) -> tuple[list[str], str | None]:

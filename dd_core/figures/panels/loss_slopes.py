@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 import duckdb
 
+from dd_core.analysis.loss_slopes.campaign import Campaign
 from dd_core.figures.drawing import style
-from dd_core.figures.drawing.selection import drawn_arms, fetch
+from dd_core.figures.drawing.selection import drawn_arms, fetch_exact, tidy
 from dd_core.study.study import Study
 
 # Of families in the order of the study; more of them share the last.
@@ -24,10 +25,12 @@ class Runs:
 
     Attributes:
         rows: of ``loss_slopes``; ``run`` is arm and trial in words, of what diverged ``is_diverged`` is true.
+        campaign: the same in full precision, for what is counted and tested.
         left_out: a sentence about arms without rows, or None.
     """
 
     rows: list[dict[str, Any]]
+    campaign: Campaign
     left_out: str | None
 
     @property
@@ -81,13 +84,15 @@ class Runs:
 def read_runs(connection: duckdb.DuckDBPyConnection, study: Study) -> Runs:
     """The runs of all arms that have current rows."""
     order = {key: i for i, key in enumerate(study.arms)}
-    found = fetch(connection, study, "loss_slopes", "SELECT * FROM rows ORDER BY arm, trial")
+    found = fetch_exact(connection, study, "loss_slopes", "SELECT * FROM rows")
+    found.sort(key=lambda row: (order[row["arm"]], row["trial"]))
     for row in found:
         row["run"] = f"{row['arm']}, trial {row['trial']}"
         row["family"] = row["family"] or row["variant"]
         row["is_diverged"] = "diverged" in (row["status"], row["outcome"])
     _, left_out = drawn_arms(connection, study, "loss_slopes")
-    return Runs(sorted(found, key=lambda row: (order[row["arm"]], row["trial"])), left_out)
+    shown = [{name: tidy(value) for name, value in row.items()} for row in found]
+    return Runs(shown, Campaign.from_rows(found), left_out)
 
 
 def counted(number: int, thing: str) -> str:

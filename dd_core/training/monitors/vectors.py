@@ -15,8 +15,9 @@ from dd_core.training.monitors.base import Watched
 
 def drawn(stack: Watched, purpose: Purpose, step: int, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
     """What ``draw`` makes of every trial's random numbers for that step, (T, ...), on the device."""
-    arrays = np.stack([draw(generator(stack.study.seed, trial, purpose, step)) for trial in stack.trials])
-    tensor = torch.from_numpy(arrays)
+    # Several arms that share a network have the same trials.
+    of_trial = {trial: draw(generator(stack.study.seed, trial, purpose, step)) for trial in dict.fromkeys(stack.trials)}
+    tensor = torch.from_numpy(np.stack([of_trial[trial] for trial in stack.trials]))
     # From pinned memory a copy need not wait for what the GPU still has to do.
     return tensor.pin_memory().to(stack.device, non_blocking=True) if stack.device.type == "cuda" else tensor
 
