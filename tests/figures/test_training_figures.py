@@ -419,6 +419,7 @@ def test_of_many_variants_the_first_are_drawn(study, store, new_study, write_mon
 def test_ticks_are_few_round_and_within(low: float, ratio: float):
     ticks = log_axis.log_ticks(low, low * ratio)
     assert ticks == sorted(set(ticks)) and all(low <= tick <= low * ratio for tick in ticks)
-    assert all(float(f"{tick:.1e}") == tick for tick in ticks)
+    assert len(ticks) >= 2, "a single label is no axis"
+    assert all(float(f"{tick:.{1 if ratio >= 4 else 2}e}") == tick for tick in ticks)
     if ratio >= 10:
         assert 3 <= len(ticks) <= 16

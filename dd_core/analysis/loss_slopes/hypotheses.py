@@ -193,6 +193,13 @@ class H2:
     strong: float
     weak: float
 
+    @property
+    def is_between_kinds(self) -> bool:
+        """Whether runs correlate because they are of different kinds: no more given rate, decay, variant and width."""
+        partial = self.pooled.partial
+        known = partial.low is not None and partial.high is not None
+        return self.verdict == "yes" and known and partial.low <= 0 <= partial.high  # type: ignore[operator]
+
     def sentence(self) -> str:
         """The answer for people."""
         rho = self.pooled.spearman
@@ -207,6 +214,8 @@ class H2:
         partial = self.pooled.partial
         if partial.value is not None:
             text += f"; given learning rate, weight decay and variant it is {partial.value:.2f}"
+            text += f" ({partial.low:.2f} to {partial.high:.2f})" if partial.low is not None else ""
+            text += ", so it is the kinds of runs that differ" if self.is_between_kinds else ""
         error = self.prediction.root_mean_square
         if error:
             text += (

@@ -1,5 +1,6 @@
 """Best validation loss over learning rate and weight decay, a heat map for each family, with the runs that diverged."""
 
+import math
 import statistics
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from dd_core.study.study import Study
 
 _CELL = (78, 52)
 _MOST_PANELS = 12
+# Cells that are so many times worse than the best share the lightest colour.
+_DARKEST_TO_LIGHTEST = 10
 _AXES = ("learning_rate", "weight_decay")
 # What else may differ within a family makes panels of its own.
 _OTHERS = {"k": "k", "momentum": "momentum", "batch_size": "batch size", "label_noise": "label noise"}
@@ -98,8 +101,10 @@ def headline(runs: Runs, cells: list[dict[str, Any]]) -> str:
 def _colour(values: list[float], title: str) -> alt.Color:
     """Dark is good; the worst cells share a colour, so that they do not hide the differences of the others."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    high = min(high, 3 * low) if low > 0 else high
-    scale = alt.Scale(scheme="viridis", domain=[low, high if high > low else low + 1], clamp=True)
+    high = min(high, _DARKEST_TO_LIGHTEST * low) if low > 0 else high
+    scale = alt.Scale(
+        type="log" if low > 0 else "linear", scheme="viridis", domain=[low, high if high > low else low + 1], clamp=True
+    )
     clipped = [f"(yellow: {style.number(high)} or more)"] if values and max(values) > high else []
     words = [f"{title.removesuffix(', nats')},", "nats", *clipped]
     legend = alt.Legend(gradientLength=120, format=".3~g") if values else None
@@ -114,7 +119,7 @@ def _panel(name: str, cells: list[dict[str, Any]], colour: alt.Color, values: li
     base = alt.Chart(style.data(cells)).encode(x=x, y=y)
     # Text is dark on the lighter half of the colours.
     shown = sorted(values)
-    middle = (shown[0] + min(shown[-1], 3 * shown[0])) / 2 if shown else 0.0
+    middle = math.sqrt(shown[0] * min(shown[-1], _DARKEST_TO_LIGHTEST * shown[0])) if shown else 0.0
     ink = alt.condition(f"datum.value === null || datum.value > {middle}", alt.value("black"), alt.value("white"))
     layers = [
         base.mark_rect(color="#D9D9D9", stroke="white", strokeWidth=2),

@@ -73,6 +73,9 @@ def headline(answer: H2, settings: LossSlopeSettings) -> str:
         "no": f"H2 is not met ({asked})",
         "weak": f"H2 is not met, |\u03c1| < {weak:g}",
     }.get(answer.verdict, "H2 is open")
+    if answer.is_between_kinds:
+        given = in_words(answer.pooled.partial)
+        verdict += f", but not given learning rate, weight decay and family: {given}"
     return (
         f"Early slope and best loss: {in_words(rho)}, {p_in_words(rho)}, {counted(rho.num_runs, 'run')} of "
         f"{counted(rho.num_configurations, 'configuration')}: {verdict}"

@@ -50,4 +50,12 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [tick for power in powers for step in steps if low <= (tick := float(f"{step}e{power}")) <= high]
         if len(ticks) >= 3:
             break
-    return ticks
+    return ticks if len(ticks) > 1 else _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Two to five round numbers at equal distances, for a range in which logarithms hardly bend."""
+    power = math.floor(math.log10((high - low) / 2))
+    step = next(step for step in (5, 2, 1) if step * 10.0**power <= (high - low) / 2) * 10.0**power
+    first = math.ceil(low / step)
+    return [float(f"{number * step:.12g}") for number in range(first, math.floor(high / step) + 1)]
