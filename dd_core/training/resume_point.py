@@ -20,7 +20,7 @@ from dd_core.study.study import Arm, Checkpoint, Study
 _FORMAT = "2"
 
 
-def save(store: Store, study: Study, arm: Arm, tensors: dict[str, Tensor], content: dict[str, str]) -> None:
+def keep(store: Store, study: Study, arm: Arm, tensors: dict[str, Tensor], content: dict[str, str]) -> None:
     """Write tensors, and what else is to be remembered, with a digest of all."""
     content = {"format": _FORMAT, "identity": _identity(study, arm), **content}
     metadata = {**content, "digest": digest(tensors) + json.dumps(content, sort_keys=True)}

@@ -184,7 +184,7 @@ class Session:
             "threads": str(torch.get_num_threads()),
             **self._conditions,
         }
-        resume_point.save(self.store, self.study, self.arm, tensors, content)
+        resume_point.keep(self.store, self.study, self.arm, tensors, content)
         prune_best(self.store, self.study, self.arm, [[epoch for _, epoch in p.kept] for p in self.progress])
 
     def resume(self) -> str | None:
