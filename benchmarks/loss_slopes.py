@@ -30,8 +30,9 @@ from common import interleaved, load_average, median_ratio, parse_arguments, wri
 from dd_core.analysis.loss_slopes.breaks import split_profile, two_power_fit
 from dd_core.analysis.loss_slopes.correlation import correlate
 from dd_core.analysis.loss_slopes.criteria import criteria
+from dd_core.analysis.loss_slopes.curved_fits import offset_fit
 from dd_core.analysis.loss_slopes.errors import block_length, effective_sample_size, moving_block_draws
-from dd_core.analysis.loss_slopes.fits import Fit, linear_fit, offset_fit
+from dd_core.analysis.loss_slopes.fits import Fit, linear_fit
 from dd_core.analysis.loss_slopes.points import Sampling, make_points
 from dd_core.analysis.loss_slopes.run import Run, analyse_run
 from dd_core.study.loss_slopes import LossSlopeSettings

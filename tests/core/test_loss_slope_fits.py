@@ -11,10 +11,11 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dd_core.analysis.loss_slopes import fits
+from dd_core.analysis.loss_slopes import curved_fits
 from dd_core.analysis.loss_slopes.breaks import split_profile, two_power_fit
 from dd_core.analysis.loss_slopes.curve import clean_curve
-from dd_core.analysis.loss_slopes.fits import Errors, linear_fit, offset_fit, smooth_break_fit
+from dd_core.analysis.loss_slopes.curved_fits import offset_fit, smooth_break_fit
+from dd_core.analysis.loss_slopes.fits import Errors, linear_fit
 from dd_core.analysis.loss_slopes.knee import knee_epoch_aic, knee_epoch_at_loss
 from dd_core.analysis.loss_slopes.points import Points, Sampling, make_points, variance_power
 from dd_core.analysis.loss_slopes.slopes import in_bits, linear_slope, scan, start_spread, window_slope
@@ -165,7 +166,7 @@ def test_jacobians_are_derivatives(model: str, monkeypatch: pytest.MonkeyPatch) 
         checked.append(len(at))
         return original(function, start, jacobian, **options)
 
-    monkeypatch.setattr(fits, "least_squares", checking)
+    monkeypatch.setattr(curved_fits, "least_squares", checking)
     points = make_points(STEP, np.exp(two_powers() + noise(4000)), 60).weighted(0.5)
     if model == "offset":
         offset_fit(points)

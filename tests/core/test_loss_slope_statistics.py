@@ -9,6 +9,7 @@ import statsmodels.api as sm
 from statsmodels.tsa.stattools import acf
 
 from dd_core.analysis.loss_slopes.criteria import akaike_weights, criteria
+from dd_core.analysis.loss_slopes.curved_fits import offset_fit
 from dd_core.analysis.loss_slopes.errors import (
     autocorrelation,
     block_length,
@@ -19,10 +20,11 @@ from dd_core.analysis.loss_slopes.errors import (
     newey_west_lags,
     uncertainty,
 )
-from dd_core.analysis.loss_slopes.fits import Errors, linear_fit, offset_fit
+from dd_core.analysis.loss_slopes.fits import Errors, linear_fit
 from dd_core.analysis.loss_slopes.plateau import plateau_epoch
 from dd_core.analysis.loss_slopes.points import Sampling
-from dd_core.analysis.loss_slopes.run import Run, analyse_run, normality
+from dd_core.analysis.loss_slopes.rows import normality
+from dd_core.analysis.loss_slopes.run import Run, analyse_run
 from dd_core.analysis.loss_slopes.spectra import (
     band_mean,
     batch_noise_floor,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit
+from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit, residuals_of
 from dd_core.analysis.loss_slopes.points import Points, independent_points, with_its_weights
 
 FEWEST_IN_SEGMENT = 15
@@ -56,11 +56,7 @@ def two_power_fit(points: Points, errors: Errors | None = None, last_break: floa
     """
     if len(points) < 2 * FEWEST_IN_SEGMENT:
         return None
-    return with_its_weights(points, lambda p: _two_power_fit(p, errors, last_break), _residuals)
-
-
-def _residuals(fit: Fit | None) -> np.ndarray:
-    return np.zeros(0) if fit is None else fit.residuals
+    return with_its_weights(points, lambda p: _two_power_fit(p, errors, last_break), residuals_of)
 
 
 def _two_power_fit(points: Points, errors: Errors | None, last_break: float | None) -> Fit | None:

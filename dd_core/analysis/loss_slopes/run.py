@@ -1,21 +1,25 @@
 """Everything about one run's loss curve, as the rows of ``loss_slopes`` and ``loss_slope_fits``."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from dd_core.analysis.loss_slopes.breaks import two_power_fit
-from dd_core.analysis.loss_slopes.criteria import akaike_weights, criteria
+from dd_core.analysis.loss_slopes.criteria import criteria
 from dd_core.analysis.loss_slopes.curve import FEWEST_POINTS, Curve, clean_curve
-from dd_core.analysis.loss_slopes.errors import autocorrelation
-from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit, offset_fit, smooth_break_fit
+from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit
 from dd_core.analysis.loss_slopes.knee import DECISIVE, knee_epoch_aic, knee_epoch_at_loss
 from dd_core.analysis.loss_slopes.plateau import plateau_epoch
-from dd_core.analysis.loss_slopes.points import Points, Sampling, independent_points
+from dd_core.analysis.loss_slopes.points import Sampling, independent_points
+from dd_core.analysis.loss_slopes.rows import (
+    fit_rows,
+    models_of,
+    plain_value,
+    slope_columns,
+    straight_columns,
+)
 from dd_core.analysis.loss_slopes.slopes import in_bits, linear_slope, scan, start_spread, window_slope
 from dd_core.analysis.loss_slopes.spectra import (
     PSD_TAIL,
@@ -84,7 +88,7 @@ def analyse_run(run: Run, settings: LossSlopeSettings) -> tuple[dict[str, Any], 
         columns |= fitted
         reasons += more
     columns["reason"] = " ".join(reasons) or None
-    return {name: _plain(value) for name, value in columns.items()}, rows
+    return {name: plain_value(value) for name, value in columns.items()}, rows
 
 
 _COLUMNS = (
@@ -99,13 +103,6 @@ _COLUMNS = (
     *("loss_at_early_stop", "final_train_loss", "best_val_ce", "best_val_epoch", "final_val_ce"),
     *("lambda_plateau_epoch", "lambda_max_early", "psd_tail", "noise_floor", "resid_power"),
 )
-
-
-def _plain(value: Any) -> Any:
-    """A Python value for a table; None for numbers that are not finite."""
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def _validation(run: Run, curve: Curve) -> dict[str, Any]:
@@ -138,8 +135,8 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
     reasons: list[str] = []
 
     burn_in = two_power_fit(whole, errors, LATEST_KNEE * float(curve.step[-1]))
-    all_of_it = _models(whole, errors, settings.smooth_break)
-    rows = _rows("whole", all_of_it, per_epoch, float(curve.epoch[-1]))
+    all_of_it = models_of(whole, errors, settings.smooth_break)
+    rows = fit_rows("whole", all_of_it, per_epoch, float(curve.epoch[-1]))
     knees: dict[str, float | None] = {
         "knee_epoch": knee_epoch_aic(whole, per_epoch),
         "knee_epoch_at_loss": knee_epoch_at_loss(curve, settings.burn_in_loss),
@@ -150,7 +147,7 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
     if burn_in is not None and knees["knee_epoch_break"] is not None:
         place = int(np.searchsorted(whole.log_time, math.log(burn_in.value["break_epoch"])))
         for segment, side in (("before break", whole[slice(place)]), ("after break", whole[slice(place, None)])):
-            rows += _rows(segment, [linear_fit(side, "power", errors)], per_epoch, float(curve.epoch[-1]))
+            rows += fit_rows(segment, [linear_fit(side, "power", errors)], per_epoch, float(curve.epoch[-1]))
     knee = knees[{"aic": "knee_epoch", "loss": "knee_epoch_at_loss", "break": "knee_epoch_break"}[settings.knee]]
     part = curve.window(knee or 0.0, math.inf)
     if knee is None and settings.knee != "break":
@@ -161,10 +158,10 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
             f"Fewer than {FEWEST_POINTS} points lie after the knee, so the whole curve is the straight segment."
         )
         knee, part, straight = None, slice(0, len(curve.step)), whole
-    models = _models(straight, errors, settings.smooth_break)
-    new = _rows("straight", models, per_epoch, float(curve.epoch[-1]))
+    models = models_of(straight, errors, settings.smooth_break)
+    new = fit_rows("straight", models, per_epoch, float(curve.epoch[-1]))
     rows += new
-    columns: dict[str, Any] = {**knees, "first_fit_epoch": knee or 0.0, **_straight(models, new)}
+    columns: dict[str, Any] = {**knees, "first_fit_epoch": knee or 0.0, **straight_columns(models, new)}
     columns["burn_in_loss"] = float(curve.loss[part][: max(1, int(straight.count[0]))].mean())
     columns |= _spectrum(curve, part, models[0])
 
@@ -172,9 +169,9 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
     if isinstance(early, str):
         reasons.append("alpha_early is null: " + early)
     else:
-        rows += _rows("early", [early], per_epoch, settings.early[1])
+        rows += fit_rows("early", [early], per_epoch, settings.early[1])
         linear = linear_slope(curve, *settings.early)
-        columns |= _slope("alpha_early", early)
+        columns |= slope_columns("alpha_early", early)
         bits = window_slope(replace(curve, loss=in_bits(curve.loss)), *settings.early, sampling, Errors("independent"))
         columns["alpha_early_bits"] = bits.value["slope"] if isinstance(bits, Fit) else None
         columns |= {
@@ -183,7 +180,7 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
         }
     columns["alpha_start_spread"] = start_spread(curve, settings.starts, settings.early[1], sampling)
     for _, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, sampling, errors):
-        rows += _rows("scan", [fit], per_epoch, last)
+        rows += fit_rows("scan", [fit], per_epoch, last)
     return columns, rows, reasons
 
 
@@ -194,100 +191,6 @@ def _is_better(burn_in: Fit | None, models: list[Fit]) -> bool:
     size = independent_points(burn_in.points)
     one, two = (criteria(f.rss, len(f.points), f.num_parameters, size).aicc for f in (models[0], burn_in))
     return two < one - DECISIVE
-
-
-def _models(points: Points, errors: Errors, smooth: bool) -> list[Fit]:
-    """Every model that the points allow; the power law first."""
-    fits: list[Fit | None] = [linear_fit(points, "power", errors), linear_fit(points, "exponential", errors)]
-    fits.append(offset_fit(points, errors))
-    two = two_power_fit(points, errors)
-    fits.append(two)
-    if smooth and two is not None:
-        fits.append(smooth_break_fit(points, two, errors))
-    return [fit for fit in fits if fit is not None]
-
-
-def _rows(segment: str, fits: list[Fit], per_epoch: float, last_epoch: float) -> list[dict[str, Any]]:
-    """Rows of one segment's models, which share their points."""
-    size = independent_points(replace(fits[0].points, adaptive=True))
-    rows = []
-    for fit in fits:
-        num = len(fit.points)
-        plain, effective = (criteria(fit.rss, num, fit.num_parameters, m) for m in (None, size))
-        row: dict[str, Any] = {
-            "segment": segment,
-            "model": fit.model,
-            "estimator": fit.estimator,
-            "first_epoch": float(fit.points.time[0] / per_epoch),
-            "last_epoch": last_epoch,
-            "num_points": num,
-            "effective_sample_size": size,
-            "num_parameters": fit.num_parameters,
-            **{name: fit.value.get(name) for name in ("intercept", "slope", "slope_after", "offset")},
-            **{
-                f"{name}_standard_error": fit.standard_error.get(name)
-                for name in ("intercept", "slope", "slope_after", "offset")
-            },
-            "slope_low": fit.low["slope"],
-            "slope_high": fit.high["slope"],
-            "break_epoch": _divided(fit.value.get("break_epoch"), per_epoch),
-            "break_epoch_low": _divided(fit.low.get("break_epoch"), per_epoch),
-            "break_epoch_high": _divided(fit.high.get("break_epoch"), per_epoch),
-            "rss": fit.rss,
-            "r_squared": fit.r_squared,
-            **{name: getattr(plain, name) for name in ("aic", "aicc", "bic")},
-            **{f"{name}_effective": getattr(effective, name) for name in ("aic", "aicc", "bic")},
-        }
-        rows.append(row)
-    for suffix in ("", "_effective"):
-        weights = akaike_weights([row[f"aicc{suffix}"] for row in rows])
-        for row, weight in zip(rows, weights, strict=True):
-            row[f"akaike_weight{suffix}"] = float(weight)
-    return [{name: _plain(value) for name, value in row.items()} for row in rows]
-
-
-def _divided(value: float | None, by: float) -> float | None:
-    return None if value is None else value / by
-
-
-def _slope(name: str, fit: Fit) -> dict[str, float]:
-    return {
-        name: fit.value["slope"],
-        f"{name}_standard_error": fit.standard_error["slope"],
-        f"{name}_low": fit.low["slope"],
-        f"{name}_high": fit.high["slope"],
-    }
-
-
-def _straight(fits: list[Fit], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns of the straight segment."""
-    line = fits[0]
-    rho = autocorrelation(line.standardised)
-    columns: dict[str, Any] = {
-        "num_points": len(line.points),
-        "effective_sample_size": rows[0]["effective_sample_size"],
-        "estimator": line.estimator,
-        "r_squared": line.r_squared,
-        "residual_autocorrelation": float(rho[1]) if len(rho) > 1 else None,
-        "residual_normality": normality(line.standardised),
-        **_slope("alpha_full", line),
-    }
-    of = {row["model"]: row for row in rows}
-    for column, model in (("exponential", "exponential"), ("two_power", "two_power"), ("offset", "power_offset")):
-        for suffix, kind in (("", "aicc_effective"), ("_plain", "aicc")):
-            one, other = of["power"][kind], of.get(model, {}).get(kind)
-            columns[f"delta_aic_{column}{suffix}"] = None if one is None or other is None else other - one
-    known = [row for row in rows if row["aicc_effective"] is not None]
-    columns["best_model"] = min(known, key=lambda row: row["aicc_effective"])["model"] if known else None
-    return columns
-
-
-def normality(residuals: np.ndarray) -> float | None:
-    """Correlation of sorted residuals with normal quantiles (Q-Q; Filliben 1975); None of constants."""
-    if not np.ptp(residuals) > 0:
-        return None
-    (_, _), (_, _, correlation) = scipy.stats.probplot(residuals)
-    return float(correlation)
 
 
 def _spectrum(curve: Curve, part: slice, line: Fit) -> dict[str, Any]:
