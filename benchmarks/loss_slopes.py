@@ -163,7 +163,7 @@ def speeds(quick: bool, repeats: int) -> dict[str, float]:
 
 
 def analyse_seeds(seeds: range) -> int:
-    """Of as many runs of 20,000 steps."""
+    """Analyse as many runs of 20,000 steps; returns the number of fits."""
     settings = LossSlopeSettings()
     return sum(len(analyse_run(run_of(20_000, seed), settings)[1]) for seed in seeds)
 

@@ -152,7 +152,7 @@ def _finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _steps_per_epoch(study: Study, arm: Arm, batches: Rows) -> float:
-    """Of what is trained here as the calendar says; of imported runs as the arm's steps and epochs say.
+    """Optimiser steps of an epoch: by the calendar, or of imported runs by the steps and epochs that they have.
 
     Others may log every tenth step: then the last steps that two epochs have are still an epoch's steps apart, in the
     middle of all epochs. Where no run has two epochs the size of the data set must do, and without that the last step.

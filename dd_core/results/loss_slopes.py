@@ -143,7 +143,7 @@ def _path(store: Store, study: Study, arm: Arm, table: str) -> Path:
 
 
 def _known_outcomes(store: Store, study: Study, task: _Task) -> Counter[str] | None:
-    """Of an arm whose files are there, unharmed and of the same sources; None of another."""
+    """What is stored of an arm whose files are there, unharmed and of the same sources; None of another."""
     for table in LOSS_SLOPE_TABLES:
         manifest = store.read_manifest(store.manifest_path(_path(store, study, task.arm, table)))
         if manifest is None or manifest.content.get("source_sha256") != task.digest or not store.is_sound(manifest):

@@ -107,7 +107,7 @@ class Manifest:
 
     @property
     def weights(self) -> list[FileEntry]:
-        """Of a checkpoint, its files of weights in the order of the trials: one, or one for every part of the arm."""
+        """A checkpoint's files of weights in the order of the trials: one, or one for every part of the arm."""
         roles = (role for role in self.files if role.partition(".")[0] == "weights")
         return [self.files[role] for role in sorted(roles, key=lambda role: (len(role), role))]
 

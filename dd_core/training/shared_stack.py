@@ -65,7 +65,7 @@ class SharedStack:
         return self._metrics
 
     def evaluation(self, epoch: int) -> Evaluation:
-        """Of all places, computed when the first arm asks for it."""
+        """The evaluation of all places, computed when the first arm asks for it."""
         if self._evaluated is None or self._evaluated[0] != epoch:
             self._evaluated = epoch, self.stack.evaluate(epoch)
         return self._evaluated[1]

@@ -229,7 +229,7 @@ class TrialStack:
 
     @property
     def num_parameters(self) -> int:
-        """Of one trial's network."""
+        """Number of parameters of one trial's network."""
         return sum(parameter.numel() for parameter in self.model.parameters()) // len(self.trials)
 
     def weights(self) -> dict[str, Tensor]:

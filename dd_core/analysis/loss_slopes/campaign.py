@@ -42,7 +42,7 @@ class Campaign:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Campaign":
-        """Of rows of the table; columns that a row lacks are unknown."""
+        """A campaign from rows of the table; columns that a row lacks are unknown."""
         columns = {}
         for field in fields(cls):
             values = [row.get(field.name) for row in rows]

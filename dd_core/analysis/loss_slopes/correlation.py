@@ -13,7 +13,7 @@ KINDS: tuple[Kind, ...] = ("pearson", "spearman", "partial")
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of two columns.
+    """A correlation of two columns.
 
     Attributes:
         kind: ``pearson``; ``spearman`` (of ranks); ``partial`` (Pearson's, of what covariates leave over).

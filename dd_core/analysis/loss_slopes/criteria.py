@@ -12,7 +12,7 @@ _RESOLUTION = 2.0**-24
 
 @dataclass(frozen=True)
 class Criteria:
-    """Of one fit; NaN where undefined (AICc: too few points for the parameters).
+    """Criteria of one fit; NaN where undefined (AICc: too few points for the parameters).
 
     Attributes:
         aic: 2 K - 2 log likelihood, up to a constant of the points (Akaike 1974).

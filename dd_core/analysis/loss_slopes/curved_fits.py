@@ -91,7 +91,7 @@ def _offset_fit(points: Points, errors: Errors) -> Fit:
 
 
 def _transformed(sure: Uncertainty, to: np.ndarray, before: np.ndarray, after: np.ndarray) -> Uncertainty:
-    """Of linear combinations; intervals keep their width in standard errors."""
+    """How sure linear combinations are; intervals keep their width in standard errors."""
     known = np.isfinite(np.diag(sure.covariance))
     covariance = np.full(sure.covariance.shape, np.nan)
     inner = to[np.ix_(known, known)] @ sure.covariance[np.ix_(known, known)] @ to[np.ix_(known, known)].T

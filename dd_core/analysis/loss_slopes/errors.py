@@ -81,7 +81,7 @@ def long_run_covariance(scores: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of estimated parameters (p,).
+    """How sure estimated parameters (p,) are.
 
     Attributes:
         covariance: (p, p).
@@ -153,7 +153,7 @@ def _t_quantile(freedom: float) -> float:
 
 
 def block_length(residuals: np.ndarray) -> int:
-    """Of moving blocks: n^(1/3) (Hall, Horowitz & Jing 1995) or four correlation times, at most a quarter of all."""
+    """Length of moving blocks: n^(1/3) (Hall, Horowitz & Jing 1995) or four correlation times, at most a quarter of all."""
     num = len(residuals)
     return max(1, min(num // 4, math.ceil(max(num ** (1 / 3), 4 * (correlation_time(residuals) - 1)))))
 

@@ -103,7 +103,7 @@ def linear_fit(
 
 
 def residuals_of(fit: "Fit | None") -> np.ndarray:
-    """Of a fit, if there is one."""
+    """The residuals of a fit; none without one."""
     return np.zeros(0) if fit is None else fit.residuals
 
 

@@ -161,7 +161,7 @@ def _median(values: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class Correlations:
-    """Of one column with another, by three readings; see ``Correlation``."""
+    """Correlations of one column with another, by three readings; see ``Correlation``."""
 
     pearson: Correlation
     spearman: Correlation

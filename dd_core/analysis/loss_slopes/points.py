@@ -113,7 +113,7 @@ class Sampling:
     weights: Literal["variance", "equal"] = "variance"
 
     def points(self, step: np.ndarray, loss: np.ndarray) -> Points:
-        """Of steps (n,) ascending and losses (n,) positive; bins hold at least ``memory_of`` steps.
+        """Points of steps (n,) ascending and losses (n,) positive; bins hold at least ``memory_of`` steps.
 
         Narrower ones would be alike at the beginning and independent at the end, which no error minds.
         """

@@ -194,7 +194,7 @@ def _is_better(burn_in: Fit | None, models: list[Fit]) -> bool:
 
 
 def _spectrum(curve: Curve, part: slice, line: Fit) -> dict[str, Any]:
-    """Of the residuals of single steps, around the straight segment's line."""
+    """Spectrum of the residuals of single steps, around the straight segment's line."""
     step, loss = curve.step[part], curve.loss[part]
     stretch = longest_stretch(step)
     step, loss = step[stretch], loss[stretch]

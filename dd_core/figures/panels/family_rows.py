@@ -58,5 +58,5 @@ def family_rows(
 
 
 def height(runs: Runs) -> int:
-    """Of such a panel, pixels."""
+    """Height of such a panel, pixels."""
     return max(_ROW * len({row["family"] for row in runs.fitted}), 46)
