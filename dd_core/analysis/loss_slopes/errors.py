@@ -153,7 +153,7 @@ def _t_quantile(freedom: float) -> float:
 
 
 def block_length(residuals: np.ndarray) -> int:
-    """Length of moving blocks: n^(1/3) (Hall, Horowitz & Jing 1995) or four correlation times, at most a quarter of all."""
+    """Length of moving blocks: n^(1/3) (Hall et al. 1995) or four correlation times, at most a quarter of all."""
     num = len(residuals)
     return max(1, min(num // 4, math.ceil(max(num ** (1 / 3), 4 * (correlation_time(residuals) - 1)))))
 
