@@ -285,28 +285,29 @@ def test_slopes_by_width_say_from_where_on_the_power_law_breaks(tmp_path: Any) -
 
     def change(run: dict[str, Any], arm: str, trial: int) -> dict[str, Any]:
         k = study.arms[arm].k
-        return {"knee_epoch_break": 3.0 + trial if k >= 4 else None, "delta_aic_two_power": -9.0 if k == 8 else 5.0}
+        knee = 16.0 + trial if k >= 4 else 3.0 if k == 2 else None  # the one at k = 2 is burn-in
+        return {"knee_epoch_break": knee, "delta_aic_two_power": -9.0 if k == 8 else 5.0}
 
     write_campaign(store, study, change)
     specification = drawn("by_width", study, store)
     assert title(specification).startswith(
-        "From k = 4 on the power law breaks at epoch 3 to 4, in 4 of 4 runs, and in none of 4 below; the early "
+        "From k = 4 on the early power law breaks at epoch 16 to 17, in 4 of 4 runs, and in none of 4 below; the early "
         "slope is flattest at k = 1 ("
     )
     found = [(row["k"], row["what"]) for row in rows(specification, "what", "run")]
     assert {k for k, what in found if what == "break after it"} == {8}
-    assert {k for k, what in found if what == "knee (end of burn-in)"} == {4, 8}
+    assert {k for k, what in found if what == "knee (end of burn-in)"} == {2, 4, 8}
     assert len([k for k, what in found if what == "early slope"]) == 8
 
 
 @pytest.mark.parametrize(
     ("broken", "threshold", "expected"),
     [
-        ((), None, "the power law breaks in none of 4 runs"),
-        ((1, 2, 4, 8), 4, "the power law breaks in 4 of 4 runs, at epoch 7 (interpolation threshold: k = 4)"),
-        ((4, 8), 4, "from k = 4, the interpolation threshold, on the power law breaks at epoch 7, in 2 of 2 runs, and "
-         "in none of 2 below"),
-        ((2, 4, 8), 4, "from k = 2 on the power law breaks at epoch 7, in 3 of 3 runs, and in none of 1 below "
+        ((), None, "the early power law breaks in none of 4 runs"),
+        ((1, 2, 4, 8), 4, "the early power law breaks in 4 of 4 runs, at epoch 7 (interpolation threshold: k = 4)"),
+        ((4, 8), 4, "from k = 4, the interpolation threshold, on the early power law breaks at epoch 7, in 2 of 2 "
+         "runs, and in none of 2 below"),
+        ((2, 4, 8), 4, "from k = 2 on the early power law breaks at epoch 7, in 3 of 3 runs, and in none of 1 below "
          "(interpolation threshold: k = 4)"),
     ],
 )  # fmt: skip

@@ -63,11 +63,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         )
         for variant in drawn
     }
+    early = study.loss_slopes.early
     title = "Slopes of the loss curve and its break against width, by variant"
     if len(drawn) == 1:
-        own = [row for row in runs.fitted if row["variant"] == drawn[0]]
+        own = [_without_burn_in(row, early[1]) for row in runs.fitted if row["variant"] == drawn[0]]
         title = headline(own, widths.get(drawn[0])) or title
-    early = study.loss_slopes.early
     return style.finish(
         style.by_variant(panels),
         title,
@@ -79,6 +79,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ],
         characters=66 if len(panels) == 1 else 100,
     )
+
+
+def _without_burn_in(row: dict[str, Any], early_stop: float) -> dict[str, Any]:
+    """The row with a break only where it ends the early power law; one before that ends burn-in."""
+    knee = row["knee_epoch_break"]
+    return {**row, "knee_epoch_break": knee if knee is not None and knee > early_stop else None}
 
 
 def _long(runs: Runs) -> list[dict[str, Any]]:
@@ -113,7 +119,7 @@ def _breaks(runs: Runs, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def headline(rows: list[dict[str, Any]], widths: Widths | None) -> str | None:
-    """One sentence about one variant: at which widths the power law breaks, and how steep it is early.
+    """One sentence about one variant: at which widths the early power law breaks, and how steep it is early.
 
     Args:
         rows: its fitted runs.
@@ -144,7 +150,7 @@ def _where_it_breaks(rows: list[dict[str, Any]], threshold: int | None) -> str:
     breaks = means(rows, "knee_epoch_break")
     broken = {k: sum(row["k"] == k and row["knee_epoch_break"] is not None for row in rows) for k in ks}
     if not breaks:
-        return f"the power law breaks in none of {counted(len(rows), 'run')}{near}"
+        return f"the early power law breaks in none of {counted(len(rows), 'run')}{near}"
     epochs = [row["knee_epoch_break"] for row in rows if row["knee_epoch_break"] is not None]
     when = (
         f"at epoch {min(epochs):.2g} to {max(epochs):.2g}" if min(epochs) < max(epochs) else f"at epoch {epochs[0]:.2g}"
@@ -152,11 +158,11 @@ def _where_it_breaks(rows: list[dict[str, Any]], threshold: int | None) -> str:
     first = min(breaks)
     above, below = (sum(row["k"] >= first for row in rows), sum(row["k"] < first for row in rows))
     if below == 0 or sum(broken.values()) < above / 2:
-        return f"the power law breaks in {sum(broken.values())} of {counted(len(rows), 'run')}, {when}{near}"
+        return f"the early power law breaks in {sum(broken.values())} of {counted(len(rows), 'run')}, {when}{near}"
     where = ", the interpolation threshold," if first == threshold else ""
     return (
-        f"from k = {first}{where} on the power law breaks {when}, in {sum(broken.values())} of {counted(above, 'run')},"
-        f" and in none of {below} below{'' if where else near}"
+        f"from k = {first}{where} on the early power law breaks {when}, in {sum(broken.values())} of "
+        f"{counted(above, 'run')}, and in none of {below} below{'' if where else near}"
     )
 
 
