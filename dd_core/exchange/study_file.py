@@ -137,8 +137,10 @@ def _yaml(content: dict[str, Any], former: str | None) -> str:
     keys: dict[str, Any] = yaml.load(former) if former else {}
     for key, value in content.items():
         if key == "variants" and key in keys:
-            keys[key].update({name: variant for name, variant in value.items() if name not in keys[key]})
-            for name, variant in value.items():
+            by_hand = {family for family, variant in keys[key].items() if "grid" in variant}
+            own = {name: variant for name, variant in value.items() if variant.get("family") not in by_hand}
+            keys[key].update({name: variant for name, variant in own.items() if name not in keys[key]})
+            for name, variant in own.items():
                 if "widths" in variant:
                     keys[key][name]["widths"] = variant["widths"]
                 else:

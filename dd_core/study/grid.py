@@ -66,6 +66,8 @@ def _unfolded_variant(family: str, variant: dict[str, Any]) -> Iterator[tuple[st
     if number > _MOST_VARIANTS:
         raise ValueError(f"{where}: makes {number:,} variants, more than {_MOST_VARIANTS:,}")
     paths = [_path_of(variant, str(setting), where) for setting in grid]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ValueError(f"{where}: names {'.'.join(twice)} twice")
     for values in itertools.product(*grid.values()):
         one = copy.deepcopy({key: value for key, value in variant.items() if key != "grid"})
         for path, value in zip(paths, values, strict=True):
@@ -117,6 +119,8 @@ def _path_of(variant: dict[str, Any], setting: str, where: str) -> tuple[str, ..
     if setting in known:
         return known[setting]
     full = [name for name in known if name.endswith(f".{setting}")]
+    if len(full) == 1:
+        return known[full[0]]
     if full:
         raise ValueError(f"{where}.{setting}: there are several; write {' or '.join(full)}")
     if setting.startswith(("network.", "loss.options.")):  # of the user's own code, which alone knows
@@ -150,16 +154,16 @@ def _as_name(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
-        mantissa, _, exponent = text.partition("e")  # 0.0001 is shorter as 1e-4, in whichever way it was written
-        if not exponent and value and abs(value) <= 1e-2:
-            mantissa, _, exponent = f"{value:e}".partition("e")
-            mantissa = mantissa.rstrip("0").rstrip(".")
-            if float(f"{mantissa}e{exponent}") != value:
-                return text
-        return f"{mantissa}e{int(exponent)}" if exponent else text
-    return str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    text = f"{value:g}" if float(f"{value:g}") == value else repr(value)  # 1000000 and 1e6 are one value
+    mantissa, _, exponent = text.partition("e")
+    if not exponent and value and abs(value) <= 1e-2:  # 0.0001 is shorter as 1e-4, in whichever way it was written
+        mantissa, _, exponent = f"{value:e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+        if float(f"{mantissa}e{exponent}") != value:
+            return text
+    return f"{mantissa}e{int(exponent)}" if exponent else text
 
 
 def _plain(value: Any) -> Any:

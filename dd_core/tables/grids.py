@@ -8,6 +8,7 @@ import json
 
 import duckdb
 
+from dd_core.tables.access import quoted
 from dd_core.tables.columns import Column, Table
 
 _FAMILY = Column("family", "string", "the variant of the study file whose grid this arm comes from; null: no grid")
@@ -24,7 +25,7 @@ def create_view(connection: duckdb.DuckDBPyConnection, files: str) -> list[Colum
     if not names:
         return []
     columns = [Column(name, _type([each[name] for each in values if name in each]), _describe(name)) for name in names]
-    sql = ", ".join(f"{_value(column)} AS {_quoted(column.name)}" for column in columns)
+    sql = ", ".join(f"{_value(column)} AS {as_name(column.name)}" for column in columns)
     connection.execute(
         f"CREATE VIEW grids AS SELECT study, arm, any_value(family) AS family, {sql} FROM runs WHERE grid IS NOT NULL "
         "GROUP BY study, arm"
@@ -48,26 +49,27 @@ def joined(table: Table, select: str, present: set[str], columns: list[Column]) 
     added = [column for column in columns if column.name not in present]
     if not added or "arm" not in table.folder_columns:
         return select, []
-    names = ", ".join(f"grids.{_quoted(column.name)}" for column in added)
+    names = ", ".join(f"grids.{as_name(column.name)}" for column in added)
     return f"SELECT own.*, {names} FROM ({select}) own LEFT JOIN grids USING (study, arm)", added
 
 
 def _type(values: list[object]) -> str:
-    known = [value for value in values if value is not None]
-    if known and all(isinstance(value, bool) for value in known):
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
         return "bool"
-    return "float64" if all(isinstance(value, int | float) for value in known) else "string"
+    return "float64" if kinds <= {int, float} else "string"
 
 
 def _value(column: Column) -> str:
     sql = {"bool": "BOOLEAN", "float64": "DOUBLE", "string": "VARCHAR"}[column.type]
-    path = "$." + json.dumps(column.name)
-    return f"any_value(CAST(json_extract_string(grid, '{path}') AS {sql}))"
+    pointer = "/" + column.name.replace("~", "~0").replace("/", "~1")
+    return f"any_value(CAST(json_extract_string(grid, {quoted(pointer)}) AS {sql}))"
 
 
 def _describe(name: str) -> str:
     return f"{name.replace('_', ' ')} of the recipe, varied by a grid; null: not varied there"
 
 
-def _quoted(name: str) -> str:
+def as_name(name: str) -> str:
+    """A column's name in SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -37,7 +37,7 @@ from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_result
-from dd_core.tables.grids import create_view, joined
+from dd_core.tables.grids import as_name, create_view, joined
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -153,7 +153,7 @@ def _create_views(
         connection.execute(f"COMMENT ON VIEW {table.name} IS {quoted(table.description)}")
         for column in [*columns, *added]:
             comment = quoted(column.description)
-            connection.execute(f'COMMENT ON COLUMN {table.name}."{column.name}" IS {comment}')
+            connection.execute(f"COMMENT ON COLUMN {table.name}.{as_name(column.name)} IS {comment}")
     return [name for name in tables if name in filled]
 
 

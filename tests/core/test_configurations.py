@@ -67,6 +67,24 @@ def test_rates_and_words_make_the_variants_of_a_grid(bench: Bench) -> None:
     assert snapshot(bench.store.root, bench.studies) == before
 
 
+def test_a_grid_that_somebody_has_written_into_the_file_stays_as_it_is(bench: Bench) -> None:
+    for number, rate in enumerate((0.05, 0.1)):
+        bench.write(f"job_{number}/metrics.jsonl", lines(rate))
+    load(bench)
+    path = bench.studies / "other.yaml"
+    by_hand = path.read_text().split("variants:")[0] + (
+        "variants:\n  imported:  # by hand\n    architecture: resnet18\n    batch_size: 128\n"
+        "    optimizer: {name: sgd, learning_rate: 0.1}\n"
+        "    grid: {learning_rate: [0.05, 0.1, 0.2], weight_decay: [1.0e-4]}\n"
+        "widths: [64]\ntrials: 1\nepochs: 3\ncheckpoints: [3]\n"
+    )
+    path.write_text(by_hand)
+    bench.write("job_2/metrics.jsonl", lines(0.2))
+    load(bench)
+    assert "# by hand" in path.read_text()
+    assert list(read_study(path).variants) == [f"imported-lr{rate}-wd1e-4" for rate in ("0-05", "0-1", "0-2")]
+
+
 def test_a_run_that_ended_in_its_warm_up_is_of_the_rate_that_rose_alike(bench: Bench) -> None:
     for seed, (rate, steps) in enumerate([(0.05, 12), (0.1, 12), (0.1, 2)]):
         bench.write(f"seed-{seed}/metrics.jsonl", lines(rate, steps))

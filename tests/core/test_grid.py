@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dd_core.store.store import Store
 from dd_core.study.files import read_study
 from dd_core.study.grid import unfolded
 from dd_core.study.study import Study
+from dd_core.tables.grids import as_name, create_view
 from dd_core.tables.warehouse import refresh
 from dd_core.training.train import train_arm
 
@@ -87,6 +89,10 @@ def test_a_study_with_a_grid_goes_through_a_job_file() -> None:
         ({"label_noise": [2e-7]}, "s-core-noise2e-7"),
         ({"label_noise": [0]}, "s-core-noise0"),
         ({"batch_size": [32]}, "s-core-bs32"),
+        ({"learning_rate": [1000000]}, "s-core-lr1e6"),
+        ({"learning_rate": [1e6]}, "s-core-lr1e6"),
+        ({"learning_rate": [1234567]}, "s-core-lr1234567"),
+        ({"resized_crop.scale": [(0.5, 1.0)]}, "s-core-scale0-5-1"),
     ],
 )
 def test_names_of_values_of_every_type(grid: dict[str, Any], name: str) -> None:
@@ -134,6 +140,7 @@ def test_any_grid_has_as_many_valid_names_as_combinations_and_keeps_its_values(
         ("{learning_rate: 0.1}", "grid.learning_rate: is a list of at least one value"),
         ("{}", "variants.s-core.grid: is a mapping"),
         ("{learning_rate: [0.1, 0.1]}", "two variants s-core-lr0-1"),
+        ("{learning_rate: [0.1], optimizer.learning_rate: [0.2]}", "grid: names optimizer.learning_rate twice"),
         ("{widths: [[1]]}", "grid.widths: is no setting"),
         ("{learning_rate: [-1]}", r"variants.s-core-lr-1.optimizer.learning_rate: .*greater than 0 \(got -1\)"),
         (
@@ -184,3 +191,22 @@ def test_what_a_grid_varied_is_a_column_of_every_view_with_an_arm(store: Store) 
         assert "varied by a grid" in comments["learning_rate"]
         families = connection.execute("SELECT DISTINCT family FROM runs ORDER BY 1").fetchall()
         assert families == [("plain",), ("s-core",)]
+
+
+def test_values_of_any_kind_and_name_are_columns_that_can_be_read() -> None:
+    """Two studies of one root, whose own networks take settings that are called alike and differ in kind."""
+    values = [{"network_bias": True, "größe": 1}, {"network_bias": 0, "größe": 2.5}, {'it\'s "odd"/~': "x"}]
+    with contextlib.closing(duckdb.connect()) as connection:
+        connection.execute("CREATE TABLE runs (study VARCHAR, arm VARCHAR, family VARCHAR, grid VARCHAR)")
+        for number, each in enumerate(values):
+            connection.execute("INSERT INTO runs VALUES ('s', ?, 'f', ?)", [f"a{number}", json.dumps(each)])
+        columns = create_view(connection, "runs")
+        assert {column.name: column.type for column in columns} == {
+            "family": "string",
+            "größe": "float64",
+            'it\'s "odd"/~': "string",
+            "network_bias": "string",
+        }
+        names = ", ".join(as_name(column.name) for column in columns)
+        found = connection.execute(f"SELECT {names} FROM grids ORDER BY arm").fetchall()
+    assert found == [("f", 1.0, None, "true"), ("f", 2.5, None, "0"), ("f", None, "x", None)]
