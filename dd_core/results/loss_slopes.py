@@ -119,7 +119,9 @@ def _tasks(store: Store, study: Study, done: Rebuilt) -> Iterator[_Task]:
         if not files["training_batches"] and not files["runs"]:
             without_batches += [arm.key] * bool(files["training_evals"] or files["training_monitors"])
             continue
-        folders = {str(store.table_folder(table, study.name, arm.key)) for table in SOURCES}
+        # An attempt is told by two files; a run of which neither is left has the status unknown.
+        metrics = (table for table in SOURCES if table != "runs")
+        folders = {str(store.table_folder(table, study.name, arm.key)) for table in metrics}
         yield _task(store, study, arm, files, sum(str(path.parent) in folders for path in harmed))
     if without_batches:
         which = "no arm has" if len(without_batches) == len(study.arms) else f"{', '.join(without_batches)} have no"

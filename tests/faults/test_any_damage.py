@@ -22,6 +22,7 @@ from dd_core.errors import UserError
 from dd_core.exchange.exporter import export_arm
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
+from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import digest, load_checkpoint
@@ -39,14 +40,15 @@ NUM_DAMAGES = int(os.environ.get("DD_DAMAGES", "50"))
 ARM = Arm("plain", 1)
 # Of their rows nothing can be computed again.
 MEASURED_ONCE = ("runs", "resource_probe")
-# When and how fast, which another training tells otherwise.
+# When and how fast, which another training tells otherwise, and a digest of files that tell it.
 CLOCKS = ("time", "seconds")
+OF_CLOCKS = ("loss_slopes", "source_sha256")
 
 
 @pytest.fixture(scope="module")
 def study(make_study: Callable[..., Study]) -> Study:
     return make_study(
-        {"batch_size": 20, "architecture": "preact_resnet10"},
+        {"batch_size": 8, "architecture": "preact_resnet10"},
         data={"dataset": "digits", "num_train": 40, "num_validation": 20},
         widths=(1,),
         epochs=2,
@@ -64,6 +66,7 @@ def work(store: Store, study: Study) -> None:
     hessian_of_checkpoint(study, Checkpoint(ARM, 2), store)
     write_images(store, study)
     rebuild(store, study)
+    rebuild_loss_slopes(store, study)
     refresh(store)
     export_arm(store, study, ARM)
 
@@ -81,7 +84,10 @@ def sound(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def rows_of(connection: duckdb.DuckDBPyConnection) -> dict[str, list[Any]]:
     """All rows of every table, without clocks, in one order."""
     names = {table: connection.table(table).columns for table in TABLES}
-    shown = {table: ", ".join(f'"{c}"' for c in columns if c not in CLOCKS) for table, columns in names.items()}
+    shown = {
+        table: ", ".join(f'"{c}"' for c in columns if c not in CLOCKS and (table, c) != OF_CLOCKS)
+        for table, columns in names.items()
+    }
     return {
         table: sorted(map(repr, connection.execute(f"SELECT {columns} FROM {table}").fetchall()))
         for table, columns in shown.items()
