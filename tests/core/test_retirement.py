@@ -17,7 +17,7 @@ from dd_core.store.retirement import retired
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.attempts import arm_is_complete
-from dd_core.training import session
+from dd_core.training.session import Session
 from dd_core.training.train import train_arm
 
 ARM = Arm("plain", 1)
@@ -142,7 +142,7 @@ def test_going_on_elsewhere_is_said(
     now: dict[str, str], said: str, store: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_arm(tiny_study, ARM, store, 2)
-    usual = session._conditions
-    monkeypatch.setattr(session, "_conditions", lambda device: {**usual(device), **now})
+    usual = Session._conditions.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Session, "_conditions", property(lambda self: {**usual(self), **now}))
     text = train(store, tiny_study)
     assert (f"going on at epoch 2 {said}" in text) if said else text == ""
