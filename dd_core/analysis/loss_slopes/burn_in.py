@@ -33,8 +33,9 @@ def burn_in_break(points: Points, one: Fit, two: Fit | None, latest: float, erro
     """The break that ends burn-in; None where two power laws are not better than one, or part too late.
 
     Where the best break of all lies too late it is another event (such as a step of the schedule), and the curve before
-    it is asked again: binary segmentation (Scott & Knott 1974) towards the beginning. To look among early breaks alone
-    would not do: where a curve bends late, each of them leaves less misfit than one line, the last one the least.
+    it is asked, once: binary segmentation (Scott & Knott 1974) with two breaks. Asked on and on, a curve that bends
+    smoothly towards its end gives an early break at last, and strong smooth bends do so at the second. To look among early breaks alone would not do: where a
+    curve bends late, each of them leaves less misfit than one line, the last one the least.
 
     Args:
         points: all.
@@ -44,7 +45,9 @@ def burn_in_break(points: Points, one: Fit, two: Fit | None, latest: float, erro
         errors: of the slopes.
     """
     later = None
-    while two is not None and is_better(points, one, two):
+    for _ in range(2):
+        if two is None or not is_better(points, one, two):
+            break
         at = two.value["break_epoch"]
         place = int(np.searchsorted(points.log_time, math.log(at)))
         before, after = points[slice(place)], points[slice(place, None)]
