@@ -33,9 +33,10 @@ def burn_in_break(points: Points, one: Fit, two: Fit | None, latest: float, erro
     """The break that ends burn-in; None where two power laws are not better than one, or part too late.
 
     Where the best break of all lies too late it is another event (such as a step of the schedule), and the curve before
-    it is asked, once: binary segmentation (Scott & Knott 1974) with two breaks. Asked on and on, a curve that bends
-    smoothly towards its end gives an early break at last, and strong smooth bends do so at the second. To look among early breaks alone would not do: where a
-    curve bends late, each of them leaves less misfit than one line, the last one the least.
+    it is asked, once: binary segmentation (Scott & Knott 1974) with two breaks. Asked on and on, every curve that bends
+    smoothly towards its end gives an early break at last; a strong bend does so at the second. To look among early
+    breaks alone would not do: where a curve bends late, each of them leaves less misfit than one line, the last one the
+    least.
 
     Args:
         points: all.
