@@ -15,11 +15,6 @@ from dd_core.tables.warehouse import connect
 _TABLES = ("loss_slopes", "loss_slope_fits")
 # The rows of a study's present recipes, in SQL for ``query``.
 CURRENT = "study = $study AND (arm, recipe) IN (SELECT unnest($arms), unnest($recipes))"
-_SLOPES = f"""
-    SELECT arm, trial, any_value(slope) FILTER (segment = 'before break') AS before,
-           any_value(slope) FILTER (segment = 'after break') AS after
-    FROM loss_slope_fits WHERE {CURRENT} GROUP BY arm, trial
-"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class WidthBreak:
 
     Attributes:
         k: width multiplier.
-        num_runs: fitted ones.
+        num_runs: those with an early slope.
         num_broken: of which two power laws that part later are better than one, by AICc and effective sample size.
         epoch: where they part; None where none does.
         before, after: slopes there.
@@ -65,51 +60,55 @@ def query(connection: duckdb.DuckDBPyConnection, study: Study, sql: str, **param
 
 def breaks_by_width(study: Study, connection: duckdb.DuckDBPyConnection) -> dict[str, list[WidthBreak]]:
     """For every variant of the study file (all points of its grid together) with several widths, how each bends."""
-    slopes = {(row["arm"], row["trial"]): (row["before"], row["after"]) for row in query(connection, study, _SLOPES)}
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in rows_of(study, connection):
-        if row["outcome"] == "fitted":
+        if row["alpha_early"] is not None:
             runs.setdefault(row["family"], {}).setdefault(row["k"], []).append(row)
-    found = {}
-    for family, by_width in runs.items():
-        if len(by_width) > 1:
-            found[family] = [_width_break(k, by_width[k], slopes, study.loss_slopes.early[1]) for k in sorted(by_width)]
-    return found
+    return {
+        family: [_width_break(k, by_width[k]) for k in sorted(by_width)]
+        for family, by_width in runs.items()
+        if len(by_width) > 1
+    }
 
 
-def _width_break(
-    k: int, rows: list[dict[str, Any]], slopes: dict[tuple[str, int], tuple[float, float]], after_epoch: float
-) -> WidthBreak:
-    broken = [row for row in rows if (row["knee_epoch_break"] or 0) > after_epoch]
+def _width_break(k: int, rows: list[dict[str, Any]]) -> WidthBreak:
+    broken = [row for row in rows if row["early_break_epoch"] is not None]
     if not broken:
         return WidthBreak(k, len(rows), 0)
-    before, after = zip(*(slopes[row["arm"], row["trial"]] for row in broken), strict=True)
-    epoch = median(row["knee_epoch_break"] for row in broken)
-    return WidthBreak(k, len(rows), len(broken), epoch, median(before), median(after))
+    names = ("early_break_epoch", "early_break_slope_before", "early_break_slope_after")
+    return WidthBreak(k, len(rows), len(broken), *(median(row[name] for row in broken) for name in names))
 
 
 def break_sentence(family: str, widths: list[WidthBreak], early: tuple[float, float]) -> str:
-    """At which widths the early power law breaks, where, and how much steeper the loss falls then."""
+    """At which widths the early power law lasts, flattens or steepens, in how many runs, where and how much."""
+    clauses = []
+    if whole := [width for width in widths if not width.is_broken]:
+        num = sum(width.num_runs - width.num_broken for width in whole)
+        clauses.append(f"lasts to the end in {num} of {_num_runs(whole)} runs {_at(whole, widths)}")
     broken = [width for width in widths if width.is_broken]
-    whole = [width.k for width in widths if not width.is_broken]
-    law = f"{family}: the power law of epochs {early[0]:g} to {early[1]:g}"
-    if not broken:
-        return f"{law} lasts to the end at every k ({_listed(whole)})."
-    ks = [width.k for width in broken]
-    if not whole:
-        text = f"{law} breaks at every k ({_listed(ks)})"
-    else:
-        where = f"from k = {ks[0]} on" if max(whole) < min(ks) and len(ks) > 1 else f"at k = {_listed(ks)}"
-        text = f"{law} lasts to the end at k = {_listed(whole)} and breaks {where}"
-    epochs = [width.epoch for width in broken if width.epoch is not None]
-    text += f", at epoch {min(epochs):.0f}" + (f" to {max(epochs):.0f}" if len(broken) > 1 else "")
-    ends = dict.fromkeys((broken[0], broken[-1]))
-    slopes = [f"from {width.before:.2f} to {width.after:.2f} at k = {width.k}" for width in ends]
-    return f"{text}, where its slope goes {' and '.join(slopes)}."
+    for verb, steepens in (("flattens", False), ("steepens", True)):
+        if own := [width for width in broken if ((width.after or 0) < (width.before or 0)) == steepens]:
+            clauses.append(_break_clause(verb, own, widths))
+    return f"{family}: the power law of epochs {early[0]:g} to {early[1]:g} {'; it '.join(clauses)}."
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _break_clause(verb: str, own: list[WidthBreak], widths: list[WidthBreak]) -> str:
+    num = sum(width.num_broken for width in own)
+    epochs = [width.epoch for width in own if width.epoch is not None]
+    when = f"at epoch {min(epochs):.0f}" + (f" to {max(epochs):.0f}" if len(own) > 1 else "")
+    ends = dict.fromkeys((own[0], own[-1]))
+    slopes = " and ".join(f"from {width.before:.2f} to {width.after:.2f} at k = {width.k}" for width in ends)
+    return f"{verb} in {num} of {_num_runs(own)} runs {_at(own, widths)}, {when}, where its slope goes {slopes}"
+
+
+def _at(own: list[WidthBreak], widths: list[WidthBreak]) -> str:
+    """Some of the widths in words: ``at k = 1, 2``, ``from k = 4 on``."""
+    is_from = len(own) > 1 and own == widths[-len(own) :]
+    return f"from k = {own[0].k} on" if is_from else f"at k = {', '.join(str(width.k) for width in own)}"
+
+
+def _num_runs(widths: list[WidthBreak]) -> int:
+    return sum(width.num_runs for width in widths)
 
 
 def findings(store: Store, study: Study) -> list[str]:

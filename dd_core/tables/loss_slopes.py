@@ -3,7 +3,7 @@
 from dd_core.tables.columns import ARM, Column, Table
 
 # Raise it when the analysis gives other numbers of the same files, and all of them are analysed again.
-LOSS_SLOPE_VERSION = "2"
+LOSS_SLOPE_VERSION = "3"
 
 _SETTINGS = (
     Column("family", "string", "variant of the study file; of a grid the one that it multiplies"),
@@ -46,7 +46,12 @@ LOSS_SLOPES = Table(
             "of the analysis: fitted; diverged; too few points; constant loss; not positive; not finite; steps not "
             "ascending; no losses. Only fitted runs have slopes",
         ),
-        Column("reason", "string", "why there are no fits, or why single values are null; null: nothing is missing"),
+        Column(
+            "reason",
+            "string",
+            "why there are no fits, what was left out of them, or why alpha_early is null; other values may be null "
+            "without a reason, as their own columns say",
+        ),
         Column("num_steps", "int64", "batch losses there are"),
         Column(
             "num_left_out",
@@ -79,9 +84,18 @@ LOSS_SLOPES = Table(
         ),
         Column("knee_epoch", "float64", "first epoch with AIC(power law) <= AIC(exponential) - 2; null: never"),
         Column(
-            "knee_epoch_at_loss", "float64", "first epoch whose mean loss is at most burn_in_loss nats; null: never"
+            "knee_epoch_at_loss",
+            "float64",
+            "first epoch whose mean loss is at most the setting burn_in_loss (not the column), nats; null: never",
         ),
-        Column("knee_epoch_break", "float64", "where two power laws part, epochs; null: one line is no worse"),
+        Column(
+            "knee_epoch_break",
+            "float64",
+            "where two power laws part that are decisively better than one (2 of AICc), if that is in the first 40 % "
+            "of the losses, epochs; where it breaks later, too, of the part before; null: there is none",
+        ),
+        Column("knee_epoch_break_low", "float64", "lower end of its 95 % interval, epochs"),
+        Column("knee_epoch_break_high", "float64", "upper end of its 95 % interval, epochs"),
         Column("burn_in_loss", "float64", "loss where the straight segment begins, nats"),
         *_slope("alpha_early", "slope over the early window"),
         Column("alpha_early_bits", "float64", "the same of the loss in bits: equal, as logarithms shift"),
@@ -94,6 +108,14 @@ LOSS_SLOPES = Table(
             "the same of the loss in bits, bits per epoch: 1 / ln 2 times as large",
         ),
         *_slope("alpha_full", "slope over the straight segment, to the end"),
+        Column(
+            "early_break_epoch",
+            "float64",
+            "where the power law of the early window ends: first decisive break after that window, of the whole curve, "
+            "of the straight segment or the knee, epochs; null: there is none, or no alpha_early",
+        ),
+        Column("early_break_slope_before", "float64", f"slope before that break, {_SLOPE}"),
+        Column("early_break_slope_after", "float64", f"slope after it, {_SLOPE}"),
         Column("alpha_start_spread", "float64", "standard deviation of alpha_early over its starts"),
         Column(
             "delta_aic_exponential", "float64", "AICc(exponential) - AICc(power law); positive: the power law is better"
@@ -121,7 +143,12 @@ LOSS_SLOPES = Table(
             "float64",
             "mean Welch power spectral density of log-loss residuals, 0.3 to 0.5 cycles per step, per cycle",
         ),
-        Column("noise_floor", "float64", "of the batch loss: what fluctuates at the end, nats"),
+        Column(
+            "noise_floor",
+            "float64",
+            "standard deviation of the batch loss around the straight line: median of robust ones over 64 steps of the "
+            "last quarter, nats",
+        ),
         Column(
             "resid_power",
             "float64",
@@ -140,29 +167,48 @@ LOSS_SLOPE_FITS = Table(
         Column(
             "segment",
             "string",
-            "straight (from the knee), whole, early, before break, after break, or scan (one of many windows)",
+            "straight (from the knee), whole, early, before break and after break (of knee_epoch_break; up to the next "
+            "break where there is one), or scan (one of many windows)",
         ),
         Column("model", "string", "exponential, power, power_offset, two_power or two_power_smooth"),
         Column("estimator", "string", "ols, huber or trust_region"),
-        Column("first_epoch", "float64", "beginning of the window, epochs"),
+        Column("first_epoch", "float64", "beginning of the window, epochs; its first step ends a little later"),
         Column("last_epoch", "float64", "its end, epochs"),
         Column("num_points", "int32", "points fitted"),
         Column("effective_sample_size", "float64", "independent points that they are worth"),
         Column("num_parameters", "int16", "of the model, breaks included; the variance of the residuals is one more"),
-        Column("intercept", "float64", "log a: log loss in nats at step 1 (exponential: at step 0)"),
+        Column(
+            "intercept",
+            "float64",
+            "log a: log loss in nats at step 1 (exponential: at step 0; power_offset: log (loss - c) at step 1)",
+        ),
         Column("intercept_standard_error", "float64", "of it"),
-        Column("slope", "float64", "power laws: d log loss / d log step, before a break; exponential: per step"),
+        Column(
+            "slope",
+            "float64",
+            "power laws: d log loss / d log step, before a break (power_offset: of log (loss - c)); "
+            "exponential: per step",
+        ),
         Column("slope_standard_error", "float64", "of it"),
         Column("slope_low", "float64", "lower end of its 95 % interval"),
         Column("slope_high", "float64", "upper end of its 95 % interval"),
         Column("slope_after", "float64", "after the break; null for models without"),
         Column("slope_after_standard_error", "float64", "of it"),
+        Column("intercept_after", "float64", "of two_power, after the break: log loss in nats at step 1 by that line"),
+        Column("intercept_after_standard_error", "float64", "of it"),
         Column("break_epoch", "float64", "where the slope changes, epochs; null for models without"),
         Column("break_epoch_low", "float64", "lower end of its 95 % interval"),
         Column("break_epoch_high", "float64", "upper end of its 95 % interval"),
+        Column("break_width", "float64", "of two_power_smooth: s, over which the slope changes, in log step"),
+        Column("break_width_standard_error", "float64", "of it"),
         Column("offset", "float64", "c of a t^b + c, nats; null for models without"),
         Column("offset_standard_error", "float64", "of it"),
-        Column("rss", "float64", "sum of squared residuals of log loss (natural logarithm)"),
+        Column(
+            "rss",
+            "float64",
+            "weighted sum of squared residuals of log loss (natural logarithm); of huber that of least squares, which "
+            "the criteria compare",
+        ),
         Column("r_squared", "float64", "share of the variance of log loss that the model explains"),
         Column("aic", "float64", "Akaike's criterion, counting points as independent"),
         Column("aicc", "float64", "the same, corrected for few points"),

@@ -65,8 +65,69 @@ def test_settings_choose_the_knee_the_plateau_and_the_points() -> None:
     assert never["first_fit_epoch"] == 0 and "Burn-in does not end" in never["reason"]
     late = np.where(STEP < 4500, -0.2 * np.log(STEP), -0.2 * np.log(4500) - 3 * np.log(STEP / 4500))
     cosine = analyse_run(Run(STEP, np.exp(late + NOISE), 100.0, *[np.zeros(0)] * 4), LossSlopeSettings())
-    assert cosine[0]["first_fit_epoch"] < 20  # a change at epoch 45 is no burn-in, and is seen in the criteria
-    assert cosine[0]["delta_aic_two_power"] < -10
+    assert cosine[0]["first_fit_epoch"] == 0  # a change at epoch 45 is no burn-in, and is seen in the criteria
+    assert cosine[0]["knee_epoch_break"] is None and cosine[0]["delta_aic_two_power"] < -2
+    assert cosine[0]["early_break_epoch"] > 25
+
+
+def bent(*breaks: tuple[float, float], seed: int, scale: float = 0.05) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run of slope -0.1 at first, then of others from epochs on."""
+    log_loss = -0.1 * np.log(STEP)
+    before = -0.1
+    for epoch, slope in breaks:
+        log_loss += (slope - before) * np.maximum(np.log(STEP / (100 * epoch)), 0)
+        before = slope
+    noise = scale * np.random.default_rng(seed).normal(size=5000)
+    return analyse_run(Run(STEP, np.exp(log_loss + noise), 100.0, *[np.zeros(0)] * 4), LossSlopeSettings())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_late_break_is_no_knee_but_ends_the_early_power_law(seed: int) -> None:
+    late, _ = bent((23, -1.5), seed=seed)
+    assert late["knee_epoch_break"] is late["knee_epoch_break_low"] is None and late["first_fit_epoch"] == 0
+    assert late["early_break_epoch"] == pytest.approx(23, rel=0.05)
+    assert late["early_break_slope_before"] == pytest.approx(-0.1, abs=0.03)
+    assert late["early_break_slope_after"] == pytest.approx(-1.5, abs=0.1)
+    later, _ = bent((30, -1.5), seed=seed)
+    assert later["knee_epoch_break"] is None and later["early_break_epoch"] > 20
+    straight, _ = bent(seed=seed)
+    assert straight["early_break_epoch"] is None
+
+
+def test_burn_in_is_found_before_a_late_break() -> None:
+    columns, rows = bent((3, -0.4), (25, -2.5), seed=2, scale=0.2)
+    assert columns["knee_epoch_break"] == columns["first_fit_epoch"] == pytest.approx(3, rel=0.25)
+    assert columns["knee_epoch_break_low"] <= 3 <= columns["knee_epoch_break_high"] < 5
+    assert columns["early_break_epoch"] == pytest.approx(25, rel=0.15)
+    sides = {row["segment"]: row for row in rows if row["segment"] in ("before break", "after break")}
+    before, after = sides["before break"], sides["after break"]
+    assert (before["first_epoch"], before["last_epoch"]) == (0, columns["knee_epoch_break"])
+    assert after["first_epoch"] == columns["knee_epoch_break"]
+    assert after["last_epoch"] == columns["early_break_epoch"]
+    assert (before["slope"], after["slope"]) == (pytest.approx(-0.1, abs=0.03), pytest.approx(-0.4, abs=0.05))
+
+
+def test_windows_are_named_as_they_were_asked_for() -> None:
+    every = STEP[149::150]  # the first step of a window may lie after the beginning of the next
+    _, rows = analyse_run(
+        Run(every, 3 * every**-0.3 * np.exp(NOISE[149::150]), 100.0, *[np.zeros(0)] * 4), LossSlopeSettings()
+    )
+    found = [(row["first_epoch"], row["last_epoch"]) for row in rows if row["segment"] == "scan"]
+    settings = LossSlopeSettings()
+    asked = {(first, last) for first in settings.scan_starts for last in settings.scan_stops}
+    assert len(found) == len(set(found)) > 20 and set(found) <= asked
+    assert {(row["first_epoch"], row["last_epoch"]) for row in rows if row["segment"] == "whole"} == {(0, 49.5)}
+
+
+def test_every_parameter_of_a_break_is_in_the_row(analysed: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    rows = {row["model"]: row for row in analysed[1] if row["segment"] == "whole"}
+    two, smooth = rows["two_power"], rows["two_power_smooth"]
+    at = np.log(400)  # where both lines meet: at the loss 1.2, from which the slopes are -0.1 and -0.45
+    assert two["intercept"] + two["slope"] * at == pytest.approx(np.log(1.2), abs=0.03)
+    assert two["intercept_after"] + two["slope_after"] * at == pytest.approx(np.log(1.2), abs=0.03)
+    assert two["intercept_after_standard_error"] > 0
+    assert two["break_width"] is smooth["intercept_after"] is None
+    assert 0 < smooth["break_width"] < 0.5
 
 
 def test_time_in_other_units_changes_epochs_alone(analysed: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:

@@ -272,7 +272,9 @@ def test_the_width_from_which_on_the_power_law_breaks_is_found(
     assert h1.startswith("H1: 4 of 4 runs") or h1.startswith("H1: 2 of 4 runs")
     assert h2.startswith("H2: ")
     law = "plain: the power law of epochs 5 to 15"
-    assert breaks.startswith(f"{law} lasts to the end at k = 1 and breaks at k = 2, at epoch 2")
+    assert breaks.startswith(
+        f"{law} lasts to the end in 2 of 2 runs at k = 1; it steepens in 2 of 2 runs at k = 2, at epoch 2"
+    )
 
 
 def test_break_sentences() -> None:
@@ -281,20 +283,32 @@ def test_break_sentences() -> None:
         WidthBreak(4, 2, 2, 33.0, -0.3, -1.5),
         WidthBreak(8, 2, 2, 31.0, -0.4, -4.5),
     )
+    some, flat = WidthBreak(2, 4, 1, 20.0, -0.3, -0.5), WidthBreak(1, 1, 1, 40.0, -0.3, -0.1)
     law, slopes = "net: the power law of epochs 5 to 15", "where its slope goes from -0.30 to -1.50 at k = 4"
     expected = {
-        (low,): f"{law} lasts to the end at every k (1).",
-        (low, middle): f"{law} lasts to the end at k = 1 and breaks at k = 4, at epoch 33, {slopes}.",
+        (low,): f"{law} lasts to the end in 2 of 2 runs at k = 1.",
+        (
+            flat,
+            high,
+        ): f"{law} flattens in 1 of 1 runs at k = 1, at epoch 40, where its slope goes from -0.30 to -0.10 at "
+        "k = 1; it steepens in 2 of 2 runs at k = 8, at epoch 31, where its slope goes from -0.40 to -4.50 at k = 8.",
+        (some,): f"{law} lasts to the end in 3 of 4 runs at k = 2.",
+        (
+            low,
+            middle,
+        ): f"{law} lasts to the end in 2 of 2 runs at k = 1; it steepens in 2 of 2 runs at k = 4, "
+        f"at epoch 33, {slopes}.",
         (
             middle,
             high,
-        ): f"{law} breaks at every k (4, 8), at epoch 31 to 33, {slopes} and from -0.40 to -4.50 at k = 8.",
+        ): f"{law} steepens in 4 of 4 runs from k = 4 on, at epoch 31 to 33, {slopes} and "
+        "from -0.40 to -4.50 at k = 8.",
         (
             low,
             middle,
             high,
-        ): f"{law} lasts to the end at k = 1 and breaks from k = 4 on, at epoch 31 to 33, {slopes} and "
-        "from -0.40 to -4.50 at k = 8.",
+        ): f"{law} lasts to the end in 2 of 2 runs at k = 1; it steepens in 4 of 4 runs from k = 4 on, at epoch 31 to "
+        f"33, {slopes} and from -0.40 to -4.50 at k = 8.",
     }
     assert {widths: break_sentence("net", list(widths), (5.0, 15.0)) for widths in expected} == expected
 

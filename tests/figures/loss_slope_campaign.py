@@ -98,7 +98,7 @@ def made_up_run(study: Study, variant: str, k: int, trial: int) -> dict[str, Any
         "effective_sample_size": 60 + 10 * noise(), "standard_error_method": "newey_west", "estimator": "ols",
         "r_squared": r_squared, "residual_autocorrelation": 0.3, "residual_normality": 0.98,
         "knee_epoch": knee - 0.7 if trial % 5 else None, "knee_epoch_at_loss": knee + 1.2 + 0.2 * noise(),
-        "knee_epoch_break": knee if trial % 6 else None, "burn_in_loss": 1.1,
+        "knee_epoch_break": knee if trial % 6 else None, "early_break_epoch": None, "burn_in_loss": 1.1,
         "alpha_early": alpha, "alpha_early_standard_error": error, "alpha_early_low": alpha - 2 * error,
         "alpha_early_high": alpha + 2 * error, "alpha_early_bits": alpha + 1e-16,
         "alpha_early_linear": linear, "alpha_early_linear_bits": linear / math.log(2),
@@ -162,7 +162,7 @@ def made_up_fits(study: Study, run: dict[str, Any]) -> list[dict[str, Any]]:
                 row(
                     "scan",
                     "power",
-                    start + 1 / STEPS_PER_EPOCH,
+                    start,
                     until,
                     slope=(run["alpha_early"] or full) + wobble,
                     intercept=intercept,

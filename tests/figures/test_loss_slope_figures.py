@@ -114,6 +114,14 @@ def test_straightness_has_every_fitted_run_in_a_bar_and_wilsons_interval_over_al
     assert expected <= {round(row["value"], 3) for row in plain}
 
 
+def test_what_no_straight_run_has_is_said_without_a_percentage(tmp_path: Any) -> None:
+    study, store = campaign_study(families=("s-core",), rates=(0.1,), decays=(1e-3,), trials=2), Store(tmp_path)
+    write_campaign(store, study, lambda run, arm, trial: {"r_squared": 0.99, "delta_aic_two_power": 3.0})
+    specification = draw("loss_slope_straightness", study, store, compiled=False)
+    assert specification is not None
+    assert "of the straight runs none are fitted decisively better by two power laws" in subtitle(specification)
+
+
 def test_runs_are_counted_by_what_is_stored_not_by_what_is_drawn(tmp_path: Any) -> None:
     study, store = campaign_study(families=("s-core",), rates=(0.1,), decays=(1e-3,), trials=2), Store(tmp_path)
     write_campaign(store, study, lambda run, arm, trial: {"r_squared": 0.97999999 if trial else 0.98})
@@ -286,7 +294,8 @@ def test_slopes_by_width_say_from_where_on_the_power_law_breaks(tmp_path: Any) -
     def change(run: dict[str, Any], arm: str, trial: int) -> dict[str, Any]:
         k = study.arms[arm].k
         knee = 16.0 + trial if k >= 4 else 3.0 if k == 2 else None  # the one at k = 2 is burn-in
-        return {"knee_epoch_break": knee, "delta_aic_two_power": -9.0 if k == 8 else 5.0}
+        late = {"early_break_epoch": knee if k >= 4 else None}
+        return {"knee_epoch_break": knee, "delta_aic_two_power": -9.0 if k == 8 else 5.0, **late}
 
     write_campaign(store, study, change)
     specification = drawn("by_width", study, store)
@@ -312,7 +321,7 @@ def test_slopes_by_width_say_from_where_on_the_power_law_breaks(tmp_path: Any) -
     ],
 )  # fmt: skip
 def test_where_it_breaks_in_words(broken: tuple[int, ...], threshold: int | None, expected: str) -> None:
-    rows_ = [{"k": k, "knee_epoch_break": 7.0 if k in broken else None} for k in (1, 2, 4, 8)]
+    rows_ = [{"k": k, "early_break_epoch": 7.0 if k in broken else None} for k in (1, 2, 4, 8)]
     assert loss_slope_by_width._where_it_breaks(rows_, threshold) == expected
 
 

@@ -40,7 +40,7 @@ def split_profile(x: np.ndarray, y: np.ndarray, weight: np.ndarray, fewest: int 
     return both
 
 
-def two_power_fit(points: Points, errors: Errors | None = None, last_break: float | None = None) -> Fit | None:
+def two_power_fit(points: Points, errors: Errors | None = None) -> Fit | None:
     """Two power laws, each over its own points, parted where they leave the smallest sum of squares.
 
     A break counts as three parameters, as its place is searched for (Ninomiya 2015): seven in all. The interval of the
@@ -49,23 +49,20 @@ def two_power_fit(points: Points, errors: Errors | None = None, last_break: floa
     Args:
         points: ascending.
         errors: of the slopes, each from its own side.
-        last_break: breaks after this step are not admitted.
 
     Returns:
         None where no break leaves 15 points on both sides.
     """
     if len(points) < 2 * FEWEST_IN_SEGMENT:
         return None
-    return with_its_weights(points, lambda p: _two_power_fit(p, errors, last_break), residuals_of)
+    return with_its_weights(points, lambda p: _two_power_fit(p, errors), residuals_of)
 
 
-def _two_power_fit(points: Points, errors: Errors | None, last_break: float | None) -> Fit | None:
+def _two_power_fit(points: Points, errors: Errors | None) -> Fit | None:
     x, y = points.log_time, points.log_loss
     profile = split_profile(x, y, points.weight)
     places = np.full(len(profile), np.inf)
     places[1:-1] = np.exp((x[:-1] + x[1:]) / 2)  # steps, between the neighbouring points
-    if last_break is not None:
-        profile[places > last_break] = np.inf
     best = int(np.argmin(profile))
     if not math.isfinite(profile[best]):
         return None

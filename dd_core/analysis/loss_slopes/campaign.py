@@ -28,6 +28,9 @@ class Campaign:
     trial: np.ndarray
     learning_rate: np.ndarray
     weight_decay: np.ndarray
+    momentum: np.ndarray
+    batch_size: np.ndarray
+    label_noise: np.ndarray
     r_squared: np.ndarray
     residual_autocorrelation: np.ndarray
     residual_normality: np.ndarray
@@ -64,6 +67,11 @@ class Campaign:
     def fitted(self) -> np.ndarray:
         """Which runs are: bool (n,)."""
         return self.outcome == "fitted"
+
+    @property
+    def unfinished(self) -> np.ndarray:
+        """Which runs are not over, or broke off before their end: bool (n,)."""
+        return np.isin(self.status.astype(str), ("running", "interrupted", "failed"))
 
     @property
     def configuration(self) -> np.ndarray:

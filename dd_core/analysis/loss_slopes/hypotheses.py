@@ -1,6 +1,5 @@
 """H1 and H2 of the loss-slope campaign, answered over its runs with their uncertainty."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,12 @@ from dd_core.analysis.loss_slopes.prediction import Prediction, predict
 from dd_core.study.loss_slopes import LossSlopeSettings
 
 __all__ = ["H1", "H2", "Campaign", "Correlations", "StraightRuns", "answer_h1", "answer_h2", "wilson"]
+
+# Settings that may make runs of different kinds, in words.
+_GIVEN = {
+    "learning_rate": "learning rate", "weight_decay": "weight decay", "momentum": "momentum",
+    "batch_size": "batch size", "label_noise": "label noise", "family": "variant", "k": "width",
+}  # fmt: skip
 
 
 def wilson(successes: int, num: int, confidence: float = 0.95) -> tuple[float, float] | None:
@@ -66,6 +71,7 @@ class H1:
         straight_but_not_normal: share of straight runs with a Q-Q correlation below 0.98.
         median_autocorrelation: of neighbouring residuals over straight runs.
         median_normality: of the Q-Q correlation over straight runs.
+        num_unfinished: runs that are not over, or broke off before their end, and count as they are.
     """
 
     threshold: float
@@ -79,6 +85,7 @@ class H1:
     straight_but_not_normal: float | None
     median_autocorrelation: float | None
     median_normality: float | None
+    num_unfinished: int
 
     def sentence(self) -> str:
         """The answer for people."""
@@ -94,12 +101,19 @@ class H1:
         )
         if runs.num_fitted < runs.num_runs:
             text += f"; {runs.num_runs - runs.num_fitted} have no fit"
-        if self.straight_but_bent is not None:
+        if self.straight_but_bent == 0:
+            text += "; none of the straight ones is fitted decisively better by two power laws"
+        elif self.straight_but_bent is not None:
             text += (
                 f"; yet two power laws fit {self.straight_but_bent:.0%} of the straight ones decisively better, "
                 "which R^2 does not see"
             )
-        return text + "."
+        return f"{text}{_unfinished(self.num_unfinished)}."
+
+
+def _unfinished(num: int) -> str:
+    """A clause on runs whose curves go on, or should have."""
+    return f"; of the runs {num} {'has' if num == 1 else 'have'} not finished" if num else ""
 
 
 def answer_h1(campaign: Campaign, settings: LossSlopeSettings) -> H1:
@@ -121,6 +135,7 @@ def answer_h1(campaign: Campaign, settings: LossSlopeSettings) -> H1:
         _share(some.residual_normality, some.residual_normality < 0.98),
         _median(some.residual_autocorrelation),
         _median(some.residual_normality),
+        int(campaign.unfinished.sum()),
     )
 
 
@@ -173,16 +188,18 @@ class H2:
     """Does the early slope predict the best validation loss?
 
     Attributes:
-        pooled: correlations of ``alpha_early`` with ``best_val_ce`` over all runs; ``partial`` is given learning rate,
-            weight decay, variant and width, each as categories.
+        pooled: correlations of ``alpha_early`` with ``best_val_ce`` over all runs; ``partial`` is
+            Pearson's, given the settings ``given``, each as categories.
         by_family: the same within each variant.
         verdict: ``yes``: Spearman's |rho| is at least ``strong_correlation`` and its p value at most ``significance``;
-            ``weak``: |rho| below ``weak_correlation``, the campaign's reason to turn to lambda_max; ``no``: between;
-            ``unknown``.
+            ``weak``: |rho| below ``weak_correlation``, the campaign's reason to turn to lambda_max; ``no``: neither, as
+            |rho| lies between or p is too large; ``unknown``: there is no rho, or too few configurations for p.
         pivot: correlations of ``lambda_plateau_epoch`` with ``best_val_ce``.
         prediction: of ``final_val_ce`` for configurations that were not seen.
         strong: |rho| asked for.
         weak: |rho| of the pivot.
+        given: settings that differ among the runs, in words.
+        num_unfinished: of the runs correlated, those that are not over, or broke off: their best loss may not be.
     """
 
     pooled: Correlations
@@ -192,13 +209,21 @@ class H2:
     prediction: Prediction
     strong: float
     weak: float
+    given: tuple[str, ...]
+    num_unfinished: int
 
     @property
     def is_between_kinds(self) -> bool:
-        """Whether runs correlate because they are of different kinds: no more given rate, decay, variant and width."""
+        """Whether runs correlate because they are of different kinds: no more given their settings."""
         partial = self.pooled.partial
         known = partial.low is not None and partial.high is not None
         return self.verdict == "yes" and known and partial.low <= 0 <= partial.high  # type: ignore[operator]
+
+    @property
+    def given_in_words(self) -> str:
+        """What the partial correlation is given: ``learning rate, weight decay and width``."""
+        *most, last = self.given or ("nothing",)
+        return f"{', '.join(most)} and {last}" if most else last
 
     def sentence(self) -> str:
         """The answer for people."""
@@ -211,9 +236,11 @@ class H2:
             f"H2: the early slope and the best validation loss have a rank correlation of {rho.value:.2f}{interval}{p} "
             f"({rho.num_runs} runs of {rho.num_configurations} configurations): {self.verdict}"
         )
+        if self.verdict == "unknown":
+            text += f", as {rho.why[:1].lower()}{rho.why[1:].rstrip('.')}"
         partial = self.pooled.partial
-        if partial.value is not None:
-            text += f"; given learning rate, weight decay and variant it is {partial.value:.2f}"
+        if partial.value is not None and self.given:
+            text += f"; given {self.given_in_words} Pearson's partial correlation is {partial.value:.2f}"
             text += f" ({partial.low:.2f} to {partial.high:.2f})" if partial.low is not None else ""
             text += ", so it is the kinds of runs that differ" if self.is_between_kinds else ""
         error = self.prediction.root_mean_square
@@ -229,7 +256,7 @@ class H2:
                 if pivot.value is not None
                 else "is not known of enough runs"
             )
-        return text + "."
+        return f"{text}{_unfinished(self.num_unfinished)}."
 
 
 def answer_h2(campaign: Campaign, settings: LossSlopeSettings) -> H2:
@@ -245,13 +272,15 @@ def answer_h2(campaign: Campaign, settings: LossSlopeSettings) -> H2:
         return Correlations(pearson, spearman, partial)
 
     def all_given(runs: Campaign) -> tuple[np.ndarray, ...]:
-        return runs.learning_rate, runs.weight_decay, runs.family, runs.k
+        return tuple(getattr(runs, name) for name in _GIVEN)
 
     pooled = correlations(campaign, campaign.alpha_early, *all_given(campaign))
     by_family = {}
     for name in campaign.families:
         runs = campaign[campaign.family == name]
         by_family[name] = correlations(runs, runs.alpha_early, *all_given(runs))
+    used = campaign[np.isfinite(campaign.alpha_early) & np.isfinite(campaign.best_val_ce)]
+    differ = (words for name, words in _GIVEN.items() if categories(getattr(used, name)).shape[1])
     return H2(
         pooled,
         by_family,
@@ -262,13 +291,15 @@ def answer_h2(campaign: Campaign, settings: LossSlopeSettings) -> H2:
         ),
         settings.strong_correlation,
         settings.weak_correlation,
+        tuple(differ),
+        int(used.unfinished.sum()),
     )
 
 
 def _strength(rho: Correlation, settings: LossSlopeSettings) -> str:
-    if rho.value is None:
+    if rho.value is None or rho.p_value is None:
         return "unknown"
     if abs(rho.value) < settings.weak_correlation:
         return "weak"
-    p = math.inf if rho.p_value is None else rho.p_value
-    return "yes" if abs(rho.value) >= settings.strong_correlation and p <= settings.significance else "no"
+    is_strong = abs(rho.value) >= settings.strong_correlation and rho.p_value <= settings.significance
+    return "yes" if is_strong else "no"

@@ -13,7 +13,12 @@ from dd_core.analysis.loss_slopes.criteria import akaike_weights, criteria
 from dd_core.analysis.loss_slopes.curved_fits import offset_fit, smooth_break_fit
 from dd_core.analysis.loss_slopes.errors import autocorrelation
 from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit
+from dd_core.analysis.loss_slopes.knee import DECISIVE
 from dd_core.analysis.loss_slopes.points import Points, independent_points
+
+# Columns of parameters in a logarithm's or the loss's unit, and their names in ``Fit``.
+_PARAMETERS = {name: name for name in ("intercept", "slope", "slope_after", "intercept_after", "offset")}
+_PARAMETERS |= {"break_width": "width"}
 
 
 def models_of(points: Points, errors: Errors, smooth: bool) -> list[Fit]:
@@ -27,8 +32,10 @@ def models_of(points: Points, errors: Errors, smooth: bool) -> list[Fit]:
     return [fit for fit in fits if fit is not None]
 
 
-def fit_rows(segment: str, fits: list[Fit], per_epoch: float, last_epoch: float) -> list[dict[str, Any]]:
-    """Rows of one segment's models, which share their points."""
+def fit_rows(
+    segment: str, fits: list[Fit], per_epoch: float, first_epoch: float, last_epoch: float
+) -> list[dict[str, Any]]:
+    """Rows of one segment's models, which share their points; its ends are those asked for, not those of its points."""
     size = independent_points(replace(fits[0].points, adaptive=True))
     rows = []
     for fit in fits:
@@ -38,16 +45,13 @@ def fit_rows(segment: str, fits: list[Fit], per_epoch: float, last_epoch: float)
             "segment": segment,
             "model": fit.model,
             "estimator": fit.estimator,
-            "first_epoch": float(fit.points.time[0] / per_epoch),
+            "first_epoch": first_epoch,
             "last_epoch": last_epoch,
             "num_points": num,
             "effective_sample_size": size,
             "num_parameters": fit.num_parameters,
-            **{name: fit.value.get(name) for name in ("intercept", "slope", "slope_after", "offset")},
-            **{
-                f"{name}_standard_error": fit.standard_error.get(name)
-                for name in ("intercept", "slope", "slope_after", "offset")
-            },
+            **{column: fit.value.get(name) for column, name in _PARAMETERS.items()},
+            **{f"{column}_standard_error": fit.standard_error.get(name) for column, name in _PARAMETERS.items()},
             "slope_low": fit.low["slope"],
             "slope_high": fit.high["slope"],
             "break_epoch": _divided(fit.value.get("break_epoch"), per_epoch),
@@ -91,6 +95,34 @@ def straight_columns(fits: list[Fit], rows: Sequence[Mapping[str, Any]]) -> dict
     known = [row for row in rows if row["aicc_effective"] is not None]
     columns["best_model"] = min(known, key=lambda row: row["aicc_effective"])["model"] if known else None
     return columns
+
+
+def early_break(
+    rows: Sequence[Mapping[str, Any]], knee_epoch_break: float | None, early_stop: float
+) -> dict[str, float]:
+    """Columns on where the power law of the early window ends: the first decisive break after that window.
+
+    Breaks are those of the whole curve, of the straight segment, and the knee, as each may hide another: the whole
+    curve's best one is often the end of burn-in, and that is no end of a law that began after it.
+
+    Args:
+        rows: of ``loss_slope_fits`` of one run.
+        knee_epoch_break: the break that ends burn-in, epochs.
+        early_stop: where the early window ends, epochs.
+    """
+    by_name = {(row["segment"], row["model"]): row for row in rows}
+    found: list[tuple[float, float, float]] = []
+    for segment in ("whole", "straight"):
+        one, two = (by_name.get((segment, model)) for model in ("power", "two_power"))
+        criteria_known = one and two and None not in (one["aicc_effective"], two["aicc_effective"])
+        if one and two and criteria_known and two["aicc_effective"] < one["aicc_effective"] - DECISIVE:
+            found.append((two["break_epoch"], two["slope"], two["slope_after"]))
+    if knee_epoch_break is not None:
+        before, after = (by_name[segment, "power"] for segment in ("before break", "after break"))
+        found.append((knee_epoch_break, before["slope"], after["slope"]))
+    late = [each for each in found if each[0] > early_stop]
+    names = ("early_break_epoch", "early_break_slope_before", "early_break_slope_after")
+    return dict(zip(names, min(late), strict=True)) if late else {}
 
 
 def normality(residuals: np.ndarray) -> float | None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from dd_core.analysis.loss_slopes.breaks import two_power_fit
-from dd_core.analysis.loss_slopes.criteria import criteria
+from dd_core.analysis.loss_slopes.burn_in import burn_in_break
 from dd_core.analysis.loss_slopes.curve import FEWEST_POINTS, Curve, clean_curve
 from dd_core.analysis.loss_slopes.fits import Errors, Fit, linear_fit
-from dd_core.analysis.loss_slopes.knee import DECISIVE, knee_epoch_aic, knee_epoch_at_loss
+from dd_core.analysis.loss_slopes.knee import knee_epoch_aic, knee_epoch_at_loss
 from dd_core.analysis.loss_slopes.plateau import plateau_epoch
-from dd_core.analysis.loss_slopes.points import Sampling, independent_points
+from dd_core.analysis.loss_slopes.points import Sampling
 from dd_core.analysis.loss_slopes.rows import (
+    early_break,
     fit_rows,
     models_of,
     plain_value,
@@ -95,9 +95,11 @@ _COLUMNS = (
     *("outcome", "reason", "num_steps", "num_left_out", "steps_per_epoch", "last_epoch", "first_fit_epoch"),
     *("num_points", "effective_sample_size", "standard_error_method", "estimator", "r_squared"),
     *("residual_autocorrelation", "residual_normality", "knee_epoch", "knee_epoch_at_loss", "knee_epoch_break"),
+    *("knee_epoch_break_low", "knee_epoch_break_high"),
     *("burn_in_loss", "alpha_early", "alpha_early_standard_error", "alpha_early_low", "alpha_early_high"),
     *("alpha_early_bits", "alpha_early_linear", "alpha_early_linear_bits"),
     *("alpha_full", "alpha_full_standard_error", "alpha_full_low", "alpha_full_high", "alpha_start_spread"),
+    *("early_break_epoch", "early_break_slope_before", "early_break_slope_after"),
     *("delta_aic_exponential", "delta_aic_two_power", "delta_aic_offset"),
     *("delta_aic_exponential_plain", "delta_aic_two_power_plain", "delta_aic_offset_plain", "best_model"),
     *("loss_at_early_stop", "final_train_loss", "best_val_ce", "best_val_epoch", "final_val_ce"),
@@ -134,20 +136,26 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
     whole = sampling.points(curve.step, curve.loss)
     reasons: list[str] = []
 
-    burn_in = two_power_fit(whole, errors, LATEST_KNEE * float(curve.step[-1]))
+    last_epoch = float(curve.epoch[-1])
     all_of_it = models_of(whole, errors, settings.smooth_break)
-    rows = fit_rows("whole", all_of_it, per_epoch, float(curve.epoch[-1]))
+    rows = fit_rows("whole", all_of_it, per_epoch, 0.0, last_epoch)
+    by_name = {fit.model: fit for fit in all_of_it}
+    latest = LATEST_KNEE * float(curve.step[-1])
+    burn_in = burn_in_break(whole, by_name["power"], by_name.get("two_power"), latest, errors)
     knees: dict[str, float | None] = {
         "knee_epoch": knee_epoch_aic(whole, per_epoch),
         "knee_epoch_at_loss": knee_epoch_at_loss(curve, settings.burn_in_loss),
-        "knee_epoch_break": burn_in.value["break_epoch"] / per_epoch
-        if _is_better(burn_in, all_of_it) and burn_in
-        else None,
+        "knee_epoch_break": None,
     }
-    if burn_in is not None and knees["knee_epoch_break"] is not None:
-        place = int(np.searchsorted(whole.log_time, math.log(burn_in.value["break_epoch"])))
-        for segment, side in (("before break", whole[slice(place)]), ("after break", whole[slice(place, None)])):
-            rows += fit_rows(segment, [linear_fit(side, "power", errors)], per_epoch, float(curve.epoch[-1]))
+    if burn_in is not None:
+        parted = burn_in.two.value["break_epoch"] / per_epoch
+        stop = last_epoch if burn_in.later is None else burn_in.later / per_epoch
+        knees["knee_epoch_break"] = parted
+        for end in ("low", "high"):
+            knees[f"knee_epoch_break_{end}"] = getattr(burn_in.two, end)["break_epoch"] / per_epoch
+        before, after = (linear_fit(side, "power", errors) for side in (burn_in.before, burn_in.after))
+        rows += fit_rows("before break", [before], per_epoch, 0.0, parted)
+        rows += fit_rows("after break", [after], per_epoch, parted, stop)
     knee = knees[{"aic": "knee_epoch", "loss": "knee_epoch_at_loss", "break": "knee_epoch_break"}[settings.knee]]
     part = curve.window(knee or 0.0, math.inf)
     if knee is None and settings.knee != "break":
@@ -159,7 +167,7 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
         )
         knee, part, straight = None, slice(0, len(curve.step)), whole
     models = models_of(straight, errors, settings.smooth_break)
-    new = fit_rows("straight", models, per_epoch, float(curve.epoch[-1]))
+    new = fit_rows("straight", models, per_epoch, knee or 0.0, last_epoch)
     rows += new
     columns: dict[str, Any] = {**knees, "first_fit_epoch": knee or 0.0, **straight_columns(models, new)}
     columns["burn_in_loss"] = float(curve.loss[part][: max(1, int(straight.count[0]))].mean())
@@ -169,7 +177,8 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
     if isinstance(early, str):
         reasons.append("alpha_early is null: " + early)
     else:
-        rows += fit_rows("early", [early], per_epoch, settings.early[1])
+        columns |= early_break(rows, knees["knee_epoch_break"], settings.early[1])
+        rows += fit_rows("early", [early], per_epoch, *settings.early)
         linear = linear_slope(curve, *settings.early)
         columns |= slope_columns("alpha_early", early)
         bits = window_slope(replace(curve, loss=in_bits(curve.loss)), *settings.early, sampling, Errors("independent"))
@@ -179,18 +188,9 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
             "alpha_early_linear_bits": None if linear is None else float(in_bits(linear)),
         }
     columns["alpha_start_spread"] = start_spread(curve, settings.starts, settings.early[1], sampling)
-    for _, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, sampling, errors):
-        rows += fit_rows("scan", [fit], per_epoch, last)
+    for first, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, sampling, errors):
+        rows += fit_rows("scan", [fit], per_epoch, first, last)
     return columns, rows, reasons
-
-
-def _is_better(burn_in: Fit | None, models: list[Fit]) -> bool:
-    """Whether two power laws are decisively better than one, by AICc and effective sample size."""
-    if burn_in is None:
-        return False
-    size = independent_points(burn_in.points)
-    one, two = (criteria(f.rss, len(f.points), f.num_parameters, size).aicc for f in (models[0], burn_in))
-    return two < one - DECISIVE
 
 
 def _spectrum(curve: Curve, part: slice, line: Fit) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     early = study.loss_slopes.early
     title = "Slopes of the loss curve and its break against width, by variant"
     if len(drawn) == 1:
-        own = [_without_burn_in(row, early[1]) for row in runs.fitted if row["variant"] == drawn[0]]
+        own = [row for row in runs.having("alpha_early") if row["variant"] == drawn[0]]
         title = headline(own, widths.get(drawn[0])) or title
     return style.finish(
         style.by_variant(panels),
@@ -79,12 +79,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ],
         characters=66 if len(panels) == 1 else 100,
     )
-
-
-def _without_burn_in(row: dict[str, Any], early_stop: float) -> dict[str, Any]:
-    """The row with a break only where it ends the early power law; one before that ends burn-in."""
-    knee = row["knee_epoch_break"]
-    return {**row, "knee_epoch_break": knee if knee is not None and knee > early_stop else None}
 
 
 def _long(runs: Runs) -> list[dict[str, Any]]:
@@ -106,8 +100,8 @@ def _breaks(runs: Runs, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for run in runs.fitted:
         place = {key: run[key] for key in ("variant", "k", "run")}
         if run["knee_epoch_break"] is not None:
-            knee = run["knee_epoch_break"]
-            made.append({**place, "what": _KNEE, "value": knee, "low": None, "high": None})
+            ends = {end: run[f"knee_epoch_break_{end}"] for end in ("low", "high")}
+            made.append({**place, "what": _KNEE, "value": run["knee_epoch_break"], **ends})
         later, delta = by_run.get((run["arm"], run["trial"])), run["delta_aic_two_power"]
         if later is not None and delta is not None and delta < -_DECISIVE:
             values = {
@@ -122,7 +116,7 @@ def headline(rows: list[dict[str, Any]], widths: Widths | None) -> str | None:
     """One sentence about one variant: at which widths the early power law breaks, and how steep it is early.
 
     Args:
-        rows: its fitted runs.
+        rows: its runs with an early slope.
         widths: its errors, for the threshold.
 
     Returns:
@@ -144,14 +138,14 @@ def headline(rows: list[dict[str, Any]], widths: Widths | None) -> str | None:
 
 
 def _where_it_breaks(rows: list[dict[str, Any]], threshold: int | None) -> str:
-    """At which widths the loss curve is two power laws, and in how many runs."""
+    """At which widths the early power law breaks after its window, and in how many runs."""
     near = "" if threshold is None else f" (interpolation threshold: k = {threshold})"
     ks = sorted({row["k"] for row in rows})
-    breaks = means(rows, "knee_epoch_break")
-    broken = {k: sum(row["k"] == k and row["knee_epoch_break"] is not None for row in rows) for k in ks}
+    breaks = means(rows, "early_break_epoch")
+    broken = {k: sum(row["k"] == k and row["early_break_epoch"] is not None for row in rows) for k in ks}
     if not breaks:
         return f"the early power law breaks in none of {counted(len(rows), 'run')}{near}"
-    epochs = [row["knee_epoch_break"] for row in rows if row["knee_epoch_break"] is not None]
+    epochs = [row["early_break_epoch"] for row in rows if row["early_break_epoch"] is not None]
     when = (
         f"at epoch {min(epochs):.2g} to {max(epochs):.2g}" if min(epochs) < max(epochs) else f"at epoch {epochs[0]:.2g}"
     )

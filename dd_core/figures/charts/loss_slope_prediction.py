@@ -52,7 +52,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "Point: a run; bar: its slope's 95 % interval; grey: its slope from the knee to the end, as far as the "
             "axis reaches",
             "Correlations: 95 % bootstrap intervals over configurations, whose seeds are no independent runs; all but "
-            "two are Spearman's. Partial: given learning rate, weight decay, family and width" if side else None,
+            "two are Spearman's. Partial: Pearson's, given "
+            f"{answer.given_in_words}" if side else None,
             prediction_line(answer.prediction),
             pivot_line(answer, settings),
             *runs.describe(study),
@@ -75,7 +76,7 @@ def headline(answer: H2, settings: LossSlopeSettings) -> str:
     }.get(answer.verdict, "H2 is open")
     if answer.is_between_kinds:
         given = in_words(answer.pooled.partial)
-        verdict += f", but not given learning rate, weight decay and family: {given}"
+        verdict += f", but not given {answer.given_in_words}: Pearson's partial {given}"
     return (
         f"Early slope and best loss: {in_words(rho)}, {p_in_words(rho)}, {counted(rho.num_runs, 'run')} of "
         f"{counted(rho.num_configurations, 'configuration')}: {verdict}"

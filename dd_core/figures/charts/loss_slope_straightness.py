@@ -105,7 +105,7 @@ def unseen(answer: H1) -> list[str | None]:
     if runs.share_of_fitted is not None and runs.num_fitted < runs.num_runs:
         seen.append(f"of the {runs.num_fitted} fitted runs {style.percent(runs.share_of_fitted)} are straight")
     hidden = [
-        f"{style.percent(share)} {what}"
+        f"{style.percent(share) if share else 'none'} {what}"
         for share, what in (
             (answer.straight_but_bent, "are fitted decisively better by two power laws"),
             (answer.straight_but_exponential, "by an exponential"),

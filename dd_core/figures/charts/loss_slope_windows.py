@@ -44,8 +44,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not runs.rows:
         return None
     scan = fetch(connection, study, "loss_slope_fits", _SCAN)
-    for row in scan:  # a window's first step is a little later than its beginning
-        row["start"] = max((s for s in study.loss_slopes.scan_starts if s <= row["start"]), default=row["start"])
     windows = by_window(scan, runs.having("best_val_ce"))
     cells = correlations(windows)
     spread = runs.having("alpha_start_spread")
