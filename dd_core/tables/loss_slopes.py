@@ -3,7 +3,7 @@
 from dd_core.tables.columns import ARM, Column, Table
 
 # Raise it when the analysis gives other numbers of the same files, and all of them are analysed again.
-LOSS_SLOPE_VERSION = "2"
+LOSS_SLOPE_VERSION = "3"
 
 _SETTINGS = (
     Column("family", "string", "variant of the study file; of a grid the one that it multiplies"),

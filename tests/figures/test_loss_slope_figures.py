@@ -152,6 +152,20 @@ def test_the_grid_has_the_median_over_seeds_and_no_diverged_run_vanishes(campaig
     assert "20 of 48 runs diverged (4 of s-bn-off and 16 of s-adamw)" in title(specification)
 
 
+def test_runs_that_differ_in_another_setting_of_a_grid_are_no_seeds_of_one_cell(store: Store) -> None:
+    variant = {
+        **{"architecture": "preact_resnet10", "batch_size": 20, "optimizer": {"name": "sgd", "learning_rate": 0.1}},
+        "grid": {"learning_rate": [0.1, 0.2], "clip_norm": [1.0, 5.0]},
+    }
+    study = campaign_study(variants={"s-core": variant}, trials=2)
+    write_campaign(store, study)
+    specification = drawn("grid", study, store)
+    cells = rows(specification, "rate", "decay", "value")
+    assert [cell["runs"] for cell in cells] == [2] * 4
+    text = json.dumps(specification)
+    assert "s-core, clip norm = 1.0" in text and "s-core, clip norm = 5.0" in text
+
+
 def test_prediction_says_what_scipy_says_of_the_correlation(campaign: Store) -> None:
     specification = drawn("prediction", CAMPAIGN, campaign)
     x, y = ([run[name] for run in fitted()] for name in ("alpha_early", "best_val_ce"))
