@@ -18,22 +18,25 @@ _SLOW_SECONDS, _SLOW_EPOCHS = 3600.0, 5.0
 # Sizes of one arm's checkpoints may differ by their headers.
 _SIZE_TOLERANCE = 0.01
 _FAILED = ("diverged", "failed", "interrupted", "running", "unknown")
-_DONE = ("finished", "stopped early", "diverged")
+_DONE = ("stopped early", "diverged")
 
 
 def incomplete_runs(study: Study, connection: duckdb.DuckDBPyConnection, rows: list[dict[str, Any]]) -> list[Gap]:
-    """The runs that neither reached the study's last epoch nor finished, stopped early or diverged.
+    """The runs that neither reached the study's last epoch nor stopped early or diverged.
 
-    Of an imported run nothing says how it ended. Others log every few steps and count from 0 or from 1, so it reached
-    the last epoch as soon as it has a loss there.
+    One that finished may have done so before the study was prolonged. Of an imported run nothing says how it ended.
+    Others log every few steps and count from 0 or from 1, so it reached the last epoch as soon as it has a loss there.
 
     Args:
         study: any, trained here or imported.
         connection: has the views of its metrics.
         rows: its runs, of ``loss_slopes``.
     """
-    tables = ["training_evals", *["training_batches"] * study.imported]
-    parts = " UNION ALL ".join(f"SELECT arm, trial, epoch FROM {table} WHERE {CURRENT}" for table in tables)
+    more = {
+        True: f"SELECT arm, trial, epoch FROM training_batches WHERE {CURRENT}",
+        False: f"SELECT arm, trial, last_epoch AS epoch FROM runs WHERE status = 'finished' AND {CURRENT}",
+    }
+    parts = f"SELECT arm, trial, epoch FROM training_evals WHERE {CURRENT} UNION ALL {more[study.imported]}"
     sql = f"SELECT arm, trial, max(epoch) AS epoch FROM ({parts}) GROUP BY arm, trial"
     seen = {(row["arm"], row["trial"]): row["epoch"] or 0 for row in query(connection, study, sql)}
     found = []

@@ -183,6 +183,19 @@ def of_trained(
         return examine(store, study, connection)
 
 
+def test_runs_that_finished_before_the_study_was_prolonged_are_incomplete(store: Store, make_study: MakeStudy) -> None:
+    study = make_study(epochs=10, checkpoints=(10,))
+    attempts = [{"trial": t, "attempt": 1, "status": "finished", "last_epoch": epoch} for t, epoch in ((0, 10), (1, 3))]
+    for arm in (ONE, TWO):
+        write_rows(store, study, arm, "runs", attempts, part="attempt-0001.end")
+    verdict = of_trained(store, study, ("finished", "finished"))
+    assert verdict.incomplete == [
+        f"{arm} trial 1: the run is incomplete: finished, its losses end at epoch 3 of 10"
+        for arm in ("plain.k001", "plain.k002")
+    ]
+    assert verdict.alerts == []
+
+
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted", "unknown"])
 def test_trained_runs_without_an_end_are_failures_and_incomplete(
     store: Store, make_study: MakeStudy, status: str
