@@ -2,10 +2,11 @@ r"""Is a campaign of runs fit to be analysed? Says GO or NO-GO with the reasons.
 
   python -m dd_assets.check_campaign loss_slope_digits
 
-looks at all runs of a study, trained here or imported: whether every run and every metric at its frequency is there,
-what values are impossible or out of range, how many runs failed, and how well a power law fits. Loss curves that have
-changed since they were last analysed are analysed first. The exit code is 0 for GO, 1 for NO-GO, 2 for a mistake. Of an
-imported study its file says under ``monitors`` what its program measured how often; null for what it did not.
+looks at all runs of a study, trained here or imported: whether every run is there and came to its end, and every metric
+at its frequency, what values are impossible or out of range, how many runs failed, and how well a power law fits. Then
+it says what the curves answer to H1 and H2; the verdict is the last line. Loss curves that have changed since they were
+last analysed are analysed first. The exit code is 0 for GO, 1 for NO-GO, 2 for a mistake. Of an imported study its file
+says under ``monitors`` what its program measured how often; null for what it did not.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(name: str, *, strict: bool) -> int:
+    from dd_core.analysis.loss_slope_report import findings
     from dd_core.checks.campaign import CAMPAIGN_TABLES, examine
     from dd_core.checks.campaign_report import report_of
     from dd_core.results.loss_slopes import rebuild
@@ -57,7 +59,7 @@ def _check(name: str, *, strict: bool) -> int:
         print(f"{name}/{arm} could not be analysed:\n{trace}", file=sys.stderr)
     with contextlib.closing(connect(store, CAMPAIGN_TABLES)) as connection:
         verdict = examine(store, study, connection, strict=strict)
-    print(report_of(verdict))
+    print(report_of(verdict, findings(store, study)))
     return 0 if verdict.is_go else 1
 
 

@@ -33,14 +33,15 @@ GROUP: Final = "loss_slopes"
 _SOURCES: Final = ("training_batches", "training_evals", "training_monitors", "runs")
 _KEY: Final = dg.AssetKey("loss_slopes")
 _CHECKS: Final = {
-    "runs_complete": "Every run that the study asks for has begun, and every metric of it is there at its frequency.",
+    "runs_complete": "Every run that the study asks for is there, came to its end or diverged, and has every metric at "
+    "its frequency.",
     "values_possible": "No loss of a batch is negative or, unless the run diverged, no number; no accuracy is outside "
     "0 to 1. What is out of the campaign's bounds is in the metadata: losses of 0 or of 10 nats, knees outside 1 to 20 "
     "epochs.",
-    "runs_sound": "At most 10 % of the runs failed (diverged, failed, interrupted), none took an hour for five epochs, "
-    "and checkpoints of an arm are equally large.",
-    "fit_to_be_analysed": "GO: all runs and metrics are there, no value is impossible, and R^2 is above 0.95 in more "
-    "than half of the fitted runs. `python -m dd_assets.check_campaign STUDY` prints it all.",
+    "runs_sound": "At most 10 % of the runs failed (diverged, failed, interrupted, still running), none took an hour "
+    "for five epochs, and checkpoints of an arm are equally large.",
+    "fit_to_be_analysed": "GO: all runs are there and complete, with all metrics, no value is impossible, and R^2 is "
+    "above 0.95 in more than half of the fitted runs. `python -m dd_assets.check_campaign STUDY` prints it all.",
 }
 
 
@@ -191,7 +192,7 @@ def _checked(verdicts: list["Verdict"]) -> Iterator[dg.AssetCheckResult]:
     found: dict[str, list[str]] = {name: [] for name in _CHECKS}
     for verdict in verdicts:
         of_study = {
-            "runs_complete": [*verdict.missing, *verdict.gaps],
+            "runs_complete": [*verdict.missing, *verdict.incomplete, *verdict.gaps],
             "values_possible": verdict.impossible,
             "runs_sound": verdict.alerts,
             "fit_to_be_analysed": verdict.reasons,

@@ -31,7 +31,7 @@ class ProbeConfig(OfStudies):
     variants: list[str] = Field(default=[], description="names of variants; default one of those equally fast")
     widths: list[int] = Field(default=[], description="values of k")
     num_workers: list[int] = Field(
-        default=[], description="numbers of workers; default 1 to 4, on a CPU also one for each core"
+        default=[], description="numbers of workers; default 1 to 5, on a CPU 1 to 4 and one for each core"
     )
     seconds: float = Field(default=2.0, description="about how long to time each arm with each number of workers")
 

@@ -1,9 +1,10 @@
 """Is a whole campaign fit to be analysed: is every run there, every metric at its frequency, every value possible?
 
-The loss-slope campaign asks this before it draws conclusions, and answers GO or NO-GO. GO: no run is missing, every key
-was logged as often as the study asks for, no value is impossible, and more than half of the fitted runs have an R^2
-above 0.95. What is merely suspicious raises an alert: large losses, knees outside 1 to 20 epochs, more than 10 % of
-runs failed, slow runs, odd checkpoints. A loss that diverges is a result: it counts as failed, and nothing else.
+The loss-slope campaign asks this before it draws conclusions, and answers GO or NO-GO. GO: no run is missing or
+incomplete, every key was logged as often as the study asks for, no value is impossible, and more than half of the
+fitted runs have an R^2 above 0.95. What is merely suspicious raises an alert: large losses, knees outside 1 to 20
+epochs, more than 10 % of runs failed, slow runs, odd checkpoints. A loss that diverges is a result: it counts as
+failed, and nothing else.
 
 The campaign's own reading is ``strict``: accuracies of 0 and 1, rates of 0 and knees at epoch 1 are out of range,
 though a batch of 128 images can be all right and a cosine ends at 0; and whatever is out of range is NO-GO, not an
@@ -12,16 +13,15 @@ alert.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import duckdb
 
 from dd_core.analysis.loss_slope_report import CURRENT, query, rows_of
+from dd_core.checks.endings import failures, incomplete_runs, odd_sizes, slow_runs
 from dd_core.checks.integrity import metric_gaps
 from dd_core.checks.logged import logged_gaps
 from dd_core.checks.sentences import Gap, sentences
-from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -29,11 +29,6 @@ CAMPAIGN_TABLES = ("loss_slopes", "training_batches", "training_evals", "trainin
 GOOD_R_SQUARED = 0.95
 _LARGEST_LOSS = 10.0
 _KNEES = (1.0, 20.0)
-_MOST_FAILED = 0.1
-_SLOW_SECONDS, _SLOW_EPOCHS = 3600.0, 5.0
-# Sizes of one arm's checkpoints may differ by their headers.
-_SIZE_TOLERANCE = 0.01
-_FAILED = ("diverged", "failed", "interrupted")
 
 
 @dataclass
@@ -45,6 +40,7 @@ class Verdict:
         num_expected: runs that the study asks for.
         statuses, outcomes: number of runs by how the training ended, and by what the analysis made of it.
         missing: runs that never began.
+        incomplete, num_incomplete: runs that began, did not come to their end and did not diverge; how many.
         gaps: metrics that are not there at their frequency.
         impossible: values that no training gives.
         out_of_range: values outside the campaign's bounds.
@@ -58,6 +54,8 @@ class Verdict:
     statuses: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
+    num_incomplete: int = 0
     gaps: list[str] = field(default_factory=list)
     impossible: list[str] = field(default_factory=list)
     out_of_range: list[str] = field(default_factory=list)
@@ -81,6 +79,9 @@ class Verdict:
         found = []
         if self.num_runs < self.num_expected:
             found.append(f"{self.num_expected - self.num_runs} of {self.num_expected} runs are missing")
+        if self.num_incomplete:
+            are = "is" if self.num_incomplete == 1 else "are"
+            found.append(f"{self.num_incomplete} of {self.num_expected} runs {are} incomplete")
         counted = {"gaps": "not every metric is there at its frequency", "impossible": "values are impossible"}
         if self.strict:
             counted["out_of_range"] = "values are out of range"
@@ -120,12 +121,12 @@ def examine(store: Store, study: Study, connection: duckdb.DuckDBPyConnection, *
         Gap(arm, trial, "the run", "missing") for arm in study.arms for trial in trials if (arm, trial) not in began
     ]
     verdict.missing = sentences(absent)
+    incomplete = incomplete_runs(study, connection, rows)
+    verdict.incomplete, verdict.num_incomplete = sentences(incomplete), len(incomplete)
     verdict.gaps = logged_gaps(study, connection, rows) if study.imported else metric_gaps(store, study, connection)[0]
     _look_at_values(verdict, study, connection, {(row["arm"], row["trial"]): row for row in rows})
     _look_at_knees(verdict, rows)
-    _look_at_failures(verdict)
-    verdict.alerts += _slow_runs(study, connection)
-    verdict.alerts += _odd_sizes(store, study, connection)
+    verdict.alerts = [*failures(rows), *slow_runs(study, connection), *odd_sizes(store, study, connection)]
     return verdict
 
 
@@ -141,16 +142,17 @@ def _look_at_values(
         connection,
         study,
         f"""SELECT arm, trial,
-            count(*) FILTER (loss_train_nats IS NULL AND step < last_number) AS "a loss that is no number",
+            count(*) FILTER (NOT is_number AND step < last_number) AS "a loss that is no number",
             count(*) FILTER (loss_train_nats < 0) AS "a negative loss",
             count(*) FILTER (acc_train NOT BETWEEN 0 AND 1) AS "an accuracy outside 0 to 1",
             count(*) FILTER (lr < 0) AS "a negative learning rate",
             count(*) FILTER (loss_train_nats = 0) AS "a loss of exactly 0",
-            count(*) FILTER (loss_train_nats >= $largest) AS "a loss of {_LARGEST_LOSS:g} nats or more",
+            count(*) FILTER (is_number AND loss_train_nats >= $largest) AS "a loss of {_LARGEST_LOSS:g} nats or more",
             count(*) FILTER ({ends}) AS "an accuracy of 0 or 1",
             count(*) FILTER ({str(verdict.strict).lower()} AND lr = 0) AS "a learning rate of 0"
-        FROM (SELECT *, max(step) FILTER (isfinite(loss_train_nats)) OVER (PARTITION BY arm, trial) AS last_number
-              FROM training_batches WHERE {CURRENT}) GROUP BY arm, trial ORDER BY arm, trial""",
+        FROM (SELECT *, max(step) FILTER (is_number) OVER (PARTITION BY arm, trial) AS last_number
+              FROM (SELECT *, coalesce(isfinite(loss_train_nats), false) AS is_number FROM training_batches
+                    WHERE {CURRENT})) GROUP BY arm, trial ORDER BY arm, trial""",
         largest=_LARGEST_LOSS,
     )
     impossible: list[Gap] = []
@@ -177,55 +179,3 @@ def _look_at_knees(verdict: Verdict, rows: list[dict[str, Any]]) -> None:
             f"the knee (AIC) of {never + outside} of {len(fitted)} fitted runs is not within {low:g} to {high:g} epochs"
             + (f"; {never} have none" if never else "")
         )
-
-
-def _look_at_failures(verdict: Verdict) -> None:
-    failed = {name: verdict.statuses[name] for name in _FAILED if verdict.statuses[name]}
-    if verdict.statuses["imported"] and verdict.outcomes["diverged"]:
-        failed["diverged"] = failed.get("diverged", 0) + verdict.outcomes["diverged"]
-    number = sum(failed.values())
-    if number > _MOST_FAILED * verdict.num_runs:
-        how = ", ".join(f"{count} {name}" for name, count in failed.items())
-        share = 100 * number / verdict.num_runs
-        verdict.alerts.append(f"{number} of {verdict.num_runs} runs failed ({share:.0f} %): {how}")
-
-
-def _slow_runs(study: Study, connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Runs that took an hour and had not done five epochs."""
-    lasting = {
-        True: f"""SELECT arm, trial, max(time) - min(time) AS seconds, max(epoch) AS epochs
-            FROM training_batches WHERE {CURRENT} GROUP BY ALL""",
-        False: f"SELECT arm, trial, seconds, last_epoch - first_epoch AS epochs FROM runs WHERE {CURRENT}",
-    }
-    sql = f"SELECT * FROM ({lasting[study.imported]}) WHERE seconds > $seconds AND epochs < $epochs ORDER BY arm, trial"
-    rows = query(connection, study, sql, seconds=_SLOW_SECONDS, epochs=_SLOW_EPOCHS)
-    slow = [
-        Gap(row["arm"], row["trial"], "the run", f"slow: {row['seconds']:.0f} s for {row['epochs']} epochs")
-        for row in rows
-    ]
-    return sentences(slow)
-
-
-def _odd_sizes(store: Store, study: Study, connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Checkpoints that differ in size from the others of their arm, or could not hold all parameters."""
-    sizes: dict[str, list[float]] = {}
-    if study.imported:
-        sql = f"SELECT arm, value FROM training_monitors WHERE metric = 'checkpoint_size_mb' AND {CURRENT}"
-        for row in query(connection, study, sql):
-            sizes.setdefault(row["arm"], []).append(row["value"])
-    else:
-        for checkpoint, manifest in trained_checkpoints(store, study).items():
-            if live := len(manifest.live_trials):
-                bytes_ = sum(entry.bytes for entry in manifest.weights)
-                sizes.setdefault(checkpoint.arm.key, []).append(bytes_ / live / 1e6)
-    sql = f"SELECT arm, max(num_parameters) AS number FROM runs WHERE {CURRENT} GROUP BY arm"
-    smallest = {row["arm"]: 4e-6 * (row["number"] or 0) for row in query(connection, study, sql)}
-    odd = []
-    for arm, own in sizes.items():
-        usual = median(own)
-        if any(abs(size - usual) > _SIZE_TOLERANCE * usual for size in own) or min(own) < smallest.get(arm, 0):
-            odd.append(
-                f"{arm}: checkpoints of a run have {min(own):.3g} to {max(own):.3g} MB"
-                + (f", its parameters {smallest[arm]:.3g} MB" if smallest.get(arm) else "")
-            )
-    return odd

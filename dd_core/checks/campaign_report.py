@@ -1,12 +1,19 @@
 """A verdict on a campaign as text that a person reads from top to bottom."""
 
+from collections.abc import Sequence
+
 from dd_core.checks.campaign import GOOD_R_SQUARED, Verdict
 
 _SHOWN = 12
 
 
-def report_of(verdict: Verdict) -> str:
-    """What is there, what is wrong with it, and whether that will do."""
+def report_of(verdict: Verdict, findings: Sequence[str] = ()) -> str:
+    """What is there, what is wrong with it, what the curves say, and, in the last line, whether that will do.
+
+    Args:
+        verdict: on the campaign.
+        findings: sentences about its hypotheses.
+    """
     lines = [
         f"{verdict.study}: {verdict.num_runs} of {verdict.num_expected} runs",
         f"  training: {_counts(verdict.statuses)}",
@@ -15,6 +22,7 @@ def report_of(verdict: Verdict) -> str:
     ]
     sections = {
         "Runs that never began": verdict.missing,
+        "Runs that did not come to their end": verdict.incomplete,
         "Metrics that are not there at their frequency": verdict.gaps,
         "Impossible values": verdict.impossible,
         "Values out of range": verdict.out_of_range,
@@ -25,6 +33,8 @@ def report_of(verdict: Verdict) -> str:
         lines += [f"  - {problem}" for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"  - and {len(problems) - _SHOWN} more")
+    if findings:
+        lines += ["What the curves say:", *(f"  - {finding}" for finding in findings)]
     lines.append("GO" if verdict.is_go else f"NO-GO: {'; '.join(verdict.reasons)}")
     return "\n".join(lines)
 

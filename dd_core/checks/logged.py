@@ -1,8 +1,9 @@
 """Is every metric of imported runs there as often as their study asks for?
 
 Others count steps from 0 or from 1, and validate a step sooner or later, so numbers of values are compared and not
-their places. What is asked for is what the loss-slope campaign logs, unless the study file says otherwise under
-``monitors``: null for what its program did not measure.
+their places. Every run must have the loss of its batches, and what else of them some run has. Of monitors what the
+loss-slope campaign logs is asked for, unless the study file says otherwise under ``monitors``: null for what its
+program did not measure.
 """
 
 from typing import Any
@@ -40,13 +41,16 @@ def logged_gaps(study: Study, connection: duckdb.DuckDBPyConnection, runs: list[
     """
     rows = connection.execute(_SQL, {"study": study.name}).fetchall()
     found = {(arm, trial, recipe, metric): number for arm, trial, recipe, metric, number in rows}
+    columns = {"loss_train_nats", *(metric for (_, _, _, metric), number in found.items() if number)}
     gaps: list[Gap] = []
     for run in runs:
+        if run["outcome"] == "no losses":
+            gaps.append(Gap(run["arm"], run["trial"], "loss_train_nats", "missing"))
         if not run["steps_per_epoch"] or not run["last_epoch"]:
             continue
         num_steps = round(run["last_epoch"] * run["steps_per_epoch"])
         calendar = Calendar(max(1, round(run["steps_per_epoch"])), 1)
-        due = dict.fromkeys(_BATCH_COLUMNS, num_steps)
+        due = dict.fromkeys((name for name in _BATCH_COLUMNS if name in columns), num_steps)
         due |= {name: len(at) for name, at in expected_steps(study.monitors, True, calendar, num_steps).items()}
         for metric, number in due.items():
             there = found.get((run["arm"], run["trial"], run["recipe"], metric), 0)
@@ -56,6 +60,6 @@ def logged_gaps(study: Study, connection: duckdb.DuckDBPyConnection, runs: list[
                 )
     nowhere = {gap.metric for gap in gaps} - {metric for (_, _, _, metric), number in found.items() if number}
     names = " and ".join(", ".join(sorted(nowhere)).rsplit(", ", 1))
-    hint = "a study file says under monitors what was not measured"
+    hint = "if its program did not measure that, say so in the study file, by null under monitors"
     several = [f"no run has {names}; {hint}"] if nowhere and len(runs) > 1 else []
     return [*several, *sentences(gap for gap in gaps if not (several and gap.metric in nowhere))]

@@ -1,6 +1,6 @@
 """What the tables of training say of each run of an arm, as ``dd_core.analysis.loss_slopes`` wants it.
 
-A run is a trial of an arm. There is one as soon as an attempt to train it has begun, or batch losses were imported; how
+A run is a trial of an arm. There is one as soon as an attempt to train it has begun, or any metric of it is there; how
 it ended, and whether there is anything to fit, is for the analysis to say.
 """
 
@@ -78,7 +78,7 @@ def curves_of(study: Study, arm: Arm, files: Mapping[str, Collection[Path]]) -> 
     recipe = study.recipe_hash(arm)
     tables = {table: _rows(files.get(table, ()), table, recipe) for table in SOURCES}
     statuses = {} if study.imported else _statuses(tables["runs"])
-    trials = sorted({*statuses, *np.unique(tables["training_batches"]["trial"]).tolist()})
+    trials = sorted({*statuses, *(int(trial) for rows in tables.values() for trial in np.unique(rows["trial"]))})
     per_epoch = _steps_per_epoch(study, arm, tables["training_batches"])
     unknown = "imported" if study.imported else "unknown"
     return [_curve(study, trial, statuses.get(trial, unknown), per_epoch, _of(tables, trial)) for trial in trials]
@@ -127,18 +127,19 @@ def _curve(study: Study, trial: int, status: str, per_epoch: float, tables: Mapp
         return _finite(monitors["step"][is_it] + first, monitors["value"][is_it])
 
     by_monitor, by_evaluation = monitored("loss_val_nats"), _finite(eval_steps, evals["loss_val_nats"])
-    steps, losses = (np.concatenate(both) for both in zip(by_monitor, by_evaluation, strict=True))
+    steps, losses = (np.concatenate(both) for both in zip(by_evaluation, by_monitor, strict=True))
     val_is_test = not len(steps) and (study.imported or not study.data.num_validation)
     if val_is_test:
         steps, losses = _finite(eval_steps, evals["test_loss"])
-    steps, places = np.unique(steps, return_index=True)
+    # Of a step that is there twice the last counts, as of batches.
+    steps, places = np.unique(steps[::-1], return_index=True)
     lambda_step, lambda_max = monitored("lambda_max")
     run = Run(
         step=batches["step"] + first,
         loss=batches["loss_train_nats"],
         steps_per_epoch=per_epoch,
         val_step=steps,
-        val_loss=losses[places],
+        val_loss=losses[::-1][places],
         lambda_step=lambda_step,
         lambda_max=lambda_max,
         status=status,

@@ -77,7 +77,7 @@ def rebuild(store: Store, study: Study, num_processes: int = 1) -> Rebuilt:
         num_processes: at most so many, where there is enough to do.
     """
     done = Rebuilt()
-    tasks = list(_tasks(store, study, done))
+    tasks = _tasks(store, study, done)
     stale: list[_Task] = []
     of_earlier_recipe: list[str] = []
     for task in tasks:
@@ -108,24 +108,24 @@ def rebuild(store: Store, study: Study, num_processes: int = 1) -> Rebuilt:
     return done
 
 
-def _tasks(store: Store, study: Study, done: Rebuilt) -> Iterator[_Task]:
-    """The arms that have runs."""
+def _tasks(store: Store, study: Study, done: Rebuilt) -> list[_Task]:
+    """The arms that have metrics, if there is something to fit in any of them."""
     harms = [*damaged_files(store, SOURCES, study.name), *lost_files(store, study, SOURCES)]
     harmed = {harm.path for harm in harms}
-    without_batches = []
+    tasks = []
     for arm in study.arms.values():
         found = {table: sorted(store.table_folder(table, study.name, arm.key).glob("*.parquet")) for table in SOURCES}
         files = {table: [path for path in paths if path not in harmed] for table, paths in found.items()}
-        if not files["training_batches"] and not files["runs"]:
-            without_batches += [arm.key] * bool(files["training_evals"] or files["training_monitors"])
-            continue
-        # An attempt is told by two files; a run of which neither is left has the status unknown.
-        metrics = (table for table in SOURCES if table != "runs")
-        folders = {str(store.table_folder(table, study.name, arm.key)) for table in metrics}
-        yield _task(store, study, arm, files, sum(str(path.parent) in folders for path in harmed))
-    if without_batches:
-        which = "no arm has" if len(without_batches) == len(study.arms) else f"{', '.join(without_batches)} have no"
-        done.left_out.append(f"{study.name}: {which} losses of batches, only of epochs, to which no curve is fitted")
+        if any(files.values()):
+            # An attempt is told by two files; a run of which neither is left has the status unknown.
+            metrics = (table for table in SOURCES if table != "runs")
+            folders = {str(store.table_folder(table, study.name, arm.key)) for table in metrics}
+            tasks.append(_task(store, study, arm, files, sum(str(path.parent) in folders for path in harmed)))
+    if any(task.files["training_batches"] or task.files["runs"] for task in tasks):
+        return tasks
+    if tasks:
+        done.left_out.append(f"{study.name}: no arm has losses of batches, only of epochs, to which no curve is fitted")
+    return []
 
 
 def _task(store: Store, study: Study, arm: Arm, files: dict[str, list[Path]], num_harmed: int) -> _Task:

@@ -148,7 +148,7 @@ TRAINING_TABLES = (
     ),
     Table(
         "resource_probe",
-        "How fast each arm trains with one to four workers on a GPU, or on the cores of a CPU.",
+        "How fast each arm trains with one to five workers on a GPU, or on the cores of a CPU.",
         (
             *(column for column in ARM if column.name != "trial"),
             Column("device", "string", "cpu or the GPU's name"),

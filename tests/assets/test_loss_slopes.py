@@ -177,6 +177,8 @@ def test_a_folder_of_others_metrics_becomes_loss_slopes_and_a_verdict_without_tr
     path = lab.studies / "campaign.yaml"
     path.write_text(path.read_text(encoding="utf-8") + "monitors: {norms: null, hessian: null, noise: null}\n")
     assert check_campaign.main(["campaign"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "GO"
+    *_, title, h1, h2, verdict = capsys.readouterr().out.splitlines()
+    assert (title, verdict) == ("What the curves say:", "GO")
+    assert h1.startswith("  - H1: ") and h2.startswith("  - H2: ")
     assert check_campaign.main(["nobody"]) == 2
     assert "Error: there is no study 'nobody'" in capsys.readouterr().err

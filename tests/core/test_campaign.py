@@ -14,7 +14,7 @@ from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 from dd_core.tables.warehouse import connect
 
-from .exchanged import batch, monitor, write_rows
+from .exchanged import batch, evaluation, monitor, write_rows
 
 MakeStudy = Callable[..., Study]
 ONE, TWO = Arm("plain", 1), Arm("plain", 2)
@@ -84,7 +84,7 @@ def test_every_metric_is_asked_for_at_its_own_frequency(store: Store, make_study
         write_rows(store, study, arm, "training_monitors", readings)
     verdict = verdict_on(store, study)
     assert verdict.gaps == [
-        "no run has acc_val; a study file says under monitors what was not measured",
+        "no run has acc_val; if its program did not measure that, say so in the study file, by null under monitors",
         "plain.k001 trials 0 and 1: loss_val_nats is there 20 of 40 times",
     ]
     assert verdict.reasons == ["not every metric is there at its frequency (2 problems)"]
@@ -122,6 +122,16 @@ def test_values_that_cannot_be_are_reasons_and_those_out_of_bounds_are_not(store
     assert verdict.reasons == ["values are impossible (1 problem)"]
 
 
+def test_an_infinite_loss_is_no_number(store: Store, study: Study) -> None:
+    rows = [*losses(0), *losses(1)]
+    rows[100] |= {"loss_train_nats": np.inf}
+    rows[300] |= {"loss_train_nats": np.nan}
+    write(store, study, one=rows)
+    verdict = verdict_on(store, study)
+    assert verdict.impossible == ["plain.k001 trials 0 and 1: a loss that is no number is at 1 step"]
+    assert not [sentence for sentence in verdict.out_of_range if "nats" in sentence]
+
+
 def test_bounds_are_the_campaigns_when_strict(store: Store, study: Study) -> None:
     rows = [*losses(0), *losses(1)]
     rows[50] |= {"acc_train": 1.0}
@@ -143,6 +153,95 @@ def test_a_run_that_diverged_counts_as_failed_and_nothing_else(store: Store, stu
     assert verdict.impossible == []
     assert verdict.alerts == ["1 of 4 runs failed (25 %): 1 diverged"]
     assert verdict.is_go
+
+
+def test_runs_that_did_not_come_to_their_end_are_no_go(store: Store, study: Study) -> None:
+    write(store, study, one=[*losses(0, 165), *losses(1)])
+    verdict = verdict_on(store, study)
+    assert verdict.incomplete == ["plain.k001 trial 0: the run is incomplete: its losses end at epoch 8.25 of 10"]
+    assert verdict.reasons == ["1 of 4 runs is incomplete"]
+    assert "  - plain.k001 trial 0: the run is incomplete" in report_of(verdict)
+
+
+def test_imported_runs_that_log_seldom_are_complete_with_a_loss_in_the_last_epoch(store: Store, study: Study) -> None:
+    seldom = [row for trial in (0, 1) for row in losses(trial) if row["step"] % 15 == 0]  # the last is step 195
+    write(store, study, one=seldom)
+    assert verdict_on(store, study).incomplete == []
+
+
+def of_trained(
+    store: Store, study: Study, statuses: tuple[str, str], outcome: tuple[str, str] = ("fitted", "fitted")
+) -> Verdict:
+    """On two trials of an arm, as the table of their analysis says how they ended."""
+    rows = [
+        {"trial": t, "status": status, "outcome": how, "last_epoch": 3.0, "r_squared": 0.99, "knee_epoch": 2.0}
+        for t, (status, how) in enumerate(zip(statuses, outcome, strict=True))
+    ]
+    for arm in (ONE, TWO):
+        write_rows(store, study, arm, "loss_slopes", rows)
+    with contextlib.closing(connect(store, CAMPAIGN_TABLES)) as connection:
+        return examine(store, study, connection)
+
+
+def test_runs_that_finished_before_the_study_was_prolonged_are_incomplete(store: Store, make_study: MakeStudy) -> None:
+    study = make_study(epochs=10, checkpoints=(10,))
+    attempts = [{"trial": t, "attempt": 1, "status": "finished", "last_epoch": epoch} for t, epoch in ((0, 10), (1, 3))]
+    for arm in (ONE, TWO):
+        write_rows(store, study, arm, "runs", attempts, part="attempt-0001.end")
+    verdict = of_trained(store, study, ("finished", "finished"))
+    assert verdict.incomplete == [
+        f"{arm} trial 1: the run is incomplete: finished, its losses end at epoch 3 of 10"
+        for arm in ("plain.k001", "plain.k002")
+    ]
+    assert verdict.alerts == []
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted", "unknown"])
+def test_trained_runs_without_an_end_are_failures_and_incomplete(
+    store: Store, make_study: MakeStudy, status: str
+) -> None:
+    study = make_study(epochs=10, checkpoints=(10,))
+    verdict = of_trained(store, study, ("stopped early", status))
+    assert verdict.incomplete == [
+        f"{arm} trial 1: the run is incomplete: {status}, its losses end at epoch 3 of 10"
+        for arm in ("plain.k001", "plain.k002")
+    ]
+    assert "2 of 4 runs are incomplete" in verdict.reasons
+    verb = "failed" if status in ("failed", "interrupted") else "failed or did not end"
+    assert verdict.alerts == [f"2 of 4 runs {verb} (50 %): 2 {status}"]
+
+
+def test_runs_whose_losses_diverged_are_failures_once_and_complete(store: Store, make_study: MakeStudy) -> None:
+    study = make_study(epochs=10, checkpoints=(10,))
+    verdict = of_trained(store, study, ("finished", "diverged"), ("diverged", "diverged"))
+    assert verdict.incomplete == []
+    assert verdict.alerts == ["4 of 4 runs failed (100 %): 4 diverged"]
+
+
+def test_columns_that_no_run_has_are_not_asked_for_and_others_are(store: Store, study: Study) -> None:
+    without = [{**row, "time": None, "weight_decay": None, "acc_train": None} for t in (0, 1) for row in losses(t)]
+    write_rows(store, study, TWO, "training_batches", [{**row, "lr": None} for row in without])
+    write_rows(store, study, ONE, "training_batches", without)
+    verdict = verdict_on(store, study)
+    assert verdict.gaps == ["plain.k002 trials 0 and 1: lr is missing"]
+
+
+def test_a_trial_with_evaluations_alone_is_there_without_losses(store: Store, study: Study) -> None:
+    write(store, study, one=losses(0))
+    evaluations = [evaluation(1, epoch, 1.0) for epoch in range(1, 11)]
+    write_rows(store, study, ONE, "training_evals", evaluations)
+    verdict = verdict_on(store, study)
+    assert (verdict.missing, verdict.incomplete) == ([], [])
+    assert verdict.outcomes == {"fitted": 3, "no losses": 1}
+    assert verdict.gaps == ["plain.k001 trial 1: loss_train_nats is missing"]
+
+
+def test_checkpoints_of_unknown_size_are_left_out(store: Store, study: Study) -> None:
+    write(store, study)
+    sizes = [monitor(0, step, "checkpoint_size_mb", size) for step, size in ((20, 44.7), (40, None), (60, np.nan))]
+    write_rows(store, study, TWO, "training_monitors", sizes)
+    write_rows(store, study, ONE, "training_monitors", [monitor(0, 20, "checkpoint_size_mb", None)])
+    assert verdict_on(store, study).alerts == []
 
 
 def test_slow_runs_and_odd_checkpoints_raise_alerts(store: Store, study: Study) -> None:

@@ -340,6 +340,27 @@ def test_steps_of_imported_runs_may_count_from_0_and_be_thinned(store: Store, ma
     assert [row[3] for row in found] == pytest.approx([-0.4] * 3, rel=0.01)
 
 
+def test_of_validation_losses_of_a_step_the_last_counts(store: Store, long_study: Study) -> None:
+    arm = long_study.arms["plain.k001"]
+    write_losses(store, long_study, arm, {0: power_law(-0.5)})
+    readings = [(80, 2.0), (160, 9.0), (160, 3.0), (80, 1.5)]  # of two attempts
+    own = [monitor(0, step, "loss_val_nats", value) for step, value in readings]
+    write_rows(store, long_study, arm, "training_monitors", own)
+    rebuild(store, long_study)
+    assert rows(store, "SELECT best_val_ce, best_val_epoch, final_val_ce FROM loss_slopes") == [(1.5, 20.0, 3.0)]
+
+
+def test_arms_with_evaluations_alone_have_rows_beside_arms_with_losses(store: Store, make_study: MakeStudy) -> None:
+    study = make_study(imported=True)
+    write_losses(store, study, study.arms["plain.k001"], {0: power_law(-0.5)})
+    for key in study.arms:
+        write_rows(store, study, study.arms[key], "training_evals", [evaluation(1, epoch, 1.0) for epoch in (1, 2)])
+    done = rebuild(store, study)
+    assert (done.rows, done.left_out, done.failed) == (3, [], {})
+    found = {run: outcome for run, (_, outcome) in outcomes(store).items()}
+    assert found == {("plain.k001", 0): "fitted", ("plain.k001", 1): "no losses", ("plain.k002", 1): "no losses"}
+
+
 def test_nothing_is_said_of_nothing(store: Store, tiny_study: Study) -> None:
     assert rebuild(store, tiny_study).rows == 0
     assert findings(store, tiny_study) == []

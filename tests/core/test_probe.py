@@ -14,7 +14,7 @@ from dd_core.forecast.probe_table import Measurement, is_uneven, read_probe, rec
 from dd_core.jobs.job import training_job
 from dd_core.jobs.probe import team
 from dd_core.jobs.probe import worker as probe_module
-from dd_core.jobs.probe.run import _sentence
+from dd_core.jobs.probe.run import _sentence, default_counts
 from dd_core.jobs.probe.worker import Trainee
 from dd_core.jobs.process import News, Process
 from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
@@ -142,6 +142,15 @@ def probe(study: Study, widths: list[int], counts: list[int], root: Path) -> tup
     notes: list[str] = []
     arms = [(study, Arm("plain", k)) for k in widths]
     return list(team.measure(root, arms, counts, CPU, 1.0, notes.append, folder=root)), notes
+
+
+def test_five_workers_are_tried_on_a_gpu_and_on_a_cpu_what_suits_its_cores() -> None:
+    assert default_counts(Machine("gpu", 1, 16)) == (1, 2, 3, 4, 5)
+    assert {cores: default_counts(replace(CPU, num_cores=cores)) for cores in (1, 2, 16)} == {
+        1: (1,),
+        2: (1, 2),
+        16: (1, 2, 3, 4, 16),
+    }
 
 
 def test_speeds_add_up_and_the_largest_memory_counts(

@@ -25,6 +25,7 @@ from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
 from dd_core.figures.charts import loss_slope_by_width, loss_slope_mosaic, loss_slope_straightness, loss_slope_windows
 from dd_core.store.store import Store
+from dd_core.study.grid import unfolded
 from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
 
@@ -158,6 +159,24 @@ def test_the_grid_has_the_median_over_seeds_and_no_diverged_run_vanishes(campaig
     )
     assert f"{min(medians):#.3g} nats" in title(specification)
     assert "20 of 48 runs diverged (4 of s-bn-off and 16 of s-adamw)" in title(specification)
+
+
+def test_runs_that_differ_in_another_setting_of_a_grid_are_no_seeds_of_one_cell(store: Store) -> None:
+    variant = {
+        **{
+            "architecture": "preact_resnet10",
+            "batch_size": 20,
+            "optimizer": {"name": "sgd", "learning_rate": 0.1, "weight_decay": 1e-3},
+        },
+        "grid": {"learning_rate": [0.1, 0.2], "clip_norm": [1.0, 5.0]},
+    }
+    study = campaign_study(**unfolded({"variants": {"s-core": variant}}), trials=2)
+    write_campaign(store, study)
+    specification = drawn("grid", study, store)
+    cells = rows(specification, "rate", "decay", "value")
+    assert [cell["runs"] for cell in cells] == [2] * 4
+    text = json.dumps(specification)
+    assert "s-core, clip norm = 1.0" in text and "s-core, clip norm = 5.0" in text
 
 
 def test_prediction_says_what_scipy_says_of_the_correlation(campaign: Store) -> None:

@@ -17,14 +17,14 @@ _MOST_PANELS = 12
 # Cells that are so many times worse than the best share the lightest colour.
 _DARKEST_TO_LIGHTEST = 10
 _AXES = ("learning_rate", "weight_decay")
-# What else may differ within a family makes panels of its own.
+# What else may differ within a family makes panels of its own: these, and whatever else its grid varies.
 _OTHERS = {"k": "k", "momentum": "momentum", "batch_size": "batch size", "label_noise": "label noise"}
 
 
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
     """Draw it where a family has several learning rates or weight decays; otherwise there is no grid."""
     runs = read_runs(connection, study)
-    grids = _grids(runs)
+    grids = _grids(study, runs)
     if not grids:
         return None
     drawn = dict(list(grids.items())[:_MOST_PANELS])
@@ -45,18 +45,28 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def _grids(runs: Runs) -> dict[str, list[dict[str, Any]]]:
+def _grids(study: Study, runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """The runs by family, and by what else differs within it; families without a grid are left out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for family in runs.families:
         own = [row for row in runs.rows if row["family"] == family and None not in (row[name] for name in _AXES)]
         if max(len({row[name] for row in own}) for name in _AXES) < 2:
             continue
-        differing = {name: word for name, word in _OTHERS.items() if len({row[name] for row in own}) > 1}
-        for row in own:
-            parts = [family, *(f"{word} = {row[name]}" for name, word in differing.items())]
+        others = [_others(study, row) for row in own]
+        names = dict.fromkeys(name for values in others for name in values)
+        differing = [name for name in names if len({values.get(name) for values in others}) > 1]
+        for row, values in zip(own, others, strict=True):
+            parts = [family, *(f"{name} = {values.get(name)}" for name in differing)]
             found.setdefault(", ".join(parts), []).append(row)
     return found
+
+
+def _others(study: Study, row: dict[str, Any]) -> dict[str, Any]:
+    """What of a run may differ from the others of its family beside the axes, by name in words."""
+    grid = {name: value for name, value in study.variants[row["variant"]].grid_values.items() if name not in _AXES}
+    return {word: row[name] for name, word in _OTHERS.items()} | {
+        name.replace("_", " "): value for name, value in grid.items() if name not in _OTHERS
+    }
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

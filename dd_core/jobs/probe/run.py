@@ -12,7 +12,7 @@ from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.study import Arm
 
-_MOST_WORKERS = 4
+_MOST_GPU_WORKERS, _MOST_CPU_WORKERS = 5, 4
 
 
 def run_probe(job: Job, machine: Machine, folder: Path) -> Generator[Event, None, None]:
@@ -64,11 +64,11 @@ def run_probe(job: Job, machine: Machine, folder: Path) -> Generator[Event, None
 
 
 def default_counts(machine: Machine) -> tuple[int, ...]:
-    """Numbers of workers to measure, ascending: one to four, on a CPU also one for each core."""
+    """Numbers of workers to measure, ascending: one to five on a GPU; on a CPU one to four, and one for each core."""
     if machine.num_gpus:
-        return tuple(range(1, _MOST_WORKERS + 1))
+        return tuple(range(1, _MOST_GPU_WORKERS + 1))
     # Without a probe there is one for each core, so that must be among them.
-    return tuple(sorted({*range(1, min(_MOST_WORKERS, machine.num_cores) + 1), machine.num_cores}))
+    return tuple(sorted({*range(1, min(_MOST_CPU_WORKERS, machine.num_cores) + 1), machine.num_cores}))
 
 
 def _is_complete(rows: list[Measurement], counts: tuple[int, ...]) -> bool:
