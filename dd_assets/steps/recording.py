@@ -39,7 +39,7 @@ class PartitionRecorder:
         if isinstance(event, CheckpointWritten):
             task = event.task.partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
             checkpoint = self._of_event.get((task, event.epoch))
-            if checkpoint is not None:
+            if checkpoint is not None and checkpoint not in self.recorded:
                 self._record(checkpoint)
 
     def record_rest(self) -> None:
