@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import dagster as dg
 
 from dd_core.errors import UserError
-from dd_core.events import End, Event, Failed, Note
+from dd_core.events import CheckpointWritten, End, Event, Failed, Note
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
@@ -35,11 +35,11 @@ class News:
         Args:
             folder: of the running job.
             job: as it was submitted, perhaps by an orchestrator before this one.
-            wanted: names of the tasks whose events are asked for.
+            wanted: names of what is asked for (``Job.names``), which other tasks may share in the running job.
         """
         self.folder, self.job = folder, job
         self._names = [task.name for task in job.tasks]
-        self._wanted = {number for number, name in enumerate(self._names) if name in wanted}
+        self._wanted = {n for n, task in enumerate(job.tasks) if any(name in wanted for name in task.names)}
         self._seen: set[int] = set()
         self.left = set(range(len(self._names)))
         self.any_failed = False
@@ -76,6 +76,50 @@ class News:
         """News for people, of that task or of the whole."""
         of = min(self.awaited, default=0) if number is None else number
         return Note(task=self._names[of], text=text)
+
+
+class _Asked:
+    """The tasks that are asked for, which need not be those of the running job: other arms may share its networks.
+
+    Attributes:
+        left: numbers of the tasks without an end.
+    """
+
+    def __init__(self, job: Job):
+        """``job``: as it is asked for."""
+        self._tasks = job.tasks
+        self._number_of = {name: number for number, task in enumerate(job.tasks) for name in task.names}
+        self._missing = {number: set(task.names) for number, task in enumerate(job.tasks)}
+        self._failed: dict[int, Failed] = {}
+        self.left = set(self._missing)
+
+    def told(self, event: Event, running: Job) -> Iterator[Event]:
+        """An event of the running job, as one of each task asked for that it is about."""
+        names = running.tasks[event.number].names if event.number is not None else (event.task,)
+        numbers = sorted({self._number_of[name] for name in names if name in self._number_of} & self.left)
+        if isinstance(event, Note):  # may be about a task that only the running job has
+            yield self._of(event, numbers[0] if numbers else 0)
+        elif isinstance(event, CheckpointWritten):  # bears the name of its arm
+            for number in numbers[:1]:
+                yield event.of(event.task, self._number_of.get(event.task, number))
+        elif isinstance(event, End):
+            yield from self._ends(event, set(names), numbers)
+        else:
+            yield from (self._of(event, number) for number in numbers)
+
+    def _ends(self, end: End, names: set[str], numbers: list[int]) -> Iterator[Event]:
+        """A task has ended with the last of what it is about, and failed with any, unless it was done as a whole."""
+        for number in numbers:
+            self._missing[number] -= names
+            if isinstance(end, Failed):
+                self._failed.setdefault(number, end)
+            if not self._missing[number]:
+                self.left.discard(number)
+                is_whole = names.issuperset(self._tasks[number].names)
+                yield self._of(end if is_whole else self._failed.get(number, end), number)
+
+    def _of(self, event: Event, number: int) -> Event:
+        return event.of(self._tasks[number].name, number)
 
 
 class Following(Protocol):
@@ -131,17 +175,12 @@ def run_elsewhere(request: Request, context: dg.AssetExecutionContext, job: Job)
     Raises:
         UserError: it cannot run there, or was interrupted and ended.
     """
-    numbers = {task.name: number for number, task in enumerate(job.tasks)}
-    left = set(numbers)
-    while left:  # once more, where the job of an orchestrator before us did not have all that is wanted now
+    asked = _Asked(job)
+    while asked.left:  # once more, where the job of an orchestrator before us did not have all that is wanted now
         try:
-            following = request.start(_part(job, left, request.machine))
+            following = request.start(_part(job, asked.left, request.machine))
             for event in following.events():
-                if isinstance(event, End):
-                    left.discard(event.task)
-                # News may be about a task that only the running job has.
-                task = event.task if event.task in numbers else job.tasks[0].name
-                yield event.of(task, numbers[task])
+                yield from asked.told(event, following.news.job)
         except GeneratorExit:
             _leave(request, context)
             raise
@@ -153,11 +192,11 @@ def run_elsewhere(request: Request, context: dg.AssetExecutionContext, job: Job)
             following.news.folder.remove()
 
 
-def _part(job: Job, names: set[str], machine: Machine) -> Job:
+def _part(job: Job, numbers: set[int], machine: Machine) -> Job:
     """The job, or what of it is left, with its tasks dealt out to machines."""
-    if len(names) == len(job.tasks) and job.places:
+    if len(numbers) == len(job.tasks) and job.places:
         return job
-    tasks = tuple(task for task in job.tasks if task.name in names)
+    tasks = tuple(job.tasks[number] for number in sorted(numbers))
     return divided(job.model_copy(update={"tasks": tasks, "places": ()}), machine)
 
 

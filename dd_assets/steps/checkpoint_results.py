@@ -20,6 +20,7 @@ from dd_assets.steps.versions import (
     event_tags,
     is_up_to_date,
     latest_materializations,
+    recipe_keys,
     recipes,
     settings_key,
     settings_of,
@@ -183,6 +184,13 @@ class _Recorder:
         """Nothing is read yet."""
         self.context, self.store, self.result = context, store, result
         self._latest: dict[dg.AssetKey, dict[str, tuple[int, dict[str, str]]]] = {}
+        self._of_studies: dict[str, tuple[dict[str, dg.AssetKey], list[Declared]]] = {}
+
+    def _declared(self, study: Study) -> tuple[dict[str, dg.AssetKey], list[Declared]]:
+        """The key of the recipe by arm, and the nodes of the settings."""
+        if study.name not in self._of_studies:
+            self._of_studies[study.name] = recipe_keys(study), self.result.declared_settings(study)
+        return self._of_studies[study.name]
 
     def record(
         self,
@@ -202,8 +210,8 @@ class _Recorder:
             again: also where Dagster knows all this.
         """
         key, table = self.result.key(study.name), manifest.files["table"]
-        declared = [*recipes(study), *self.result.declared_settings(study)]
-        wanted = [part.key for part in declared if part.concerns(checkpoint)]
+        of_arms, settings = self._declared(study)
+        wanted = [of_arms[checkpoint.arm.key], *(part.key for part in settings if part.concerns(checkpoint))]
         if not self.result.kind.is_current(
             manifest, weights, study
         ):  # the run config wanted others than the study file
@@ -234,7 +242,8 @@ class _Recorder:
             if tags.get("dagster/data_version") == sha256:
                 return number
             if attempt:
-                record_checkpoint(self.context, self.store, study, checkpoint, weights)
+                recipe = self._declared(study)[0][checkpoint.arm.key]
+                record_checkpoint(self.context, self.store, study, checkpoint, weights, recipe)
             latest |= latest_materializations(self.context.instance, key, [checkpoint.key])
         return latest[checkpoint.key][0]
 

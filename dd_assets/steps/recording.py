@@ -9,7 +9,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 from dd_assets.steps.partitions import (
     checkpoints_key,
 )
-from dd_assets.steps.versions import declared_inputs, event_tags, recipes
+from dd_assets.steps.versions import declared_inputs, event_tags, recipe_keys
 from dd_core.errors import StaleError
 from dd_core.events import CheckpointWritten, Event
 from dd_core.jobs.forecast import Forecast
@@ -33,13 +33,14 @@ class PartitionRecorder:
         self._of_event = {(f"{study.name}/{checkpoint.arm.key}", checkpoint.epoch): checkpoint for checkpoint in wanted}
         self.forecast: Forecast | None = None
         self.recorded: set[Checkpoint] = set()
+        self._recipes = recipe_keys(study)
 
     def on_event(self, event: Event) -> None:
         """Record the checkpoint an event speaks of."""
         if isinstance(event, CheckpointWritten):
             task = event.task.partition(" ")[0]  # of a part, whose name goes on with its trials, the arm's
             checkpoint = self._of_event.get((task, event.epoch))
-            if checkpoint is not None:
+            if checkpoint is not None and checkpoint not in self.recorded:
                 self._record(checkpoint)
 
     def record_rest(self) -> None:
@@ -55,7 +56,8 @@ class PartitionRecorder:
             return
         self.recorded.add(checkpoint)
         expected = self.forecast.metadata(checkpoint.arm) if self.forecast else {}
-        record_checkpoint(self.context, self.store, self.study, checkpoint, manifest, expected)
+        recipe = self._recipes[checkpoint.arm.key]
+        record_checkpoint(self.context, self.store, self.study, checkpoint, manifest, recipe, expected)
 
 
 def record_checkpoint(
@@ -64,9 +66,13 @@ def record_checkpoint(
     study: Study,
     checkpoint: Checkpoint,
     manifest: Manifest,
+    recipe: dg.AssetKey,
     expected: Mapping[str, float] | None = None,
 ) -> None:
-    """Log that a checkpoint is there: its numbers, its place, its versions, and what was expected of its training."""
+    """Log that a checkpoint is there: its numbers, its place, its versions, and what was expected of its training.
+
+    ``recipe``: the node in the graph that stands for its arm's.
+    """
     metadata = {
         **{name: value for name, value in manifest.headline.items() if value == value},
         "dagster/uri": str(store.root / manifest.weights[0].path),
@@ -75,7 +81,7 @@ def record_checkpoint(
         "device": manifest.device,
         **(expected or {}),
     }
-    inputs = declared_inputs(recipe.key for recipe in recipes(study) if recipe.concerns(checkpoint))
+    inputs = declared_inputs([recipe])
     key = checkpoints_key(study.name)
     log_partition(context, key, checkpoint, metadata, event_tags(manifest.weights_sha256, TRAINER_VERSION, inputs))
 

@@ -24,7 +24,7 @@ from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.jobs.job import digest_of
 from dd_core.store.files import size_and_sha256
 from dd_core.store.store import Store
-from dd_core.study.study import Checkpoint, Study
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.kinds import KINDS, Kind
 
 # Records that are fetched at a time; SQLite takes no more than some thousand parameters.
@@ -80,14 +80,21 @@ def digest_of_content(content: Any) -> str:
 
 def recipes(study: Study) -> list[Declared]:
     """The recipe of each variant, without the width."""
+    arms: dict[str, list[Arm]] = {variant: [] for variant in study.variants}
+    for arm in study.arms.values():
+        arms[arm.variant].append(arm)
     found = []
-    for variant in study.variants:
-        arms = [arm for arm in study.arms.values() if arm.variant == variant]
-        content = {name: value for name, value in study.recipe(arms[0]).items() if name != "k"}
+    for variant, own in arms.items():
+        content = {name: value for name, value in study.recipe(own[0]).items() if name != "k"}
         key = dg.AssetKey([study.name, f"recipe-{variant}-{digest_of_content(content)}"])
         description = f"The recipe of {variant} in the study file: all that its weights depend on besides the width."
-        found.append(Declared(key, description, content, tuple(arm.key for arm in arms), study.epoch_keys))
+        found.append(Declared(key, description, content, tuple(arm.key for arm in own), study.epoch_keys))
     return found
+
+
+def recipe_keys(study: Study) -> dict[str, dg.AssetKey]:
+    """By arm the key of the recipe that all its checkpoints depend on, to be computed once for many of them."""
+    return {arm: recipe.key for recipe in recipes(study) for arm in recipe.arms}
 
 
 def settings_key(asset: dg.AssetKey, settings: Mapping[str, Any]) -> dg.AssetKey:

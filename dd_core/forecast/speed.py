@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dd_core.errors import UserError
@@ -161,12 +162,18 @@ class Known:
             own = [run for run in same if run.study == study.name] or same
             return Prediction(images * _mean(run.seconds_per_image for run in own), "earlier runs")
         if probe:
-            known = [(training_flops(study, a), probed.seconds_per_image(num_workers)) for a, probed in probe.items()]
+            known = [(size, probed.seconds_per_image(num_workers)) for size, probed in self._measured]
             return Prediction(with_evaluations * scaled(known, flops), "the resource probe of other arms, by FLOPs")
         if runs:
             known = [(run.flops, run.seconds_per_image) for run in runs]
             return Prediction(images * scaled(known, flops), "earlier runs of other arms, by FLOPs")
         return None
+
+    @cached_property
+    def _measured(self) -> list[tuple[int, Probed]]:
+        """FLOPs of training on an image, and what the probe found: once for all arms that are equally fast."""
+        distinct = {speed_key(self.study.recipe(arm)): arm for arm in self.probe}
+        return [(training_flops(self.study, arm), self.probe[arm]) for arm in distinct.values()]
 
     def _has_these_conditions(self, run: Run, num_workers: int, arms_together: int) -> bool:
         """On a GPU its share decides about the speed, on a CPU the threads."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from dd_core.errors import UserError
 from dd_core.forecast.speed import Known, Prediction
@@ -53,8 +54,12 @@ class Forecast:
         """GPU-hours of one arm; None where they are unknown, or it trains on a CPU."""
         if not self.machine.num_gpus or arm not in self.predictions:
             return None
-        share = next(task.gpu_share for task in self.tasks if arm in task.arms)
-        return self.predictions[arm].seconds * share / 3600
+        return self.predictions[arm].seconds * self._gpu_shares[arm] / 3600
+
+    @cached_property
+    def _gpu_shares(self) -> dict[Arm, float]:
+        """Of each arm, all of whose parts have the same."""
+        return {arm: task.gpu_share for task in self.tasks for arm in task.arms}
 
     def metadata(self, arm: Arm) -> dict[str, float]:
         """For the partitions of an arm."""

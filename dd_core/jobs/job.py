@@ -80,6 +80,11 @@ class TrainTask(BaseModel):
         first, last = self.trials[0], self.trials[1] - 1
         return f"{self.study}/{self.arm.key} trial{f' {first}' if first == last else f's {first}-{last}'}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its name would be with each of its arms alone: the same whichever arms share a network."""
+        return tuple(f"{self.study}/{arm.key}" for arm in self.arms) if self.also else (self.name,)
+
 
 class CheckpointTask(BaseModel):
     """A result of one checkpoint, or some rows of it.
@@ -110,6 +115,11 @@ class CheckpointTask(BaseModel):
         part = f" rows {self.rows[0]}-{self.rows[1]}" if self.rows else ""
         return f"{self.study}/{self.checkpoint.key}{part}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
     def compute(self, study: Study, store: Store, **options: Any) -> None:
         """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there."""
         rows = {} if self.rows is None else {"rows": self.rows}
@@ -136,6 +146,11 @@ class ProbeTask(BaseModel):
     def name(self) -> str:
         """For people and events."""
         return "resource_probe"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
 
 
 Task = TrainTask | ProbeTask | CheckpointTask
@@ -166,6 +181,11 @@ class Job(BaseModel):
     def ranks(self) -> int:
         """Processes that share each task; with more than one the tasks come one after the other, under torchrun."""
         return max((task.ranks for task in self.tasks if isinstance(task, CheckpointTask)), default=1)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all that its tasks are about, by which two jobs of one request are compared."""
+        return {name for task in self.tasks for name in task.names}
 
     @property
     def is_probe(self) -> bool:

@@ -13,17 +13,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from dd_core.checks.machine import networks_of, require_sound
+from dd_core.checks.machine import Network, networks_of, require_sound
 from dd_core.errors import UserError
 from dd_core.events import Event, Failed, Finished, Note, Progress, Report, Started
 from dd_core.jobs.job import CheckpointTask, Job, Task, TrainTask
 from dd_core.machine.devices import keep_freed_memory
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+
+AllNetworks = Callable[[], set[Network]]
 
 
 class Events:
@@ -86,17 +89,18 @@ def run(job: Job, tasks: Iterable[tuple[int, int]], gpu: int, events: Events) ->
     device = device_of(gpu)
     store = Store(job.root)
     num_failed = 0
+    all_networks = cache(partial(_networks_of, job, job.tasks))
     for number, halvings in tasks:
         task = job.tasks[number]
         set_halvings(halvings)
         torch.set_num_threads((task.threads if isinstance(task, TrainTask) else None) or job.threads)
-        num_failed += not _perform(task, job, store, device, events)
+        num_failed += not _perform(task, job, all_networks, store, device, events)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # for the others on this GPU, while this worker waits
     return num_failed
 
 
-def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) -> bool:
+def _perform(task: Task, job: Job, all_networks: AllNetworks, store: Store, device: Any, events: Events) -> bool:
     """Do one task; what goes wrong is reported and does not keep the worker from the next."""
     study = job.studies[task.study]
     started = time.monotonic()
@@ -104,7 +108,7 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
     try:
         if isinstance(task, TrainTask):
             if device.type == "cpu":
-                _see_that_pytorch_is_sound(task, job, events)
+                _see_that_pytorch_is_sound(task, job, all_networks, events)
             _train(task, study, store, device, lambda event: events.emit(event.of(event.task or task.name)))
         elif isinstance(task, CheckpointTask):
             task.compute(study, store, device=device)
@@ -119,13 +123,16 @@ def _perform(task: Task, job: Job, store: Store, device: Any, events: Events) ->
     return True
 
 
-def _see_that_pytorch_is_sound(task: TrainTask, job: Job, events: Events) -> None:
+def _see_that_pytorch_is_sound(task: TrainTask, job: Job, all_networks: AllNetworks, events: Events) -> None:
     """Before an arm trains; all arms of the job are tested at once, and a test that was passed is not made again."""
-    trained = [t for t in job.tasks if isinstance(t, TrainTask)]
-    of_tasks = {t: networks_of(job.studies[t.study], t.arm, len(t.places) or 1) for t in trained}
-    problem = require_sound(of_tasks[task], set().union(*of_tasks.values()), task.threads or job.threads)
+    problem = require_sound(_networks_of(job, (task,)), all_networks(), task.threads or job.threads)
     if problem:
         events.emit(Note(task=task.name, text=f"{task.name}: {problem}"))
+
+
+def _networks_of(job: Job, tasks: Iterable[Task]) -> set[Network]:
+    of_tasks = (networks_of(job.studies[t.study], t.arm, len(t.places) or 1) for t in tasks if isinstance(t, TrainTask))
+    return set().union(*of_tasks)
 
 
 def _train(task: TrainTask, study: Study, store: Store, device: Any, report: Report) -> None:

@@ -1,7 +1,7 @@
 """The life of a job that runs elsewhere, at a place that does at once what it is told and remembers it."""
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -9,13 +9,14 @@ import pytest
 
 from dd_assets.compute.elsewhere import News, run_elsewhere
 from dd_core.errors import UserError
-from dd_core.events import Event, Failed, Finished, Note
+from dd_core.events import CheckpointWritten, Event, Failed, Finished, Note, Progress, Started
 from dd_core.jobs.folder import JobFolder
-from dd_core.jobs.job import Job, training_job
+from dd_core.jobs.job import Job, TrainTask, training_job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
+MakeStudy = Callable[..., Study]
 NARROW, WIDE = "tiny/plain.k001", "tiny/plain.k002"
 
 
@@ -24,13 +25,15 @@ class Followed:
 
     is_over = True
 
-    def __init__(self, news: News, failing: Container[str]):
-        """``failing``: names of tasks."""
-        self.news, self._failing = news, failing
+    def __init__(self, news: News, failing: Container[str], before: Sequence[Event] = ()):
+        """``failing``: names of tasks; ``before``: what is told of them before."""
+        self.news, self._failing, self._before = news, failing, before
 
     def events(self) -> Iterator[Event]:
         """A note, and the end of every task that is wanted."""
         yield self.news.note("it runs")
+        for event in self._before:
+            yield from self.news.tell(event)
         for number, task in enumerate(self.news.job.tasks):
             end = Failed(error="no luck") if task.name in self._failing else Finished(seconds=1.0)
             self.news.folder.write_outcome(number, end.of(task.name, number))
@@ -44,9 +47,17 @@ class Asked:
     machine = Machine("cpu", 0, 1, None, 2)
     end = "the job was ended"
 
-    def __init__(self, store: Store, found: Job | None = None, is_inside: bool = False, failing: Container[str] = ()):
-        """``found`` runs already; tasks named in ``failing`` fail."""
+    def __init__(
+        self,
+        store: Store,
+        found: Job | None = None,
+        is_inside: bool = False,
+        failing: Container[str] = (),
+        before: Sequence[Event] = (),
+    ):
+        """``found`` runs already; tasks named in ``failing`` fail; ``before`` is told of the first job's tasks."""
         self.store, self.found, self.is_inside, self.failing = store, found, is_inside, failing
+        self.before = before
         self.started: list[Job] = []
         self.cancelled = 0
 
@@ -56,7 +67,7 @@ class Asked:
         self.started.append(running)
         folder = JobFolder.of(self.store, running)
         folder.prepare(running)
-        return Followed(News(folder, running, {task.name for task in job.tasks}), self.failing)
+        return Followed(News(folder, running, job.names), self.failing, self.before if len(self.started) == 1 else ())
 
     def cancel(self) -> bool:
         """Count."""
@@ -149,3 +160,71 @@ def test_tasks_without_an_outcome_fail_once_and_say_whether_by_a_defect(store: S
     assert second == Failed(task=NARROW, number=1, error="broken", is_user_error=False, traceback="the log")
     assert list(news.tell(Finished(task=WIDE, number=0, seconds=1.0))) == []
     assert (news.left, news.any_failed) == (set(), True)
+
+
+def networks(make_study: MakeStudy, root: Path, *shared: str) -> Job:
+    """A network for each word, with an arm ``v<letter>`` of each of its letters."""
+    recipe = make_study().variants["plain"].model_dump(exclude_unset=True)
+    study = make_study(variants={f"v{letter}": recipe for letter in "abcdef"}, widths=(1,))
+    tasks = [
+        TrainTask(study="tiny", variant=f"v{first}", k=1, until=4, also=tuple(f"v{letter}" for letter in others))
+        for first, *others in shared
+    ]
+    return Job(root=root, studies={"tiny": study}, tasks=tuple(tasks), num_workers=1, threads=1, request="asked")
+
+
+def test_checkpoints_of_arms_that_share_a_network_keep_the_names_of_theirs(make_study: MakeStudy, store: Store) -> None:
+    job = networks(make_study, store.root, "abc", "def")
+    told = [
+        Started(task=job.tasks[1].name, number=1),
+        Progress(task=job.tasks[1].name, number=1, epoch=2),
+        *(CheckpointWritten(task=f"tiny/v{arm}.k001", number=1, epoch=2) for arm in "def"),
+    ]
+    events = run(Asked(store, before=told), job)
+    assert [event for event in events if not isinstance(event, Note | Finished)] == told
+
+
+def test_the_number_of_a_task_is_that_of_the_job_that_was_asked_for(make_study: MakeStudy, store: Store) -> None:
+    job = networks(make_study, store.root, "abc", "def")
+    found = networks(make_study, store.root, "def").model_copy(update={"places": ((0,),)})
+    told = [CheckpointWritten(task="tiny/ve.k001", number=0, epoch=2)]
+    events = run(Asked(store, found=found, before=told), job)
+    assert [event for event in events if isinstance(event, CheckpointWritten)] == [told[0].of("tiny/ve.k001", 1)]
+
+
+def test_a_found_job_whose_arms_share_other_networks_is_followed_to_the_end(
+    make_study: MakeStudy, store: Store
+) -> None:
+    """As another orchestrator would divide what the one before has left."""
+    whole = networks(make_study, store.root, "abcd", "ef").model_copy(update={"places": ((0, 1),)})
+    told = [
+        Progress(task=whole.tasks[0].name, number=0, epoch=2),
+        CheckpointWritten(task="tiny/va.k001", number=0, epoch=2),
+        CheckpointWritten(task="tiny/vc.k001", number=0, epoch=2),
+    ]
+    job = networks(make_study, store.root, "bc", "de", "f")
+    asked = Asked(store, found=whole, before=told)
+    names = [task.name for task in job.tasks]
+    events = [event for event in run(asked, job) if not isinstance(event, Note)]
+    assert events[:2] == [told[0].of(names[0], 0), told[0].of(names[1], 1)]
+    assert events[2:4] == [told[1].of("tiny/va.k001", 0), told[2].of("tiny/vc.k001", 0)], "nobody asked for the first"
+    assert ends(events[4:]) == [(names[0], 0, "finished"), (names[1], 1, "finished"), (names[2], 2, "finished")]
+    assert asked.started == [whole], "and nothing is submitted again"
+
+
+def test_a_network_fails_where_one_of_the_networks_does_that_have_its_arms(make_study: MakeStudy, store: Store) -> None:
+    whole = networks(make_study, store.root, "abcd", "ef").model_copy(update={"places": ((0, 1),)})
+    job = networks(make_study, store.root, "bc", "de", "f")
+    events = run(Asked(store, found=whole, failing={whole.tasks[0].name}), job)
+    assert [(number, how) for _, number, how in ends(events)] == [(0, "failed"), (1, "failed"), (2, "finished")]
+    assert [e.error for e in events if isinstance(e, Failed)] == ["no luck"] * 2
+
+
+def test_arms_that_a_found_job_lacks_are_submitted_with_those_of_their_network(
+    make_study: MakeStudy, store: Store
+) -> None:
+    found = networks(make_study, store.root, "ab").model_copy(update={"places": ((0,),)})
+    job = networks(make_study, store.root, "bc", "a")
+    asked = Asked(store, found=found, failing={found.tasks[0].name})
+    assert ends(run(asked, job)) == [(job.tasks[1].name, 1, "failed"), (job.tasks[0].name, 0, "finished")]
+    assert [started.tasks for started in asked.started] == [found.tasks, job.tasks[:1]]

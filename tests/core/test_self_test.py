@@ -210,7 +210,7 @@ def test_an_arm_does_not_begin_on_a_machine_that_fails(
     events = SimpleNamespace(emit=said.append)
     tasks = (TrainTask(study="tiny", variant="plain", k=1, until=4),)
     job = Job(root=store.root, studies={"tiny": tiny_study}, tasks=tasks, num_workers=1, threads=1)
-    assert not worker._perform(tasks[0], job, store, torch.device("cpu"), events)  # type: ignore[arg-type]
+    assert not worker._perform(tasks[0], job, set, store, torch.device("cpu"), events)  # type: ignore[arg-type]
     refused = "PyTorch computes wrongly on this machine"
     assert said[-1] == Failed(task=tasks[0].name, error=refused, is_user_error=True)
     assert not list(store.root.rglob("*.safetensors"))

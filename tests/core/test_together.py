@@ -4,18 +4,22 @@ import contextlib
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+from dd_core.forecast import speed
 from dd_core.forecast.speed import Known
+from dd_core.jobs import worker
 from dd_core.jobs.forecast import forecast
 from dd_core.jobs.job import TrainTask, predicted_cost, training_job
 from dd_core.machine.devices import Machine
+from dd_core.store import companions
 from dd_core.store.checkpoints import load_checkpoint
-from dd_core.store.resume_points import trained_epoch
+from dd_core.store.resume_points import resume_metadata, trained_epoch
 from dd_core.store.store import Store, sha256_of
 from dd_core.study.stacks import kind, together
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -338,6 +342,51 @@ def test_an_arm_killed_before_its_first_resume_point_finds_its_place(store: Stor
     for arms in (arms_of(study), arms_of(study)[1:]):
         (task,) = tasks(store, study, arms)
         assert (task.arms, task.places) == (tuple(arms), ("v0", "v1", "v2"))
+
+
+def test_the_last_arm_of_a_kind_in_the_study_keeps_the_place_it_had(store: Store) -> None:
+    study = small_grid()
+    begin(store, study, 1)
+    last = study.model_copy(update={"variants": {"v1": study.variants["v1"]}})
+    (task,) = tasks(store, Study.model_validate(last.model_dump(exclude_unset=True)), [Arm("v1", 1)])
+    assert (task.arms, task.places) == ((Arm("v1", 1),), ("v0", "v1", "v2"))
+
+
+def test_of_an_arm_that_says_how_it_began_no_other_is_asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small_grid()
+    begin(store, study, 1)
+    asked: list[Arm] = []
+    monkeypatch.setattr(
+        companions, "resume_metadata", lambda store, study, arm: asked.append(arm) or resume_metadata(store, study, arm)
+    )
+    tasks(store, study, [Arm("v1", 1)])
+    assert asked == [Arm("v1", 1)]
+
+
+def test_what_a_job_trains_is_looked_up_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, small: tuple[Study, Store]
+) -> None:
+    """For its own networks once a task, and for those of all tasks once a worker."""
+    asked: list[Arm] = []
+    monkeypatch.setattr(worker, "networks_of", lambda study, arm, places: asked.append(arm) or {arm})
+    monkeypatch.setattr(worker, "require_sound", lambda wanted, others, threads: None)
+    monkeypatch.setattr(worker, "prepare_process", lambda threads: None)
+    monkeypatch.setattr(worker, "device_of", lambda gpu: torch.device("cpu"))
+    monkeypatch.setattr(worker, "_train", lambda *_: None)
+    job = training_job(store.root, small[0], list(small[0].iter_checkpoints()), 3, 1)
+    events = SimpleNamespace(emit=lambda event: None)
+    assert worker.run(job, [(number, 0) for number in range(3)], 0, events) == 0  # type: ignore[arg-type]
+    assert len(asked) == 3 + 3
+
+
+def test_a_probe_that_holds_for_many_arms_is_one_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, sizes = small_grid(), []
+    probed = SimpleNamespace(seconds_per_image=lambda num_workers: 1.0)
+    first, second, third = arms_of(study)
+    known = Known(study, Machine("cpu", 0, 1), {first: probed, second: probed})  # type: ignore[dict-item]
+    monkeypatch.setattr(speed, "scaled", lambda measured, flops: sizes.append(len(measured)) or 1.0)
+    assert known.predict(third, (0, 4), 1) is not None
+    assert sizes == [1]
 
 
 def test_time_is_divided_among_the_arms_and_predicted_from_such_runs_alone(small: tuple[Study, Store]) -> None:

@@ -84,7 +84,7 @@ class _Request:
     def start(self, job: Job) -> Following:
         """Find the Job, or make it."""
         check_before(self._cluster, self._settings, self._resources, len(job.places), job.ranks)
-        cluster, environment, wanted = self._cluster, self._environment, {task.name for task in job.tasks}
+        cluster, environment, wanted = self._cluster, self._environment, job.names
         while True:
             found = cluster.patiently(lambda: cluster.job(self._name))
             if is_found := found is not None:

@@ -151,7 +151,7 @@ class _Request:
     def _submit(self, submission: Submission, folder: JobFolder) -> Following:
         """Call sbatch until SLURM answers; a call that was not answered may have been heard all the same."""
         job = submission.job
-        news = FileNews(folder, job, {task.name for task in job.tasks}, submission.events)
+        news = FileNews(folder, job, job.names, submission.events)
         for pause in (*_SUBMIT_PAUSES, None):
             try:
                 return Following(commands.submit(submission.options(), submission.script()), submission, news)
@@ -182,8 +182,8 @@ class _Request:
                 f"SLURM job {newest.job} does the same already, but its job file is gone; end it (scancel "
                 f"{newest.job}) and try again"
             ) from error
-        submission, names = self._submission(running, folder), {task.name for task in wanted.tasks}
-        return Following(newest.job, submission, FileNews(folder, running, names, submission.events))
+        submission = self._submission(running, folder)
+        return Following(newest.job, submission, FileNews(folder, running, wanted.names, submission.events))
 
 
 def _no_answer(error: UnreachableError) -> UserError:
