@@ -181,7 +181,7 @@ def _analyse(address: str, study: Study, task: _Task) -> tuple[Counter[str], str
         rows, fits = _rows_of(study, task)
     except UserError:
         raise
-    except Exception:
+    except Exception:  # a mistake of ours: the asset names the arm and logs where it happened
         return Counter(), traceback.format_exc()
     if not rows:
         return Counter(), ""

@@ -216,8 +216,9 @@ class H2:
     def is_between_kinds(self) -> bool:
         """Whether runs correlate because they are of different kinds: no more given their settings."""
         partial = self.pooled.partial
-        known = partial.low is not None and partial.high is not None
-        return self.verdict == "yes" and known and partial.low <= 0 <= partial.high  # type: ignore[operator]
+        if self.verdict != "yes" or partial.low is None or partial.high is None:
+            return False
+        return partial.low <= 0 <= partial.high
 
     @property
     def given_in_words(self) -> str:

@@ -8,7 +8,7 @@ from dd_core.analysis.loss_slopes.breaks import prefix_rss
 from dd_core.analysis.loss_slopes.curve import FEWEST_POINTS, Curve
 from dd_core.analysis.loss_slopes.points import Points
 
-DECISIVE = 2.0
+DECISIVE = 2.0  # difference of AIC or AICc from which on a model counts as better
 
 
 def knee_epoch_aic(points: Points, steps_per_epoch: float) -> float | None:

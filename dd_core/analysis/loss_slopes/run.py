@@ -178,19 +178,24 @@ def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], li
         reasons.append("alpha_early is null: " + early)
     else:
         columns |= early_break(rows, knees["knee_epoch_break"], settings.early[1])
+        columns |= _early(curve, early, settings, sampling)
         rows += fit_rows("early", [early], per_epoch, *settings.early)
-        linear = linear_slope(curve, *settings.early)
-        columns |= slope_columns("alpha_early", early)
-        bits = window_slope(replace(curve, loss=in_bits(curve.loss)), *settings.early, sampling, Errors("independent"))
-        columns["alpha_early_bits"] = bits.value["slope"] if isinstance(bits, Fit) else None
-        columns |= {
-            "alpha_early_linear": linear,
-            "alpha_early_linear_bits": None if linear is None else float(in_bits(linear)),
-        }
     columns["alpha_start_spread"] = start_spread(curve, settings.starts, settings.early[1], sampling)
     for first, last, fit in scan(curve, settings.scan_starts, settings.scan_stops, sampling, errors):
         rows += fit_rows("scan", [fit], per_epoch, first, last)
     return columns, rows, reasons
+
+
+def _early(curve: Curve, fit: Fit, settings: LossSlopeSettings, sampling: Sampling) -> dict[str, Any]:
+    """The early slope, and the same in the other unit and in linear axes."""
+    bits = window_slope(replace(curve, loss=in_bits(curve.loss)), *settings.early, sampling, Errors("independent"))
+    linear = linear_slope(curve, *settings.early)
+    return {
+        **slope_columns("alpha_early", fit),
+        "alpha_early_bits": bits.value["slope"] if isinstance(bits, Fit) else None,
+        "alpha_early_linear": linear,
+        "alpha_early_linear_bits": None if linear is None else float(in_bits(linear)),
+    }
 
 
 def _spectrum(curve: Curve, part: slice, line: Fit) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
+from dd_core.analysis.loss_slopes.knee import DECISIVE
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, errors_by_width
@@ -21,7 +22,6 @@ _EARLY, _FULL = "early slope", "slope from the knee on"
 _KNEE, _LATER = "knee (end of burn-in)", "break after it"
 _COLOURS = {_EARLY: style.VERMILLION, _FULL: style.BLUE}
 _BREAK_COLOURS = {_KNEE: style.GREY, _LATER: style.PURPLE}
-_DECISIVE = 2  # difference of AICc from which on a model is better
 _SLOPES = {_EARLY: "alpha_early", _FULL: "alpha_full"}
 
 # A power law that breaks after the knee is two that are decisively better, by effective sample size.
@@ -103,7 +103,7 @@ def _breaks(runs: Runs, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ends = {end: run[f"knee_epoch_break_{end}"] for end in ("low", "high")}
             made.append({**place, "what": _KNEE, "value": run["knee_epoch_break"], **ends})
         later, delta = by_run.get((run["arm"], run["trial"])), run["delta_aic_two_power"]
-        if later is not None and delta is not None and delta < -_DECISIVE:
+        if later is not None and delta is not None and delta < -DECISIVE:
             values = {
                 name: later[f"break_epoch{end}"]
                 for name, end in zip(("value", "low", "high"), ("", "_low", "_high"), strict=True)

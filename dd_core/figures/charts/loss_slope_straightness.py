@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 
 from dd_core.analysis.loss_slopes.hypotheses import H1, StraightRuns, answer_h1
+from dd_core.analysis.loss_slopes.knee import DECISIVE
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
@@ -19,7 +20,6 @@ from dd_core.study.study import Study
 
 _BINS = 30
 _PANEL, _ALTERNATIVE = 340, 190
-_DECISIVE = 2
 _ALTERNATIVES = {
     "delta_aic_two_power": "two power laws",
     "delta_aic_offset": "power law with offset",
@@ -199,7 +199,7 @@ def _differences(runs: Runs, name: str, *, first: bool) -> style.Panel:
     x = alt.X("value:Q", scale=scale, axis=axis, title="AICc minus that of one power law")
     zero = alt.Chart(style.data([{"value": 0}])).mark_rule(color=style.GREY, strokeDash=[4, 3]).encode(x=x)
     better = {
-        family: f"{sum(value < -_DECISIVE for value in own)} of {len(own)}"
+        family: f"{sum(value < -DECISIVE for value in own)} of {len(own)}"
         for family in runs.families
         if (own := [row["value"] for row in rows if row["family"] == family])
     }
