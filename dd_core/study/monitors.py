@@ -153,6 +153,18 @@ class NoiseMonitor(MonitorEntry):
     decay: float = Field(default=0.1, gt=0, lt=1, description="grad_var: ema only, weight of the newest gradient")
 
 
+class PlasticityMonitor(MonitorEntry):
+    """``dormant_units``, ``effective_rank`` and ``stable_rank`` of the features on training images; eval mode."""
+
+    first_steps: ClassVar[dict[str, int]] = {"dormant_units": 1, "effective_rank": 1, "stable_rank": 1}
+
+    every: Interval = "1 epoch"
+    num_images: int = Field(default=1000, ge=2, description="of those that were seen, drawn once; all, if fewer")
+    threshold: float = Field(
+        default=0.01, ge=0, lt=1, description="a unit is dormant that is not zero on a smaller share of the images"
+    )
+
+
 class CustomMonitor(MonitorEntry):
     """A monitor of the user's own: a class that Python can import where the workers run.
 
@@ -170,6 +182,7 @@ class MonitorSettings(Strict):
     norms: NormMonitor | None = NormMonitor()
     hessian: HessianMonitor | None = HessianMonitor()
     noise: NoiseMonitor | None = NoiseMonitor()
+    plasticity: PlasticityMonitor | None = None
     custom: dict[str, CustomMonitor] = Field(default={})
 
     @model_validator(mode="after")
@@ -188,6 +201,7 @@ class MonitorSettings(Strict):
             "norms": self.norms,
             "hessian": self.hessian,
             "noise": self.noise,
+            "plasticity": self.plasticity,
         }
         return {name: settings for name, settings in own.items() if settings is not None} | dict(self.custom)
 

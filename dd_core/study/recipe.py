@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field, model_validator
 
 from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES, architecture_called
+from dd_core.study.classes import ClassSchedule
 from dd_core.study.datasets import DATASETS, DatasetRecord
+from dd_core.study.interventions import Interventions
 from dd_core.study.monitors import names_a_class
 from dd_core.study.own_data import DatasetName, OwnDataset
 from dd_core.study.widths import Widths
@@ -31,6 +33,13 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_lengt
 LabelOrCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:-]*$", max_length=200)]
 
 
+class Duplicates(Strict):
+    """Copies among the training images, drawn for each trial; original and copy both count as duplicates."""
+
+    exact: int = Field(default=0, ge=0, description="copies, pixel by pixel")
+    near: int = Field(default=0, ge=0, description="copies that are shifted by one or two pixels, and noisy")
+
+
 class Data(Strict):
     """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
 
@@ -49,6 +58,19 @@ class Data(Strict):
         ge=0,
         description="Images with true labels, drawn per trial, that are neither trained on nor tested on: what early "
         "stopping, plateaus and the best checkpoints look at; from the images that num_train leaves.",
+    )
+    classes: ClassSchedule | None = _added(
+        None, description="Classes that come one group after the other; null: all are there from the beginning."
+    )
+    subset: float | None = _added(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of these training images that each trial is trained on, drawn for each; the others are "
+        "evaluated with their given labels, as split left_out. What an image is worth shows in the difference.",
+    )
+    duplicates: Duplicates | None = _added(
+        None, description="Training images whose pixels and labels are replaced by those of other training images."
     )
 
     @property
@@ -167,6 +189,7 @@ class Schedule(Strict):
     patience: int = _added(10, ge=0, description="plateau only, evaluations (every evaluation.every epochs)")
     threshold: float = _added(1e-4, ge=0, lt=1, description="plateau only, smallest relative improvement")
     smallest: float = _added(0.0, ge=0, lt=1, description="plateau only, smallest multiple of the learning rate")
+    restarts: bool = _added(True, description="where classes come one group after the other: anew with every task")
 
     @model_validator(mode="after")
     def _settings_belong_to_the_schedule(self) -> "Schedule":
@@ -238,11 +261,17 @@ class Variant(Strict):
     label_noise: float = Field(
         default=0.0, ge=0, lt=1, description="share of training labels replaced by another class"
     )
+    label_noise_kind: Literal["symmetric", "pair_flip", "asymmetric"] = _added(
+        "symmetric",
+        description="symmetric: any other class; pair_flip: the next class; asymmetric: the class it is taken for, as "
+        "the record of the data set says",
+    )
     batch_size: int = Field(ge=1)
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     loss: Loss = _added(Loss(), description="cross-entropy by default")
     augmentation: Augmentation = Augmentation()
+    interventions: Interventions = _added(Interventions(), description="none by default")
     early_stopping: EarlyStopping | None = _added(None, description="null: every trial trains to the last epoch")
     precision: Precision = _added(
         "float32",

@@ -43,6 +43,9 @@ class Evaluation(Strict):
 
     every: int = Field(default=1, ge=1, description="epochs; checkpoint epochs are always evaluated")
     image_progress: Literal["evaluations", "checkpoints"] = "evaluations"
+    image_values: tuple[Literal["margin", "el2n", "gradient_norm"], ...] = Field(
+        default=(), description="per-image values that are kept beside loss and correctness, for memorisation scores"
+    )
 
 
 Epochs = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(unique)]
@@ -194,7 +197,13 @@ class Study(Strict):
         Raises:
             UserError: as ``num_train_images``.
         """
-        return Calendar(self.num_train_images, self.variants[variant].batch_size)
+        size, classes = self.variants[variant].batch_size, self.data.classes
+        if classes is None:
+            return Calendar(self.num_train_images, size)
+        count = self.data.record.num_classes
+        of_class = self.num_train_images // count
+        numbers = [of_class * classes.seen(epoch, count) for epoch in classes.first_epochs(count)]
+        return Calendar(numbers[0], size, tuple(zip(classes.first_epochs(count)[1:], numbers[1:], strict=True)))
 
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:
