@@ -24,14 +24,17 @@ _ROWS = "one_row_per_image"
 _SHOWN = 50
 
 
-def checkpoint_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """What is checked after training."""
+def checkpoint_check_specs(study: Study, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """What is checked of checkpoints: of imported ones, which have no metrics, the files alone."""
+    files = dg.AssetCheckSpec(
+        _FILES,
+        asset=key,
+        description="Every checkpoint and its metric files are as their manifest says (size, SHA-256).",
+    )
+    if study.imported:
+        return [files]
     return [
-        dg.AssetCheckSpec(
-            _FILES,
-            asset=key,
-            description="Every trained checkpoint and its metric files are as their manifest says (size, SHA-256).",
-        ),
+        files,
         dg.AssetCheckSpec(
             _METRICS,
             asset=key,
@@ -59,6 +62,8 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
     from dd_core.tables.warehouse import connect
 
     yield check_result(key, _FILES, *damaged_checkpoints(store, study))
+    if study.imported:
+        return
     with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
         problems, num_trials = metric_gaps(store, study, connection)
         largest = largest_batch_loss(study, connection)

@@ -82,8 +82,10 @@ class Study(Strict):
 
     name: str
     description: str = Field(min_length=1)
-    imported: bool = Field(
-        default=False, description="metrics of another system (dd_assets.import_metrics); nothing is trained"
+    imported: bool | Literal["weights"] = Field(
+        default=False,
+        description="nothing is trained: true: metrics of another system (dd_assets.import_metrics); weights: its "
+        "checkpoints (dd_assets.import_checkpoints)",
     )
     data: Data
     variants: dict[str, Variant] = Field(min_length=1)
@@ -120,7 +122,7 @@ class Study(Strict):
             )
         has_room(self.name, LONGEST_STUDY_NAME, "name")
         check_keys(self)
-        if self.imported:
+        if self.imported is True:
             return self  # how it was trained is not for us to refuse
         check_limits(self)
         for name, variant in self.variants.items():
@@ -129,6 +131,16 @@ class Study(Strict):
         for name in self.variants:
             check_variant(self, name)
         return self
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether it has weights, trained here or imported: all studies but those of imported metrics."""
+        return self.imported is not True
+
+    @property
+    def comes_by(self) -> str:
+        """How its checkpoints come to be there, for sentences: ``train it``, ``import it``."""
+        return "import it" if self.imported else "train it"
 
     def part(self, trials: range) -> "Study":
         """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
@@ -250,8 +262,10 @@ class Study(Strict):
         """
         variant = self.variants[arm.variant]
         if self.imported:  # not the number of trials: the next one may be imported tomorrow
+            seed = {"seed": self.seed} if self.imported == "weights" else {}  # it draws the split
             unit = {} if self.width_unit == 1 else {"width_unit": self.width_unit}
-            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k, **unit}
+            about = {"data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k}
+            return {"imported": self.imported, **about, **seed, **unit}
         watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
         return {
             **watched,
