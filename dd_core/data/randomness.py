@@ -14,6 +14,7 @@ Purpose = Literal[
     "monitor_signs",
     "monitor_images",
     "network",
+    "class_order",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
