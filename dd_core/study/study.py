@@ -240,12 +240,16 @@ class Study(Strict):
         growth = tuple((epoch, self.num_seen_images(epoch)) for epoch in further)
         return Calendar(self.num_seen_images(first), size, growth)
 
-    @property
-    def curvature_ranges(self) -> list[tuple[int, int]]:
-        """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""
+    def seen_and_active(self, epoch: int) -> tuple[int, int] | tuple[None, None]:
+        """Classes that were trained on by the end of an epoch, and in the next one; None where all always are."""
+        classes, count = self.data.classes, self.data.record.num_classes
+        return (None, None) if classes is None else (classes.seen(epoch, count), classes.active(epoch, count))
+
+    def curvature_ranges(self, epoch: int) -> list[tuple[int, int]]:
+        """The ranges of rows that per-image curvature is computed in; a row is an image of a trial that it has seen."""
         # The published mean loss couples the images of a batch, so no range may cut one.
         multiple = self.curvature.finite_difference.mean_batch_size or 1
-        return shards(self.trials, self.num_train_images, multiple)
+        return shards(self.trials, self.num_seen_images(epoch), multiple)
 
     @property
     def hessian_epochs(self) -> tuple[int, ...]:
@@ -287,7 +291,7 @@ class Study(Strict):
         if self.imported:  # not the number of trials: the next one may be imported tomorrow
             seed = {"seed": self.seed} if self.imported == "weights" else {}  # it draws the split
             unit = {} if self.width_unit == 1 else {"width_unit": self.width_unit}
-            about = {"data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k}
+            about = {"data": self._data_recipe, "variant": recipe_of(variant), "k": arm.k}
             return {"imported": self.imported, **about, **seed, **unit}
         watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
         return {

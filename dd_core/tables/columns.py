@@ -69,6 +69,10 @@ ARM = (
 EPOCH = Column("epoch", "int16", "epochs of training completed; 0 is the initialisation")
 STEP = Column("step", "int64", "optimiser steps completed")
 IMAGE = Column("image_id", "int32", "row of the image in the data set")
+SEEN = (
+    Column("num_seen_classes", "int16", "classes trained on by the end of the epoch; null: all, from the beginning"),
+    Column("num_active_classes", "int16", "classes that the next epoch is trained on; likewise"),
+)
 LABELS = (
     Column("true_label", "int16", "class of the image"),
     Column("given_label", "int16", "class the training was told"),
