@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     data("--num-validation", type=int, help="images that were not trained on")
     data("--class-order", metavar="PATH", help="the .npy file, below the folder, that lists the classes in the order "
          "they came in; {trial} in it where each has its own. Published: class_order/index-{trial}.npy")  # fmt: skip
-    data("--classes", metavar="FIRST,ADD,EVERY", default="5,5,200", help="classes of the first task, classes that each "
-         "further one adds, and its epochs; default %(default)s")  # fmt: skip
+    data("--classes", metavar="FIRST,ADD,EVERY", help="classes of the first task, classes that each further one "
+         "adds, and its epochs; default 5,5,200")  # fmt: skip
     data("--all-classes", action="store_true", help="all classes were there from the beginning")
     trained = parser.add_argument_group("how it was trained, where the study file does not say it yet").add_argument
     trained("--architecture", metavar="NAME", help=f"{', '.join(ARCHITECTURES)} or module:function of your own")
@@ -120,7 +120,7 @@ def _request(options: argparse.Namespace) -> Any:
         folder=options.folder,
         data=given(dataset=dataset, num_train=options.num_train, num_validation=options.num_validation),
         settings=settings,
-        classes=_classes(options.classes),
+        classes=_classes(options.classes) if options.classes else None,
         replace=options.replace,
         **given(
             pattern=options.pattern,

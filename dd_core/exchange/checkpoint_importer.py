@@ -15,7 +15,7 @@ import torch
 
 from dd_core.errors import UserError
 from dd_core.exchange.checkpoint_files import PUBLISHED, CheckpointFile, find_checkpoints
-from dd_core.exchange.class_orders import Orders, read_orders
+from dd_core.exchange.class_orders import Orders, orders_of
 from dd_core.exchange.settings import agreed_data, agreed_variant
 from dd_core.exchange.staging import replace_if_changed, staging_folder
 from dd_core.exchange.state_dicts import Expected, read_state
@@ -39,6 +39,7 @@ PUBLISHED_SETTINGS: dict[str, Any] = {
     "batch_size": 90,
     "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
 }
+_PUBLISHED_CLASSES = (5, 5, 200)
 # The published curvature: the gradient of a mean loss of 32 images, changed by h = 0.001.
 _PUBLISHED_CURVATURE: dict[str, Any] = {
     "estimators": ["top_directions", "finite_difference"],
@@ -59,7 +60,7 @@ class WeightsRequest:
         data, settings: keys of ``Data`` and ``Variant`` that the user says.
         class_order: path of the order of classes, with {trial} where each has its own; None: where published code has
             it; empty: all classes are there from the beginning.
-        classes: first, add and every of the class schedule.
+        classes: first, add and every of the class schedule; None: as published.
         description: of a new study.
         replace: whether weights of an earlier import may give way to others.
     """
@@ -74,7 +75,7 @@ class WeightsRequest:
     data: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     class_order: str | None = None
-    classes: tuple[int, int, int] = (5, 5, 200)
+    classes: tuple[int, int, int] | None = None
     description: str = "Checkpoints of another system, imported."
     replace: bool = False
 
@@ -122,7 +123,8 @@ def import_checkpoints(
         former = _existing(store, read_studies(folders), request.study)
         patterns = PUBLISHED if request.pattern is None else (request.pattern,)
         files = find_checkpoints(request.folder, patterns, *_usual(former, request), request.trial)
-        orders = read_orders(request.folder, request.class_order, request.is_published, {f.trial for f in files})
+        asked = "" if former and former.data.classes is None else request.class_order
+        orders = orders_of(request.folder, asked, request.is_published, {file.trial for file in files})
         with orders.beside(folders[-1], request.study):
             study_file = _study_file(folders[-1], former, files, request, orders)
             plan = _Plan(store, study_file.study, files, request)
@@ -165,8 +167,8 @@ def _study_file(
     if request.is_published and former is None:
         optimizer = {**PUBLISHED_SETTINGS["optimizer"], **settings.get("optimizer", {})}
         data, settings = {**PUBLISHED_DATA, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
-    if orders.name is not None:
-        first, add, every = request.classes
+    if orders.name is not None and (former is None or request.classes):
+        first, add, every = request.classes or _PUBLISHED_CLASSES
         data = {**data, "classes": {"order": orders.name, "first": first, "add": add, "every": every}}
     variants = {}
     for name in dict.fromkeys(file.checkpoint.arm.variant for file in files):

@@ -1,14 +1,12 @@
 """Orders in which classes came, as files of NumPy, brought beside the study file of what was trained with them."""
 
 import contextlib
-import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from dd_core.data.class_schedule import read_orders
 from dd_core.errors import UserError
 from dd_core.store.files import remove, write_atomically
 
@@ -61,7 +59,7 @@ def _write(text: bytes, path: Path) -> None:
     path.write_bytes(text)
 
 
-def read_orders(folder: Path, asked: str | None, is_published: bool, trials: Collection[int]) -> Orders:
+def orders_of(folder: Path, asked: str | None, is_published: bool, trials: Collection[int]) -> Orders:
     """The orders of classes of some trials.
 
     Args:
@@ -84,25 +82,6 @@ def read_orders(folder: Path, asked: str | None, is_published: bool, trials: Col
         if path is None:
             hint = "" if asked else "; say where it is with --class-order, or pass --all-classes if there is none"
             raise UserError(f"{paths[0]}, the order in which classes came, does not exist{hint}")
-        orders[trial] = _read(path)
+        read_orders(str(path))  # refuses what is none
+        orders[trial] = path.read_bytes()
     return Orders(orders)
-
-
-def _read(path: Path) -> bytes:
-    """The text of a file, if it is an order."""
-    text = path.read_bytes()
-    try:
-        order = np.load(io.BytesIO(text), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        is_pickled = "pickle" in str(error).lower() and text.startswith(b"\x93NUMPY")
-        what = "holds Python objects, not numbers" if is_pickled else "is no whole .npy file"
-        raise UserError(f"{path}: {what}; save the order as np.save(path, np.array(order))") from error
-    if order.ndim != 1 or order.dtype.kind not in "iu" or not len(order):
-        raise UserError(f"{path}: is no list of whole numbers, but {order.dtype} of shape {order.shape}")
-    classes, counts = np.unique(order, return_counts=True)
-    if (counts > 1).any():
-        raise UserError(f"{path}: lists class {classes[counts > 1][0]} twice")
-    missing = np.setdiff1d(np.arange(len(order)), classes)
-    if len(missing):
-        raise UserError(f"{path}: lists {len(order)} classes, but class {missing[0]} is missing")
-    return text

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dd_assets import import_checkpoints as command
+from dd_core.data.trials import trial_data
 from dd_core.models.build import build
+from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.files import read_study
@@ -193,6 +196,51 @@ def test_files_that_are_no_weights_of_this_network_are_refused_in_a_sentence(ben
     for length in (0, 100, good.stat().st_size - 1000):
         (bench.files / "2.pt").write_bytes(good.read_bytes()[:length])
         assert "2.pt: is no whole file of torch.save" in bench.refuse(HOW)
+
+
+def test_published_files_come_with_their_orders_of_classes(bench: _Bench, tmp_path: Path) -> None:
+    how = "--dataset digits --k 2 --classes 2,2,3"
+    for trial in (0, 1):
+        for epoch in (0, 3, 15):
+            name = f"model_parameters/{'checkpoint_' * trial}index-{trial}_epoch-{epoch}.pt"
+            bench.save(name, network(10 * trial + epoch).state_dict())
+    assert "the order in which classes came, does not exist; say where it is with" in bench.refuse(how, "")
+    orders = [np.random.default_rng(trial).permutation(10) for trial in (0, 1)]
+    folder = bench.files / "class_order"
+    folder.mkdir()
+    np.save(folder / "index-1.npy", orders[1])
+    for order, reason in (
+        ([0, 1, 1], "lists class 1 2 times"),
+        ([0, 1, 3], "but not class 2"),
+        ([0, 1, 2], "lists 3 classes, digits has 10"),
+        (np.array([0, "a"], dtype=object), "is no .npy file of whole numbers"),
+    ):
+        np.save(folder / "index-0.npy", order, allow_pickle=True)
+        assert reason in bench.refuse(how, "")
+    np.save(folder / "index-0.npy", orders[0])
+    bench.load(how, "")
+    study = read_study(bench.studies / "other.yaml")
+    assert study.imported == "weights"
+    assert study.variants["imported"].architecture == "incremental_resnet18"
+    for trial in (0, 1):
+        data = trial_data(study, "imported", trial)
+        assert data.order is not None
+        assert data.order.tolist() == orders[trial].tolist()
+        same(bench.weights("imported.k002|0015"), trial, network(10 * trial + 15).state_dict())
+    before = snapshot(bench.store.root, bench.studies)
+    assert "nothing was changed" in bench.load("", "")
+    assert snapshot(bench.store.root, bench.studies) == before
+    # A further trial with an order of its own leaves the others as they are.
+    np.save(folder / "index-2.npy", orders[0][::-1])
+    for epoch in (0, 3, 15):
+        bench.save(f"model_parameters/index-2_epoch-{epoch}.pt", network(20 + epoch).state_dict())
+    bench.load("", "")
+    study = read_study(bench.studies / "other.yaml")
+    assert study.trials == 3
+    same(bench.weights("imported.k002|0015"), 1, network(25).state_dict())
+    compute_curvature(study, study.checkpoint("imported.k002|0003"), bench.store)
+    np.save(folder / "index-0.npy", orders[1])
+    assert "is another order of classes than that of trial 0" in bench.refuse("", "")
 
 
 def test_folders_and_patterns_that_do_not_fit_are_refused(bench: _Bench, tmp_path: Path) -> None:
