@@ -14,6 +14,8 @@ Purpose = Literal[
     "monitor_signs",
     "monitor_images",
     "network",
+    "subset",
+    "duplicates",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
