@@ -14,6 +14,8 @@ Purpose = Literal[
     "monitor_signs",
     "monitor_images",
     "network",
+    "subset",
+    "duplicates",
     "class_order",
 ]
 # Positions are part of every recipe: append, never reorder.

@@ -34,10 +34,9 @@ def num_evaluations(study: Study, first: int, until: int) -> int:
 
 def training_cost(study: Study, arm: Arm, first: int, until: int) -> float:
     """FLOPs, overhead included, of training all trials of an arm from one epoch to another, with the evaluations."""
-    data, flops = study.data, training_flops(study, arm)
-    num_train = study.num_train_images
-    trained = num_train * (until - first)
-    evaluated = (num_train + data.num_validation + study.num_test_images) * num_evaluations(study, first, until)
+    flops = training_flops(study, arm)
+    trained = study.num_train_images * (until - first)
+    evaluated = study.num_evaluated_images * num_evaluations(study, first, until)
     of_all = trained * (OVERHEAD_FLOPS + flops) + evaluated * (_EVALUATION_OVERHEAD_FLOPS + flops / 3)
     return study.trials * of_all
 

@@ -86,6 +86,10 @@ class Data(Strict):
             raise UserError(f"data.dataset: nothing is known here of a data set {self.dataset!r}")
         return DATASETS[self.dataset]
 
+    def num_trained(self, num_images: int) -> int:
+        """How many of so many training images each trial is trained on."""
+        return num_images if self.subset is None else round(self.subset * num_images)
+
     @property
     def is_known(self) -> bool:
         """Whether it has a record."""

@@ -29,7 +29,7 @@ TRAINING_TABLES = (
             VARIANT,
             TRIAL,
             IMAGE,
-            Column("split", "string", "train, validation or test"),
+            Column("split", "string", "train, validation, test, or of a subset left_out: others train on it"),
             *LABELS,
         ),
     ),
@@ -167,7 +167,8 @@ TRAINING_TABLES = (
     ),
     Table(
         "image_progress",
-        "Loss and correctness of every image at every evaluation.",
+        "Loss and correctness of every image at every evaluation; with a subset (data.subset) the images left out of "
+        "training are a split of their own, left_out.",
         (
             *ARM,
             EPOCH,

@@ -23,20 +23,21 @@ Plan = Any
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of an evaluation, one split after the other: training, validation, test.
+    """The examples of an evaluation, one split after the other: training, validation, test, left out.
 
     Attributes:
-        num_train, num_validation, num_test: of each trial.
+        num_train, num_validation, num_test, num_left_out: of each trial.
     """
 
     num_train: int
     num_validation: int
     num_test: int
+    num_left_out: int = 0
 
     @property
     def num_examples(self) -> int:
         """All of them."""
-        return self.num_train + self.num_validation + self.num_test
+        return self.num_train + self.num_validation + self.num_test + self.num_left_out
 
     @property
     def validation(self) -> range:
@@ -73,7 +74,10 @@ class Examples(Protocol):
         ...
 
     def evaluated(self, splits: Splits, start: int, stop: int) -> tuple[Inputs, Targets]:
-        """Examples ``start:stop`` of an evaluation, not augmented; training examples with their given targets."""
+        """Examples ``start:stop`` of an evaluation, not augmented.
+
+        Training examples, and those left out of training, have their given targets, the others their true ones.
+        """
         ...
 
 

@@ -36,12 +36,10 @@ class Images:
         self._size: tuple[int, int] = images.shape[1:3]
         self._training = TrainingImages(images, self.data, self._augmentation, device, dtype)
         self._plain = PlainImages(images, [d.image_ids for d in self.data], self.data, device, dtype)
-        given = np.stack([d.train_labels for d in self.data], axis=1)
-        true = [np.concatenate([d.validation_labels, d.test_labels]) for d in self.data]
-        self._train_labels = torch.from_numpy(given).to(device)
-        self._labels = torch.cat([self._train_labels, torch.from_numpy(np.stack(true, axis=1)).to(device)])
-        num_test = self._plain.num_images - self.num_train - self.num_validation
-        self._splits = Splits(self.num_train, self.num_validation, num_test)
+        self._labels = torch.from_numpy(np.stack([d.given_labels for d in self.data], axis=1)).to(device)
+        self._train_labels = self._labels[: self.num_train]
+        first = self.data[0]
+        self._splits = Splits(self.num_train, self.num_validation, len(first.test_ids), len(first.left_out_ids))
 
     def plan(self, epoch: int) -> EpochPlan:
         """Order, shifts and flips of an epoch."""
@@ -60,7 +58,7 @@ class Images:
         return self._splits
 
     def evaluated(self, splits: Splits, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Images ``start:stop`` of these, with given labels in training and true ones elsewhere."""
+        """Images ``start:stop`` of these, with given labels; where nobody is trained on them, these are true."""
         return self._plain.batch(start, stop), self._labels[start:stop]
 
 
