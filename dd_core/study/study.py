@@ -224,6 +224,12 @@ class Study(Strict):
         classes, count = self.data.classes, self.data.record.num_classes
         return count if classes is None else classes.evaluated(epoch, count)
 
+    def num_images_evaluated_at(self, epoch: int) -> int:
+        """Images of each trial, of all splits, that are evaluated after an epoch."""
+        if self.data.classes is None:
+            return self.num_evaluated_images
+        return self.num_evaluated_images // self.data.record.num_classes * self.num_classes_at(epoch)
+
     def num_seen_images(self, epoch: int) -> int:
         """Training images of each trial that are evaluated after an epoch: the first of ``TrialData.train_ids``."""
         if self.data.classes is None:

@@ -8,6 +8,7 @@ of graphs and the targets of several heads elsewhere. B examples of T trials alw
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,11 +52,13 @@ class Examples(Protocol):
     Attributes:
         num_train, num_validation: of each trial, over all epochs.
         data: split and given labels of each trial.
+        whole: every example that an evaluation may ask for.
     """
 
     num_train: int
     num_validation: int
     data: list[TrialData]
+    whole: Splits
 
     def plan(self, epoch: int) -> Plan:
         """What every trial sees in an epoch (1 is the first), and in which order."""
@@ -73,6 +76,10 @@ class Examples(Protocol):
         """What is evaluated after an epoch (0: before the first)."""
         ...
 
+    def places(self, splits: Splits) -> np.ndarray:
+        """Where the examples of an evaluation are among the whole, int64 (num_examples,)."""
+        ...
+
     def evaluated(self, splits: Splits, start: int, stop: int) -> tuple[Inputs, Targets]:
         """Examples ``start:stop`` of an evaluation, not augmented.
 
@@ -86,6 +93,10 @@ class Task(Protocol):
 
     Losses and scores are the better the lower, and never negative.
     """
+
+    def restrict(self, num_classes: int) -> None:
+        """Be about the first so many classes from now on, where classes come one group after the other."""
+        ...
 
     def losses(self, outputs: Outputs, targets: Targets, dtype: torch.dtype | None = None) -> Tensor:
         """What training minimises: one value for every example and trial, (B, T).

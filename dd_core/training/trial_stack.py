@@ -20,7 +20,7 @@ from dd_core.study.recipe import Optimizer
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
-from dd_core.tasks.images import Classification, Images, RepeatedImages
+from dd_core.tasks.images import Classification, Images, RepeatedImages, orders_of
 from dd_core.tasks.losses import make_loss
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
@@ -51,10 +51,10 @@ class BatchMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of an evaluation by example: the training, validation and test examples, each in id order.
+    """Results of an evaluation by example, in the order of ``TrialData.image_ids``.
 
     Attributes:
-        loss: float32 (trials, examples), the task's score.
+        loss: float32 (trials, examples), the task's score; NaN of examples of classes that are still to come.
         correct: bool (trials, examples).
     """
 
@@ -70,7 +70,8 @@ class TrialStack:
         examples, task: what is learned, see ``dd_core.tasks.base``.
         data: split and given labels of each trial.
         num_train, num_validation: examples of each trial.
-        calendar: which steps belong to which epoch, by the examples there are.
+        calendar: which steps belong to which epoch.
+        task_number: the task, from 1, that network and loss are in; always 1 where all classes are there.
         multiple: of the learning rate, where the schedule is a plateau.
     """
 
@@ -101,10 +102,11 @@ class TrialStack:
         self.variant = study.variants[arm.variant]
         images = Images(study, arm.variant, trials, device, dtype)
         self.examples: Examples = RepeatedImages(images, len(of_arms)) if of_arms else images
-        self.task: Task = Classification(make_loss(self.variant.loss))
         self.data = self.examples.data
+        self.task: Task = Classification(make_loss(self.variant.loss), orders_of(self.data, device))
         self.num_train, self.num_validation = self.examples.num_train, self.examples.num_validation
-        self.calendar = Calendar(self.num_train, self.variant.batch_size)
+        self.calendar: Calendar = study.calendar(arm.variant)
+        self.task_number = 0
         self.model = build_trials(study, arm, self.trials).to(device, dtype)
         micro_batch = micro_batch or self.variant.batch_size
         of_trials = [settings for settings in of_arms for _ in trials]
@@ -114,6 +116,7 @@ class TrialStack:
         self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
         self.monitors = make_monitors(self)
+        self._enter(0)
         # Large enough to drown the calls, small enough for memory at any width.
         self._eval_size = 600 if device.type == "cpu" else 2000
 
@@ -130,6 +133,7 @@ class TrialStack:
                 back at the end.
         """
         kept = [(t, self.weights_of(t)) for t in ended]
+        self._begin(epoch)
         metrics = self._run(epoch, self.calendar.steps_of(epoch))
         for trial, tensors in kept:
             self._put_back(trial, tensors)
@@ -138,7 +142,33 @@ class TrialStack:
     def run_steps(self, num_steps: int) -> None:
         """Train for some steps of the first epochs, to see how long they take."""
         for epoch in range(1, self.calendar.epoch_of(num_steps) + 1):
+            self._begin(epoch)
             self._run(epoch, min(num_steps - self.calendar.steps_before(epoch), self.calendar.steps_of(epoch)))
+
+    def _begin(self, epoch: int) -> None:
+        """Get ready for an epoch; before the first of a further task, end the task before and begin that one.
+
+        A checkpoint of the last epoch of a task holds what was trained. So both are done now, by whoever goes on.
+        """
+        if self.calendar.ends_task(epoch - 1):
+            self.end_task(self.calendar.task_of(epoch - 1))
+            self._enter(epoch)
+            self.begin_task(self.calendar.task_of(epoch))
+        self._enter(epoch)
+
+    def _enter(self, epoch: int) -> None:
+        """Look at the classes of an epoch's task alone: what is trained, evaluated and measured of them."""
+        number = self.calendar.task_of(max(epoch, 1))
+        if number != self.task_number:
+            self.task_number = number
+            self.task.restrict(self.study.num_classes_at(epoch))
+            self.stepper.forget_graph()
+
+    def end_task(self, task: int) -> None:
+        """Do to the weights what is to be done after the last epoch of a task that another follows."""
+
+    def begin_task(self, task: int) -> None:
+        """Do to the weights what is to be done before the first step of a further task."""
 
     def _run(self, epoch: int, num_steps: int) -> BatchMetrics:
         self.model.train()
@@ -191,14 +221,22 @@ class TrialStack:
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> Evaluation:
         """Score and correctness of every example, BatchNorm in eval mode, no augmentation, float32 in any precision."""
+        self._enter(epoch)
         splits = self.examples.splits(epoch)
         with self.evaluating():
             evaluate = functools.partial(self._evaluate_block, splits)
             parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
         losses, hits = zip(*parts, strict=True)
-        return Evaluation(
-            torch.cat(losses).float().T.contiguous().cpu().numpy(), torch.cat(hits).T.contiguous().cpu().numpy()
-        )
+        loss, correct = torch.cat(losses).float(), torch.cat(hits)
+        if splits != self.examples.whole:
+            loss, correct = self._among_all(splits, loss, torch.nan), self._among_all(splits, correct, False)
+        return Evaluation(loss.T.contiguous().cpu().numpy(), correct.T.contiguous().cpu().numpy())
+
+    def _among_all(self, splits: Splits, values: Tensor, others: float) -> Tensor:
+        """Values of the examples of an evaluation, (n, ...), at their places among all, where others have another."""
+        places = torch.from_numpy(self.examples.places(splits)).to(values.device)
+        whole = values.new_full((self.examples.whole.num_examples, *values.shape[1:]), others)
+        return whole.index_copy_(0, places, values)
 
     def _evaluate_block(self, splits: Splits, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self.examples.evaluated(splits, start, stop)
@@ -212,7 +250,8 @@ class TrialStack:
     def training_examples(self, positions: Tensor) -> tuple[Inputs, Targets]:
         """Training examples, not augmented, with their given targets.
 
-        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples in id order.
+        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples, in the order of
+        ``TrialData.train_ids``.
         """
         return self.examples.at(positions)
 
