@@ -7,7 +7,10 @@ from dd_core.training.monitors.base import Measurement, Moment, Monitor
 
 
 class Validation(Monitor):
-    """``loss_val_nats``, mean score, and ``acc_val``, fraction, of all validation examples with true targets; of the classes seen."""
+    """``loss_val_nats``, mean score, and ``acc_val``, fraction, of all validation examples with true targets.
+
+    Where classes come one group after the other, of those of the classes seen.
+    """
 
     metrics = tuple(ValidationMonitor.first_steps)
 
