@@ -220,6 +220,10 @@ class Study(Strict):
         numbers = [of_class * classes.seen(epoch, count) for epoch in classes.first_epochs(count)]
         return Calendar(numbers[0], size, tuple(zip(classes.first_epochs(count)[1:], numbers[1:], strict=True)))
 
+    def keeps_images(self, epoch: int) -> bool:
+        """Whether values of single images are kept of the evaluation after an epoch."""
+        return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
+
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:
         """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""

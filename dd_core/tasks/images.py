@@ -123,3 +123,13 @@ class Classification:
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Whether the largest output is that of the label."""
         return outputs.argmax(2) == targets
+
+    def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Margin: logit of the label minus the largest other (Pleiss et al. 2020); el2n (Paul et al. 2021), (B, T)."""
+        labels = targets[..., None]
+        if name == "margin":
+            others = outputs.scatter(2, labels, -torch.inf).amax(2)
+            return outputs.gather(2, labels)[..., 0] - others
+        assert name == "el2n"
+        of_label = torch.full_like(labels, -1, dtype=outputs.dtype)
+        return torch.linalg.vector_norm(outputs.softmax(2).scatter_add(2, labels, of_label), dim=2)

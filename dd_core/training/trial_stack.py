@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,15 +51,17 @@ class BatchMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of an evaluation by example: the training, validation and test examples, each in id order.
+    """Results of an evaluation by example: training, validation, test and left-out examples, each in id order.
 
     Attributes:
         loss: float32 (trials, examples), the task's score.
         correct: bool (trials, examples).
+        values: float32 (trials, examples) by name, what ``evaluation.image_values`` asks for.
     """
 
     loss: np.ndarray
     correct: np.ndarray
+    values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class TrialStack:
@@ -192,18 +194,39 @@ class TrialStack:
     def evaluate(self, epoch: int) -> Evaluation:
         """Score and correctness of every example, BatchNorm in eval mode, no augmentation, float32 in any precision."""
         splits = self.examples.splits(epoch)
+        further = self.study.evaluation.image_values if self.study.keeps_images(epoch) else ()
         with self.evaluating():
-            evaluate = functools.partial(self._evaluate_block, splits)
+            evaluate = functools.partial(self._evaluate_block, splits, further)
             parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
-        losses, hits = zip(*parts, strict=True)
-        return Evaluation(
-            torch.cat(losses).float().T.contiguous().cpu().numpy(), torch.cat(hits).T.contiguous().cpu().numpy()
-        )
+        losses, hits, *values = (torch.cat(columns).T.contiguous().cpu() for columns in zip(*parts, strict=True))
+        found = {name: tensor.float().numpy() for name, tensor in zip(further, values, strict=True)}
+        return Evaluation(losses.float().numpy(), hits.numpy(), found)
 
-    def _evaluate_block(self, splits: Splits, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
+    def _evaluate_block(self, splits: Splits, further: Sequence[str], start: int, stop: int, size: int) -> list[Tensor]:
+        """Scores, hits and further values of a block, (B, T) each."""
         inputs, targets = self.examples.evaluated(splits, start, stop)
         outputs = self.model(inputs)
-        return self.task.scores(outputs, targets), self.task.hits(outputs, targets)
+        found = [self.task.scores(outputs, targets), self.task.hits(outputs, targets)]
+        for name in further:
+            is_gradient = name == "gradient_norm"
+            found.append(
+                self.gradient_norms(inputs, targets) if is_gradient else self.task.value(name, outputs, targets)
+            )
+        return found
+
+    def gradient_norms(self, inputs: Inputs, targets: Targets) -> Tensor:
+        """Norms of the gradient of each example's score in its own inputs, (B, T), by one backward pass.
+
+        Passes forward once more: whether derivatives are asked for may decide how a network computes, and scores must
+        not depend on what is recorded beside them.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = inputs.clone().requires_grad_()
+            scores = self.task.scores(self.model(leaf), targets.clone())
+            # An example's score depends on its own inputs alone, since BatchNorm is in eval mode.
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+            by_example = gradient.unflatten(1, (len(self.trials), -1))
+            return torch.linalg.vector_norm(by_example, dim=tuple(range(2, by_example.ndim)))
 
     def losses(self, inputs: Inputs, targets: Targets, dtype: torch.dtype | None = None) -> Tensor:
         """What training minimises, of every example and trial, (B, T); outputs are converted to ``dtype`` before."""
