@@ -16,6 +16,7 @@ Purpose = Literal[
     "network",
     "subset",
     "duplicates",
+    "class_order",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)

@@ -1,11 +1,13 @@
 """What one trial sees of a data set: its split and its (partly wrong) training labels, fixed for all epochs."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dd_core.data.class_schedule import balanced_splits, class_order
 from dd_core.data.datasets import Dataset, load
 from dd_core.data.randomness import generator
 from dd_core.errors import DataMissingError
@@ -24,6 +26,9 @@ def _none() -> "NDArray[np.int64]":
 class TrialData:
     """The split and labels of one trial.
 
+    Where classes come one group after the other, ids ascend within each class, and classes stand in the order in which
+    they come: the images of the first classes are then the first of each split, equally many of each class.
+
     Attributes:
         train_ids: int64 (num_train,), image_id of the training images, ascending.
         validation_ids: int64 (num_validation,), ascending.
@@ -36,6 +41,7 @@ class TrialData:
         left_out_ids: int64 (num_left_out,), training images of other trials, ascending; none without a subset.
         left_out_labels: int64 (num_left_out,), given labels, the same as where they are trained on.
         left_out_true_labels: int64 (num_left_out,).
+        order: int64 (num_classes,), the classes in the order in which they come; None: all are there from the first.
     """
 
     train_ids: "NDArray[np.int64]"
@@ -50,6 +56,24 @@ class TrialData:
     left_out_ids: "NDArray[np.int64]" = field(default_factory=_none)
     left_out_labels: "NDArray[np.int64]" = field(default_factory=_none)
     left_out_true_labels: "NDArray[np.int64]" = field(default_factory=_none)
+    order: "NDArray[np.int64] | None" = None
+
+    def first_classes(self, number: int) -> "TrialData":
+        """The images of the first classes in the order alone; all, where all are there from the beginning."""
+        if self.order is None:
+            return self
+        parts = {
+            name: getattr(self, name)[: number * len(getattr(self, name)) // len(self.order)]
+            for split in ("train", "validation", "test")
+            for name in (f"{split}_ids", f"{split}_labels")
+        }
+        parts["true_train_labels"] = self.true_train_labels[: len(parts["train_labels"])]
+        return dataclasses.replace(self, **parts)
+
+    @property
+    def ranks(self) -> "NDArray[np.int64] | None":
+        """The place of every class in the order, int64 (num_classes,), from 0; None without one."""
+        return None if self.order is None else np.argsort(self.order)
 
     @property
     def is_noisy(self) -> "NDArray[np.bool_]":
@@ -116,15 +140,14 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
     # With a subset trials differ in what they leave out alone: memorisation is the difference that an image makes, and
     # must not be mixed with that of its label.
     drawn_for = trial if data.subset is None else 0
-    train, validation, rest = available, available[:0], available[:0]
-    if num_train is not None or num_validation:
-        shuffled = generator(seed, drawn_for, "split").permutation(available)
-        num_train = num_train or len(available) - num_validation
-        parts = np.split(shuffled, [num_train, num_train + num_validation])
-        train, validation, rest = (np.sort(part) for part in parts)
-    # Images a CIFAR study leaves out of training are left out altogether: its test set is the official one.
-    official_test = np.arange(dataset.num_official_train, len(dataset.labels))
-    test = official_test if len(official_test) else rest
+    order = None
+    if data.classes is not None:
+        order = class_order(data.classes, seed, trial, dataset.num_classes)
+        shuffled = generator(seed, trial, "split").permutation(available)
+        splits = balanced_splits(dataset.labels, len(available), shuffled, data.images_of_each_class, order)
+    else:
+        splits = _splits(data, seed, drawn_for, dataset)
+    train, validation, test = splits
     true_labels = dataset.labels[train]
     labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, drawn_for, "label_noise"))
     is_left_out = np.zeros(len(train), bool)
@@ -146,7 +169,22 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
         left_out_ids=left_out,
         left_out_labels=labels[is_left_out],
         left_out_true_labels=true_labels[is_left_out],
+        order=order,
     )
+
+
+def _splits(data: Data, seed: int, trial: int, dataset: Dataset) -> "list[NDArray[np.int64]]":
+    """Training, validation and test images, ids ascending."""
+    available = np.arange(dataset.num_official_train)
+    num_train, num_validation = data.num_train, data.num_validation
+    parts = [available, available[:0], available[:0]]
+    if num_train is not None or num_validation:
+        shuffled = generator(seed, trial, "split").permutation(available)
+        num_train = num_train or len(available) - num_validation
+        parts = [np.sort(part) for part in np.split(shuffled, [num_train, num_train + num_validation])]
+    # Images a CIFAR study leaves out of training are left out altogether: its test set is the official one.
+    official_test = np.arange(dataset.num_official_train, len(dataset.labels))
+    return [*parts[:2], official_test if len(official_test) else parts[2]]
 
 
 def _channel_statistics(

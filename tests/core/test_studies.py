@@ -475,6 +475,7 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         f"schedule.{name}": ({"schedule": PLATEAU}, {"schedule": {**PLATEAU, name: value}})
         for name, value in {"metric": "train_error", "patience": 3, "threshold": 0.1, "smallest": 0.01}.items()
     },
+    "schedule.restarts": ({"schedule": PLATEAU}, {"schedule": {**PLATEAU, "restarts": False}}),
     "early_stopping": ({}, {"early_stopping": {"metric": "train_loss", "patience": 3}}),
     "precision": ({}, {"precision": "bfloat16"}),
     "loss": ({}, {"loss": {"name": "mean_squared_error"}}),
