@@ -249,6 +249,10 @@ class Study(Strict):
         growth = tuple((epoch, self.num_seen_images(epoch)) for epoch in further)
         return Calendar(self.num_seen_images(first), size, growth)
 
+    def keeps_images(self, epoch: int) -> bool:
+        """Whether values of single images are kept of the evaluation after an epoch."""
+        return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
+
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:
         """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""

@@ -176,6 +176,24 @@ TRAINING_TABLES = (
             Column("split", "string", "train, validation or test"),
             Column("loss", "float32", "of the given label, nats, as in training_evals"),
             Column("correct", "bool", "the most probable class is the given label"),
+            Column(
+                "margin",
+                "float32",
+                "logit of the given label minus the largest other (evaluation.image_values)",
+                is_optional=True,
+            ),
+            Column(
+                "el2n",
+                "float32",
+                "norm of the softmax of the logits minus the one-hot given label (evaluation.image_values)",
+                is_optional=True,
+            ),
+            Column(
+                "gradient_norm",
+                "float32",
+                "norm of the gradient of loss in the standardised pixels, nats (evaluation.image_values)",
+                is_optional=True,
+            ),
         ),
     ),
 )

@@ -112,3 +112,7 @@ class Task(Protocol):
     def hits(self, outputs: Outputs, targets: Targets) -> Tensor:
         """Whether an example is right, bool (B, T); or the share of its targets that is."""
         ...
+
+    def value(self, name: str, outputs: Outputs, targets: Targets) -> Tensor:
+        """What else evaluations record of an example if a study asks for it (``evaluation.image_values``), (B, T)."""
+        ...

@@ -148,7 +148,8 @@ class Classification:
 
     def restrict(self, num_classes: int) -> None:
         """Be about the first so many classes of each trial's order, if there is one."""
-        self._seen = None if self._orders is None else self._orders[:, :num_classes].contiguous()
+        with torch.inference_mode(False):  # an evaluation may be the first to ask, and training goes on with it
+            self._seen = None if self._orders is None else self._orders[:, :num_classes].contiguous()
 
     def _of_task(self, outputs: Tensor) -> Tensor:
         return outputs if self._seen is None else outputs.gather(2, self._seen.expand(len(outputs), -1, -1))
@@ -165,6 +166,16 @@ class Classification:
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Whether the largest output is that of the label."""
         return self._of_task(outputs).argmax(2) == targets
+
+    def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Margin: logit of the label minus the largest other (Pleiss et al. 2020); el2n (Paul et al. 2021), (B, T)."""
+        outputs, labels = self._of_task(outputs), targets[..., None]
+        if name == "margin":
+            others = outputs.scatter(2, labels, -torch.inf).amax(2)
+            return outputs.gather(2, labels)[..., 0] - others
+        assert name == "el2n"
+        of_label = torch.full_like(labels, -1, dtype=outputs.dtype)
+        return torch.linalg.vector_norm(outputs.softmax(2).scatter_add(2, labels, of_label), dim=2)
 
 
 def orders_of(data: Sequence[TrialData], device: torch.device) -> Tensor | None:

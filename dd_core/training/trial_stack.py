@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -56,10 +56,12 @@ class Evaluation:
     Attributes:
         loss: float32 (trials, examples), the task's score; NaN of examples of classes that are still to come.
         correct: bool (trials, examples).
+        values: float32 (trials, examples) by name, what ``evaluation.image_values`` asks for.
     """
 
     loss: np.ndarray
     correct: np.ndarray
+    values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class TrialStack:
@@ -223,25 +225,48 @@ class TrialStack:
         """Score and correctness of every example, BatchNorm in eval mode, no augmentation, float32 in any precision."""
         self._enter(epoch)
         splits = self.examples.splits(epoch)
+        further = self.study.evaluation.image_values if self.study.keeps_images(epoch) else ()
         with self.evaluating():
-            evaluate = functools.partial(self._evaluate_block, splits)
+            evaluate = functools.partial(self._evaluate_block, splits, further)
             parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
-        losses, hits = zip(*parts, strict=True)
-        loss, correct = torch.cat(losses).float(), torch.cat(hits)
+        losses, hits, *values = (self._among_all(splits, torch.cat(columns)) for columns in zip(*parts, strict=True))
+        found = {name: array.astype(np.float32) for name, array in zip(further, values, strict=True)}
+        return Evaluation(losses.astype(np.float32), hits, found)
+
+    def _among_all(self, splits: Splits, values: Tensor) -> np.ndarray:
+        """What is evaluated of some examples, (n, T), as (T, examples); of all others there is NaN, or false."""
         if splits != self.examples.whole:
-            loss, correct = self._among_all(splits, loss, torch.nan), self._among_all(splits, correct, False)
-        return Evaluation(loss.T.contiguous().cpu().numpy(), correct.T.contiguous().cpu().numpy())
+            places = torch.from_numpy(self.examples.places(splits)).to(values.device)
+            nothing = torch.nan if values.is_floating_point() else False
+            whole = values.new_full((self.examples.whole.num_examples, values.shape[1]), nothing)
+            values = whole.index_copy_(0, places, values)
+        return values.T.contiguous().cpu().numpy()
 
-    def _among_all(self, splits: Splits, values: Tensor, others: float) -> Tensor:
-        """Values of the examples of an evaluation, (n, ...), at their places among all, where others have another."""
-        places = torch.from_numpy(self.examples.places(splits)).to(values.device)
-        whole = values.new_full((self.examples.whole.num_examples, *values.shape[1:]), others)
-        return whole.index_copy_(0, places, values)
-
-    def _evaluate_block(self, splits: Splits, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
+    def _evaluate_block(self, splits: Splits, further: Sequence[str], start: int, stop: int, size: int) -> list[Tensor]:
+        """Scores, hits and further values of a block, (B, T) each."""
         inputs, targets = self.examples.evaluated(splits, start, stop)
         outputs = self.model(inputs)
-        return self.task.scores(outputs, targets), self.task.hits(outputs, targets)
+        found = [self.task.scores(outputs, targets), self.task.hits(outputs, targets)]
+        for name in further:
+            is_gradient = name == "gradient_norm"
+            found.append(
+                self.gradient_norms(inputs, targets) if is_gradient else self.task.value(name, outputs, targets)
+            )
+        return found
+
+    def gradient_norms(self, inputs: Inputs, targets: Targets) -> Tensor:
+        """Norms of the gradient of each example's score in its own inputs, (B, T), by one backward pass.
+
+        Passes forward once more: whether derivatives are asked for may decide how a network computes, and scores must
+        not depend on what is recorded beside them.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = inputs.clone().requires_grad_()
+            scores = self.task.scores(self.model(leaf), targets.clone())
+            # An example's score depends on its own inputs alone, since BatchNorm is in eval mode.
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+            by_example = gradient.unflatten(1, (len(self.trials), -1))
+            return torch.linalg.vector_norm(by_example, dim=tuple(range(2, by_example.ndim)))
 
     def losses(self, inputs: Inputs, targets: Targets, dtype: torch.dtype | None = None) -> Tensor:
         """What training minimises, of every example and trial, (B, T); outputs are converted to ``dtype`` before."""
