@@ -22,6 +22,7 @@ from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
 from dd_core.tasks.images import Classification, Images, RepeatedImages
 from dd_core.tasks.losses import make_loss
+from dd_core.training.interventions import make_interventions
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
 from dd_core.training.optimization import learning_rate
@@ -72,6 +73,7 @@ class TrialStack:
         num_train, num_validation: examples of each trial.
         calendar: which steps belong to which epoch, by the examples there are.
         multiple: of the learning rate, where the schedule is a plateau.
+        interventions: what is done to weights beside the optimiser's steps.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class TrialStack:
             of_arms: of every arm that shares the network the settings of its optimiser, in which alone they differ, and
                 there in learning rate, weight decay and momentum; none: it is that of the arm alone.
         """
-        self.study, self.device = study, device
+        self.study, self.arm, self.device = study, arm, device
         self.trials = trials * max(1, len(of_arms))
         self.variant = study.variants[arm.variant]
         images = Images(study, arm.variant, trials, device, dtype)
@@ -110,6 +112,9 @@ class TrialStack:
         of_trials = [settings for settings in of_arms for _ in trials]
         self._rates = [settings.learning_rate for settings in of_trials or [self.variant.optimizer]]
         self.stepper = Stepper(self.model, self.task, self.variant, len(self.trials), device, micro_batch, of_trials)
+        self.interventions = make_interventions(self)
+        if self.interventions.change_gradients:
+            self.stepper.before_update = self.interventions.before_update
         # What a network draws for itself, as dropout does, is a function of the step, so that resuming is exact.
         self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
@@ -155,6 +160,7 @@ class TrialStack:
                 if self._draws:
                     torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
                 loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), now)
+                self.interventions.after_step(step)
                 self._observe(step, epoch, loss)
                 losses.append(loss)
                 accuracies.append(accuracy)
@@ -245,15 +251,17 @@ class TrialStack:
             view.copy_(tensors[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, buffers, optimiser and monitors, as tensors on the device."""
+        """Weights, buffers, optimiser, interventions and monitors, as tensors."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= self.stepper.state()
+        tensors |= {f"interventions.{name}": tensor for name, tensor in self.interventions.state().items()}
         return tensors | {f"monitors.{name}": tensor for name, tensor in self.monitors.state().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
         load_state(self.model, beginning_with("model.", tensors))
         self.stepper.load_state(tensors)
+        self.interventions.load_state(beginning_with("interventions.", tensors))
         self.monitors.load_state(beginning_with("monitors.", tensors))
 
 

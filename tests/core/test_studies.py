@@ -488,6 +488,7 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss": {"name": "no.matter:What", "sha256": "1" * 64}},
     ),
     "compile": ({}, {"compile": "default"}),
+    "interventions": ({}, {"interventions": {"l2_init": 0.1}}),
     "network": ({}, {"network": {"norm": "none"}}),
     "architecture_sha256": (
         {"architecture": "no.matter:what", "architecture_sha256": "0" * 64},
