@@ -65,9 +65,10 @@ def sources(study: Study, expected: Expectations) -> list[Source]:
         "after",
         "metric",
         {
-            "{metric}": "isfinite(value) AND CASE WHEN metric = 'acc_val' THEN value BETWEEN 0 AND 1 "
+            "{metric}": "isfinite(value) AND CASE "
+            "WHEN metric IN ('acc_val', 'dormant_units') THEN value BETWEEN 0 AND 1 "
             "WHEN metric IN ('loss_val_nats', 'grad_norm', 'weight_norm', 'lambda_max_residual', 'psd_tail', "
-            "'grad_var', 'resid_power') THEN value >= 0 ELSE true END",
+            "'grad_var', 'resid_power', 'effective_rank', 'stable_rank') THEN value >= 0 ELSE true END",
             "standard_error of {metric}": f"standard_error IS NULL OR isnan(standard_error) OR "
             f"({_not_negative('standard_error')})",
         },

@@ -129,6 +129,7 @@ def check_variant(study: "Study", name: str) -> None:
     variant = study.variants[name]
     _check_augmentation(study, name, variant)
     _check_schedule(study, name, variant)
+    _check_interventions(study, name, variant)
     size = variant.batch_size
     if size > study.num_train_images:
         raise ValueError(
@@ -163,8 +164,8 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
     for key, metric in variant.watched_metrics.items():
         if metric in ("loss_val_nats", "acc_val") and not study.data.num_validation:
             raise ValueError(
-                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation, or name "
-                "train_loss or train_error"
+                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation"
+                + ("" if key.startswith("interventions") else ", or name train_loss or train_error")
             )
     if schedule.warmup_epochs >= study.epochs:
         raise ValueError(
@@ -175,4 +176,25 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
         raise ValueError(
             f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
             f"epoch, {study.epochs}"
+        )
+
+
+def _check_interventions(study: "Study", name: str, variant: "Variant") -> None:
+    interventions, path = variant.interventions, f"variants.{name}.interventions"
+    if interventions.needing_tasks and study.data.classes is None:
+        raise ValueError(
+            f"{path}.{interventions.needing_tasks[0]}: acts where one task ends and another begins; set data.classes, "
+            "which makes tasks"
+        )
+    if interventions.continual_backprop is None:
+        return
+    if not architecture_called(variant.architecture).has_known_units:
+        raise ValueError(
+            f"{path}.continual_backprop: which units of {variant.architecture} feed which is not known; take an "
+            "architecture of the platform with ReLUs, or another intervention"
+        )
+    if variant.compile is not None:
+        raise ValueError(
+            f"{path}.continual_backprop: looks at activations inside the network, which torch.compile would compile "
+            "away; leave out compile"
         )

@@ -335,6 +335,8 @@ class Variant(Strict):
             watched["schedule.metric"] = self.schedule.metric
         if self.early_stopping is not None:
             watched["early_stopping.metric"] = self.early_stopping.metric
+        if self.interventions.best_weights:
+            watched["interventions.best_weights"] = "acc_val"
         return watched
 
 

@@ -154,6 +154,8 @@ class Session:
             save_best(self.store, self.study, self.arm, trial, self.epoch, metrics["loss_val_nats"], weights)
         # Checkpoint epochs may change without changing the recipe: evaluations due to them alone decide nothing.
         if self.epoch and self.epoch % self.study.evaluation.every == 0:
+            if progress.is_training and isinstance(stack, TrialStack):
+                stack.interventions.note_evaluation(position, metrics["acc_val"])
             progress.decide(self.epoch, self.step, metrics, self.variant)
             if self.variant.schedule.name == "plateau":
                 stack.multiple = progress.multiple

@@ -27,6 +27,8 @@ class Stepper:
         arithmetic: precision and gradient scale.
         micro_batch: examples at a time.
         graph: does whole batches on a GPU; None computes the same kernel by kernel.
+        before_update: changes gradients before they are clipped and used; arithmetic on tensors alone, as it becomes a
+            part of the graph. None: nothing does.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Stepper:
         self._parameters = list(model.parameters())
         self._dtype = self._parameters[0].dtype
         self._norms_before_clipping: Tensor | None = None
+        self.before_update: Callable[[], None] | None = None
         # A graph would repeat a number; it reads a tensor.
         self._rate = torch.zeros((), device=device) if device.type == "cuda" else None
         if isinstance(self.optimizer, PerTrial):
@@ -110,6 +113,8 @@ class Stepper:
     def _apply_gradients(self) -> list[Tensor]:
         """The optimiser's step; the norms before clipping, if there is any."""
         self.arithmetic.unscale(self.optimizer)
+        if self.before_update is not None:
+            self.before_update()
         norms = []
         if self._largest_norm is not None:
             norms = [clip_gradients(self._parameters, self._num_trials, self._largest_norm)]

@@ -22,6 +22,7 @@ from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
 from dd_core.tasks.images import Classification, Images, RepeatedImages, orders_of
 from dd_core.tasks.losses import make_loss
+from dd_core.training.interventions import make_interventions
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
 from dd_core.training.optimization import learning_rate
@@ -75,6 +76,7 @@ class TrialStack:
         calendar: which steps belong to which epoch.
         task_number: the task, from 1, that network and loss are in; always 1 where all classes are there.
         multiple: of the learning rate, where the schedule is a plateau.
+        interventions: what is done to weights beside the optimiser's steps.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class TrialStack:
             of_arms: of every arm that shares the network the settings of its optimiser, in which alone they differ, and
                 there in learning rate, weight decay and momentum; none: it is that of the arm alone.
         """
-        self.study, self.device = study, device
+        self.study, self.arm, self.device = study, arm, device
         self.trials = trials * max(1, len(of_arms))
         self.variant = study.variants[arm.variant]
         images = Images(study, arm.variant, trials, device, dtype)
@@ -114,6 +116,9 @@ class TrialStack:
         of_trials = [settings for settings in of_arms for _ in trials]
         self._rates = [settings.learning_rate for settings in of_trials or [self.variant.optimizer]]
         self.stepper = Stepper(self.model, self.task, self.variant, len(self.trials), device, micro_batch, of_trials)
+        self.interventions = make_interventions(self)
+        if self.interventions.change_gradients:
+            self.stepper.before_update = self.interventions.before_update
         # What a network draws for itself, as dropout does, is a function of the step, so that resuming is exact.
         self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
@@ -153,9 +158,9 @@ class TrialStack:
         A checkpoint of the last epoch of a task holds what was trained. So both are done now, by whoever goes on.
         """
         if self.calendar.ends_task(epoch - 1):
-            self.end_task(self.calendar.task_of(epoch - 1))
+            self.interventions.end_task(self.calendar.task_of(epoch - 1))
             self._enter(epoch)
-            self.begin_task(self.calendar.task_of(epoch))
+            self.interventions.begin_task(self.calendar.task_of(epoch))
         self._enter(epoch)
 
     def _enter(self, epoch: int) -> None:
@@ -165,12 +170,6 @@ class TrialStack:
             self.task_number = number
             self.task.restrict(self.study.num_classes_at(epoch))
             self.stepper.forget_graph()
-
-    def end_task(self, task: int) -> None:
-        """Do to the weights what is to be done after the last epoch of a task that another follows."""
-
-    def begin_task(self, task: int) -> None:
-        """Do to the weights what is to be done before the first step of a further task."""
 
     def _run(self, epoch: int, num_steps: int) -> BatchMetrics:
         self.model.train()
@@ -187,6 +186,7 @@ class TrialStack:
                 if self._draws:
                     torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
                 loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), now)
+                self.interventions.after_step(step)
                 self._observe(step, epoch, loss)
                 losses.append(loss)
                 accuracies.append(accuracy)
@@ -309,15 +309,17 @@ class TrialStack:
             view.copy_(tensors[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, buffers, optimiser and monitors, as tensors on the device."""
+        """Weights, buffers, optimiser, interventions and monitors, as tensors."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= self.stepper.state()
+        tensors |= {f"interventions.{name}": tensor for name, tensor in self.interventions.state().items()}
         return tensors | {f"monitors.{name}": tensor for name, tensor in self.monitors.state().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
         load_state(self.model, beginning_with("model.", tensors))
         self.stepper.load_state(tensors)
+        self.interventions.load_state(beginning_with("interventions.", tensors))
         self.monitors.load_state(beginning_with("monitors.", tensors))
 
 

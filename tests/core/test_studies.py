@@ -490,6 +490,7 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "label_noise_kind": ({}, {"label_noise_kind": "pair_flip"}),
     "compile": ({}, {"compile": "default"}),
+    "interventions": ({}, {"interventions": {"l2_init": 0.1}}),
     "network": ({}, {"network": {"norm": "none"}}),
     "architecture_sha256": (
         {"architecture": "no.matter:what", "architecture_sha256": "0" * 64},
