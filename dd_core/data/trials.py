@@ -1,7 +1,7 @@
 """What one trial sees of a data set: its split and its (partly wrong) training labels, fixed for all epochs."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,10 @@ from dd_core.study.study import Study
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+def _none() -> "NDArray[np.int64]":
+    return np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class TrialData:
         validation_labels: int64 (num_validation,), always true.
         test_labels: int64 (num_test,), always true.
         mean, std: float32 (channels,), of the raw training pixels; images are standardised with these.
+        left_out_ids: int64 (num_left_out,), training images of other trials, ascending; none without a subset.
+        left_out_labels: int64 (num_left_out,), given labels, the same as where they are trained on.
+        left_out_true_labels: int64 (num_left_out,).
         order: int64 (num_classes,), the classes in the order in which they come; None: all are there from the first.
     """
 
@@ -46,6 +53,9 @@ class TrialData:
     test_labels: "NDArray[np.int64]"
     mean: "NDArray[np.float32]"
     std: "NDArray[np.float32]"
+    left_out_ids: "NDArray[np.int64]" = field(default_factory=_none)
+    left_out_labels: "NDArray[np.int64]" = field(default_factory=_none)
+    left_out_true_labels: "NDArray[np.int64]" = field(default_factory=_none)
     order: "NDArray[np.int64] | None" = None
 
     def first_classes(self, number: int) -> "TrialData":
@@ -72,14 +82,25 @@ class TrialData:
 
     @property
     def image_ids(self) -> "NDArray[np.int64]":
-        """Training, then validation, then test images, int64 (num_train + num_validation + num_test,)."""
-        return np.concatenate([self.train_ids, self.validation_ids, self.test_ids])
+        """Training, then validation, then test images, then those left out, int64 (N,)."""
+        return np.concatenate([self.train_ids, self.validation_ids, self.test_ids, self.left_out_ids])
+
+    @property
+    def given_labels(self) -> "NDArray[np.int64]":
+        """The label that each of ``image_ids`` is trained or evaluated with, int64 (N,)."""
+        return np.concatenate([self.train_labels, self.validation_labels, self.test_labels, self.left_out_labels])
+
+    @property
+    def true_labels(self) -> "NDArray[np.int64]":
+        """The true label of each of ``image_ids``, int64 (N,)."""
+        true = (self.true_train_labels, self.validation_labels, self.test_labels, self.left_out_true_labels)
+        return np.concatenate(true)
 
     @property
     def splits(self) -> "NDArray[np.str_]":
-        """The split that each of ``image_ids`` belongs to: train, validation or test."""
-        sizes = [len(self.train_ids), len(self.validation_ids), len(self.test_ids)]
-        return np.repeat(["train", "validation", "test"], sizes)
+        """The split that each of ``image_ids`` belongs to: train, validation, test or left_out."""
+        sizes = [len(self.train_ids), len(self.validation_ids), len(self.test_ids), len(self.left_out_ids)]
+        return np.repeat(["train", "validation", "test", "left_out"], sizes)
 
 
 def corrupt_labels(
@@ -116,27 +137,38 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
             f"study {study} asks for {(num_train or 0) + num_validation} training and validation images, "
             f"{dataset.name} has {len(available)}"
         )
+    # With a subset trials differ in what they leave out alone: memorisation is the difference that an image makes, and
+    # must not be mixed with that of its label.
+    drawn_for = trial if data.subset is None else 0
     order = None
     if data.classes is not None:
         order = class_order(data.classes, seed, trial, dataset.num_classes)
         shuffled = generator(seed, trial, "split").permutation(available)
         splits = balanced_splits(dataset.labels, len(available), shuffled, data.images_of_each_class, order)
     else:
-        splits = _splits(data, seed, trial, dataset)
+        splits = _splits(data, seed, drawn_for, dataset)
     train, validation, test = splits
     true_labels = dataset.labels[train]
-    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, trial, "label_noise"))
+    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, drawn_for, "label_noise"))
+    is_left_out = np.zeros(len(train), bool)
+    if data.subset is not None:
+        drawn = generator(seed, trial, "subset").permutation(len(train))
+        is_left_out[drawn[data.num_trained(len(train)) :]] = True
+    train, left_out = train[~is_left_out], train[is_left_out]
     mean, std = _channel_statistics(dataset, train)
     return TrialData(
         train_ids=train,
         validation_ids=validation,
         test_ids=test,
-        train_labels=labels,
-        true_train_labels=true_labels,
+        train_labels=labels[~is_left_out],
+        true_train_labels=true_labels[~is_left_out],
         validation_labels=dataset.labels[validation],
         test_labels=dataset.labels[test],
         mean=mean,
         std=std,
+        left_out_ids=left_out,
+        left_out_labels=labels[is_left_out],
+        left_out_true_labels=true_labels[is_left_out],
         order=order,
     )
 

@@ -86,6 +86,10 @@ class Data(Strict):
             raise UserError(f"data.dataset: nothing is known here of a data set {self.dataset!r}")
         return DATASETS[self.dataset]
 
+    def num_trained(self, num_images: int) -> int:
+        """How many of so many training images each trial is trained on."""
+        return num_images if self.subset is None else round(self.subset * num_images)
+
     @property
     def is_known(self) -> bool:
         """Whether it has a record."""
@@ -331,6 +335,8 @@ class Variant(Strict):
             watched["schedule.metric"] = self.schedule.metric
         if self.early_stopping is not None:
             watched["early_stopping.metric"] = self.early_stopping.metric
+        if self.interventions.best_weights:
+            watched["interventions.best_weights"] = "acc_val"
         return watched
 
 

@@ -194,11 +194,21 @@ class Study(Strict):
 
     @property
     def num_train_images(self) -> int:
-        """Training images of each trial.
+        """Images that each trial is trained on, over all epochs.
 
         Raises:
             UserError: it is a data set of others, of which nobody has said how many.
         """
+        return self.data.num_trained(self._num_pool_images)
+
+    @property
+    def num_left_out_images(self) -> int:
+        """Training images of each trial that it is not trained on, so that others show what they are worth."""
+        return self._num_pool_images - self.num_train_images
+
+    @property
+    def _num_pool_images(self) -> int:
+        """What trials are trained on, or draw a share of."""
         if self.data.num_train is None and not self.data.is_known:
             raise UserError(
                 f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
@@ -214,12 +224,23 @@ class Study(Strict):
         record = self.data.record
         if self.data.classes is not None:
             return record.num_classes * self.data.images_of_each_class[2]
-        return record.num_test or record.num_train - self.num_train_images - self.data.num_validation
+        return record.num_test or record.num_train - self._num_pool_images - self.data.num_validation
+
+    @property
+    def num_evaluated_images(self) -> int:
+        """Images of each trial in an evaluation: of all splits."""
+        return self._num_pool_images + self.data.num_validation + self.num_test_images
 
     def num_classes_at(self, epoch: int) -> int:
         """Classes that are evaluated after an epoch: all, or where they come one group after the other, those seen."""
         classes, count = self.data.classes, self.data.record.num_classes
         return count if classes is None else classes.evaluated(epoch, count)
+
+    def num_images_evaluated_at(self, epoch: int) -> int:
+        """Images of each trial, of all splits, that are evaluated after an epoch."""
+        if self.data.classes is None:
+            return self.num_evaluated_images
+        return self.num_evaluated_images // self.data.record.num_classes * self.num_classes_at(epoch)
 
     def num_seen_images(self, epoch: int) -> int:
         """Training images of each trial that are evaluated after an epoch: the first of ``TrialData.train_ids``."""
@@ -239,6 +260,10 @@ class Study(Strict):
         first, *further = classes.first_epochs(self.data.record.num_classes)
         growth = tuple((epoch, self.num_seen_images(epoch)) for epoch in further)
         return Calendar(self.num_seen_images(first), size, growth)
+
+    def keeps_images(self, epoch: int) -> bool:
+        """Whether values of single images are kept of the evaluation after an epoch."""
+        return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
 
     def seen_and_active(self, epoch: int) -> tuple[int, int] | tuple[None, None]:
         """Classes that were trained on by the end of an epoch, and in the next one; None where all always are."""

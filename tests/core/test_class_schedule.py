@@ -137,7 +137,7 @@ def test_an_order_that_cannot_be_used_is_one_sentence(tmp_path: Path, classes: A
             r"170 images .* than the rarest .*, 174",
         ),
         ({"data": with_classes(found=[])}, r"found: is what the platform finds out"),
-        ({"data": with_classes() | {"subset": 0.5}}, r"data.subset: does not go with data.classes"),
+        ({"data": with_classes() | {"duplicates": {"exact": 5}}}, r"data.duplicates: and data.classes cannot be"),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
