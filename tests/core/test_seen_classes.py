@@ -1,30 +1,36 @@
 """Curvature where classes come one group after the other: rows of what was seen, the loss of the outputs seen."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.nn.functional import cross_entropy
 
+from dd_core.checks.seen_classes import seen_classes, verification_table
 from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.models.build import network_of
 from dd_core.models.outputs import Outputs, with_outputs
 from dd_core.models.stacking import stack_states
+from dd_core.results.by_trial import described
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
 from dd_core.study import study as studies
 from dd_core.study.curvature import shards as usual_shards
 from dd_core.study.study import Arm, Checkpoint, Study
-from dd_core.tables.files import read_parquet
+from dd_core.tables.files import read_parquet, write_parquet
 from dd_core.tables.kinds import HESSIAN, PER_IMAGE_CURVATURE
+from dd_core.tables.warehouse import connect
 
 ARM = Arm("plain", 4)
 
@@ -201,3 +207,37 @@ def test_outputs_are_those_asked_for_whatever_the_last_layer_is() -> None:
         some = with_outputs(network, [2, 0], images[:1])
         assert isinstance(some, Outputs) == isinstance(network, _Scaled)
         torch.testing.assert_close(some(images), expected)
+
+
+def test_the_check_prints_the_table_of_verification_and_flags_classes_never_seen(grown: Store, study: Study) -> None:
+    for epoch in (0, 3, 4, 15):
+        compute_curvature(study, Checkpoint(ARM, epoch), grown)
+
+    def checked() -> tuple[list[str], str]:
+        with contextlib.closing(connect(grown, ("per_image_curvature",))) as connection:
+            problems, rows, num_files = seen_classes(grown, study, connection)
+        assert num_files == 4
+        return problems, verification_table(rows)
+
+    problems, table = checked()
+    assert problems == []
+    assert table.splitlines()[2:] == [
+        "| 0 | 0 | 2 | 32 | 32 |",
+        "| 3 | 2 | 4 | 32 | 32 |",
+        "| 4 | 4 | 4 | 64 | 64 |",
+        "| 15 | 10 | 10 | 160 | 160 |",
+    ]
+    # What published code would have computed at epoch 3: two trials of the classes of the next task as well.
+    path = PER_IMAGE_CURVATURE.path(grown, study, Checkpoint(ARM, 3))
+    other = read_parquet(PER_IMAGE_CURVATURE.path(grown, study, Checkpoint(ARM, 4)))
+    position, field = other.column_names.index("epoch"), other.schema.field("epoch")
+    write_parquet(path, other.set_column(position, field, pa.array([3] * 64, field.type)))
+    grown.manifest_path(path).unlink()
+    weights = checkpoint_manifest(grown, study, Checkpoint(ARM, 3))
+    about = described(PER_IMAGE_CURVATURE, study, Checkpoint(ARM, 3), weights, {})
+    grown.write_manifest(grown.manifest_path(path), {**about, "rows": {"table": 64}}, {"table": path})
+    problems, table = checked()
+    assert len(problems) == 2
+    assert "plain.k004|0003, trial 0: 16 rows are of classes never seen by then" in problems[0]
+    assert problems[0].endswith("those of the next task, as published code counts")
+    assert "| 3 | 2 | 4 | 32 | 64 |" in table
