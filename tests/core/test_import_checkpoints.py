@@ -106,6 +106,17 @@ def test_weights_arrive_bit_by_bit_and_sql_finds_them(bench: _Bench) -> None:
     assert number == 1797
 
 
+def test_images_of_ones_own_are_named_as_a_study_file_names_them(bench: _Bench, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 9, (20, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(20) % 10)
+    bench.save("1.pt", network().state_dict())
+    bench.load(HOW.replace("digits", str(tmp_path / "mine.npz")))
+    assert "nothing was changed" in bench.load()
+    bench.save("2.pt", network(2).state_dict())
+    bench.load()
+    same(bench.weights("imported.k002|0002"), 0, network(2).state_dict())
+
+
 def test_the_same_import_changes_nothing_and_further_epochs_and_trials_join(bench: _Bench) -> None:
     for trial in (0, 1):
         for epoch in (0, 5):
