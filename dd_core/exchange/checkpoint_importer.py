@@ -281,7 +281,7 @@ class _Plan:
             UserError: something else was.
         """
         status = file.path.stat()
-        about = {
+        about: dict[str, Any] = {
             "path": str(file.path.absolute()),
             "bytes": status.st_size,
             "modified_ns": status.st_mtime_ns,

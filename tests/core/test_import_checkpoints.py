@@ -18,6 +18,7 @@ from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.files import read_study
+from dd_core.tables import warehouse
 from dd_core.tables.warehouse import connect
 
 from .exchanged import snapshot
@@ -83,6 +84,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     bench = _Bench(tmp_path, capsys)
     monkeypatch.setenv("DD_ROOT", str(bench.store.root))
     monkeypatch.setenv("DD_STUDIES", str(bench.studies))
+    monkeypatch.setattr(warehouse, "refresh", lambda store: None)  # takes longer than all else; not looked at here
     yield bench
 
 
