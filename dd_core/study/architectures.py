@@ -56,6 +56,8 @@ class Architecture:
         is_of_any_size: whether its parameters are the same for images of any size.
         positions: pixels left where its last BatchNorm is, called with the image shape; None: it has no BatchNorm.
         draws_random_numbers: whether it may do so while it trains (dropout).
+        has_known_units: whether its hidden units are behind ReLUs and ``dd_core.models.hidden_units`` knows what makes
+            each and what reads it.
         objection: why it cannot be with an image shape and settings, ``setting: reason``; empty if it can.
     """
 
@@ -70,6 +72,7 @@ class Architecture:
     is_of_any_size: bool = True
     positions: Callable[[Shape], int] | None = None
     draws_random_numbers: bool = False
+    has_known_units: bool = True
     objection: Callable[..., str] = lambda shape, **settings: ""
 
     @property
@@ -164,7 +167,7 @@ def _cnn5(k: int, shape: Shape, num_classes: int, norm: str) -> int:
 def _resnet(blocks_per_stage: int) -> Callable[..., int]:
     """Four stages of two 3x3 convolutions a block, with a 1x1 convolution where the shape changes."""
 
-    def flops(k: int, shape: Shape, num_classes: int, norm: str) -> int:
+    def flops(k: int, shape: Shape, num_classes: int, norm: str = "batch") -> int:
         height, width, channels = shape
         total = _convolution(height, width, channels, k, 3)
         channels = k
@@ -250,6 +253,15 @@ _RECORDS = (
         positions=_last_stage,
     ),
     Architecture(
+        name="incremental_resnet18",
+        label="ResNet18 of incremental CIFAR",
+        builder="dd_core.models.incremental_resnet:incremental_resnet18",
+        flops=_resnet(2),
+        citation="S. Dohare et al. 2024, Loss of plasticity in deep continual learning (Nature 632): torchvision's "
+        "ResNet18 with a stem for small images and biases; k = 64 is the published network",
+        positions=_last_stage,
+    ),
+    Architecture(
         name="mlp",
         label="multilayer perceptron",
         builder="dd_core.models.mlp:mlp",
@@ -268,6 +280,7 @@ _RECORDS = (
         settings={"patch": Setting(4), "depth": Setting(6, most=100), "heads": Setting(4, most=100)},
         is_piecewise_linear=False,
         is_of_any_size=False,
+        has_known_units=False,
         objection=_patches_fit,
     ),
 )
@@ -287,4 +300,5 @@ def _own(name: str) -> Architecture:
         is_piecewise_linear=False,
         is_of_any_size=False,
         draws_random_numbers=True,
+        has_known_units=False,
     )

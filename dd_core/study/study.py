@@ -22,7 +22,15 @@ from dd_core.study.hessian import HessianSettings
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.monitors import MonitorSettings
 from dd_core.study.own_code import is_own_code, source_digest
-from dd_core.study.possible import LONGEST_STUDY_NAME, check_data, check_keys, check_limits, check_variant, has_room
+from dd_core.study.possible import (
+    LONGEST_STUDY_NAME,
+    check_classes,
+    check_data,
+    check_keys,
+    check_limits,
+    check_variant,
+    has_room,
+)
 from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.widths import Widths, unique
@@ -82,8 +90,10 @@ class Study(Strict):
 
     name: str
     description: str = Field(min_length=1)
-    imported: bool = Field(
-        default=False, description="metrics of another system (dd_assets.import_metrics); nothing is trained"
+    imported: bool | Literal["weights"] = Field(
+        default=False,
+        description="nothing is trained: true: metrics of another system (dd_assets.import_metrics); weights: its "
+        "checkpoints (dd_assets.import_checkpoints)",
     )
     data: Data
     variants: dict[str, Variant] = Field(min_length=1)
@@ -120,15 +130,26 @@ class Study(Strict):
             )
         has_room(self.name, LONGEST_STUDY_NAME, "name")
         check_keys(self)
-        if self.imported:
+        if self.imported is True:
             return self  # how it was trained is not for us to refuse
         check_limits(self)
         for name, variant in self.variants.items():
             self.variants[name] = _with_source(f"variants.{name}", variant)
         check_data(self)
+        check_classes(self)
         for name in self.variants:
             check_variant(self, name)
         return self
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether it has weights, trained here or imported: all studies but those of imported metrics."""
+        return self.imported is not True
+
+    @property
+    def comes_by(self) -> str:
+        """How its checkpoints come to be there, for sentences: ``train it``, ``import it``."""
+        return "import it" if self.imported else "train it"
 
     def part(self, trials: range) -> "Study":
         """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
@@ -173,23 +194,59 @@ class Study(Strict):
 
     @property
     def num_train_images(self) -> int:
-        """Training images of each trial.
+        """Images that each trial is trained on, over all epochs.
 
         Raises:
             UserError: it is a data set of others, of which nobody has said how many.
         """
+        return self.data.num_trained(self._num_pool_images)
+
+    @property
+    def num_left_out_images(self) -> int:
+        """Training images of each trial that it is not trained on, so that others show what they are worth."""
+        return self._num_pool_images - self.num_train_images
+
+    @property
+    def _num_pool_images(self) -> int:
+        """What trials are trained on, or draw a share of."""
         if self.data.num_train is None and not self.data.is_known:
             raise UserError(
                 f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
                 "file, as data.num_train"
             )
+        if self.data.num_train is None and self.data.classes is not None:
+            return self.data.record.num_classes * self.data.images_of_each_class[0]
         return self.data.num_train or self.data.record.num_train - self.data.num_validation
 
     @property
     def num_test_images(self) -> int:
         """Test images of each trial: the data set's own, or those that are left."""
         record = self.data.record
-        return record.num_test or record.num_train - self.num_train_images - self.data.num_validation
+        if self.data.classes is not None:
+            return record.num_classes * self.data.images_of_each_class[2]
+        return record.num_test or record.num_train - self._num_pool_images - self.data.num_validation
+
+    @property
+    def num_evaluated_images(self) -> int:
+        """Images of each trial in an evaluation: of all splits."""
+        return self._num_pool_images + self.data.num_validation + self.num_test_images
+
+    def num_classes_at(self, epoch: int) -> int:
+        """Classes that are evaluated after an epoch: all, or where they come one group after the other, those seen."""
+        classes, count = self.data.classes, self.data.record.num_classes
+        return count if classes is None else classes.evaluated(epoch, count)
+
+    def num_images_evaluated_at(self, epoch: int) -> int:
+        """Images of each trial, of all splits, that are evaluated after an epoch."""
+        if self.data.classes is None:
+            return self.num_evaluated_images
+        return self.num_evaluated_images // self.data.record.num_classes * self.num_classes_at(epoch)
+
+    def num_seen_images(self, epoch: int) -> int:
+        """Training images of each trial that are evaluated after an epoch: the first of ``TrialData.train_ids``."""
+        if self.data.classes is None:
+            return self.num_train_images
+        return self.num_train_images // self.data.record.num_classes * self.num_classes_at(epoch)
 
     def calendar(self, variant: str) -> Calendar:
         """Which steps of a variant's trials belong to which epoch.
@@ -200,17 +257,24 @@ class Study(Strict):
         size, classes = self.variants[variant].batch_size, self.data.classes
         if classes is None:
             return Calendar(self.num_train_images, size)
-        count = self.data.record.num_classes
-        of_class = self.num_train_images // count
-        numbers = [of_class * classes.seen(epoch, count) for epoch in classes.first_epochs(count)]
-        return Calendar(numbers[0], size, tuple(zip(classes.first_epochs(count)[1:], numbers[1:], strict=True)))
+        first, *further = classes.first_epochs(self.data.record.num_classes)
+        growth = tuple((epoch, self.num_seen_images(epoch)) for epoch in further)
+        return Calendar(self.num_seen_images(first), size, growth)
 
-    @property
-    def curvature_ranges(self) -> list[tuple[int, int]]:
-        """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""
+    def keeps_images(self, epoch: int) -> bool:
+        """Whether values of single images are kept of the evaluation after an epoch."""
+        return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
+
+    def seen_and_active(self, epoch: int) -> tuple[int, int] | tuple[None, None]:
+        """Classes that were trained on by the end of an epoch, and in the next one; None where all always are."""
+        classes, count = self.data.classes, self.data.record.num_classes
+        return (None, None) if classes is None else (classes.seen(epoch, count), classes.active(epoch, count))
+
+    def curvature_ranges(self, epoch: int) -> list[tuple[int, int]]:
+        """The ranges of rows that per-image curvature is computed in; a row is an image of a trial that it has seen."""
         # The published mean loss couples the images of a batch, so no range may cut one.
         multiple = self.curvature.finite_difference.mean_batch_size or 1
-        return shards(self.trials, self.num_train_images, multiple)
+        return shards(self.trials, self.num_seen_images(epoch), multiple)
 
     @property
     def hessian_epochs(self) -> tuple[int, ...]:
@@ -250,13 +314,15 @@ class Study(Strict):
         """
         variant = self.variants[arm.variant]
         if self.imported:  # not the number of trials: the next one may be imported tomorrow
+            seed = {"seed": self.seed} if self.imported == "weights" else {}  # it draws the split
             unit = {} if self.width_unit == 1 else {"width_unit": self.width_unit}
-            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k, **unit}
+            about = {"data": self._data_recipe, "variant": recipe_of(variant), "k": arm.k}
+            return {"imported": self.imported, **about, **seed, **unit}
         watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
         return {
             **watched,
             "trainer_version": TRAINER_VERSION,
-            "data": recipe_of(self.data),
+            "data": self._data_recipe,
             "variant": recipe_of(variant),
             "k": arm.k,
             "trials": self.trials,
@@ -264,6 +330,13 @@ class Study(Strict):
             "seed": self.seed,
             "horizon_epochs": self.epochs if variant.schedule.name == "cosine" else None,
         }
+
+    @property
+    def _data_recipe(self) -> dict[str, Any]:
+        """That of the data; of orders of classes from files, what the files say."""
+        content, classes = recipe_of(self.data), self.data.classes
+        digest = classes.digest_of_orders(self.whole.trials) if classes else ""
+        return content | ({"classes": {**content["classes"], "order_sha256": digest}} if digest else {})
 
     def recipe_hash(self, arm: Arm) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the recipe."""

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Column:
-    """A column: DuckDB-readable Arrow type and what a reader needs to know, unit included."""
+    """A column: DuckDB-readable Arrow type and what a reader needs to know, unit included.
+
+    One that is optional is in the files of studies that ask for it, and null in the view for all others.
+    """
 
     name: str
     type: str
     description: str
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Table:
 
     def optional_column(self, name: str) -> Column | None:
         """The optional column of that name, if the table may have it."""
+        for column in self.columns:
+            if column.is_optional and column.name == name:
+                return column
         for group in self.optional:
             if re.fullmatch(group.pattern, name):
                 return Column(name, group.type, group.description)
@@ -50,8 +57,8 @@ class Table:
 
     @property
     def file_columns(self) -> tuple[Column, ...]:
-        """Columns stored in the files."""
-        return tuple(c for c in self.columns if c.name not in ("study", "arm"))
+        """Columns stored in all files."""
+        return tuple(c for c in self.columns if c.name not in ("study", "arm") and not c.is_optional)
 
 
 STUDY = Column("study", "string", "name of the study")
@@ -69,6 +76,10 @@ ARM = (
 EPOCH = Column("epoch", "int16", "epochs of training completed; 0 is the initialisation")
 STEP = Column("step", "int64", "optimiser steps completed")
 IMAGE = Column("image_id", "int32", "row of the image in the data set")
+SEEN = (
+    Column("num_seen_classes", "int16", "classes trained on by the end of the epoch; null: all, from the beginning"),
+    Column("num_active_classes", "int16", "classes that the next epoch is trained on; likewise"),
+)
 LABELS = (
     Column("true_label", "int16", "class of the image"),
     Column("given_label", "int16", "class the training was told"),
