@@ -328,8 +328,8 @@ def test_everything_recorded_is_of_the_classes_seen(recorded: Store) -> None:
             "USING (trial, epoch, step) WHERE metric = 'acc_val'"
         ).fetchall()
         assert differ[0] == (12, pytest.approx(0, abs=1e-7))
-        (rates,) = sql.sql("SELECT list(DISTINCT round(lr, 6) ORDER BY lr) FROM training_batches").fetchall()
-        assert rates[0] == [0.02, 0.1]
+        rates = sql.sql("SELECT DISTINCT round(lr, 6) AS rate FROM training_batches ORDER BY rate").fetchall()
+        assert rates == [(0.02,), (0.1,)]
 
 
 def test_what_is_missing_of_an_epoch_is_named(recorded: Store, tmp_path: Path) -> None:
