@@ -100,11 +100,14 @@ _fraction = partial(_finite, more="BETWEEN 0 AND 1")
 
 def _evaluation_conditions(study: Study) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Metrics of images that a variant lacks are null, or NaN in files of earlier versions."""
-    variants, num_train = list(study.variants), study.num_train_images
-    num_noisy = {name: round(variant.label_noise * num_train) for name, variant in study.variants.items()}
+    variants, num_train, num_left_out = list(study.variants), study.num_train_images, study.num_left_out_images
+    # Of a random subset all may be left out, so that a trial may lack what another has.
+    num_noisy = {
+        name: round(variant.label_noise * (num_train + num_left_out)) for name, variant in study.variants.items()
+    }
     lacking = {
-        "clean": [name for name in variants if num_noisy[name] == num_train],
-        "noisy": [name for name in variants if num_noisy[name] == 0],
+        "clean": [name for name in variants if num_noisy[name] >= num_train],
+        "noisy": [name for name in variants if num_noisy[name] <= num_left_out],
         "val": variants if study.data.num_validation == 0 else [],
         "test": variants if study.num_test_images == 0 else [],
     }

@@ -128,12 +128,10 @@ class Session:
         Returns:
             Each metric's mean over the trials that have not diverged (NaN without any), and the trials that ended.
         """
-        keep = self.study.evaluation.image_progress == "evaluations" or self.epoch in self.study.checkpoints
         training = [trial.is_training for trial in self.progress]
         steps = [trial.ending.step if trial.ending else self.step for trial in self.progress]
-        rows = self.recorder.add_evaluation(
-            self.epoch, steps, [stack.evaluate(self.epoch) for stack in self.stacks], keep
-        )
+        results = [stack.evaluate(self.epoch) for stack in self.stacks]
+        rows = self.recorder.add_evaluation(self.epoch, steps, results, self.study.keeps_images(self.epoch))
         for trial, progress in enumerate(self.progress):
             metrics = dict(zip(EVAL_METRICS, rows[trial].tolist(), strict=True))
             if progress.is_training and not math.isfinite(metrics["train_loss"]):

@@ -141,6 +141,11 @@ class Stepper:
             return self._norms_before_clipping
         return gradient_norms(self._parameters, self._num_trials)
 
+    def forget_graph(self) -> None:
+        """Capture a graph anew: what a step computes, or the tensors that it reads and writes, have changed."""
+        if self.graph:
+            self.graph = cuda_graph.GraphedStep(self._parameters)
+
     def state(self) -> dict[str, Tensor]:
         """Optimiser state and gradient scale, as tensors on the device."""
         tensors = {f"arithmetic.{name}": tensor for name, tensor in self.arithmetic.state().items()}
@@ -179,8 +184,7 @@ class Stepper:
                 else:  # a number of steps, the same for all
                     on_gpu = parameter.device if parameter.is_cuda else tensor.device
                     state[entry] = tensor.to(on_gpu, copy=True)
-        if self.graph:
-            self.graph = cuda_graph.GraphedStep(self._parameters)  # some of the optimiser's tensors are new
+        self.forget_graph()  # some of the optimiser's tensors are new
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``; other names are left alone."""
@@ -195,7 +199,6 @@ class Stepper:
                     tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
                 entries.setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        if self.graph:
-            self.graph = cuda_graph.GraphedStep(self._parameters)  # the optimiser's tensors are others than before
+        self.forget_graph()  # the optimiser's tensors are others than before
         prefix = "arithmetic."
         self.arithmetic.load_state({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
