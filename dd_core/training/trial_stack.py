@@ -158,9 +158,9 @@ class TrialStack:
         A checkpoint of the last epoch of a task holds what was trained. So both are done now, by whoever goes on.
         """
         if self.calendar.ends_task(epoch - 1):
-            self.end_task(self.calendar.task_of(epoch - 1))
+            self.interventions.end_task(self.calendar.task_of(epoch - 1))
             self._enter(epoch)
-            self.begin_task(self.calendar.task_of(epoch))
+            self.interventions.begin_task(self.calendar.task_of(epoch))
         self._enter(epoch)
 
     def _enter(self, epoch: int) -> None:
@@ -170,14 +170,6 @@ class TrialStack:
             self.task_number = number
             self.task.restrict(self.study.num_classes_at(epoch))
             self.stepper.forget_graph()
-
-    def end_task(self, task: int) -> None:
-        """Do to the weights what is to be done after the last epoch of a task that another follows."""
-        self.interventions.end_task(task)
-
-    def begin_task(self, task: int) -> None:
-        """Do to the weights what is to be done before the first step of a further task."""
-        self.interventions.begin_task(task)
 
     def _run(self, epoch: int, num_steps: int) -> BatchMetrics:
         self.model.train()

@@ -502,7 +502,7 @@ def test_a_kill_at_the_end_of_a_task_or_within_changes_nothing(make_study: MakeS
     study = make_study(**OVER_TASKS)
     whole, resumed = Store(tmp_path / "whole"), Store(tmp_path / "resumed")
     train_arm(study, ARM, whole, study.epochs)
-    for epoch in (1, 2, 5):
+    for epoch in (2, 5):
         with pytest.raises(Killed):
             train_arm(study, ARM, resumed, study.epochs, report=killer("progress", epoch), resume_seconds=0)
     train_arm(study, ARM, resumed, study.epochs)
@@ -510,4 +510,4 @@ def test_a_kill_at_the_end_of_a_task_or_within_changes_nothing(make_study: MakeS
     assert set(table(whole, study, ARM, "training_monitors")["metric"]) == set(PlasticityMonitor.first_steps)
     with contextlib.closing(connect(whole)) as connection:
         gaps, _ = metric_gaps(whole, study, connection)
-    assert not [gap for gap in gaps if "plain.k001" not in gap]
+    assert not [gap for gap in gaps for metric in PlasticityMonitor.first_steps if metric in gap]
