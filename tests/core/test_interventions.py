@@ -445,6 +445,18 @@ def test_without_interventions_there_is_nothing_to_do_and_the_recipe_is_as_befor
     assert "interventions" not in study.recipe(study.arms["plain.k001"])["variant"]
 
 
+def test_going_back_to_the_best_weights_makes_the_interval_of_evaluations_part_of_the_recipe(
+    make_study: MakeStudy,
+) -> None:
+    def recipe(interventions: dict[str, Any], every: int) -> str:
+        data = {**CLASSES, "num_validation": 20}
+        study = make_study({"interventions": interventions}, data=data, evaluation={"every": every})
+        return study.recipe_hash(ARM)
+
+    assert recipe({"best_weights": True}, 1) != recipe({"best_weights": True}, 2)
+    assert recipe({"l2_init": 0.1}, 1) == recipe({"l2_init": 0.1}, 2)
+
+
 def test_arms_with_interventions_share_no_network(make_study: MakeStudy) -> None:
     study = make_study()
     assert kind(study, study.arms["plain.k001"])
