@@ -450,7 +450,7 @@ def test_going_back_to_the_best_weights_makes_the_interval_of_evaluations_part_o
 ) -> None:
     def recipe(interventions: dict[str, Any], every: int) -> str:
         data = {**CLASSES, "num_validation": 20}
-        study = make_study({"interventions": interventions}, data=data, evaluation={"every": every})
+        study = make_study({"label_noise": 0.0, "interventions": interventions}, data=data, evaluation={"every": every})
         return study.recipe_hash(ARM)
 
     assert recipe({"best_weights": True}, 1) != recipe({"best_weights": True}, 2)
@@ -473,7 +473,7 @@ CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add":
         ({"interventions": {"head_reset": True}}, {}, "head_reset: acts where one task ends .* set data.classes"),
         ({"interventions": {"shrink_and_perturb": {"at": "tasks"}}}, {}, "shrink_and_perturb.at: acts where one task"),
         (
-            {"interventions": {"best_weights": True}},
+            {"label_noise": 0.0, "interventions": {"best_weights": True}},
             CLASSES,
             "best_weights: acc_val needs validation images; set data.num_validation \\[type",
         ),
