@@ -36,10 +36,15 @@ def check_keys(study: "Study") -> None:
     if study.checkpoints[-1] > study.epochs:
         raise ValueError(f"checkpoints: epoch {study.checkpoints[-1]} is beyond the last epoch, {study.epochs}")
     difference = study.curvature.finite_difference
-    for where, epochs in (("hessian", study.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+    asked = {
+        "hessian.epochs": study.hessian.epochs,
+        "curvature.finite_difference.epochs": difference.epochs,
+        "memorization.grand": study.memorization.grand,
+    }
+    for where, epochs in asked.items():
         unknown = sorted(set(epochs or ()) - set(study.checkpoints))
         if unknown:
-            raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+            raise ValueError(f"{where}: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
 
 
 def check_limits(study: "Study") -> None:
