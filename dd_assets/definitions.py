@@ -9,6 +9,7 @@ import dagster as dg
 from dd_assets.assets.curvature import CURVATURE_ASSETS
 from dd_assets.assets.figures import figure_assets
 from dd_assets.assets.loss_slopes import loss_slope_assets
+from dd_assets.assets.memorization import memorization_assets
 from dd_assets.assets.metric_exports import metric_exports_asset
 from dd_assets.assets.resource_probe import resource_probe_asset
 from dd_assets.assets.results import ResultAssets
@@ -51,7 +52,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     assets += [stock.asset(trained) for stock in STOCKS]
     assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]
     assets += [resource_probe_asset(trained), metric_exports_asset(found.studies)]
-    assets += [*loss_slope_assets(found.studies), *figure_assets(found.studies)]
+    assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *figure_assets(found.studies)]
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(
         assets=assets,
