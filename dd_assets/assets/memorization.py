@@ -1,4 +1,4 @@
-"""Assets of memorisation: scores of every training image, what they detect, the truth, influence, agreement, forgetting.
+"""Assets of memorisation: scores of training images, what they detect, the truth, influence, agreement, forgetting.
 
 One step makes all six tables, of every study whose images were evaluated. What is computed, and what is computed again,
 is said by ``dd_core.results.memorization``.
