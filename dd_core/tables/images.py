@@ -1,11 +1,11 @@
 """The table ``images``: which images each trial sees, and the labels it was given."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dd_core.data.trials import trial_data
+from dd_core.data.trials import TrialData, trial_data
 from dd_core.errors import StaleError
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -35,6 +35,7 @@ def write_images(store: Store, study: Study) -> int:
             "true_label": true,
             "given_label": given,
             "is_noisy": true != given,
+            **_duplicates(parts),
         }
         path = store.table_folder("images", study.name) / f"{variant}.parquet"
         table = to_arrow("images", columns, len(true))
@@ -43,6 +44,16 @@ def write_images(store: Store, study: Study) -> int:
             write_result(store, path, table)
         total += len(true)
     return total
+
+
+def _duplicates(trials: list[TrialData]) -> dict[str, Any]:
+    """The columns that say which images are copies, and of which they are."""
+    if trials[0].copies is None:
+        return {"copy_of": None, "duplicate": None}
+    sources = np.concatenate([d.copies.source_of(d.image_ids) for d in trials if d.copies is not None])
+    kinds = np.concatenate([d.copies.kind_of(d.image_ids) for d in trials if d.copies is not None])
+    names = np.array(["exact", "near", None], dtype=object)
+    return {"copy_of": [None if one < 0 else one for one in sources.tolist()], "duplicate": names[kinds]}
 
 
 def _holds(path: Path, table: "pa.Table") -> bool:
