@@ -1,4 +1,4 @@
-"""A mean over trials with its interval. Pure functions."""
+"""A mean over trials with its interval, and intervals in words. Pure functions."""
 
 import math
 from collections.abc import Iterable
@@ -31,11 +31,11 @@ class Estimate:
 
     def words(self, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
         """``4.1 % (95 % interval 3.2 to 5.0, 3 trials)``, with a minus sign of a figure's width."""
-        ends = sorted((factor * self.low, factor * self.high))
-        middle, low, high = (f"{value:.{digits}f}".replace("-", "\u2212") for value in (factor * self.mean, *ends))
+        middle = f"{signed(factor * self.mean, digits)}{unit}"
         if not math.isfinite(self.low):
-            return f"{middle}{unit} (one trial, no interval)"
-        return f"{middle}{unit} (95 % interval {low} to {high}, {self.num_trials} trials)"
+            return f"{middle} (one trial, no interval)"
+        low, high = sorted((factor * self.low, factor * self.high))
+        return f"{middle} (95 % interval {interval(low, high, digits)}, {self.num_trials} trials)"
 
 
 def over_trials(values: Iterable[float | None]) -> Estimate:
@@ -49,3 +49,15 @@ def over_trials(values: Iterable[float | None]) -> Estimate:
         return Estimate(float(known[0]) if len(known) else math.nan, math.nan, math.nan, len(known))
     mean, half = known.mean(), scipy.stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
     return Estimate(float(mean), float(mean - half), float(mean + half), len(known))
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with so many decimals and a minus sign of its width: ``−0.52``."""
+    return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """The ends of an interval: ``−0.61 to −0.43``; of one that is not known, that it is not."""
+    if low is None or high is None or low != low or high != high:
+        return "no interval"
+    return f"{signed(low, digits)} to {signed(high, digits)}"

@@ -129,5 +129,6 @@ def _over_tasks(name: str, change: Estimate) -> str:
 
 
 def _against_first(name: str, gap: Estimate) -> str:
-    verdict = {-1: "is worse by", 0: "is not surely better or worse, by", 1: "is better by"}
-    return f"in later tasks {name} {verdict[gap.sign]} {_points(gap)}"
+    if not gap.sign:
+        return f"{name} is not surely better or worse in later tasks, by {_points(gap)}"
+    return f"{name} is {'better' if gap.sign > 0 else 'worse'} in later tasks by {_points(gap)}"

@@ -188,7 +188,7 @@ FIGURES: tuple[Figure, ...] = (
         _INCREMENTAL,
     ),
     _figure(
-        "boundary_forgetting",
+        "forgetting_at_boundaries",
         ("boundary_forgetting",),
         "Whether loss, curvature and gradients of a task tell which images are forgotten when the next task begins.",
         _INCREMENTAL,

@@ -36,6 +36,8 @@ FIGURES = {
     "loss_slope_units",
     "loss_slope_noise",
     "loss_slope_by_width",
+    *("plasticity", "curvature_by_class_age", "forgetting_at_boundaries", "detection_by_score", "scores_against_truth"),
+    *("score_ranks", "memorization_histogram", "memorized_images"),
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
@@ -50,11 +52,14 @@ SPECS = """
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
+curvature_by_class_age | incremental | altair | class_progress computed_curvature |
 curvature_by_width | figures | altair | curvature training_evals |
 curvature_definitions | figures | altair | computed_curvature curvature training_evals |
 curvature_over_training | figures | altair | curvature training_evals |
+detection_by_score | memorization | altair | memorization_detection |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
+forgetting_at_boundaries | incremental | altair | boundary_forgetting |
 gpu_hours | figures | altair | runs |
 hessian_by_width | figures | altair | hessian_spectra training_evals |
 hessian_over_training | figures | altair | hessian_spectra training_evals |
@@ -73,10 +78,15 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
+memorization_histogram | memorization | altair | memorization_truth |
+memorized_images | memorization | altair | memorization memorization_truth |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
+plasticity | incremental | altair | class_progress training_monitors |
 resource_probe | tables | duckdb parquet | |
 runs | tables | duckdb parquet | trained_checkpoints |
+score_ranks | memorization | altair | memorization memorization_truth |
+scores_against_truth | memorization | altair | memorization_agreement |
 settings-loss_slopes-DIGEST | loss_slopes | yaml | |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range

@@ -185,6 +185,8 @@ def write_memorization(store: Store, study: Study, *, truth: bool = True) -> Non
             x = made[score] * (-1 if score in ("confidence", "area_under_margin") else 1)
             y = made["memorization"]
             kept = y >= (np.quantile(y, 0.9) if which == "top" else -1)
+            if not np.ptp(x[kept]) > 0:
+                continue
             values = {
                 "pearson": np.corrcoef(x[kept], y[kept])[0, 1],
                 "spearman": scipy.stats.spearmanr(x[kept], y[kept]).statistic,

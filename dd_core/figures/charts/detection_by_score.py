@@ -7,27 +7,16 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.memorization.published import detections
+from dd_core.analysis.memorization.sentences import WRONG_LABEL, detection_words, noise_words, words_of
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch
-from dd_core.figures.panels.memorization import (
-    INTERVALS,
-    OURS,
-    ROW,
-    not_surely,
-    overlapping,
-    published_sets,
-    source_line,
-    whiskers,
-    with_interval,
-    words_of,
-)
+from dd_core.figures.panels.memorization import INTERVALS, OURS, ROW, published_sets, source_line, whiskers
 from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 _PANEL, _COLUMNS = 145, 3
-_WRONG = "wrong label"
 _ROWS = "SELECT * EXCLUDE (study, recipe) FROM rows WHERE list_contains($drawn, arm) ORDER BY ALL"
 
 Row = dict[str, Any]
@@ -79,28 +68,26 @@ _DATASETS = {own.dataset for own in detections()}
 
 def headline(panels: dict[str, list[Row]]) -> str:
     """Which score finds the target of the first panel best, how well, and which others may be as good."""
-    said = []
-    kinds = {own[0]["target"]: name for name, own in reversed(panels.items())}
-    for target, name in reversed(kinds.items()):
-        ranked = sorted(panels[name], key=lambda row: -row["auroc"])
-        best = ranked[0]
-        what = f"wrong labels ({name})" if target == _WRONG else f"{target}s"
-        doubt = not_surely(overlapping(best, ranked[1:], "auroc"))
-        said.append(f"{what}: {words_of(best['score'])}, AUROC {with_interval(best, 'auroc')}{doubt}")
+    first: dict[str, str] = {}
+    for name, own in panels.items():
+        first.setdefault(own[0]["target"], name)
+    said = [
+        detection_words(panels[name], f"wrong labels ({name})" if target == WRONG_LABEL else name)
+        for target, name in first.items()
+    ]
     return f"What finds {'; '.join(said[:2])}"
 
 
 def _panels(study: Study, rows: list[Row], names: dict[str, str]) -> dict[str, list[Row]]:
     """Rows by the name of their panel: wrong labels of every arm, then duplicates of the first arm that has any."""
     panels: dict[str, list[Row]] = {}
-    several = len({(row["label_noise_kind"], row["label_noise"]) for row in rows if row["target"] == _WRONG})
+    several = len({(row["label_noise_kind"], row["label_noise"]) for row in rows if row["target"] == WRONG_LABEL})
     for arm, variant in names.items():
-        own = [row for row in rows if row["arm"] == arm and row["target"] == _WRONG]
+        own = [row for row in rows if row["arm"] == arm and row["target"] == WRONG_LABEL]
         if own:
-            kind = own[0]["label_noise_kind"].replace("_", " ")
-            name = f"{kind}, {style.percent(own[0]['label_noise'])}"
+            name = noise_words(own[0])
             panels[name if several == len(names) or len(names) == 1 else f"{name}, {variant}"] = own
-    for target in dict.fromkeys(row["target"] for row in rows if row["target"] != _WRONG):
+    for target in dict.fromkeys(row["target"] for row in rows if row["target"] != WRONG_LABEL):
         arm = next(arm for arm in names if any((row["arm"], row["target"]) == (arm, target) for row in rows))
         panels[f"{target}s"] = [row for row in rows if (row["arm"], row["target"]) == (arm, target)]
     return panels
@@ -125,9 +112,9 @@ def _points(rows: list[Row]) -> list[Row]:
 def _published(study: Study, rows: list[Row]) -> list[Row]:
     """Published areas of the scores of a panel, at the nearest rate of wrong labels; none for other kinds of noise."""
     target = rows[0]["target"]
-    if (target == _WRONG and rows[0]["label_noise_kind"] != "symmetric") or target == "near duplicate":
+    if (target == WRONG_LABEL and rows[0]["label_noise_kind"] != "symmetric") or target == "near duplicate":
         return []
-    of_target = [own for own in detections() if own.target == (_WRONG if target == _WRONG else "duplicate")]
+    of_target = [own for own in detections() if own.target == (WRONG_LABEL if target == WRONG_LABEL else "duplicate")]
     share = rows[0]["label_noise"]
     rates = sorted({own.label_noise for own in of_target if own.label_noise is not None})
     rate = min(rates, key=lambda other: abs(math.log(other / share))) if rates and share else None
@@ -149,6 +136,6 @@ def _panel(
         colours=[style.BLACK, style.PUBLISHED, style.PUBLISHED][: len(series)], legend=len(series) > 1,
     )  # fmt: skip
     chance = alt.Chart(style.data([{"value": 0.5}])).mark_rule(color=style.GREY, strokeDash=[4, 3]).encode(x=x)
-    of = "wrong labels" if rows[0]["target"] == _WRONG else None
+    of = "wrong labels" if rows[0]["target"] == WRONG_LABEL else None
     heading = style.heading(_PANEL, of or name, name if of else None)
     return alt.layer(chance, *lines, *heading).properties(width=_PANEL, height=ROW * len(order))

@@ -6,17 +6,14 @@ import altair as alt
 import duckdb
 import numpy as np
 
-from dd_core.analysis.intervals import over_trials
+from dd_core.analysis.memorization.sentences import labels_sentence
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch_exact
-from dd_core.figures.panels.loss_slopes import interval, signed
 from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 _HEIGHT, _BINS, _MOST_ARMS = 130, 25, 4
-# The threshold that Feldman & Zhang count memorised images by.
-_NOTABLE = 0.25
 _GROUPS = {False: "right label", True: "wrong label"}
 # A source of its own for every arm: the study's measurement, or else the first that was imported.
 _ROWS = """
@@ -51,7 +48,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     first = next(iter(shown))
     return style.finish(
         alt.vconcat(*panels, spacing=14),
-        headline(shown[first], first if len(shown) > 1 else None),
+        labels_sentence(shown[first], first if len(shown) > 1 else None),
         [
             "Memorisation: P[right | in training] \u2212 P[right | left out] (Feldman & Zhang 2020), "
             + ("over trials on random subsets" if sources[first] == "subsets" else f"imported from {sources[first]}"),
@@ -63,22 +60,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             left_out,
         ],
         characters=80,
-    )
-
-
-def headline(values: Values, name: str | None) -> str:
-    """The mean memorisation of wrong labels against that of right ones, or of all."""
-    of = {noisy: over_trials(own.tolist()) for noisy, own in values.items()}
-    said = {noisy: f"{signed(own.mean)} (95 % interval {interval(own.low, own.high)})" for noisy, own in of.items()}
-    start = f"{name}: w" if name else "W"
-    if len(said) == 2:
-        verb = "are memorised more than" if of[True].low > of[False].high else "are not surely memorised more than"
-        return f"{start}rong labels {verb} right ones: on average {said[True]} against {said[False]}"
-    share = float(np.mean(np.concatenate(list(values.values())) >= _NOTABLE))
-    of_all = next(iter(said.values()))
-    return (
-        f"{f'{name}: m' if name else 'M'}emorisation is {of_all} on average; {style.percent(share, 2)} of images reach "
-        f"{_NOTABLE}"
     )
 
 

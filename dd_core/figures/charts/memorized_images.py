@@ -8,11 +8,11 @@ import altair as alt
 import duckdb
 import numpy as np
 
+from dd_core.analysis.memorization.sentences import words_of
 from dd_core.data.datasets import load
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.pixels import data_uri
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
-from dd_core.figures.panels.memorization import words_of
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 

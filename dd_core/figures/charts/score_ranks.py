@@ -9,10 +9,10 @@ import duckdb
 import numpy as np
 import scipy.stats
 
+from dd_core.analysis.intervals import interval, signed
+from dd_core.analysis.memorization.sentences import words_of
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
-from dd_core.figures.panels.loss_slopes import interval, signed
-from dd_core.figures.panels.memorization import words_of
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 

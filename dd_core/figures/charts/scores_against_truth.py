@@ -6,18 +6,10 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.memorization.published import agreements
+from dd_core.analysis.memorization.sentences import agreement_sentence, words_of
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch
-from dd_core.figures.panels.memorization import (
-    INTERVALS,
-    ROW,
-    not_surely,
-    overlapping,
-    source_line,
-    whiskers,
-    with_interval,
-    words_of,
-)
+from dd_core.figures.panels.memorization import INTERVALS, ROW, source_line, whiskers
 from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -55,7 +47,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     first = next(iter(shown.values()))
     return style.finish(
         style.lines_by_variant({name: _line(own) for name, own in shown.items()}),
-        headline(first),
+        agreement_sentence(first),
         [
             f"{INTERVALS}. Scores point so that more is more memorised; of the tenth memorised most little rank order "
             "is left to find",
@@ -69,20 +61,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ],
         characters=96,
     )  # fmt: skip
-
-
-def headline(rows: list[Row]) -> str:
-    """Which score agrees best over all images by rank, how well, and which others may do as well."""
-    ranked = sorted((row for row in rows if row["images"] == "all"), key=lambda row: -row["spearman"])
-    if not ranked:
-        return "How well scores agree with memorisation"
-    best = ranked[0]
-    doubt = not_surely(overlapping(best, ranked[1:], "spearman"))
-    name = words_of(best["score"])
-    return (
-        f"{name[0].upper()}{name[1:]} orders {best['num_images']:,} images most as memorisation itself does: "
-        f"\u03c1 = {with_interval(best, 'spearman')}{doubt}"
-    )
 
 
 def _truth(rows: list[Row]) -> str:

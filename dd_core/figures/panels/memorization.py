@@ -7,45 +7,11 @@ import altair as alt
 
 from dd_core.analysis.memorization.published import SOURCE
 from dd_core.figures.drawing import style
-from dd_core.figures.panels.loss_slopes import interval, signed
 from dd_core.study.study import Study
-from dd_core.tables.memorization import SCORES
 
 OURS = "this study"
 ROW = 20
 INTERVALS = "Lines: 95 % bootstrap intervals over trials and images"
-
-
-def words_of(score: str) -> str:
-    """What people call a score."""
-    return SCORES[score][0] if score in SCORES else score
-
-
-def with_interval(row: dict[str, Any], name: str) -> str:
-    """A value of a table and its interval: ``0.95 (95 % interval 0.93 to 0.97)``."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    if low is None or high is None:
-        return f"{signed(row[name])} (no interval)"
-    return f"{signed(row[name])} (95 % interval {interval(low, high)})"
-
-
-def overlapping(best: dict[str, Any], others: Collection[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The rows that the best one is not surely better than: their intervals reach into its own, or are not known."""
-    floor = best[f"{name}_low"]
-    found = []
-    for row in others:
-        reach = row[f"{name}_high"]
-        if row is not best and (floor is None or reach is None or reach >= floor):
-            found.append(row)
-    return found
-
-
-def not_surely(rows: Sequence[dict[str, Any]]) -> str:
-    """``, not surely better than X and 2 more``; nothing without rows."""
-    if not rows:
-        return ""
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return f", not surely better than {words_of(rows[0]['score'])}{more}"
 
 
 def published_sets(study: Study, present: Collection[str]) -> list[str]:

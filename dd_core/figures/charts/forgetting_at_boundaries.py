@@ -7,17 +7,16 @@ import altair as alt
 import duckdb
 import numpy as np
 
-from dd_core.analysis.intervals import Estimate, over_trials
+from dd_core.analysis.intervals import Estimate, over_trials, signed
+from dd_core.analysis.memorization.sentences import PREDICTORS, boundary_sentence, forecasts, predictor_words
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch, tidy
-from dd_core.figures.panels.loss_slopes import signed
 from dd_core.figures.panels.task_lines import COLOURS, one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 _PANEL, _FIFTHS, _ROW, _MOST_ARMS = 210, 240, 21, 3
-_PREDICTORS = {"csl": "cumulative loss", "loss": "loss", "gradient_norm": "gradient norm", "trace": "curvature"}
 _ROWS = """
     SELECT arm, trial, boundary, predictor, statistic, spearman, quintile_forgetting, num_images FROM rows
     WHERE list_contains($drawn, arm)
@@ -45,13 +44,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     shown = {names[arm]: own for arm, own in list(by_arm.items())[:_MOST_ARMS] if own}
     if not shown:
         raise DataMissingError("at no boundary can the change of loss be ordered by what images showed before")
-    present = [name for name in _PREDICTORS if any(row["predictor"] == name for own in shown.values() for row in own)]
+    present = [name for name in PREDICTORS if any(row["predictor"] == name for own in shown.values() for row in own)]
     lines = {name: _line(own, present) for name, own in shown.items()}
     first, own = next(iter(shown.items()))
     num = len({row["boundary"] for row in own})
     return style.finish(
         style.lines_by_variant(lines),
-        headline(first, own),
+        boundary_sentence(first, own),
         [
             "Forgetting: change of an image's loss from the end of a task to the first evaluation of the next, classes "
             f"that came before; {num} {'boundary' if num == 1 else 'boundaries'}",
@@ -66,42 +65,16 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def estimates(rows: list[Row]) -> dict[tuple[str, str], Estimate]:
-    """Mean correlation over boundaries by predictor and statistic, over trials, largest absolute value first."""
-    values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        values[row["predictor"], row["statistic"]][row["trial"]].append(row["spearman"])
-    found = {key: over_trials(float(np.mean(own)) for own in by_trial.values()) for key, by_trial in values.items()}
-    return dict(sorted(found.items(), key=lambda pair: -abs(pair[1].mean)))
-
-
-def headline(name: str, rows: list[Row]) -> str:
-    """The predictor that correlates most with forgetting, in which direction and how surely."""
-    (predictor, statistic), best = next(iter(estimates(rows).items()))
-    said = f"{_words(predictor, statistic)} correlates most with it, \u03c1 = {best.words(2)}"
-    verdict = {
-        1: "What images showed before tells what is forgotten at a boundary",
-        -1: "What images showed before tells what is forgotten at a boundary, the less the more",
-        0: "Nothing that images showed before surely tells what is forgotten at a boundary",
-    }[best.sign]
-    return f"{name}: {verdict[0].lower()}{verdict[1:]}: {said}"
-
-
-def _words(predictor: str, statistic: str) -> str:
-    name = _PREDICTORS[predictor]
-    return name if statistic == "sum" else f"{statistic} {name}" if statistic != "slope" else f"slope of {name}"
-
-
 def _line(rows: list[Row], present: list[str]) -> alt.HConcatChart:
     """Correlations and quintile curves of one arm."""
-    found = estimates(rows)
-    order = [_words(*key) for key in found]
-    domain = [_PREDICTORS[name] for name in present]
+    found = forecasts(rows)
+    order = [predictor_words(*key) for key in found]
+    domain = [PREDICTORS[name] for name in present]
     scale = alt.Scale(domain=domain, range=list(COLOURS[: len(present)]))
     colour = alt.Color("predictor:N", scale=scale, legend=style.line_legend(4))
     means = [
         {
-            "predictor": _PREDICTORS[predictor], "name": _words(predictor, statistic), "text": signed(own.mean),
+            "predictor": PREDICTORS[predictor], "name": predictor_words(predictor, statistic), "text": signed(own.mean),
             "rho": tidy(own.mean), "low": tidy(own.low), "high": tidy(own.high),
         }
         for (predictor, statistic), own in found.items()
@@ -111,8 +84,8 @@ def _line(rows: list[Row], present: list[str]) -> alt.HConcatChart:
         single[row["predictor"], row["statistic"], row["boundary"]].append(row["spearman"])
     points = [
         {
-            "predictor": _PREDICTORS[key[0]],
-            "name": _words(key[0], key[1]),
+            "predictor": PREDICTORS[key[0]],
+            "name": predictor_words(key[0], key[1]),
             "boundary": key[2],
             "rho": tidy(float(np.mean(own))),
         }
@@ -159,7 +132,11 @@ def _fifths(rows: list[Row], found: dict[tuple[str, str], Estimate], colour: alt
         for fifth in range(5):
             own = over_trials(float(np.mean([lists[fifth] for lists in trial])) for trial in by_trial.values())
             low, high = (own.low, own.high) if own.num_trials > 1 else (own.mean, own.mean)
-            row = {"predictor": _PREDICTORS[predictor], "name": _words(predictor, statistic), "fifth": fifth + 1}
+            row = {
+                "predictor": PREDICTORS[predictor],
+                "name": predictor_words(predictor, statistic),
+                "fifth": fifth + 1,
+            }
             curves.append(row | {"change": tidy(own.mean), "low": tidy(low), "high": tidy(high)})
     axis = alt.Axis(values=[1, 2, 3, 4, 5], format="d")
     x_scale = alt.Scale(domain=[0.8, 5.2], nice=False)
