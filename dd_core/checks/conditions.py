@@ -65,9 +65,10 @@ def sources(study: Study, expected: Expectations) -> list[Source]:
         "after",
         "metric",
         {
-            "{metric}": "isfinite(value) AND CASE WHEN metric = 'acc_val' THEN value BETWEEN 0 AND 1 "
+            "{metric}": "isfinite(value) AND CASE "
+            "WHEN metric IN ('acc_val', 'dormant_units') THEN value BETWEEN 0 AND 1 "
             "WHEN metric IN ('loss_val_nats', 'grad_norm', 'weight_norm', 'lambda_max_residual', 'psd_tail', "
-            "'grad_var', 'resid_power') THEN value >= 0 ELSE true END",
+            "'grad_var', 'resid_power', 'effective_rank', 'stable_rank') THEN value >= 0 ELSE true END",
             "standard_error of {metric}": f"standard_error IS NULL OR isnan(standard_error) OR "
             f"({_not_negative('standard_error')})",
         },
@@ -99,11 +100,14 @@ _fraction = partial(_finite, more="BETWEEN 0 AND 1")
 
 def _evaluation_conditions(study: Study) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Metrics of images that a variant lacks are null, or NaN in files of earlier versions."""
-    variants, num_train = list(study.variants), study.num_train_images
-    num_noisy = {name: round(variant.label_noise * num_train) for name, variant in study.variants.items()}
+    variants, num_train, num_left_out = list(study.variants), study.num_train_images, study.num_left_out_images
+    # Of a random subset all may be left out, so that a trial may lack what another has.
+    num_noisy = {
+        name: round(variant.label_noise * (num_train + num_left_out)) for name, variant in study.variants.items()
+    }
     lacking = {
-        "clean": [name for name in variants if num_noisy[name] == num_train],
-        "noisy": [name for name in variants if num_noisy[name] == 0],
+        "clean": [name for name in variants if num_noisy[name] >= num_train],
+        "noisy": [name for name in variants if num_noisy[name] <= num_left_out],
         "val": variants if study.data.num_validation == 0 else [],
         "test": variants if study.num_test_images == 0 else [],
     }

@@ -9,8 +9,9 @@ from dd_core.errors import UserError
 from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
+from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.calendar import Calendar
-from dd_core.study.monitors import due_steps, expected_steps
+from dd_core.study.monitors import PlasticityMonitor, due_steps, expected_steps
 from dd_core.study.study import Arm, Study
 
 
@@ -119,6 +120,9 @@ class Expectations:
     def _monitor_steps(self, calendar: Calendar, num_steps: int) -> dict[str, np.ndarray]:
         settings = self._study.monitors
         due = dict(expected_steps(settings, self._study.data.num_validation > 0, calendar, num_steps))
+        records = [ARCHITECTURES.get(variant.architecture) for variant in self._study.variants.values()]
+        if not all(record and record.has_known_units for record in records):  # a network may lack ReLUs
+            due = {metric: steps for metric, steps in due.items() if metric not in PlasticityMonitor.first_steps}
         for name, custom in settings.custom.items():
             try:
                 from dd_core.training.monitors import monitor_class  # needs torch

@@ -180,7 +180,7 @@ def _image_gaps(
     connection: duckdb.DuckDBPyConnection, study: Study, expected: Expectations, found: dict[str, list[Course]]
 ) -> Iterator[Gap]:
     """Evaluations that are missing in ``image_progress``, and those that do not have every image."""
-    num_images = study.num_train_images + study.data.num_validation + study.num_test_images
+    num_images = study.num_evaluated_images
     has_view = _has_view(connection, "image_progress")
     due = {arm: [expected.evaluations(course, of_images=True) for course in trials] for arm, trials in found.items()}
     # Answered from the files' row counts; a count by epoch has to read the columns.

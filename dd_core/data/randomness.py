@@ -14,6 +14,12 @@ Purpose = Literal[
     "monitor_signs",
     "monitor_images",
     "network",
+    "subset",
+    "duplicates",
+    "class_order",
+    "perturbation",
+    "new_units",
+    "new_head",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -22,7 +28,7 @@ _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 def generator(seed: int, trial: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:
     """A NumPy generator that depends on its arguments alone (PCG64 seeded through SeedSequence).
 
-    What monitors draw belongs to an optimiser step, which takes the place of the epoch.
+    What monitors and interventions draw belongs to an optimiser step or a task, which takes the place of the epoch.
     """
     entropy = [seed, trial, _PURPOSES.index(purpose), epoch]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))

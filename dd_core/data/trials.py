@@ -1,11 +1,13 @@
 """What one trial sees of a data set: its split and its (partly wrong) training labels, fixed for all epochs."""
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dd_core.data.class_schedule import balanced_splits, class_order
 from dd_core.data.datasets import Dataset, load
 from dd_core.data.randomness import generator
 from dd_core.errors import DataMissingError
@@ -16,9 +18,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def _none() -> "NDArray[np.int64]":
+    return np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class TrialData:
     """The split and labels of one trial.
+
+    Where classes come one group after the other, ids ascend within each class, and classes stand in the order in which
+    they come: the images of the first classes are then the first of each split, equally many of each class.
 
     Attributes:
         train_ids: int64 (num_train,), image_id of the training images, ascending.
@@ -29,6 +38,10 @@ class TrialData:
         validation_labels: int64 (num_validation,), always true.
         test_labels: int64 (num_test,), always true.
         mean, std: float32 (channels,), of the raw training pixels; images are standardised with these.
+        left_out_ids: int64 (num_left_out,), training images of other trials, ascending; none without a subset.
+        left_out_labels: int64 (num_left_out,), given labels, the same as where they are trained on.
+        left_out_true_labels: int64 (num_left_out,).
+        order: int64 (num_classes,), the classes in the order in which they come; None: all are there from the first.
     """
 
     train_ids: "NDArray[np.int64]"
@@ -40,6 +53,27 @@ class TrialData:
     test_labels: "NDArray[np.int64]"
     mean: "NDArray[np.float32]"
     std: "NDArray[np.float32]"
+    left_out_ids: "NDArray[np.int64]" = field(default_factory=_none)
+    left_out_labels: "NDArray[np.int64]" = field(default_factory=_none)
+    left_out_true_labels: "NDArray[np.int64]" = field(default_factory=_none)
+    order: "NDArray[np.int64] | None" = None
+
+    def first_classes(self, number: int) -> "TrialData":
+        """The images of the first classes in the order alone; all, where all are there from the beginning."""
+        if self.order is None:
+            return self
+        parts = {
+            name: getattr(self, name)[: number * len(getattr(self, name)) // len(self.order)]
+            for split in ("train", "validation", "test")
+            for name in (f"{split}_ids", f"{split}_labels")
+        }
+        parts["true_train_labels"] = self.true_train_labels[: len(parts["train_labels"])]
+        return dataclasses.replace(self, **parts)
+
+    @property
+    def ranks(self) -> "NDArray[np.int64] | None":
+        """The place of every class in the order, int64 (num_classes,), from 0; None without one."""
+        return None if self.order is None else np.argsort(self.order)
 
     @property
     def is_noisy(self) -> "NDArray[np.bool_]":
@@ -48,14 +82,25 @@ class TrialData:
 
     @property
     def image_ids(self) -> "NDArray[np.int64]":
-        """Training, then validation, then test images, int64 (num_train + num_validation + num_test,)."""
-        return np.concatenate([self.train_ids, self.validation_ids, self.test_ids])
+        """Training, then validation, then test images, then those left out, int64 (N,)."""
+        return np.concatenate([self.train_ids, self.validation_ids, self.test_ids, self.left_out_ids])
+
+    @property
+    def given_labels(self) -> "NDArray[np.int64]":
+        """The label that each of ``image_ids`` is trained or evaluated with, int64 (N,)."""
+        return np.concatenate([self.train_labels, self.validation_labels, self.test_labels, self.left_out_labels])
+
+    @property
+    def true_labels(self) -> "NDArray[np.int64]":
+        """The true label of each of ``image_ids``, int64 (N,)."""
+        true = (self.true_train_labels, self.validation_labels, self.test_labels, self.left_out_true_labels)
+        return np.concatenate(true)
 
     @property
     def splits(self) -> "NDArray[np.str_]":
-        """The split that each of ``image_ids`` belongs to: train, validation or test."""
-        sizes = [len(self.train_ids), len(self.validation_ids), len(self.test_ids)]
-        return np.repeat(["train", "validation", "test"], sizes)
+        """The split that each of ``image_ids`` belongs to: train, validation, test or left_out."""
+        sizes = [len(self.train_ids), len(self.validation_ids), len(self.test_ids), len(self.left_out_ids)]
+        return np.repeat(["train", "validation", "test", "left_out"], sizes)
 
 
 def corrupt_labels(
@@ -92,29 +137,54 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
             f"study {study} asks for {(num_train or 0) + num_validation} training and validation images, "
             f"{dataset.name} has {len(available)}"
         )
-    train, validation, rest = available, available[:0], available[:0]
-    if num_train is not None or num_validation:
+    # With a subset trials differ in what they leave out alone: memorisation is the difference that an image makes, and
+    # must not be mixed with that of its label.
+    drawn_for = trial if data.subset is None else 0
+    order = None
+    if data.classes is not None:
+        order = class_order(data.classes, seed, trial, dataset.num_classes)
         shuffled = generator(seed, trial, "split").permutation(available)
-        num_train = num_train or len(available) - num_validation
-        parts = np.split(shuffled, [num_train, num_train + num_validation])
-        train, validation, rest = (np.sort(part) for part in parts)
-    # Images a CIFAR study leaves out of training are left out altogether: its test set is the official one.
-    official_test = np.arange(dataset.num_official_train, len(dataset.labels))
-    test = official_test if len(official_test) else rest
+        splits = balanced_splits(dataset.labels, len(available), shuffled, data.images_of_each_class, order)
+    else:
+        splits = _splits(data, seed, drawn_for, dataset)
+    train, validation, test = splits
     true_labels = dataset.labels[train]
-    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, trial, "label_noise"))
+    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, drawn_for, "label_noise"))
+    is_left_out = np.zeros(len(train), bool)
+    if data.subset is not None:
+        drawn = generator(seed, trial, "subset").permutation(len(train))
+        is_left_out[drawn[data.num_trained(len(train)) :]] = True
+    train, left_out = train[~is_left_out], train[is_left_out]
     mean, std = _channel_statistics(dataset, train)
     return TrialData(
         train_ids=train,
         validation_ids=validation,
         test_ids=test,
-        train_labels=labels,
-        true_train_labels=true_labels,
+        train_labels=labels[~is_left_out],
+        true_train_labels=true_labels[~is_left_out],
         validation_labels=dataset.labels[validation],
         test_labels=dataset.labels[test],
         mean=mean,
         std=std,
+        left_out_ids=left_out,
+        left_out_labels=labels[is_left_out],
+        left_out_true_labels=true_labels[is_left_out],
+        order=order,
     )
+
+
+def _splits(data: Data, seed: int, trial: int, dataset: Dataset) -> "list[NDArray[np.int64]]":
+    """Training, validation and test images, ids ascending."""
+    available = np.arange(dataset.num_official_train)
+    num_train, num_validation = data.num_train, data.num_validation
+    parts = [available, available[:0], available[:0]]
+    if num_train is not None or num_validation:
+        shuffled = generator(seed, trial, "split").permutation(available)
+        num_train = num_train or len(available) - num_validation
+        parts = [np.sort(part) for part in np.split(shuffled, [num_train, num_train + num_validation])]
+    # Images a CIFAR study leaves out of training are left out altogether: its test set is the official one.
+    official_test = np.arange(dataset.num_official_train, len(dataset.labels))
+    return [*parts[:2], official_test if len(official_test) else parts[2]]
 
 
 def _channel_statistics(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dd_core.errors import UserError
 from dd_core.forecast.probe_table import Probed, read_probe
-from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, training_flops
+from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, num_examples, training_flops
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.architectures import forward_flops
@@ -150,7 +150,7 @@ class Known:
                 take longer; such runs come before it.
         """
         study, probe = self.study, self.probe
-        images = study.trials * study.num_train_images * (epochs[1] - epochs[0])
+        images = study.trials * num_examples(study, arm, *epochs)
         with_evaluations = equivalent_images(study, arm, *epochs)
         content, flops = speed_key(study.recipe(arm)), training_flops(study, arm)
         runs = [run for run in self.runs if self._has_these_conditions(run, num_workers, arms_together)]

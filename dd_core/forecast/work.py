@@ -28,16 +28,34 @@ def training_flops(study: Study, arm: Arm) -> int:
 
 def num_evaluations(study: Study, first: int, until: int) -> int:
     """Evaluations after epoch ``first`` up to ``until``; a training from the beginning also evaluates epoch 0."""
+    return len(_evaluations(study, first, until))
+
+
+def _evaluations(study: Study, first: int, until: int) -> list[int]:
+    """Their epochs, in no order."""
     epochs = set(range(study.evaluation.every, until + 1, study.evaluation.every)) | {0, *study.checkpoints}
-    return sum(first < epoch <= until or epoch == first == 0 for epoch in epochs)
+    return [epoch for epoch in epochs if first < epoch <= until or epoch == first == 0]
+
+
+def num_examples(study: Study, arm: Arm, first: int, until: int) -> int:
+    """Images that a trial of an arm is trained on from one epoch to another, each as often as it is."""
+    calendar = study.calendar(arm.variant)
+    if calendar.num_tasks == 1:
+        return study.num_train_images * (until - first)
+    return sum(map(calendar.examples_of, range(first + 1, until + 1)))
+
+
+def _num_evaluated(study: Study, first: int, until: int) -> int:
+    """Images of a trial in all evaluations."""
+    if study.data.classes is None:
+        return study.num_evaluated_images * num_evaluations(study, first, until)
+    return sum(map(study.num_images_evaluated_at, _evaluations(study, first, until)))
 
 
 def training_cost(study: Study, arm: Arm, first: int, until: int) -> float:
     """FLOPs, overhead included, of training all trials of an arm from one epoch to another, with the evaluations."""
-    data, flops = study.data, training_flops(study, arm)
-    num_train = study.num_train_images
-    trained = num_train * (until - first)
-    evaluated = (num_train + data.num_validation + study.num_test_images) * num_evaluations(study, first, until)
+    flops = training_flops(study, arm)
+    trained, evaluated = num_examples(study, arm, first, until), _num_evaluated(study, first, until)
     of_all = trained * (OVERHEAD_FLOPS + flops) + evaluated * (_EVALUATION_OVERHEAD_FLOPS + flops / 3)
     return study.trials * of_all
 

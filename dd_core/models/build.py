@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import nn
 
-from dd_core.data.randomness import torch_seed
+from dd_core.data.randomness import Purpose, torch_seed
 from dd_core.errors import UserError
 from dd_core.models.own import alone, own_network
 from dd_core.models.stacking import load_state, stack_states
@@ -84,15 +84,18 @@ def in_its_memory(network: nn.Module, study: Study, arm: Arm) -> nn.Module:
     return network if is_own else network.to(memory_format=torch.channels_last)
 
 
-def build_trials(study: Study, arm: Arm, trials: list[int]) -> nn.Module:
+def build_trials(
+    study: Study, arm: Arm, trials: list[int], purpose: Purpose = "initialisation", number: int = 0
+) -> nn.Module:
     """The given trials of an arm as one stacked network, each with its own initialisation.
 
-    A trial's initial weights depend on its seed alone, not on which trials it is stacked with.
+    A trial's initial weights depend on its seed alone, not on which trials it is stacked with. ``purpose`` and
+    ``number`` choose others, which training may need later.
     """
     states = []
     with torch.random.fork_rng(devices=[]):
         for trial in trials:
-            torch.manual_seed(torch_seed(study.seed, trial, "initialisation"))
+            torch.manual_seed(torch_seed(study.seed, trial, purpose, number))
             states.append(network_of(study, arm).state_dict())
         model = network_of(study, arm, trials=len(trials))
     load_state(model, stack_states(states))

@@ -56,6 +56,8 @@ class Architecture:
         is_of_any_size: whether its parameters are the same for images of any size.
         positions: pixels left where its last BatchNorm is, called with the image shape; None: it has no BatchNorm.
         draws_random_numbers: whether it may do so while it trains (dropout).
+        has_known_units: whether its hidden units are behind ReLUs and ``dd_core.models.hidden_units`` knows what makes
+            each and what reads it.
         objection: why it cannot be with an image shape and settings, ``setting: reason``; empty if it can.
     """
 
@@ -70,6 +72,7 @@ class Architecture:
     is_of_any_size: bool = True
     positions: Callable[[Shape], int] | None = None
     draws_random_numbers: bool = False
+    has_known_units: bool = True
     objection: Callable[..., str] = lambda shape, **settings: ""
 
     @property
@@ -268,6 +271,7 @@ _RECORDS = (
         settings={"patch": Setting(4), "depth": Setting(6, most=100), "heads": Setting(4, most=100)},
         is_piecewise_linear=False,
         is_of_any_size=False,
+        has_known_units=False,
         objection=_patches_fit,
     ),
 )
@@ -287,4 +291,5 @@ def _own(name: str) -> Architecture:
         is_piecewise_linear=False,
         is_of_any_size=False,
         draws_random_numbers=True,
+        has_known_units=False,
     )

@@ -5,18 +5,45 @@ begins with a few classes and adds more every so many epochs. A **task** is the 
 tasks are counted from 1. The **rank** of a class is its place in the order in which classes come, from 0.
 """
 
-from pathlib import PurePath
-from typing import Annotated
+import hashlib
+import importlib
+import os
+from pathlib import Path, PurePath
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from dd_core.errors import UserError
 from dd_core.study.yaml_files import Strict
+
+# Files that are read where {trial} is in their name.
+MOST_ORDERS = 1000
+# NumPy is loaded only where there is such a file.
+_READER = ("dd_core.data.class_schedule", "read_orders")
 
 
 def _is_order(text: str) -> str:
     if text != "seed" and PurePath(text).suffix != ".npy":
         raise ValueError(f"seed, or the path of a .npy file that lists all classes, not {text!r}")
     return text
+
+
+def path_of_order(order: str, trial: int) -> str:
+    """The file that lists the classes of a trial."""
+    return order.replace("{trial}", str(trial))
+
+
+class FoundOrder(Strict):
+    """What a file says.
+
+    Attributes:
+        sha256: of the file.
+        classes: all, in the order in which they come.
+    """
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    # From JSON or, as it is read beside a study file, from a list.
+    classes: tuple[int, ...] = Field(strict=False)
 
 
 class ClassSchedule(Strict):
@@ -28,12 +55,48 @@ class ClassSchedule(Strict):
 
     order: Annotated[str, AfterValidator(_is_order)] = Field(
         default="seed",
+        json_schema_extra={"left_out_of_recipe": True},  # what the files say is in it instead
         description="seed: drawn for each trial from (seed, trial), the same for all variants; or a .npy file that "
         "lists all classes, beside the study file, for all trials, or with {trial} in its name one for each",
+    )
+    found: tuple[FoundOrder, ...] = Field(
+        default=(),
+        strict=False,
+        json_schema_extra={"left_out_of_recipe": True},
+        description="what the files of orders say; filled in when the study is read, so that nobody needs them after",
     )
     first: int = Field(ge=1, description="classes of the first task")
     add: int = Field(ge=1, description="classes that every further task adds; the last may add fewer")
     every: int = Field(ge=1, description="epochs of a task; the last goes on to the end of the study")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_orders(cls, content: Any, info: ValidationInfo) -> Any:
+        """Orders from files are part of the study once it has been read, as a path holds on one machine only."""
+        order = content.get("order", "seed") if isinstance(content, dict) else None
+        if info.context and isinstance(content, dict) and "found" in content:
+            raise ValueError("found: is what the platform finds out, and not for study files")
+        if not isinstance(order, str) or not order.endswith(".npy") or content.get("found"):
+            return content
+        folder = Path((info.context or {}).get("folder") or Path.cwd()).absolute()
+        order = os.path.normpath(folder / Path(order).expanduser())
+        module, function = _READER
+        try:
+            return {**content, "order": order, "found": getattr(importlib.import_module(module), function)(order)}
+        except UserError as error:
+            raise ValueError(f"order: {error}") from error
+
+    def order_of(self, trial: int) -> tuple[int, ...] | None:
+        """The classes in a trial's order, as a file lists them; None where the order is drawn."""
+        if not self.found:
+            return None
+        return self.found[trial if "{trial}" in self.order else 0].classes
+
+    def digest_of_orders(self, trials: int) -> str:
+        """SHA-256 of the file that lists the classes, or of the SHA-256s of those of so many trials; empty: none."""
+        if "{trial}" not in self.order:
+            return self.found[0].sha256 if self.found else ""
+        return hashlib.sha256("".join(order.sha256 for order in self.found[:trials]).encode()).hexdigest()
 
     def num_tasks(self, num_classes: int) -> int:
         """Tasks until all classes are there."""

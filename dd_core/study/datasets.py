@@ -19,6 +19,7 @@ class DatasetRecord:
         num_classes: labels run from 0 to one less.
         num_train: images for training; where there is no official test set, all images.
         num_test: of the official test set; 0 where there is none, and what a split leaves over is tested on.
+        rarest: images of the rarest class for training, and in the official test set; None: unknown.
         reader: ``module:function``; it takes this record and the folder of its files and returns uint8 images
             (N, height, width, channels), training images first, and int64 labels (N,).
         citation: who is to be cited.
@@ -42,6 +43,7 @@ class DatasetRecord:
     num_train: int
     num_test: int
     reader: str
+    rarest: tuple[int, int] | None = None
     citation: str = ""
     licence: str = ""
     highest: int = 255
@@ -64,6 +66,7 @@ _RECORDS = (
         num_train=1797,
         num_test=0,
         reader="dd_core.data.readers.digits:read",
+        rarest=(174, 0),
         citation="E. Alpaydin, C. Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), test set",
         licence="CC BY 4.0",
         highest=16,
@@ -77,6 +80,7 @@ _RECORDS = (
         num_train=50_000,
         num_test=10_000,
         reader="dd_core.data.readers.cifar:read",
+        rarest=(5000, 1000),
         citation="A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
         licence="none stated",
         class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -100,6 +104,7 @@ _RECORDS = (
         num_train=50_000,
         num_test=10_000,
         reader="dd_core.data.readers.cifar:read",
+        rarest=(500, 100),
         citation="A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
         licence="none stated",
         folder="cifar-100-python",
@@ -115,6 +120,7 @@ _RECORDS = (
         num_train=60_000,
         num_test=10_000,
         reader="dd_core.data.readers.idx:read",
+        rarest=(5421, 892),
         citation="Y. LeCun et al. 1998, Gradient-Based Learning Applied to Document Recognition",
         licence="CC BY-SA 3.0",
         folder="MNIST/raw",
@@ -135,6 +141,7 @@ _RECORDS = (
         num_train=60_000,
         num_test=10_000,
         reader="dd_core.data.readers.idx:read",
+        rarest=(6000, 1000),
         citation="H. Xiao, K. Rasul, R. Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747)",
         licence="MIT",
         class_names=(
@@ -158,6 +165,7 @@ _RECORDS = (
         num_train=73_257,
         num_test=26_032,
         reader="dd_core.data.readers.svhn:read",
+        rarest=(4659, 1595),
         citation="Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng 2011, Reading Digits in Natural Images",
         licence="non-commercial use only",
         folder="svhn",
@@ -178,6 +186,7 @@ _RECORDS = (
         num_train=100_000,
         num_test=10_000,
         reader="dd_core.data.readers.tiny_imagenet:read",
+        rarest=(500, 50),
         citation="Y. Le, X. Yang 2015, Tiny ImageNet Visual Recognition Challenge (Stanford CS 231N)",
         licence="that of ImageNet: non-commercial research",
         folder="tiny-imagenet-200",

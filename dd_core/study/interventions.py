@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dd_core.study.yaml_files import Strict
 
@@ -16,6 +16,12 @@ class ShrinkAndPerturb(Strict):
         default="steps", description="after every optimiser step, or before the first step of every further task"
     )
 
+    @model_validator(mode="after")
+    def _does_something(self) -> "ShrinkAndPerturb":
+        if self.shrink == 1 and self.noise == 0:
+            raise ValueError("shrink 1 and noise 0 change nothing; leave it out, or set one of them")
+        return self
+
 
 class ContinualBackprop(Strict):
     """Hidden units of low utility begin anew, a few at every step (Dohare et al. 2024, algorithm 1)."""
@@ -23,6 +29,11 @@ class ContinualBackprop(Strict):
     replacement_rate: float = Field(default=1e-5, gt=0, lt=1, description="share of the mature units, per step")
     maturity: int = Field(default=1000, ge=1, description="steps before a new unit may be replaced")
     decay: float = Field(default=0.99, ge=0, lt=1, description="of the running average of a unit's utility")
+    shared_units: bool = Field(
+        default=False,
+        description="also the channels that residual sums share, as published code does; the sums carry new ones on at "
+        "once. false: only units that a single layer reads",
+    )
 
 
 class Interventions(Strict):
@@ -37,3 +48,10 @@ class Interventions(Strict):
     l2_init: float = Field(
         default=0.0, ge=0, description="strength of a penalty on the distance from the initial weights (Kumar 2023)"
     )
+
+    @property
+    def needing_tasks(self) -> tuple[str, ...]:
+        """Keys of those that act where one task ends and another begins, and never in a training of one task."""
+        at_tasks = self.shrink_and_perturb is not None and self.shrink_and_perturb.at == "tasks"
+        keys = {"best_weights": self.best_weights, "head_reset": self.head_reset, "shrink_and_perturb.at": at_tasks}
+        return tuple(key for key, is_wanted in keys.items() if is_wanted)

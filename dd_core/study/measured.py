@@ -13,8 +13,11 @@ from dd_core.study.study import Study
 def measured(study: Study) -> dict[str, Any]:
     """What is evaluated and monitored, plain JSON."""
     monitors = study.monitors.active(study.data.num_validation > 0)
+    evaluation = study.evaluation.model_dump(mode="json")
+    if not study.evaluation.image_values:  # which did not exist in earlier versions
+        del evaluation["image_values"]
     return {
-        "evaluation": study.evaluation.model_dump(mode="json"),
+        "evaluation": evaluation,
         "monitors": {name: entry.model_dump(mode="json") for name, entry in monitors.items()},
     }
 
@@ -40,6 +43,9 @@ def asked_later(then: Mapping[str, Any] | None, study: Study) -> list[str]:
     images = [asked["evaluation"]["image_progress"] for asked in (then, now)]
     if images == ["checkpoints", "evaluations"]:
         found.append("values of single images at every evaluation (trained with those at checkpoints)")
+    for name in study.evaluation.image_values:
+        if name not in then["evaluation"].get("image_values", ()):
+            found.append(f"{name} of single images (trained without it)")
     for name, entry in now["monitors"].items():
         former = then["monitors"].get(name)
         if former is None:

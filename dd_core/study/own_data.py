@@ -30,7 +30,7 @@ def _source(**settings: Any) -> Any:
 
 
 class Found(Strict):
-    """What the images are. All of it is part of the recipe.
+    """What the images are; part of the recipe.
 
     Attributes:
         sha256: of images and labels, as ``dd_core.data.datasets.Dataset`` computes it.
@@ -39,6 +39,8 @@ class Found(Strict):
         num_train: images that are not test images.
         num_test: test images of their own; 0: what a split leaves over is tested on.
         highest: largest pixel value.
+        rarest: images of the rarest class for training, and for test; None where a study was read before this was
+            looked at. It follows from the images, so that it is no part of the recipe.
     """
 
     sha256: str
@@ -47,6 +49,7 @@ class Found(Strict):
     num_train: int
     num_test: int
     highest: int
+    rarest: tuple[int, int] | None = _source()
 
 
 class OwnDataset(Strict):
@@ -98,6 +101,7 @@ class OwnDataset(Strict):
             num_train=found.num_train,
             num_test=found.num_test,
             reader="",
+            rarest=found.rarest,
             highest=found.highest,
             class_names=self.class_names or (),
         )

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dd_core.study.architectures import architecture_called
+from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _VARIANT_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
 # What is trained here has partition keys of three digits, and this project's networks are no wider.
 _MOST_TRAINED_K = 999
-_MOST_TRAINED_TRIALS = 100
+_MOST_TRAINED_TRIALS = 1000
 
 
 def has_room(name: str, most: int, where: str) -> None:
@@ -36,10 +37,15 @@ def check_keys(study: "Study") -> None:
     if study.checkpoints[-1] > study.epochs:
         raise ValueError(f"checkpoints: epoch {study.checkpoints[-1]} is beyond the last epoch, {study.epochs}")
     difference = study.curvature.finite_difference
-    for where, epochs in (("hessian", study.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+    asked = {
+        "hessian.epochs": study.hessian.epochs,
+        "curvature.finite_difference.epochs": difference.epochs,
+        "memorization.grand": study.memorization.grand,
+    }
+    for where, epochs in asked.items():
         unknown = sorted(set(epochs or ()) - set(study.checkpoints))
         if unknown:
-            raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+            raise ValueError(f"{where}: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
 
 
 def check_limits(study: "Study") -> None:
@@ -58,7 +64,7 @@ def check_limits(study: "Study") -> None:
 
 
 def check_data(study: "Study") -> None:
-    """Refuse more images than there are."""
+    """Refuse more images than there are, and shares and copies of them that cannot be."""
     num_train, num_validation = study.data.num_train, study.data.num_validation
     record = study.data.record
     if (num_train or 2) + num_validation > record.num_train:
@@ -67,6 +73,60 @@ def check_data(study: "Study") -> None:
             f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
             f"{and_more} are more than the {record.num_train} of {record.name}"
         )
+    _check_subset(study)
+
+
+def _check_subset(study: "Study") -> None:
+    share, num_trained, num_left_out = study.data.subset, study.num_train_images, study.num_left_out_images
+    if share is None:
+        return
+    if num_trained < 2 or not num_left_out:
+        raise ValueError(
+            f"data.subset: {share:g} of {num_trained + num_left_out} images are {num_trained} to train on and "
+            f"{num_left_out} to leave out; it takes at least two and one"
+        )
+    if study.data.classes is not None:
+        raise ValueError(
+            "data.subset: and data.classes cannot be combined, since a class must have as many images in every trial"
+        )
+
+
+def check_classes(study: "Study") -> None:
+    """Refuse classes that come one group after the other where they cannot, or not equally many images of each."""
+    data, classes = study.data, study.data.classes
+    if classes is None:
+        return
+    record = data.record
+    if record.rarest is None:
+        raise ValueError(f"data.classes: how many images the rarest class of {record.name} has is not known")
+    if classes.first > record.num_classes:
+        raise ValueError(f"data.classes.first: {classes.first} are more than the {record.num_classes} of {record.name}")
+    if classes.every > study.epochs:
+        raise ValueError(
+            f"data.classes.every: a task of {classes.every} epochs is longer than the study, {study.epochs}"
+        )
+    for trial in range(study.trials) if classes.found else ():
+        if trial >= len(classes.found) and "{trial}" in classes.order:
+            raise ValueError(f"data.classes.order: {path_of_order(classes.order, trial)} is not there")
+        if len(classes.order_of(trial) or ()) != record.num_classes:
+            raise ValueError(
+                f"data.classes.order: {path_of_order(classes.order, trial)} lists {len(classes.order_of(trial) or ())} "
+                f"classes, {record.name} has {record.num_classes}"
+            )
+    for name in ("num_train", "num_validation"):
+        if (getattr(data, name) or 0) % record.num_classes:
+            raise ValueError(
+                f"data.{name}: {getattr(data, name)} images are not equally many of each of "
+                f"{record.num_classes} classes"
+            )
+    if data.duplicates is not None:
+        raise ValueError("data.duplicates: and data.classes cannot be combined, since a copy has its source's class")
+    train, validation, test = data.images_of_each_class
+    if train < 1 or test < 0:
+        raise ValueError(
+            f"data.num_train: {max(train, 1)} images of each class to train on and {validation} for validation are "
+            f"more than the rarest class of {record.name} has, {record.rarest[0]}"
+        )
 
 
 def check_variant(study: "Study", name: str) -> None:
@@ -74,6 +134,7 @@ def check_variant(study: "Study", name: str) -> None:
     variant = study.variants[name]
     _check_augmentation(study, name, variant)
     _check_schedule(study, name, variant)
+    _check_interventions(study, name, variant)
     size = variant.batch_size
     if size > study.num_train_images:
         raise ValueError(
@@ -108,8 +169,8 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
     for key, metric in variant.watched_metrics.items():
         if metric in ("loss_val_nats", "acc_val") and not study.data.num_validation:
             raise ValueError(
-                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation, or name "
-                "train_loss or train_error"
+                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation"
+                + ("" if key.startswith("interventions") else ", or name train_loss or train_error")
             )
     if schedule.warmup_epochs >= study.epochs:
         raise ValueError(
@@ -120,4 +181,25 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
         raise ValueError(
             f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
             f"epoch, {study.epochs}"
+        )
+
+
+def _check_interventions(study: "Study", name: str, variant: "Variant") -> None:
+    interventions, path = variant.interventions, f"variants.{name}.interventions"
+    if interventions.needing_tasks and study.data.classes is None:
+        raise ValueError(
+            f"{path}.{interventions.needing_tasks[0]}: acts where one task ends and another begins; set data.classes, "
+            "which makes tasks"
+        )
+    if interventions.continual_backprop is None:
+        return
+    if not architecture_called(variant.architecture).has_known_units:
+        raise ValueError(
+            f"{path}.continual_backprop: which units of {variant.architecture} feed which is not known; take an "
+            "architecture of the platform with ReLUs, or another intervention"
+        )
+    if variant.compile is not None:
+        raise ValueError(
+            f"{path}.continual_backprop: looks at activations inside the network, which torch.compile would compile "
+            "away; leave out compile"
         )

@@ -86,10 +86,30 @@ class Data(Strict):
             raise UserError(f"data.dataset: nothing is known here of a data set {self.dataset!r}")
         return DATASETS[self.dataset]
 
+    def num_trained(self, num_images: int) -> int:
+        """How many of so many training images each trial is trained on."""
+        return num_images if self.subset is None else round(self.subset * num_images)
+
     @property
     def is_known(self) -> bool:
         """Whether it has a record."""
         return isinstance(self.dataset, OwnDataset) or self.dataset in DATASETS
+
+    @property
+    def images_of_each_class(self) -> tuple[int, int, int]:
+        """Training, validation and test images of every class, where classes come one group after the other.
+
+        Equally many of each: all that the rarest class has, unless the study says how many.
+
+        Raises:
+            UserError: how many the rarest class has is not known.
+        """
+        record = self.record
+        if record.rarest is None:
+            raise UserError(f"data.classes: how many images the rarest class of {record.name} has is not known")
+        validation = self.num_validation // record.num_classes
+        train = self.num_train // record.num_classes if self.num_train else record.rarest[0] - validation
+        return train, validation, record.rarest[1] if record.num_test else record.rarest[0] - train - validation
 
     @property
     def title(self) -> str:
@@ -315,6 +335,8 @@ class Variant(Strict):
             watched["schedule.metric"] = self.schedule.metric
         if self.early_stopping is not None:
             watched["early_stopping.metric"] = self.early_stopping.metric
+        if self.interventions.best_weights:
+            watched["interventions.best_weights"] = "acc_val"
         return watched
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 
 from dd_core.study.architectures import architecture_called
+from dd_core.study.interventions import Interventions
 from dd_core.study.study import Arm, Study
 
 # Beyond this width, or with more values than these in the first stage per image (k channels of 32x32 at k = 8, after
@@ -46,13 +47,14 @@ def kind(study: Study, arm: Arm) -> str:
     """Arms of the same kind differ in learning rate, weight decay and momentum alone, and may share a network.
 
     Not where it would not be faster, nor where what belongs to a trial cannot be told from what belongs to others:
-    random numbers of the network itself, and what monitors of the user's own remember.
+    random numbers of the network itself, and what interventions and monitors of the user's own remember.
 
     Returns:
         A text that is the same for all of a kind, empty for an arm that trains apart.
     """
-    draws = architecture_called(study.variants[arm.variant].architecture).draws_random_numbers
-    if _most_arms(study, arm) < 2 or draws or study.monitors.custom:
+    variant = study.variants[arm.variant]
+    draws = architecture_called(variant.architecture).draws_random_numbers
+    if _most_arms(study, arm) < 2 or draws or study.monitors.custom or variant.interventions != Interventions():
         return ""
     recipe = study.recipe(arm)
     optimizer = {name: value for name, value in recipe["variant"]["optimizer"].items() if name not in _RATES}

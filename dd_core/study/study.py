@@ -20,9 +20,18 @@ from dd_core.study.calendar import Calendar
 from dd_core.study.curvature import CurvatureSettings, shards
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.loss_slopes import LossSlopeSettings
+from dd_core.study.memorization import MemorizationSettings
 from dd_core.study.monitors import MonitorSettings
 from dd_core.study.own_code import is_own_code, source_digest
-from dd_core.study.possible import LONGEST_STUDY_NAME, check_data, check_keys, check_limits, check_variant, has_room
+from dd_core.study.possible import (
+    LONGEST_STUDY_NAME,
+    check_classes,
+    check_data,
+    check_keys,
+    check_limits,
+    check_variant,
+    has_room,
+)
 from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.widths import Widths, unique
@@ -106,6 +115,7 @@ class Study(Strict):
     curvature: CurvatureSettings = CurvatureSettings()
     hessian: HessianSettings = HessianSettings()
     loss_slopes: LossSlopeSettings = LossSlopeSettings()
+    memorization: MemorizationSettings = MemorizationSettings()
     resources: Resources | None = Field(
         default=None, description="what its jobs ask for on a cluster; null: what the settings of the cluster say"
     )
@@ -126,6 +136,7 @@ class Study(Strict):
         for name, variant in self.variants.items():
             self.variants[name] = _with_source(f"variants.{name}", variant)
         check_data(self)
+        check_classes(self)
         for name in self.variants:
             check_variant(self, name)
         return self
@@ -173,23 +184,59 @@ class Study(Strict):
 
     @property
     def num_train_images(self) -> int:
-        """Training images of each trial.
+        """Images that each trial is trained on, over all epochs.
 
         Raises:
             UserError: it is a data set of others, of which nobody has said how many.
         """
+        return self.data.num_trained(self._num_pool_images)
+
+    @property
+    def num_left_out_images(self) -> int:
+        """Training images of each trial that it is not trained on, so that others show what they are worth."""
+        return self._num_pool_images - self.num_train_images
+
+    @property
+    def _num_pool_images(self) -> int:
+        """What trials are trained on, or draw a share of."""
         if self.data.num_train is None and not self.data.is_known:
             raise UserError(
                 f"{self.name}: how many training images {self.data.dataset} has is not known; say it in the study "
                 "file, as data.num_train"
             )
+        if self.data.num_train is None and self.data.classes is not None:
+            return self.data.record.num_classes * self.data.images_of_each_class[0]
         return self.data.num_train or self.data.record.num_train - self.data.num_validation
 
     @property
     def num_test_images(self) -> int:
         """Test images of each trial: the data set's own, or those that are left."""
         record = self.data.record
-        return record.num_test or record.num_train - self.num_train_images - self.data.num_validation
+        if self.data.classes is not None:
+            return record.num_classes * self.data.images_of_each_class[2]
+        return record.num_test or record.num_train - self._num_pool_images - self.data.num_validation
+
+    @property
+    def num_evaluated_images(self) -> int:
+        """Images of each trial in an evaluation: of all splits."""
+        return self._num_pool_images + self.data.num_validation + self.num_test_images
+
+    def num_classes_at(self, epoch: int) -> int:
+        """Classes that are evaluated after an epoch: all, or where they come one group after the other, those seen."""
+        classes, count = self.data.classes, self.data.record.num_classes
+        return count if classes is None else classes.evaluated(epoch, count)
+
+    def num_images_evaluated_at(self, epoch: int) -> int:
+        """Images of each trial, of all splits, that are evaluated after an epoch."""
+        if self.data.classes is None:
+            return self.num_evaluated_images
+        return self.num_evaluated_images // self.data.record.num_classes * self.num_classes_at(epoch)
+
+    def num_seen_images(self, epoch: int) -> int:
+        """Training images of each trial that are evaluated after an epoch: the first of ``TrialData.train_ids``."""
+        if self.data.classes is None:
+            return self.num_train_images
+        return self.num_train_images // self.data.record.num_classes * self.num_classes_at(epoch)
 
     def calendar(self, variant: str) -> Calendar:
         """Which steps of a variant's trials belong to which epoch.
@@ -200,10 +247,13 @@ class Study(Strict):
         size, classes = self.variants[variant].batch_size, self.data.classes
         if classes is None:
             return Calendar(self.num_train_images, size)
-        count = self.data.record.num_classes
-        of_class = self.num_train_images // count
-        numbers = [of_class * classes.seen(epoch, count) for epoch in classes.first_epochs(count)]
-        return Calendar(numbers[0], size, tuple(zip(classes.first_epochs(count)[1:], numbers[1:], strict=True)))
+        first, *further = classes.first_epochs(self.data.record.num_classes)
+        growth = tuple((epoch, self.num_seen_images(epoch)) for epoch in further)
+        return Calendar(self.num_seen_images(first), size, growth)
+
+    def keeps_images(self, epoch: int) -> bool:
+        """Whether values of single images are kept of the evaluation after an epoch."""
+        return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
 
     @property
     def curvature_ranges(self) -> list[tuple[int, int]]:
@@ -256,7 +306,7 @@ class Study(Strict):
         return {
             **watched,
             "trainer_version": TRAINER_VERSION,
-            "data": recipe_of(self.data),
+            "data": self._data_recipe,
             "variant": recipe_of(variant),
             "k": arm.k,
             "trials": self.trials,
@@ -264,6 +314,13 @@ class Study(Strict):
             "seed": self.seed,
             "horizon_epochs": self.epochs if variant.schedule.name == "cosine" else None,
         }
+
+    @property
+    def _data_recipe(self) -> dict[str, Any]:
+        """That of the data; of orders of classes from files, what the files say."""
+        content, classes = recipe_of(self.data), self.data.classes
+        digest = classes.digest_of_orders(self.whole.trials) if classes else ""
+        return content | ({"classes": {**content["classes"], "order_sha256": digest}} if digest else {})
 
     def recipe_hash(self, arm: Arm) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the recipe."""

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Column:
-    """A column: DuckDB-readable Arrow type and what a reader needs to know, unit included."""
+    """A column: DuckDB-readable Arrow type and what a reader needs to know, unit included.
+
+    One that is optional is in the files of studies that ask for it, and null in the view for all others.
+    """
 
     name: str
     type: str
     description: str
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Table:
 
     def optional_column(self, name: str) -> Column | None:
         """The optional column of that name, if the table may have it."""
+        for column in self.columns:
+            if column.is_optional and column.name == name:
+                return column
         for group in self.optional:
             if re.fullmatch(group.pattern, name):
                 return Column(name, group.type, group.description)
@@ -50,8 +57,8 @@ class Table:
 
     @property
     def file_columns(self) -> tuple[Column, ...]:
-        """Columns stored in the files."""
-        return tuple(c for c in self.columns if c.name not in ("study", "arm"))
+        """Columns stored in all files."""
+        return tuple(c for c in self.columns if c.name not in ("study", "arm") and not c.is_optional)
 
 
 STUDY = Column("study", "string", "name of the study")

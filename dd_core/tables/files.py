@@ -4,9 +4,10 @@ A table is a folder of parquet files with one schema; folder name = asset name =
 come from the folders (hive partitioning), everything else is in the files.
 
 All files of a table have the same columns, so that pandas, Arrow and Polars find one schema in its folder.
-Optional columns, which only some files have, are therefore packed into two lists, ``further_names`` and
+Optional columns whose names settings decide are therefore packed into two lists, ``further_names`` and
 ``further_values``; ``read_parquet`` here and the views of ``dd_core.tables.warehouse`` unpack them. Files of earlier
-versions have them as columns.
+versions have them as columns. So have all files those of ``image_progress``, in whose many rows lists would be slow:
+they are the same in all files of a study whose settings were not changed half-way.
 """
 
 import json
@@ -32,9 +33,13 @@ FURTHER_NAMES, FURTHER_VALUES = "further_names", "further_values"
 OPTIONAL_KEY = b"optional_columns"
 
 _ALL = (
-    *TRAINING_TABLES, *CURVATURE_TABLES, *(kind.table for kind in KINDS.values()), LOSS_SLOPES, LOSS_SLOPE_FITS,
+    *TRAINING_TABLES,
+    *CURVATURE_TABLES,
+    *(kind.table for kind in KINDS.values()),
+    LOSS_SLOPES,
+    LOSS_SLOPE_FITS,
     *MEMORIZATION_TABLES,
-)  # fmt: skip
+)
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 
 

@@ -25,9 +25,8 @@ def write_images(store: Store, study: Study) -> int:
     for variant in study.variants:
         parts = [trial_data(study, variant, trial) for trial in range(study.trials)]
         num_images = len(parts[0].image_ids)
-        right = [np.concatenate([d.validation_labels, d.test_labels]) for d in parts]
-        true = np.concatenate([np.concatenate([d.true_train_labels, r]) for d, r in zip(parts, right, strict=True)])
-        given = np.concatenate([np.concatenate([d.train_labels, r]) for d, r in zip(parts, right, strict=True)])
+        true = np.concatenate([d.true_labels for d in parts])
+        given = np.concatenate([d.given_labels for d in parts])
         columns = {
             "variant": variant,
             "trial": np.repeat(np.arange(study.trials), num_images),

@@ -29,7 +29,7 @@ TRAINING_TABLES = (
             VARIANT,
             TRIAL,
             IMAGE,
-            Column("split", "string", "train, validation or test"),
+            Column("split", "string", "train, validation, test, or of a subset left_out: others train on it"),
             *LABELS,
         ),
     ),
@@ -184,7 +184,8 @@ TRAINING_TABLES = (
     ),
     Table(
         "image_progress",
-        "Loss and correctness of every image at every evaluation.",
+        "Loss and correctness of every image at every evaluation; with a subset (data.subset) the images left out of "
+        "training are a split of their own, left_out.",
         (
             *ARM,
             EPOCH,
@@ -192,6 +193,24 @@ TRAINING_TABLES = (
             Column("split", "string", "train, validation or test"),
             Column("loss", "float32", "of the given label, nats, as in training_evals"),
             Column("correct", "bool", "the most probable class is the given label"),
+            Column(
+                "margin",
+                "float32",
+                "logit of the given label minus the largest other (evaluation.image_values)",
+                is_optional=True,
+            ),
+            Column(
+                "el2n",
+                "float32",
+                "norm of the softmax of the logits minus the one-hot given label (evaluation.image_values)",
+                is_optional=True,
+            ),
+            Column(
+                "gradient_norm",
+                "float32",
+                "norm of the gradient of loss in the standardised pixels, nats (evaluation.image_values)",
+                is_optional=True,
+            ),
         ),
     ),
 )

@@ -8,6 +8,7 @@ of graphs and the targets of several heads elsewhere. B examples of T trials alw
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,20 +24,21 @@ Plan = Any
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of an evaluation, one split after the other: training, validation, test.
+    """The examples of an evaluation, one split after the other: training, validation, test, left out.
 
     Attributes:
-        num_train, num_validation, num_test: of each trial.
+        num_train, num_validation, num_test, num_left_out: of each trial.
     """
 
     num_train: int
     num_validation: int
     num_test: int
+    num_left_out: int = 0
 
     @property
     def num_examples(self) -> int:
         """All of them."""
-        return self.num_train + self.num_validation + self.num_test
+        return self.num_train + self.num_validation + self.num_test + self.num_left_out
 
     @property
     def validation(self) -> range:
@@ -50,11 +52,13 @@ class Examples(Protocol):
     Attributes:
         num_train, num_validation: of each trial, over all epochs.
         data: split and given labels of each trial.
+        whole: every example that an evaluation may ask for.
     """
 
     num_train: int
     num_validation: int
     data: list[TrialData]
+    whole: Splits
 
     def plan(self, epoch: int) -> Plan:
         """What every trial sees in an epoch (1 is the first), and in which order."""
@@ -72,8 +76,15 @@ class Examples(Protocol):
         """What is evaluated after an epoch (0: before the first)."""
         ...
 
+    def places(self, splits: Splits) -> np.ndarray:
+        """Where the examples of an evaluation are among the whole, int64 (num_examples,)."""
+        ...
+
     def evaluated(self, splits: Splits, start: int, stop: int) -> tuple[Inputs, Targets]:
-        """Examples ``start:stop`` of an evaluation, not augmented; training examples with their given targets."""
+        """Examples ``start:stop`` of an evaluation, not augmented.
+
+        Training examples, and those left out of training, have their given targets, the others their true ones.
+        """
         ...
 
 
@@ -82,6 +93,10 @@ class Task(Protocol):
 
     Losses and scores are the better the lower, and never negative.
     """
+
+    def restrict(self, num_classes: int) -> None:
+        """Be about the first so many classes from now on, where classes come one group after the other."""
+        ...
 
     def losses(self, outputs: Outputs, targets: Targets, dtype: torch.dtype | None = None) -> Tensor:
         """What training minimises: one value for every example and trial, (B, T).
@@ -96,4 +111,8 @@ class Task(Protocol):
 
     def hits(self, outputs: Outputs, targets: Targets) -> Tensor:
         """Whether an example is right, bool (B, T); or the share of its targets that is."""
+        ...
+
+    def value(self, name: str, outputs: Outputs, targets: Targets) -> Tensor:
+        """What else evaluations record of an example if a study asks for it (``evaluation.image_values``), (B, T)."""
         ...

@@ -107,8 +107,11 @@ class RunRecord:
 
     def _images(self, session: Session) -> int:
         """Images that trials have seen in this attempt."""
-        last = [p.ending.epoch if p.ending else session.epoch for p in session.progress]
-        return sum(max(epoch - self._first_epoch, 0) for epoch in last) * session.stacks[0].num_train
+        calendar, first = session.calendar, self._first_epoch
+        last = [max(p.ending.epoch if p.ending else session.epoch, first) for p in session.progress]
+        steps = [calendar.steps_after(epoch) for epoch in (first, *last)]
+        before, *seen = map(calendar.examples_within, steps)
+        return sum(seen) - len(seen) * before
 
     def _write(self, session: Session, moment: str, status: str, reason: str | None, spent: dict[str, Any]) -> None:
         endings = [trial.ending for trial in session.progress]

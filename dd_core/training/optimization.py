@@ -73,9 +73,14 @@ def learning_rate(schedule: Schedule, base: float, step: int, calendar: Calendar
             al. 2017, section 2.2), and the cosine begins after it. plateau: constant here.
         base: the optimiser's learning rate, lowered already where a plateau asked for it.
         step: steps done so far, 0 before the first.
-        calendar: which steps belong to which epoch.
+        calendar: which steps belong to which epoch. Where it has several tasks and the schedule restarts, each task is
+            a training of its own, from its first step to its last.
         num_epochs: of the whole training.
     """
+    if schedule.restarts and calendar.num_tasks > 1:
+        epochs = calendar.epochs_of(calendar.task_of(calendar.epoch_of(step + 1)), num_epochs)
+        own = Calendar(calendar.examples_of(epochs.start), calendar.batch_size)
+        return learning_rate(schedule, base, step - calendar.steps_before(epochs.start), own, len(epochs))
     warmup = round(calendar.steps_until(schedule.warmup_epochs))
     if step < warmup:
         return base * (step + 1) / warmup

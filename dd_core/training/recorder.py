@@ -46,6 +46,7 @@ class Recorder:
         readings: per metric float64 arrays (measurements, 2 + 2 T): epoch, step, T values, T standard errors.
         evals: per evaluation a float64 array (T, 2 + 10): epoch, step, then ``EVAL_METRICS``.
         image_epochs, image_losses, image_correct: per kept evaluation its epoch and per-image values (T, N).
+        image_values: the same of what else the study asks for, by name.
     """
 
     study: Study
@@ -57,6 +58,7 @@ class Recorder:
     image_epochs: list[int] = field(default_factory=list)
     image_losses: list[np.ndarray] = field(default_factory=list)
     image_correct: list[np.ndarray] = field(default_factory=list)
+    image_values: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def add_batches(self, epoch: int, first_step: int, metrics: list[BatchMetrics]) -> None:
         """Record one epoch of every stack; ``first_step`` is the number of the epoch's first step, from 1."""
@@ -92,6 +94,9 @@ class Recorder:
             self.image_epochs.append(epoch)
             self.image_losses.append(losses)
             self.image_correct.append(correct)
+            for name in self.study.evaluation.image_values:
+                values = np.concatenate([r.values[name] for r in results])
+                self.image_values.setdefault(name, []).append(values)
         return rows
 
     def forget(self, trial: int, step: int) -> None:
@@ -118,6 +123,7 @@ class Recorder:
             "image_epochs": np.array(self.image_epochs) if self.image_epochs else None,
             "image_losses": np.stack(self.image_losses) if self.image_losses else None,
             "image_correct": np.stack(self.image_correct) if self.image_correct else None,
+            **{f"image_values.{name}": np.stack(values) for name, values in self.image_values.items() if values},
             **{f"readings.{metric}": np.concatenate(parts) for metric, parts in self.readings.items()},
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
@@ -130,6 +136,11 @@ class Recorder:
         self.image_epochs = [int(epoch) for epoch in arrays.get("image_epochs", [])]
         self.image_losses = list(arrays.get("image_losses", []))
         self.image_correct = list(arrays.get("image_correct", []))
+        # Of what the study did not ask for when the resume point was written there is nothing.
+        nothing = [np.full_like(losses, np.nan) for losses in self.image_losses]
+        self.image_values = {
+            name: list(arrays.get(f"image_values.{name}", nothing)) for name in self.study.evaluation.image_values
+        }
         prefix = "readings."
         self.readings = {n.removeprefix(prefix): [array] for n, array in arrays.items() if n.startswith(prefix)}
 
@@ -227,6 +238,7 @@ class Recorder:
             "loss": losses.reshape(-1),
             "correct": np.stack(self.image_correct, axis=1).reshape(-1),
         }
+        columns |= {name: np.stack(values, axis=1).reshape(-1) for name, values in self.image_values.items() if values}
         return _rows(columns, ~np.isnan(columns["loss"]))
 
 

@@ -128,12 +128,10 @@ class Session:
         Returns:
             Each metric's mean over the trials that have not diverged (NaN without any), and the trials that ended.
         """
-        keep = self.study.evaluation.image_progress == "evaluations" or self.epoch in self.study.checkpoints
         training = [trial.is_training for trial in self.progress]
         steps = [trial.ending.step if trial.ending else self.step for trial in self.progress]
-        rows = self.recorder.add_evaluation(
-            self.epoch, steps, [stack.evaluate(self.epoch) for stack in self.stacks], keep
-        )
+        results = [stack.evaluate(self.epoch) for stack in self.stacks]
+        rows = self.recorder.add_evaluation(self.epoch, steps, results, self.study.keeps_images(self.epoch))
         for trial, progress in enumerate(self.progress):
             metrics = dict(zip(EVAL_METRICS, rows[trial].tolist(), strict=True))
             if progress.is_training and not math.isfinite(metrics["train_loss"]):
@@ -156,6 +154,8 @@ class Session:
             save_best(self.store, self.study, self.arm, trial, self.epoch, metrics["loss_val_nats"], weights)
         # Checkpoint epochs may change without changing the recipe: evaluations due to them alone decide nothing.
         if self.epoch and self.epoch % self.study.evaluation.every == 0:
+            if progress.is_training and isinstance(stack, TrialStack):
+                stack.interventions.note_evaluation(position, metrics["acc_val"])
             progress.decide(self.epoch, self.step, metrics, self.variant)
             if self.variant.schedule.name == "plateau":
                 stack.multiple = progress.multiple

@@ -114,7 +114,8 @@ class ArmInStack:
     def evaluate(self, epoch: int) -> Evaluation:
         """As ``TrialStack.evaluate``."""
         whole = self.shared.evaluation(epoch)
-        return Evaluation(whole.loss[self._places], whole.correct[self._places])
+        values = {name: found[self._places] for name, found in whole.values.items()}
+        return Evaluation(whole.loss[self._places], whole.correct[self._places], values)
 
     def diverge(self, position: int) -> None:
         """As ``TrialStack.diverge``."""

@@ -27,6 +27,8 @@ class Stepper:
         arithmetic: precision and gradient scale.
         micro_batch: examples at a time.
         graph: does whole batches on a GPU; None computes the same kernel by kernel.
+        before_update: changes gradients before they are clipped and used; arithmetic on tensors alone, as it becomes a
+            part of the graph. None: nothing does.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Stepper:
         self._parameters = list(model.parameters())
         self._dtype = self._parameters[0].dtype
         self._norms_before_clipping: Tensor | None = None
+        self.before_update: Callable[[], None] | None = None
         # A graph would repeat a number; it reads a tensor.
         self._rate = torch.zeros((), device=device) if device.type == "cuda" else None
         if isinstance(self.optimizer, PerTrial):
@@ -110,6 +113,8 @@ class Stepper:
     def _apply_gradients(self) -> list[Tensor]:
         """The optimiser's step; the norms before clipping, if there is any."""
         self.arithmetic.unscale(self.optimizer)
+        if self.before_update is not None:
+            self.before_update()
         norms = []
         if self._largest_norm is not None:
             norms = [clip_gradients(self._parameters, self._num_trials, self._largest_norm)]
@@ -135,6 +140,11 @@ class Stepper:
         if self._norms_before_clipping is not None:
             return self._norms_before_clipping
         return gradient_norms(self._parameters, self._num_trials)
+
+    def forget_graph(self) -> None:
+        """Capture a graph anew: what a step computes, or the tensors that it reads and writes, have changed."""
+        if self.graph:
+            self.graph = cuda_graph.GraphedStep(self._parameters)
 
     def state(self) -> dict[str, Tensor]:
         """Optimiser state and gradient scale, as tensors on the device."""
@@ -174,8 +184,7 @@ class Stepper:
                 else:  # a number of steps, the same for all
                     on_gpu = parameter.device if parameter.is_cuda else tensor.device
                     state[entry] = tensor.to(on_gpu, copy=True)
-        if self.graph:
-            self.graph = cuda_graph.GraphedStep(self._parameters)  # some of the optimiser's tensors are new
+        self.forget_graph()  # some of the optimiser's tensors are new
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``; other names are left alone."""
@@ -190,7 +199,6 @@ class Stepper:
                     tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
                 entries.setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        if self.graph:
-            self.graph = cuda_graph.GraphedStep(self._parameters)  # the optimiser's tensors are others than before
+        self.forget_graph()  # the optimiser's tensors are others than before
         prefix = "arithmetic."
         self.arithmetic.load_state({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from dd_core.study.recipe import Optimizer
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
-from dd_core.tasks.images import Classification, Images, RepeatedImages
+from dd_core.tasks.images import Classification, Images, RepeatedImages, orders_of
 from dd_core.tasks.losses import make_loss
+from dd_core.training.interventions import make_interventions
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
 from dd_core.training.optimization import learning_rate
@@ -51,15 +52,17 @@ class BatchMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of an evaluation by example: the training, validation and test examples, each in id order.
+    """Results of an evaluation by example, in the order of ``TrialData.image_ids``.
 
     Attributes:
-        loss: float32 (trials, examples), the task's score.
+        loss: float32 (trials, examples), the task's score; NaN of examples of classes that are still to come.
         correct: bool (trials, examples).
+        values: float32 (trials, examples) by name, what ``evaluation.image_values`` asks for.
     """
 
     loss: np.ndarray
     correct: np.ndarray
+    values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class TrialStack:
@@ -70,8 +73,10 @@ class TrialStack:
         examples, task: what is learned, see ``dd_core.tasks.base``.
         data: split and given labels of each trial.
         num_train, num_validation: examples of each trial.
-        calendar: which steps belong to which epoch, by the examples there are.
+        calendar: which steps belong to which epoch.
+        task_number: the task, from 1, that network and loss are in; always 1 where all classes are there.
         multiple: of the learning rate, where the schedule is a plateau.
+        interventions: what is done to weights beside the optimiser's steps.
     """
 
     def __init__(
@@ -96,24 +101,29 @@ class TrialStack:
             of_arms: of every arm that shares the network the settings of its optimiser, in which alone they differ, and
                 there in learning rate, weight decay and momentum; none: it is that of the arm alone.
         """
-        self.study, self.device = study, device
+        self.study, self.arm, self.device = study, arm, device
         self.trials = trials * max(1, len(of_arms))
         self.variant = study.variants[arm.variant]
         images = Images(study, arm.variant, trials, device, dtype)
         self.examples: Examples = RepeatedImages(images, len(of_arms)) if of_arms else images
-        self.task: Task = Classification(make_loss(self.variant.loss))
         self.data = self.examples.data
+        self.task: Task = Classification(make_loss(self.variant.loss), orders_of(self.data, device))
         self.num_train, self.num_validation = self.examples.num_train, self.examples.num_validation
-        self.calendar = Calendar(self.num_train, self.variant.batch_size)
+        self.calendar: Calendar = study.calendar(arm.variant)
+        self.task_number = 0
         self.model = build_trials(study, arm, self.trials).to(device, dtype)
         micro_batch = micro_batch or self.variant.batch_size
         of_trials = [settings for settings in of_arms for _ in trials]
         self._rates = [settings.learning_rate for settings in of_trials or [self.variant.optimizer]]
         self.stepper = Stepper(self.model, self.task, self.variant, len(self.trials), device, micro_batch, of_trials)
+        self.interventions = make_interventions(self)
+        if self.interventions.change_gradients:
+            self.stepper.before_update = self.interventions.before_update
         # What a network draws for itself, as dropout does, is a function of the step, so that resuming is exact.
         self._draws = architecture_called(self.variant.architecture).draws_random_numbers
         self.multiple = 1.0
         self.monitors = make_monitors(self)
+        self._enter(0)
         # Large enough to drown the calls, small enough for memory at any width.
         self._eval_size = 600 if device.type == "cpu" else 2000
 
@@ -130,6 +140,7 @@ class TrialStack:
                 back at the end.
         """
         kept = [(t, self.weights_of(t)) for t in ended]
+        self._begin(epoch)
         metrics = self._run(epoch, self.calendar.steps_of(epoch))
         for trial, tensors in kept:
             self._put_back(trial, tensors)
@@ -138,7 +149,27 @@ class TrialStack:
     def run_steps(self, num_steps: int) -> None:
         """Train for some steps of the first epochs, to see how long they take."""
         for epoch in range(1, self.calendar.epoch_of(num_steps) + 1):
+            self._begin(epoch)
             self._run(epoch, min(num_steps - self.calendar.steps_before(epoch), self.calendar.steps_of(epoch)))
+
+    def _begin(self, epoch: int) -> None:
+        """Get ready for an epoch; before the first of a further task, end the task before and begin that one.
+
+        A checkpoint of the last epoch of a task holds what was trained. So both are done now, by whoever goes on.
+        """
+        if self.calendar.ends_task(epoch - 1):
+            self.interventions.end_task(self.calendar.task_of(epoch - 1))
+            self._enter(epoch)
+            self.interventions.begin_task(self.calendar.task_of(epoch))
+        self._enter(epoch)
+
+    def _enter(self, epoch: int) -> None:
+        """Look at the classes of an epoch's task alone: what is trained, evaluated and measured of them."""
+        number = self.calendar.task_of(max(epoch, 1))
+        if number != self.task_number:
+            self.task_number = number
+            self.task.restrict(self.study.num_classes_at(epoch))
+            self.stepper.forget_graph()
 
     def _run(self, epoch: int, num_steps: int) -> BatchMetrics:
         self.model.train()
@@ -155,6 +186,7 @@ class TrialStack:
                 if self._draws:
                     torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
                 loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), now)
+                self.interventions.after_step(step)
                 self._observe(step, epoch, loss)
                 losses.append(loss)
                 accuracies.append(accuracy)
@@ -191,19 +223,50 @@ class TrialStack:
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> Evaluation:
         """Score and correctness of every example, BatchNorm in eval mode, no augmentation, float32 in any precision."""
+        self._enter(epoch)
         splits = self.examples.splits(epoch)
+        further = self.study.evaluation.image_values if self.study.keeps_images(epoch) else ()
         with self.evaluating():
-            evaluate = functools.partial(self._evaluate_block, splits)
+            evaluate = functools.partial(self._evaluate_block, splits, further)
             parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
-        losses, hits = zip(*parts, strict=True)
-        return Evaluation(
-            torch.cat(losses).float().T.contiguous().cpu().numpy(), torch.cat(hits).T.contiguous().cpu().numpy()
-        )
+        losses, hits, *values = (self._among_all(splits, torch.cat(columns)) for columns in zip(*parts, strict=True))
+        found = {name: array.astype(np.float32) for name, array in zip(further, values, strict=True)}
+        return Evaluation(losses.astype(np.float32), hits, found)
 
-    def _evaluate_block(self, splits: Splits, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
+    def _among_all(self, splits: Splits, values: Tensor) -> np.ndarray:
+        """What is evaluated of some examples, (n, T), as (T, examples); of all others there is NaN, or false."""
+        if splits != self.examples.whole:
+            places = torch.from_numpy(self.examples.places(splits)).to(values.device)
+            nothing = torch.nan if values.is_floating_point() else False
+            whole = values.new_full((self.examples.whole.num_examples, values.shape[1]), nothing)
+            values = whole.index_copy_(0, places, values)
+        return values.T.contiguous().cpu().numpy()
+
+    def _evaluate_block(self, splits: Splits, further: Sequence[str], start: int, stop: int, size: int) -> list[Tensor]:
+        """Scores, hits and further values of a block, (B, T) each."""
         inputs, targets = self.examples.evaluated(splits, start, stop)
         outputs = self.model(inputs)
-        return self.task.scores(outputs, targets), self.task.hits(outputs, targets)
+        found = [self.task.scores(outputs, targets), self.task.hits(outputs, targets)]
+        for name in further:
+            is_gradient = name == "gradient_norm"
+            found.append(
+                self.gradient_norms(inputs, targets) if is_gradient else self.task.value(name, outputs, targets)
+            )
+        return found
+
+    def gradient_norms(self, inputs: Inputs, targets: Targets) -> Tensor:
+        """Norms of the gradient of each example's score in its own inputs, (B, T), by one backward pass.
+
+        Passes forward once more: whether derivatives are asked for may decide how a network computes, and scores must
+        not depend on what is recorded beside them.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = inputs.clone().requires_grad_()
+            scores = self.task.scores(self.model(leaf), targets.clone())
+            # An example's score depends on its own inputs alone, since BatchNorm is in eval mode.
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+            by_example = gradient.unflatten(1, (len(self.trials), -1))
+            return torch.linalg.vector_norm(by_example, dim=tuple(range(2, by_example.ndim)))
 
     def losses(self, inputs: Inputs, targets: Targets, dtype: torch.dtype | None = None) -> Tensor:
         """What training minimises, of every example and trial, (B, T); outputs are converted to ``dtype`` before."""
@@ -212,7 +275,8 @@ class TrialStack:
     def training_examples(self, positions: Tensor) -> tuple[Inputs, Targets]:
         """Training examples, not augmented, with their given targets.
 
-        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples in id order.
+        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples, in the order of
+        ``TrialData.train_ids``.
         """
         return self.examples.at(positions)
 
@@ -245,15 +309,17 @@ class TrialStack:
             view.copy_(tensors[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, buffers, optimiser and monitors, as tensors on the device."""
+        """Weights, buffers, optimiser, interventions and monitors, as tensors."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= self.stepper.state()
+        tensors |= {f"interventions.{name}": tensor for name, tensor in self.interventions.state().items()}
         return tensors | {f"monitors.{name}": tensor for name, tensor in self.monitors.state().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of ``state``."""
         load_state(self.model, beginning_with("model.", tensors))
         self.stepper.load_state(tensors)
+        self.interventions.load_state(beginning_with("interventions.", tensors))
         self.monitors.load_state(beginning_with("monitors.", tensors))
 
 

@@ -475,6 +475,7 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         f"schedule.{name}": ({"schedule": PLATEAU}, {"schedule": {**PLATEAU, name: value}})
         for name, value in {"metric": "train_error", "patience": 3, "threshold": 0.1, "smallest": 0.01}.items()
     },
+    "schedule.restarts": ({"schedule": PLATEAU}, {"schedule": {**PLATEAU, "restarts": False}}),
     "early_stopping": ({}, {"early_stopping": {"metric": "train_loss", "patience": 3}}),
     "precision": ({}, {"precision": "bfloat16"}),
     "loss": ({}, {"loss": {"name": "mean_squared_error"}}),
@@ -487,7 +488,9 @@ ADDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss": {"name": "no.matter:What", "sha256": "0" * 64}},
         {"loss": {"name": "no.matter:What", "sha256": "1" * 64}},
     ),
+    "label_noise_kind": ({}, {"label_noise_kind": "pair_flip"}),
     "compile": ({}, {"compile": "default"}),
+    "interventions": ({}, {"interventions": {"l2_init": 0.1}}),
     "network": ({}, {"network": {"norm": "none"}}),
     "architecture_sha256": (
         {"architecture": "no.matter:what", "architecture_sha256": "0" * 64},
@@ -516,6 +519,14 @@ def test_every_key_that_came_later_is_covered_above() -> None:
 def test_validation_images_are_part_of_the_recipe_of_every_study_that_has_some(make_study: Any) -> None:
     with_validation = make_study(data={"dataset": "digits", "num_train": 100, "num_validation": 10})
     assert with_validation.recipe_hash(ARM) != make_study().recipe_hash(ARM)
+
+
+@pytest.mark.parametrize("added", [{"subset": 0.7}, {"duplicates": {"exact": 3}}])
+def test_subsets_and_duplicates_are_part_of_the_recipe_of_every_study_that_has_some(
+    added: Any, make_study: Any
+) -> None:
+    changed = make_study(data={"dataset": "digits", "num_train": 100, **added})
+    assert changed.recipe_hash(ARM) != make_study().recipe_hash(ARM)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """Published numbers that ours stand beside.
 
-Ravikumar et al. 2025, "Towards memorization estimation: fast, formal and free" (ICML 2025), table 1, and those of
-mislabelled images and duplicates.
-
-ResNet18, 200 epochs, symmetric noise, seeds 1 to 3; the agreement with memorisation is that of an Inception network on
-CIFAR-100 with the estimates of Feldman & Zhang 2020.
+Ravikumar et al. 2025, "Towards memorization estimation: fast, formal and free" (ICML 2025), table 1 and those of wrong
+labels and duplicates. ResNet18, 200 epochs, symmetric noise, seeds 1 to 3; the agreement with memorisation is that of
+an Inception network on CIFAR-100 with the estimates of Feldman & Zhang 2020.
 """
 
 from dataclasses import dataclass

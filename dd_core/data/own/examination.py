@@ -18,7 +18,7 @@ from typing import Any
 from dd_core.errors import DataMissingError
 
 # Raised when the checks or the digest change.
-_VERSION = 1
+_VERSION = 2
 _SECONDS = 600
 _known: dict[str, dict[str, Any]] = {}
 
@@ -49,10 +49,13 @@ def examine(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _look_at(source: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
     from dd_core.data.datasets import digest
     from dd_core.data.own.sources import read_source
 
     own = read_source(source)
+    parts = (own.labels[: own.num_train], own.labels[own.num_train :])
     found = {
         "sha256": digest(own.images, own.labels),
         "image_shape": own.images.shape[1:],
@@ -60,6 +63,7 @@ def _look_at(source: dict[str, Any]) -> dict[str, Any]:
         "num_train": own.num_train,
         "num_test": len(own.images) - own.num_train,
         "highest": int(own.images.max()),
+        "rarest": [int(np.bincount(labels, minlength=own.num_classes).min()) for labels in parts],
     }
     return {"found": found, **({"class_names": own.class_names} if own.class_names else {})}
 

@@ -15,6 +15,7 @@ _OWN = {
     "norms": "dd_core.training.monitors.norms:Norms",
     "hessian": "dd_core.training.monitors.hessian:Hessian",
     "noise": "dd_core.training.monitors.noise:Noise",
+    "plasticity": "dd_core.training.monitors.plasticity:Plasticity",
 }
 
 

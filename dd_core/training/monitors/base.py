@@ -39,7 +39,8 @@ class Watched(Protocol):
         task: how its outputs are scored.
         num_train: training examples of each trial.
         num_validation: validation examples of each trial.
-        calendar: which optimiser steps belong to which epoch.
+        calendar: which optimiser steps belong to which epoch. Of an epoch's training examples there are
+            ``calendar.examples_of(epoch)``, the first of each trial: all, or those of the classes seen.
     """
 
     study: "Study"
@@ -60,7 +61,8 @@ class Watched(Protocol):
     def training_examples(self, positions: Tensor) -> "tuple[Inputs, Targets]":
         """Training examples, not augmented, and their given targets; of images (B, T*channels, H, W) and labels (B, T).
 
-        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples in id order.
+        ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples, in the order of
+        ``TrialData.train_ids``.
         """
         ...
 

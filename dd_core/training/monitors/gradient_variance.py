@@ -28,18 +28,21 @@ class BatchVariance:
 
     def __init__(self, stack: Watched, num_batches: int):
         """At least two batches."""
-        self._stack, self._num_batches = stack, min(num_batches, stack.num_train)
+        self._stack, self._num_batches = stack, num_batches
         self._wanted = stack.variant.batch_size
-        self._size = min(self._wanted, stack.num_train // self._num_batches)
 
     def observe(self) -> None:
         """Nothing of a training step is kept."""
 
     def measure(self, step: int) -> tuple[Tensor, Tensor]:
         """The estimates and their standard errors, (T,) float64."""
-        count, total = self._stack.num_train, self._num_batches * self._size
+        calendar = self._stack.calendar
+        count = calendar.examples_of(calendar.epoch_of(step))
+        num_batches = min(self._num_batches, count)
+        size = min(self._wanted, count // num_batches)
+        total = num_batches * size
         chosen = drawn(self._stack, "monitor_images", step, lambda random: random.permutation(count)[:total])
-        batches = chosen.T.split(self._size)
+        batches = chosen.T.split(size)
         samples: list[Tensor] = []
         with self._stack.evaluating():
             mean = self._gradient(batches[0])
@@ -50,7 +53,7 @@ class BatchVariance:
                 samples.append(difference.square().mean(1, dtype=torch.float64) * (index / (index + 1)))
                 mean = mean + difference / (index + 1)
         value, error = mean_and_error(samples)
-        scale = self._size / self._wanted
+        scale = size / self._wanted
         return value * scale, error * scale
 
     def _gradient(self, positions: Tensor) -> Tensor:

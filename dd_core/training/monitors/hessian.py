@@ -21,6 +21,7 @@ class Hessian(Monitor):
 
     Of the Hessian, in all weights of a trial, of the mean loss that is trained of the trial's first ``num_images``
     training images with their given labels: not augmented, BatchNorm in eval mode, in the precision of the weights.
+    Where classes come one group after the other, of as many images of those seen, equally many of each class.
 
     - ``lambda_max``: within ``lambda_max_residual`` of it lies an eigenvalue. By Lanczos it is a lower bound of the
       largest one; by power iteration it may be that of largest modulus, or anything on the way there.
@@ -44,7 +45,7 @@ class Hessian(Monitor):
     ):
         """Options are those of ``HessianMonitor``."""
         super().__init__(stack)
-        self._num_images = min(num_images, stack.num_train)
+        self._num_images = num_images
         self._largest = {"lanczos": lanczos_largest, "power_iteration": power_iteration}[lambda_max]
         self._trace = {"hutchinson": hutchinson, "hutch_plus_plus": hutch_plus_plus}[hutch_trace]
         self._iterations, self._num_probes = iterations, num_probes
@@ -52,7 +53,7 @@ class Hessian(Monitor):
     def measure(self, moment: Moment) -> Measurement:
         """The metrics above, (T,) float64."""
         stack = self.stack
-        positions = torch.arange(self._num_images, device=stack.device)[:, None].expand(-1, len(stack.trials))
+        positions = self._positions(moment.epoch)[:, None].expand(-1, len(stack.trials))
         inputs, targets = stack.training_examples(positions)
         with stack.evaluating():
             # The loss in float64 keeps saturated examples exact; it is small work.
@@ -62,3 +63,10 @@ class Hessian(Monitor):
             value, residual = self._largest(product, next(signs), self._iterations)
             trace = self._trace(product, signs, self._num_probes)
         return {"lambda_max": value, "lambda_max_residual": residual, "hutch_trace": trace}
+
+    def _positions(self, epoch: int) -> torch.Tensor:
+        """The first images; or evenly spaced ones where these stand class by class."""
+        there = self.stack.calendar.examples_of(epoch)
+        number = min(self._num_images, there)
+        first = torch.arange(number, device=self.stack.device)
+        return first if self.stack.data[0].order is None else first * there // number
