@@ -183,7 +183,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     _figure(
         "curvature_by_class_age",
-        ("per_image_curvature", "class_progress"),
+        ("per_image_curvature", "images"),
         "Mean curvature at images of the classes of each task, while further classes come.",
         _INCREMENTAL,
     ),

@@ -200,23 +200,6 @@ TRAINING_TABLES = (
         ),
     ),
     Table(
-        "class_progress",
-        "Loss and accuracy of every class that has been seen, at every checkpoint; of studies whose classes come one "
-        "group after the other.",
-        (
-            *ARM,
-            EPOCH,
-            STEP,
-            Column("split", "string", "train, validation or test"),
-            Column("class_label", "int16", "the class"),
-            Column("class_rank", "int16", "its place in the order in which classes come, from 0"),
-            Column("task", "int16", "in which it came, from 1"),
-            Column("num_images", "int32", "of the class in the split"),
-            Column("loss", "float64", "mean over them, given labels, nats"),
-            Column("accuracy", "float64", "share whose most probable class is the given label, fraction"),
-        ),
-    ),
-    Table(
         "image_progress",
         "Loss and correctness of every image at every evaluation; with a subset (data.subset) the images left out of "
         "training are a split of their own, left_out.",

@@ -52,7 +52,7 @@ SPECS = """
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
-curvature_by_class_age | incremental | altair | class_progress computed_curvature |
+curvature_by_class_age | incremental | altair | computed_curvature images |
 curvature_by_width | figures | altair | curvature training_evals |
 curvature_definitions | figures | altair | computed_curvature curvature training_evals |
 curvature_exports | exports | json numpy | computed_curvature |

@@ -138,7 +138,7 @@ def write_incremental(store: Store, study: Study) -> None:
 
 def made_up_scores(study: Study, variant: str) -> dict[str, np.ndarray]:
     """Labels, memorisation itself and scores of all images of a variant; wrong labels are memorised more."""
-    num = study.num_train_images
+    num = study.data.num_train or 0
     rng = np.random.default_rng([*variant.encode()])
     true = np.arange(num) % NUM_CLASSES
     is_noisy = rng.permutation(num) < round(study.variants[variant].label_noise * num)
@@ -158,7 +158,7 @@ def write_memorization(store: Store, study: Study, *, truth: bool = True) -> Non
         made = made_up_scores(study, arm.variant)
         labels = ("true_label", "given_label", "is_noisy")
         rows, of_truth, detection, agreement = [], [], [], []
-        for image in range(study.num_train_images):
+        for image in range(len(made["memorization"])):
             own = of_arm | {"image_id": image} | {name: made[name][image] for name in labels}
             copied = {"copy_of": 0 if image == 1 else None, "duplicate": "exact" if image < 2 else None}
             rows += [

@@ -19,14 +19,19 @@ from dd_core.study.study import Study
 
 _WIDTH, _AGES, _HEIGHT, _MOST_EPOCHS, _MOST_ARMS = 400, 170, 210, 80, 3
 
-_TASKS = "SELECT arm, trial, class_label, any_value(task) AS task FROM rows GROUP BY ALL ORDER BY ALL"
+# The order of classes is a trial's, whatever it is trained with.
+_RANKS = """
+    SELECT DISTINCT variant, trial, true_label, class_rank FROM images
+    WHERE study = $study AND split = 'train' AND class_rank IS NOT NULL ORDER BY ALL
+"""
 _EPOCHS = "SELECT list(DISTINCT epoch ORDER BY epoch) AS epochs FROM rows WHERE list_contains($drawn, arm)"
 # Images of unseen classes have no part in what was trained, whoever may have computed their curvature.
 _MEANS = """
     SELECT arm, trial, epoch, task, avg(trace) AS trace, count(*) AS num_images FROM rows
-    JOIN (SELECT unnest($arms_of) AS arm, unnest($trials) AS trial, unnest($classes) AS given_label,
-                 unnest($tasks) AS task) USING (arm, trial, given_label)
-    WHERE list_contains($epochs, epoch) AND isfinite(trace) AND task <= list_extract($last_task, epoch + 1)
+    JOIN (SELECT unnest($variants) AS variant, unnest($trials) AS trial, unnest($classes) AS true_label,
+                 unnest($tasks) AS task) USING (variant, trial, true_label)
+    WHERE list_contains($drawn, arm) AND list_contains($epochs, epoch) AND isfinite(trace)
+          AND task <= list_extract($last_task, epoch + 1)
     GROUP BY ALL ORDER BY arm, trial, epoch, task
 """
 
@@ -86,18 +91,17 @@ def headline(study: Study, name: str, rows: list[dict[str, Any]]) -> str:
 def _means(study: Study, connection: duckdb.DuckDBPyConnection, drawn: list[str]) -> list[dict[str, Any]]:
     """Mean trace by arm, trial, epoch and the task in which the class came, at up to so many epochs."""
     classes = study.data.classes
-    found = fetch(connection, study, "class_progress", _TASKS)
-    if classes is None or not found:
+    if classes is None or not drawn or not has_view(connection, "images"):
         return []
+    ranks = connection.execute(_RANKS, {"study": study.name}).fetchall()
     epochs = fetch(connection, study, "per_image_curvature", _EPOCHS, drawn=drawn)[0]["epochs"] or []
     kept = sorted({*thin(epochs, _MOST_EPOCHS), *(end for end in task_ends(study) if end in epochs)})
     count = study.data.record.num_classes
-    own = [row for row in found if row["arm"] in drawn]
+    variants, trials, labels, of_class = map(list, zip(*ranks, strict=True)) if ranks else ([], [], [], [])
     return fetch(
-        connection, study, "per_image_curvature", _MEANS,
-        arms_of=[row["arm"] for row in own], trials=[row["trial"] for row in own],
-        classes=[row["class_label"] for row in own], tasks=[row["task"] for row in own], epochs=kept,
-        last_task=[classes.task_of(epoch, count) for epoch in range(study.epochs + 1)],
+        connection, study, "per_image_curvature", _MEANS, drawn=drawn,
+        variants=variants, trials=trials, classes=labels, tasks=[classes.task_with(rank) for rank in of_class],
+        epochs=kept, last_task=[classes.task_of(epoch, count) for epoch in range(study.epochs + 1)],
     )  # fmt: skip
 
 
