@@ -118,7 +118,7 @@ def _points(estimate: Estimate) -> str:
 
 def _against_fresh(name: str, gap: Estimate) -> str:
     if not gap.sign:
-        return f"{name} shows no sure loss of plasticity: in later tasks it is {_points(gap)} from one that begins anew"
+        return f"{name} shows no sure loss of plasticity: in later tasks {_points(gap)} against one that begins anew"
     verdict, how = ("loses plasticity", "worse") if gap.sign < 0 else ("gains from earlier tasks", "better")
     return f"{name} {verdict}: in later tasks it is {_points(gap)} {how} than one that begins anew"
 

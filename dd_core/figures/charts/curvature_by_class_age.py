@@ -11,7 +11,7 @@ from dd_core.analysis.intervals import Estimate, over_trials
 from dd_core.analysis.plasticity import task_ends
 from dd_core.figures.charts.training_curves import thin
 from dd_core.figures.drawing import style
-from dd_core.figures.drawing.log_axis import is_worth_it, log_axis
+from dd_core.figures.drawing.log_axis import clip, is_worth_it, log_axis
 from dd_core.figures.drawing.selection import drawn_arms, fetch, has_view, tidy
 from dd_core.figures.panels.task_lines import boundaries, epoch_axis, one_width
 from dd_core.store.store import Store
@@ -19,6 +19,8 @@ from dd_core.study.study import Study
 
 _WIDTH, _AGES, _HEIGHT, _MOST_EPOCHS, _MOST_ARMS = 400, 170, 210, 80, 3
 
+# A difference of mean traces below this is that of networks that have died.
+_FLAT = 1e-6
 # The order of classes is a trial's, whatever it is trained with.
 _RANKS = """
     SELECT DISTINCT variant, trial, true_label, class_rank FROM images
@@ -47,13 +49,15 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     drawn = dict(list(names.items())[:_MOST_ARMS])
     shown = [arm for arm in drawn if any(row["arm"] == arm for row in means)]
+    title = headline(names[shown[0]], [row for row in means if row["arm"] == shown[0]])
     lines = {names[arm]: _line(study, [row for row in means if row["arm"] == arm]) for arm in shown}
     return style.finish(
-        style.lines_by_variant(lines),
-        headline(study, names[shown[0]], [row for row in means if row["arm"] == shown[0]]),
+        style.lines_by_variant({name: line for name, (line, _) in lines.items()}),
+        title,
         [
             "Left: mean over trials, a line for the classes of each task, dark: the first. Dashed: a task ends. Right: "
-            "at the last checkpoint, with 95 % intervals over trials (Student's t)",
+            "points are means, ticks single trials",
+            *(f"{name}: {note}" for name, (_, note) in lines.items() if note),
             *style.describe(study, [names[arm] for arm in shown]),
             None if len(shown) == len(names) else f"Variants: the first {len(shown)} of {len(names)}",
             *notes,
@@ -63,7 +67,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def headline(study: Study, name: str, rows: list[dict[str, Any]]) -> str:
+def headline(name: str, rows: list[dict[str, Any]]) -> str:
     """The ratio of the curvature at the oldest classes to that at the newest, at the last checkpoint."""
     epoch, by_task = _at_the_end(rows)
     first, last = min(by_task), max(by_task)
@@ -72,9 +76,13 @@ def headline(study: Study, name: str, rows: list[dict[str, Any]]) -> str:
     pairs = [(by_task[first][trial], by_task[last][trial]) for trial in by_task[first] if trial in by_task[last]]
     if not all(old > 0 and new > 0 for old, new in pairs):
         gap = over_trials(old - new for old, new in pairs)
+        largest = max(map(abs, (gap.mean, *((gap.low, gap.high) if gap.num_trials > 1 else ()))))
+        if largest < _FLAT:
+            return f"{name}: at epoch {epoch} the loss is flat at images of the first task's classes and of the newest"
+        digits = 1 - math.floor(math.log10(largest))
         return (
             f"{name}: at epoch {epoch} the mean curvature at the first task's classes differs from that at the newest "
-            f"by {gap.words(2)}"
+            f"by {gap.words(max(digits, 0))}"
         )
     logs = over_trials(math.log(old / new) for old, new in pairs)
     ratio = Estimate(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.num_trials)
@@ -115,8 +123,8 @@ def _at_the_end(rows: list[dict[str, Any]]) -> tuple[int, dict[int, dict[int, fl
     return epoch, by_task
 
 
-def _line(study: Study, rows: list[dict[str, Any]]) -> alt.HConcatChart:
-    """Both panels of one arm."""
+def _line(study: Study, rows: list[dict[str, Any]]) -> tuple[alt.HConcatChart, str | None]:
+    """Both panels of one arm, and a sentence about what its axis cannot show."""
     groups: dict[tuple[int, int], list[float]] = defaultdict(list)
     for row in rows:
         groups[row["task"], row["epoch"]].append(row["trace"])
@@ -126,19 +134,19 @@ def _line(study: Study, rows: list[dict[str, Any]]) -> alt.HConcatChart:
     ]
     end, by_task = _at_the_end(rows)
     last = max(by_task)
-    ages = []
-    for task, values in sorted(by_task.items()):
-        own = over_trials(values.values())
-        low, high = (own.low, own.high) if own.num_trials > 1 else (own.mean, own.mean)
-        found = {"task": task, "age": last - task, "trace": own.mean, "low": low, "high": high}
-        ages.append({name: tidy(value) for name, value in found.items()})
-    scale, axis, floor = _axis([row["trace"] for row in points])
-    for row in ages:
-        row["low"] = max(row["low"], floor)
+    aged = [
+        {"task": task, "age": last - task, "trial": trial, "trace": value}
+        for task, values in sorted(by_task.items())
+        for trial, value in values.items()
+    ]
+    ages = [
+        {"task": row["task"], "age": last - row["task"], "trace": row["trace"]} for row in points if row["epoch"] == end
+    ]
+    scale, axis, note = _axis(points, [*points, *aged, *ages])
     y = alt.Y("trace:Q", scale=scale, axis=axis, title=["mean " + style.TRACE[0], style.TRACE[1]])
-    tasks = alt.Scale(domain=[1, 1.15 * max(last, 2)], scheme="viridis")
     legend = alt.Legend(title="task of the classes", orient="right", format="d", gradientLength=120, tickCount=5)
-    colour = alt.Color("task:Q", scale=tasks, legend=legend)
+    colours = alt.Scale(domain=[1, 1.15 * max(last, 2)], scheme="viridis")
+    colour = alt.Color("task:Q", scale=colours, legend=legend)
     tooltip = ["task:Q", "epoch:Q", alt.Tooltip("trace:Q", format=".4g")]
     base = alt.Chart(style.csv_data(points)).encode(x=epoch_axis(study), y=y, color=colour, detail="task:N")
     over_epochs = alt.layer(
@@ -147,29 +155,33 @@ def _line(study: Study, rows: list[dict[str, Any]]) -> alt.HConcatChart:
         base.mark_circle(size=22, opacity=1).encode(tooltip=tooltip),
         *style.heading(_WIDTH, "classes of each task"),
     ).properties(width=_WIDTH, height=_HEIGHT)
-    ticks = list(range(0, last, -(-last // 8)))
-    x = alt.X(
-        "age:Q",
-        axis=alt.Axis(values=ticks, format="d"),
-        title="tasks since they came",
-        scale=alt.Scale(nice=False, padding=12),
-    )
-    aged = alt.Chart(style.data(ages)).encode(x=x, color=colour)
-    no_title = alt.Axis(values=axis["values"], labels=False) if "values" in axis.to_dict() else alt.Axis(labels=False)
+    ticks = alt.Axis(values=list(range(0, last, -(-last // 8))), format="d")
+    x = alt.X("age:Q", axis=ticks, title="tasks since they came", scale=alt.Scale(nice=False, padding=12))
+    same = {name: value for name, value in axis.to_dict().items() if name in ("values", "tickCount")}
+    unlabelled = alt.Y("trace:Q", scale=scale, axis=alt.Axis(labels=False, ticks=False, **same), title=None)
+    tooltip = ["task:Q", "age:Q", alt.Tooltip("trace:Q", format=".4g")]
+    trials = alt.Chart(style.data(aged)).mark_tick(orient="horizontal", thickness=1.5, size=12, opacity=0.7)
+    means = alt.Chart(style.data(ages)).mark_circle(size=60, opacity=1)
     by_age = alt.layer(
-        aged.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale, axis=no_title, title=None), y2="high:Q"),
-        aged.mark_circle(size=60, opacity=1).encode(
-            y=alt.Y("trace:Q", scale=scale, axis=no_title, title=None),
-            tooltip=["task:Q", "age:Q", *(alt.Tooltip(f"{n}:Q", format=".4g") for n in ("trace", "low", "high"))],
-        ),
+        trials.encode(x=x, y=unlabelled, color=colour, tooltip=[*tooltip, "trial:Q"]),
+        means.encode(x=x, y=unlabelled, color=colour, tooltip=tooltip),
         *style.heading(_AGES, f"at epoch {end}, by age"),
-    ).properties(width=_AGES, height=_HEIGHT)  # fmt: skip
-    return alt.hconcat(over_epochs, by_age, spacing=20)
+    ).properties(width=_AGES, height=_HEIGHT)
+    return alt.hconcat(over_epochs, by_age, spacing=20), note
 
 
-def _axis(values: list[float]) -> tuple[alt.Scale, alt.Axis, float]:
-    """A logarithmic axis where it is worth it, and the lowest value that it can show."""
-    if is_worth_it(values) and min(values) > 0:
-        scale, axis = log_axis([min(values) / 1.5, max(values) * 1.5])
-        return scale, axis, min(values) / 1.6
-    return alt.Scale(nice=True), alt.Axis(format="~g", tickCount=5), -math.inf
+def _axis(means: list[dict[str, Any]], rows: list[dict[str, Any]]) -> tuple[alt.Scale, alt.Axis, str | None]:
+    """An axis for both panels, logarithmic where that is worth it, and a sentence if means were lifted to its end."""
+    if not is_worth_it([row["trace"] for row in means]):
+        values = [row["trace"] for row in rows]
+        return (
+            alt.Scale(domain=[min(0, *values), max(values) or 1], nice=True),
+            alt.Axis(format="~g", tickCount=5),
+            None,
+        )
+    lifted = clip(means, "trace", ())
+    floor = min(row["trace"] for row in means)
+    for row in rows:
+        row["trace"] = max(row["trace"], floor)
+    scale, axis = log_axis([row["trace"] for row in rows])
+    return scale, axis, f"{lifted} of {len(means)} means are below the axis and drawn at its end" if lifted else None

@@ -77,7 +77,8 @@ def _newest(shown: dict[str, Newest], names: dict[str, str], colour: alt.Color) 
         for task in newest.tasks:
             own = newest.at(task)
             ends = (own.low, own.high) if own.num_trials > 1 else (own.mean, own.mean)
-            rows.append({"series": names[arm], "task": task, "value": own.mean, "low": ends[0], "high": ends[1]})
+            low, high = max(ends[0], 0.0), min(ends[1], 1.0)
+            rows.append({"series": names[arm], "task": task, "value": own.mean, "low": low, "high": high})
     split = next(iter(shown.values())).split
     rows = [{name: tidy(value) for name, value in row.items()} for row in rows]
     last = max(row["task"] for row in rows)

@@ -54,7 +54,7 @@ def epoch_axis(study: Study) -> alt.X:
 def band(base: Any, x: alt.X, colour: alt.Color, y: alt.Y, tooltip: list[Any], *, points: bool) -> list[alt.Chart]:
     """Layers of a mean with its interval: ``low`` and ``high`` as a band, the mean as a line, points if asked for."""
     lower = alt.Y("low:Q", scale=y["scale"], title=y["title"])
-    area = base.mark_area(opacity=0.18).encode(x=x, color=colour, y=lower, y2="high:Q")
+    area = base.mark_area(opacity=0.14).encode(x=x, color=colour, y=lower, y2="high:Q")
     layers = [area, base.mark_line(strokeWidth=1.8).encode(x=x, color=colour, y=y)]
     marked = base.mark_circle(size=34 if points else 60, opacity=1 if points else 0)
     return [*layers, marked.encode(x=x, color=colour, y=y, tooltip=tooltip)]
