@@ -74,6 +74,13 @@ def check_data(study: "Study") -> None:
             f"{and_more} are more than the {record.num_train} of {record.name}"
         )
     _check_subset(study)
+    copies = study.data.duplicates
+    num_images = study.num_train_images + study.num_left_out_images
+    if copies is not None and not 0 < 2 * (copies.exact + copies.near) <= num_images:
+        raise ValueError(
+            f"data.duplicates: {copies.exact + copies.near} copies are none, or they and what they are copies of are "
+            f"more than the {num_images} training images"
+        )
 
 
 def _check_subset(study: "Study") -> None:
@@ -140,6 +147,11 @@ def check_variant(study: "Study", name: str) -> None:
     _check_augmentation(study, name, variant)
     _check_schedule(study, name, variant)
     _check_interventions(study, name, variant)
+    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
+            "which others (asymmetric); choose pair_flip or symmetric"
+        )
     size = variant.batch_size
     if size > study.num_train_images:
         raise ValueError(

@@ -43,12 +43,15 @@ TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
+    *("memorization", "memorization_detection", "memorization_truth", "memorization_influence"),
+    *("memorization_agreement", "boundary_forgetting"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "incremental_cifar100"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
+boundary_forgetting | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
@@ -68,9 +71,8 @@ hessian_spectra | tables | duckdb parquet | computed_hessians |
 hessian_spectrum | figures | altair | hessian_spectra training_evals |
 image_progress | tables | duckdb parquet | trained_checkpoints |
 images | tables | duckdb parquet | trained_checkpoints |
-loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
-loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 loss_slope_by_width | loss_slopes | altair | loss_slope_fits loss_slopes training_evals |
+loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 loss_slope_grid | loss_slopes | altair | loss_slopes |
 loss_slope_knee | loss_slopes | altair | loss_slopes |
 loss_slope_mosaic | loss_slopes | altair | loss_slope_fits loss_slopes training_batches |
@@ -79,7 +81,13 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
+loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
+memorization | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_agreement | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_detection | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
 memorization_histogram | memorization | altair | memorization_truth |
+memorization_influence | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_truth | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
 memorized_images | memorization | altair | memorization memorization_truth |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
@@ -89,6 +97,7 @@ runs | tables | duckdb parquet | trained_checkpoints |
 score_ranks | memorization | altair | memorization memorization_truth |
 scores_against_truth | memorization | altair | memorization_agreement |
 settings-loss_slopes-DIGEST | loss_slopes | yaml | |
+settings-memorization-DIGEST | memorization | yaml | |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints tiny/recipe-plain-DIGEST tiny/settings-hessian-DIGEST \
