@@ -1,12 +1,14 @@
 """Weights that were trained elsewhere, as the checkpoints of a study of ours.
 
-Everything is read, checked and written aside, one file at a time, before anything is put into place by renaming. A
+Everything is read, checked and written aside, a few files at a time, before anything is put into place by renaming. A
 process killed between two of these renames leaves whole files only, and the same command completes them. Importing the
 same files again changes nothing, and reads none of them as long as sizes and times are what they were.
 """
 
 import datetime
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ PUBLISHED_SETTINGS: dict[str, Any] = {
     "architecture": "incremental_resnet18",
     "batch_size": 90,
     "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"name": "step", "milestones": [60, 120, 160], "factor": 0.2},
 }
 _PUBLISHED_CLASSES = (5, 5, 200)
 # The published curvature: the gradient of a mean loss of 32 images, changed by h = 0.001.
@@ -211,6 +214,7 @@ class _Plan:
         """Nothing is read yet but the manifests of what was imported before."""
         self.store, self.study, self.files, self.request = store, study, files, request
         self._expected: dict[Arm, Expected] = {}
+        self._num_parameters: dict[Arm, int] = {}
         self._new: dict[Checkpoint, list[tuple[_Source, Path]]] = {}
         wanted = list(study.iter_checkpoints())
         manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, c) for c in wanted])
@@ -245,18 +249,30 @@ class _Plan:
 
     def stage(self, staging: Path | None) -> None:
         """Read what is new, and write it aside; with None nothing is written."""
-        for file in self.files:
-            known = self._trials(file.checkpoint).get(_role(file.trial))
-            source = self._source(file, known)
-            if source is None:
-                continue
-            state = read_state(file.path, self.request.key, self._network(file.checkpoint.arm))
-            staged = (staging or Path()) / file.checkpoint.arm.key / source.target.name
-            if staging is not None:
-                # All trials lie along the first dimension; this file has one.
-                tensors = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
-                save_tensors(staged, tensors, {"checkpoint": f"{self.study.name}/{file.checkpoint.key}"})
-            self._new.setdefault(file.checkpoint, []).append((source, staged))
+        for arm in dict.fromkeys(file.checkpoint.arm for file in self.files):
+            self._expected[arm] = self._network(arm)
+        # Hashing, reading and flushing leave the interpreter to others.
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            done = [pool.submit(self._staged, file, staging) for file in self.files]
+            try:
+                for file, future in zip(self.files, done, strict=True):
+                    if (new := future.result()) is not None:
+                        self._new.setdefault(file.checkpoint, []).append(new)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _staged(self, file: CheckpointFile, staging: Path | None) -> tuple[_Source, Path] | None:
+        """One file that is written aside; None if there is nothing new in it."""
+        source = self._source(file, self._trials(file.checkpoint).get(_role(file.trial)))
+        if source is None:
+            return None
+        state = read_state(file.path, self.request.key, self._expected[file.checkpoint.arm])
+        staged = (staging or Path()) / file.checkpoint.arm.key / source.target.name
+        if staging is not None:
+            # All trials lie along the first dimension; this file has one.
+            tensors = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
+            save_tensors(staged, tensors, {"checkpoint": f"{self.study.name}/{file.checkpoint.key}"})
+        return source, staged
 
     def _source(self, file: CheckpointFile, known: dict[str, Any] | None) -> _Source | None:
         """What is to be imported; None if just this was.
@@ -265,7 +281,7 @@ class _Plan:
             UserError: something else was.
         """
         status = file.path.stat()
-        about = {
+        about: dict[str, Any] = {
             "path": str(file.path.absolute()),
             "bytes": status.st_size,
             "modified_ns": status.st_mtime_ns,
@@ -288,17 +304,17 @@ class _Plan:
 
     def _network(self, arm: Arm) -> Expected:
         """What the weights of an arm must be."""
-        if arm not in self._expected:
-            with torch.random.fork_rng(devices=[]):
-                state = network_of(self.study, arm).state_dict()
-            variant, num_classes = self.study.variants[arm.variant], self.study.data.record.num_classes
-            self._expected[arm] = Expected(
-                {name: tuple(tensor.shape) for name, tensor in state.items()},
-                {name: tensor.dtype for name, tensor in state.items()},
-                num_classes,
-                f"{variant.architecture} of k = {arm.k} for {self.study.data.title}",
-            )
-        return self._expected[arm]
+        with torch.random.fork_rng(devices=[]):
+            network = network_of(self.study, arm)
+        state = network.state_dict()
+        self._num_parameters[arm] = sum(parameter.numel() for parameter in network.parameters())
+        variant, num_classes = self.study.variants[arm.variant], self.study.data.record.num_classes
+        return Expected(
+            {name: tuple(tensor.shape) for name, tensor in state.items()},
+            {name: tensor.dtype for name, tensor in state.items()},
+            num_classes,
+            f"{variant.architecture} of k = {arm.k} for {self.study.data.title}",
+        )
 
     def carried_out(self) -> list[Path]:
         """Put all into place; returns where weights of an earlier recipe went."""
@@ -333,7 +349,6 @@ class _Plan:
         study, store = self.study, self.store
         variant = study.variants[arm.variant]
         epochs = [checkpoint.epoch for checkpoint in self._new if checkpoint.arm == arm]
-        shapes = network_of(study, arm).parameters()
         now = datetime.datetime.now(datetime.UTC)
         attempt = max(attempt_numbers(store, study, arm), default=0) + 1
         columns: dict[str, Any] = dict.fromkeys(column.name for column in TABLES["runs"].file_columns)
@@ -356,7 +371,7 @@ class _Plan:
             "settings": json.dumps(study.recipe(arm), sort_keys=True),
             "family": variant.family or arm.variant,
             "seed": study.seed,
-            "num_parameters": sum(parameter.numel() for parameter in shapes),
+            "num_parameters": self._num_parameters[arm],
             "first_epoch": min(epochs),
             "last_epoch": max(epochs),
             "started_at": now,

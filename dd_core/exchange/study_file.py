@@ -121,10 +121,20 @@ def extended(
     except ValidationError as error:
         raise UserError(f"study {name}: {describe_problems(error)}") from error
     del content["name"]
-    if Path(classes.get("order", "")).is_relative_to(folder):
-        classes["order"] = str(Path(classes["order"]).relative_to(folder))
+    content["data"] = _as_written(content["data"], folder)
     wanted = text if text is not None and study == former else _yaml(content, text)
     return StudyFile(path or folder / f"{name}.yaml", text, wanted, study)
+
+
+def _as_written(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Data as a study file in a folder says them, without what is found out when it is read."""
+    classes, dataset = dict(data.get("classes", {})), data["dataset"]
+    if Path(classes.get("order", "")).is_relative_to(folder):
+        classes["order"] = str(Path(classes["order"]).relative_to(folder))
+    if isinstance(dataset, dict):
+        own = {key: dataset[key] for key in ("npz", "folder", "resize") if key in dataset}
+        dataset = dataset.get("function", own)
+    return {**data, "dataset": dataset, **({"classes": classes} if classes else {})}
 
 
 def _shown_epochs(epochs: dict[Arm, list[int]]) -> set[int]:

@@ -18,6 +18,7 @@ from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.files import read_study
+from dd_core.tables import warehouse
 from dd_core.tables.warehouse import connect
 
 from .exchanged import snapshot
@@ -83,6 +84,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     bench = _Bench(tmp_path, capsys)
     monkeypatch.setenv("DD_ROOT", str(bench.store.root))
     monkeypatch.setenv("DD_STUDIES", str(bench.studies))
+    monkeypatch.setattr(warehouse, "refresh", lambda store: None)  # takes longer than all else; not looked at here
     yield bench
 
 
@@ -104,6 +106,17 @@ def test_weights_arrive_bit_by_bit_and_sql_finds_them(bench: _Bench) -> None:
     ]
     ((number,),) = bench.rows("SELECT count(*) FROM images WHERE study = 'other' AND split = 'train'")
     assert number == 1797
+
+
+def test_images_of_ones_own_are_named_as_a_study_file_names_them(bench: _Bench, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 9, (20, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(20) % 10)
+    bench.save("1.pt", network().state_dict())
+    bench.load(HOW.replace("digits", str(tmp_path / "mine.npz")))
+    assert "nothing was changed" in bench.load()
+    bench.save("2.pt", network(2).state_dict())
+    bench.load()
+    same(bench.weights("imported.k002|0002"), 0, network(2).state_dict())
 
 
 def test_the_same_import_changes_nothing_and_further_epochs_and_trials_join(bench: _Bench) -> None:
