@@ -49,7 +49,8 @@ SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
-boundary_forgetting | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+boundary_forgetting | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
@@ -76,11 +77,16 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
-memorization | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_agreement | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_detection | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_influence | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_truth | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_agreement | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_detection | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_influence | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_truth | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
 resource_probe | tables | duckdb parquet | |
