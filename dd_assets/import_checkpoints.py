@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         store = writable_store()
 
-        from dd_core.exchange.checkpoint_importer import import_checkpoints
+        from dd_core.weights.importer import import_checkpoints
 
         done = import_checkpoints(store, folders, _request(options), dry_run=options.dry_run)
         if done.written and not options.dry_run:
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _request(options: argparse.Namespace) -> Any:
-    from dd_core.exchange.checkpoint_importer import WeightsRequest
+    from dd_core.weights.importer import WeightsRequest
 
     def given(**values: Any) -> dict[str, Any]:
         return {key: value for key, value in values.items() if value is not None}
