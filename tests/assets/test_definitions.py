@@ -39,14 +39,17 @@ FIGURES = {
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
+    "class_progress",
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
-SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "incremental_cifar100"}
+SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
+SHIPPED |= {"incremental_cifar100", "incremental_digits"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
+class_progress | tables | duckdb parquet | trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |

@@ -66,9 +66,11 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     hessian_of_checkpoint(make_study(hessian=hessian), FIRST, trained)
     compute_curvature(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
-    for name in ("resource_probe", "loss_slopes", "loss_slope_fits"):
+    for name in ("resource_probe", "loss_slopes", "loss_slope_fits", "class_progress", "class_schedule"):
         nothing = {column.name: None for column in TABLES[name].file_columns}
-        path = trained.table_folder(name, tiny_study.name, FIRST.arm.key) / "some.parquet"
+        folders = {"study": tiny_study.name, "arm": FIRST.arm.key}
+        folder = trained.table_folder(name, *(folders[column] for column in TABLES[name].folder_columns))
+        path = folder / "some.parquet"
         write_result(trained, path, to_arrow(name, nothing, 1))
     return trained
 
