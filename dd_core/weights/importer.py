@@ -35,7 +35,10 @@ from dd_core.weights.files import PUBLISHED, CheckpointFile, find_checkpoints
 from dd_core.weights.state_dicts import Expected, read_state
 
 # What is known of files that are called as the published code of incremental CIFAR calls them (Dohare et al. 2024).
-PUBLISHED_DATA: dict[str, Any] = {"dataset": "cifar100"}
+PUBLISHED_DATA: dict[str, Any] = {
+    "dataset": "cifar100",
+    "standardisation": {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
+}
 PUBLISHED_SETTINGS: dict[str, Any] = {
     "architecture": "incremental_resnet18",
     "batch_size": 90,
@@ -169,7 +172,9 @@ def _study_file(
     data, settings = request.data, request.settings
     if request.is_published and former is None:
         optimizer = {**PUBLISHED_SETTINGS["optimizer"], **settings.get("optimizer", {})}
-        data, settings = {**PUBLISHED_DATA, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
+        # Where it was trained on other images, their statistics are others as well.
+        published = {} if "dataset" in data else PUBLISHED_DATA
+        data, settings = {**published, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
     if orders.name is not None and (former is None or request.classes):
         first, add, every = request.classes or _PUBLISHED_CLASSES
         data = {**data, "classes": {"order": orders.name, "first": first, "add": add, "every": every}}
