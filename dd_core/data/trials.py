@@ -164,8 +164,7 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
     train, left_out = train[~is_left_out], train[is_left_out]
     mean, std = _channel_statistics(dataset, train)
     if (fixed := data.standardisation) is not None:
-        mean, std = (np.array(own, np.float64) * data.record.highest for own in (fixed.mean, fixed.std))
-        mean, std = mean.astype(np.float32), std.astype(np.float32)
+        mean, std = ((np.array(own) * data.record.highest).astype(np.float32) for own in (fixed.mean, fixed.std))
     return TrialData(
         train_ids=train,
         validation_ids=validation,
