@@ -32,9 +32,10 @@ def main() -> int:
     try:
         study = catalogue().get(parser.parse_args().study)
         if study.imported:
+            what = "curvature,group:figures" if study.has_checkpoints else "group:figures,group:loss_slopes"
             raise UserError(
                 f"{study.name} was imported, so there is nothing to train; draw its figures with: dagster asset "
-                "materialize --select 'group:figures,group:loss_slopes'"
+                f"materialize --select '{what}'"
             )
         store = writable_store()
         _set_up()

@@ -127,6 +127,11 @@ def check_classes(study: "Study") -> None:
 def check_variant(study: "Study", name: str) -> None:
     """Refuse a variant that contradicts itself, the data or the number of epochs."""
     variant = study.variants[name]
+    network, shape = architecture_called(variant.architecture), study.data.record.image_shape
+    if reason := network.objection(shape, **network.complete(variant.network)):
+        raise ValueError(f"variants.{name}.network.{reason}")
+    if study.imported:
+        return  # how it was trained is not for us to refuse
     _check_augmentation(study, name, variant)
     _check_label_noise(study, name, variant)
     _check_schedule(study, name, variant)
@@ -136,9 +141,6 @@ def check_variant(study: "Study", name: str) -> None:
     if size > sizes[0]:
         when = " in the first task" if len(sizes) > 1 else ""
         raise ValueError(f"variants.{name}.batch_size: {size} images in a batch but only {sizes[0]} to train on{when}")
-    network, shape = architecture_called(variant.architecture), study.data.record.image_shape
-    if reason := network.objection(shape, **network.complete(variant.network)):
-        raise ValueError(f"variants.{name}.network.{reason}")
     # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
     is_narrow = network.normalises_single_values(shape, variant.network)
     single = [task for task, images in enumerate(sizes, 1) if size == 1 or images % size == 1]

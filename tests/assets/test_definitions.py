@@ -43,8 +43,11 @@ TABLES = {
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
 }
-EXPORTS = {"metric_exports"}
-SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "incremental_digits"}
+EXPORTS = {"metric_exports", "curvature_exports"}
+SHIPPED = {
+    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"),
+    *("incremental_cifar100", "incremental_digits"),
+}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
@@ -54,6 +57,7 @@ computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
 curvature_by_width | figures | altair | curvature training_evals |
 curvature_definitions | figures | altair | computed_curvature curvature training_evals |
+curvature_exports | exports | json numpy | computed_curvature |
 curvature_over_training | figures | altair | curvature training_evals |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
