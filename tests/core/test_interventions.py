@@ -464,7 +464,7 @@ def test_arms_with_interventions_share_no_network(make_study: MakeStudy) -> None
     assert not kind(study, study.arms["plain.k001"])
 
 
-CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 2, "every": 1}}
+CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 4, "add": 3, "every": 1}}
 
 
 @pytest.mark.parametrize(
