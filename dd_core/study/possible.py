@@ -73,6 +73,13 @@ def check_data(study: "Study") -> None:
             f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
             f"{and_more} are more than the {record.num_train} of {record.name}"
         )
+    if (fixed := study.data.standardisation) is not None:
+        channels = record.image_shape[2]
+        for name, values in (("mean", fixed.mean), ("std", fixed.std)):
+            if len(values) != channels:
+                raise ValueError(
+                    f"data.standardisation.{name}: {len(values)} values for the {channels} channels of {record.name}"
+                )
     _check_subset(study)
     copies = study.data.duplicates
     num_images = study.num_train_images + study.num_left_out_images

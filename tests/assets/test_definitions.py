@@ -48,10 +48,8 @@ TABLES = {
     *("memorization_agreement", "boundary_forgetting"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
-SHIPPED = {
-    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"),
-    *("incremental_cifar100", "incremental_digits"),
-}
+SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
+SHIPPED |= {"incremental_cifar100", "incremental_digits"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
