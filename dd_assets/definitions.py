@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from dd_assets.assets.curvature import CURVATURE_ASSETS
+from dd_assets.assets.curvature_exports import curvature_exports_asset
 from dd_assets.assets.figures import figure_assets
 from dd_assets.assets.loss_slopes import loss_slope_assets
 from dd_assets.assets.memorization import memorization_assets
@@ -43,7 +44,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     """
     found = studies or catalogue()
     assets: list[dg.AssetsDefinition] = []
-    trained = {name: study for name, study in found.studies.items() if not study.imported}
+    trained = {name: study for name, study in found.studies.items() if study.has_checkpoints}
     results = [_SPECIAL.get(kind.name, ResultAssets(kind)) for kind in KINDS.values()]
     for study in trained.values():
         assets += [checkpoints_asset(study, trained), *(result.of_study(study, trained) for result in results)]
@@ -51,7 +52,9 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
         assets += [dg.AssetsDefinition(specs=[part.spec]) for part in (*recipes(study), *settings)]
     assets += [stock.asset(trained) for stock in STOCKS]
     assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]
-    assets += [resource_probe_asset(trained), metric_exports_asset(found.studies)]
+    probed = {name: study for name, study in trained.items() if not study.imported}
+    assets += [resource_probe_asset(probed), metric_exports_asset(found.studies)]
+    assets += [curvature_exports_asset(trained)]
     assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *figure_assets(found.studies)]
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(

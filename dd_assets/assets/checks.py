@@ -20,18 +20,22 @@ from dd_core.tables.training import METRIC_TABLES
 _FILES = "files_match_manifests"
 _METRICS = "metrics_complete_and_in_range"
 _ROWS = "one_row_per_image"
+_SEEN = "only_seen_classes"
 # Sentences about problems that a check shows.
 _SHOWN = 50
 
 
-def checkpoint_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """What is checked after training."""
+def checkpoint_check_specs(study: Study, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """What is checked of checkpoints: of imported ones, which have no metrics, the files alone."""
+    files = dg.AssetCheckSpec(
+        _FILES,
+        asset=key,
+        description="Every checkpoint and its metric files are as their manifest says (size, SHA-256).",
+    )
+    if study.imported:
+        return [files]
     return [
-        dg.AssetCheckSpec(
-            _FILES,
-            asset=key,
-            description="Every trained checkpoint and its metric files are as their manifest says (size, SHA-256).",
-        ),
+        files,
         dg.AssetCheckSpec(
             _METRICS,
             asset=key,
@@ -42,15 +46,23 @@ def checkpoint_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     ]
 
 
-def curvature_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+def curvature_check_specs(study: Study, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """What is checked after per-image curvature."""
-    return [
-        dg.AssetCheckSpec(
-            _ROWS,
-            asset=key,
-            description="Every curvature file has each training image of each trial exactly once, with finite values.",
-        )
-    ]
+    rows = dg.AssetCheckSpec(
+        _ROWS,
+        asset=key,
+        description="Every curvature file has each training image of each trial exactly once, with finite values.",
+    )
+    if study.data.classes is None:
+        return [rows]
+    seen = dg.AssetCheckSpec(
+        _SEEN,
+        asset=key,
+        description="Every curvature file has all images of the classes that its trial had seen by then, and of no "
+        "others. A checkpoint at the end of a task has not seen the classes of the next, though published code counts "
+        "them: the table in the metadata has both numbers.",
+    )
+    return [rows, seen]
 
 
 def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
@@ -59,6 +71,8 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
     from dd_core.tables.warehouse import connect
 
     yield check_result(key, _FILES, *damaged_checkpoints(store, study))
+    if study.imported:
+        return
     with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
         problems, num_trials = metric_gaps(store, study, connection)
         largest = largest_batch_loss(study, connection)
@@ -82,11 +96,16 @@ def progress_of(store: Store, study: Study) -> dict[str, str]:
 def check_curvature(store: Store, study: Study, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
     """Run the checks of ``curvature_check_specs``."""
     from dd_core.checks.integrity import curvature_gaps
+    from dd_core.checks.seen_classes import seen_classes, verification_table
     from dd_core.tables.warehouse import connect
 
     with contextlib.closing(connect(store, ("per_image_curvature",))) as connection:
         problems, num_files = curvature_gaps(store, study, connection)
+        seen = seen_classes(store, study, connection) if study.data.classes else None
     yield check_result(key, _ROWS, problems, num_files)
+    if seen is not None:
+        unseen, table, num_files = seen
+        yield check_result(key, _SEEN, unseen, num_files, classes=dg.MetadataValue.md(verification_table(table)))
 
 
 def selected_checks(

@@ -23,6 +23,7 @@ class Estimators(dg.Config):
     estimators: list[str] | None = Field(
         default=None, description="exact, top_directions or double_backward; and finite_difference if wanted"
     )
+    logits: str | None = Field(default=None, description="seen or all, where classes come one group after the other")
     precision: str | None = Field(default=None, description="float32, bfloat16 or float64")
     relative_error: float | None = Field(default=None, description="of top_directions, for example 0.01")
     num_probes: int | None = Field(default=None, description="of top_directions and double_backward")

@@ -43,7 +43,7 @@ class ResultAssets:
     kind: Kind
     config: type[dg.Config] | None = None
     driver_config: type[Narrowing] = Narrowing
-    check_specs: Callable[[dg.AssetKey], list[dg.AssetCheckSpec]] = lambda key: []
+    check_specs: Callable[[Study, dg.AssetKey], list[dg.AssetCheckSpec]] = lambda study, key: []
     check: Callable[[Store, Study, dg.AssetKey], Iterable[dg.AssetCheckResult]] = lambda store, study, key: ()
     summarise: Summarise | None = None
 
@@ -64,7 +64,8 @@ class ResultAssets:
             outcome, total, recorded = result.compute_partitions(context, laboratory, store, study, asked)
             return Done(outcome, "checkpoints", total, f"{recorded} of {total} are recorded")
 
-        return StudyAsset(study, studies, spec, self.check_specs(spec.key), self.check, self.config).computed_by(work)
+        checks = self.check_specs(study, spec.key)
+        return StudyAsset(study, studies, spec, checks, self.check, self.config).computed_by(work)
 
     def driver(self, studies: dict[str, Study]) -> dg.AssetsDefinition:
         """The asset of all studies: computes what is missing, reports each partition, then rebuilds the summary."""

@@ -15,7 +15,10 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES
 
-TRAINING_TABLES = ("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress")
+TRAINING_TABLES = (
+    *("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress"),
+    "class_progress",
+)
 
 
 def table_spec(name: str, deps: Iterable[dg.AssetKey], group: str = "tables") -> dg.AssetSpec:
@@ -50,7 +53,7 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
             store = laboratory.store()
             selected = {key.to_user_string() for key in context.selected_asset_keys}
             trained = [study for study in studies.values() if trained_checkpoints(store, study)]
-            imported = [study for study in studies.values() if study.imported and _is_there(store, study)]
+            imported = [study for study in studies.values() if study.imported is True and _is_there(store, study)]
             if not trained and not imported:
                 raise UserError(f"nothing is trained yet under {store.root}, so there is nothing to tabulate")
             if "images" in selected:

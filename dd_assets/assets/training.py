@@ -1,13 +1,14 @@
 """Assets ``<study>/checkpoints``: the weights of every arm at the study's epochs, and the metrics up to them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 
 from dd_assets.assets.checks import check_checkpoints, checkpoint_check_specs
 from dd_assets.assets.study_asset import Done, StudyAsset
 from dd_assets.laboratory import Laboratory
+from dd_assets.steps.checkpoint_results import import_command
 from dd_assets.steps.follow import Outcome, follow
 from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.steps.recording import PartitionRecorder
@@ -22,6 +23,14 @@ from dd_core.study.measured import asked_later
 from dd_core.study.study import TRAINER_VERSION, Arm, Checkpoint, Study
 from dd_core.tables.attempts import arm_is_complete
 
+_TRAINED: Final = (
+    "Training an arm to an epoch writes every earlier checkpoint of it too, and the tables training_batches, "
+    "training_evals and image_progress."
+)
+_IMPORTED: Final = (
+    "They were trained elsewhere and imported by dd_assets.import_checkpoints; materialising records what is there."
+)
+
 
 def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
     """The asset of one of the studies."""
@@ -31,8 +40,7 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
         deps=[recipe.dep for recipe in recipes(study)],
         description=(
             f"{study.description}\n\nWeights of all {study.trials} trials of an arm after an epoch, safetensors. "
-            "Training an arm to an epoch writes every earlier checkpoint of it too, and the tables training_batches, "
-            "training_evals and image_progress."
+            f"{_IMPORTED if study.imported else _TRAINED}"
         ),
         group_name=study.name,
         kinds={"pytorch", "safetensors"},
@@ -48,13 +56,25 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
 
     def work(context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, config: Any) -> Done:
         own = wanted_checkpoints(study, context)
+        if study.imported:
+            return _recorded(context, store, study, own)
         wanted = with_those_of_backfill(study, context, key, own)
         done = _train(context, laboratory, store, study, wanted)
         if len(wanted) > len(own):
             done.outcome.keep_only({f"{study.name}/{c.arm.key}" for c in own})
         return done
 
-    return StudyAsset(study, studies, spec, checkpoint_check_specs(key), check_checkpoints).computed_by(work)
+    return StudyAsset(study, studies, spec, checkpoint_check_specs(study, key), check_checkpoints).computed_by(work)
+
+
+def _recorded(context: dg.AssetExecutionContext, store: Store, study: Study, wanted: list[Checkpoint]) -> Done:
+    """Record what has been imported; what has not cannot be made here."""
+    recorder = PartitionRecorder(context, store, study, wanted)
+    recorder.record_rest()
+    missing = [f"{study.name}/{c.key}" for c in wanted if c not in recorder.recorded]
+    how = f"is not imported yet; run: {import_command(study)}"
+    kept = f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded"
+    return Done(Outcome(failed=dict.fromkeys(missing, how)), "checkpoints", len(wanted), kept)
 
 
 def _train(

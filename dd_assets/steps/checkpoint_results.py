@@ -298,8 +298,10 @@ def select(
         warn(changed)
     if not chosen:
         names = ", ".join(study.name for study in asked)
-        cheapest = min(filter(_has_data, asked), key=whole_cost, default=None)
+        cheapest = min((study for study in asked if _can_be_trained(study)), key=whole_cost, default=None)
         first = f"; first run: dagster asset materialize {training_command(cheapest)}" if cheapest else ""
+        if all(study.imported for study in asked):
+            first = f"; first run: {import_command(asked[0])}"
         raise UserError(f"nothing asked for is trained yet in {names} under {store.root}{first}")
     return chosen
 
@@ -313,14 +315,22 @@ def _of_another_recipe(store: Store, missing: Work) -> str:
     study = old[0][0]
     arms = {f"{s.name}/{c.arm.key}": None for s, c in old}
     named = ", ".join(itertools.islice(arms, 3)) + (f" and {len(arms) - 3} others" if len(arms) > 3 else "")
+    training = f"dagster asset materialize {training_command(study, (c for s, c in old if s is study))}"
+    again = f"import them again: {import_command(study)}" if study.imported else f"train them again: {training}"
     return (
-        f"the recipe in the study file has changed since {named} {'was' if len(arms) == 1 else 'were'} trained "
-        f"({len(old)} checkpoints), so these are left out; train them again: dagster asset materialize "
-        f"{training_command(study, (c for s, c in old if s is study))}"
+        f"the recipe in the study file has changed since {named} {'was' if len(arms) == 1 else 'were'} "
+        f"{'imported' if study.imported else 'trained'} ({len(old)} checkpoints), so these are left out; {again}"
     )
 
 
-def _has_data(study: Study) -> bool:
+def import_command(study: Study) -> str:
+    """What brings the checkpoints of a study that is not trained here."""
+    return f"python -m dd_assets.import_checkpoints {study.name} FOLDER"
+
+
+def _can_be_trained(study: Study) -> bool:
+    if study.imported:
+        return False
     try:
         require(study.data.dataset)
     except DataMissingError:
@@ -352,10 +362,8 @@ def require_trained(store: Store, study: Study, wanted: list[Checkpoint]) -> Non
     if missing:
         checkpoint, reason = missing[0]
         others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
-        raise StaleError(
-            f"{reason}{others}; run: dagster asset materialize --select '{study.name}/checkpoints' "
-            f"--partition '{checkpoint.key}'"
-        )
+        training = f"dagster asset materialize --select '{study.name}/checkpoints' --partition '{checkpoint.key}'"
+        raise StaleError(f"{reason}{others}; run: {import_command(study) if study.imported else training}")
 
 
 def refresh_views(store: Store) -> None:

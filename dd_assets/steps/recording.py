@@ -78,6 +78,7 @@ def record_checkpoint(
         "dagster/uri": str(store.root / manifest.weights[0].path),
         "recipe": manifest.recipe,
         "bytes": sum(entry.bytes for entry in manifest.weights),
+        **({"imported_from": dg.MetadataValue.json(manifest.sources)} if manifest.sources else {}),
         "device": manifest.device,
         **(expected or {}),
     }

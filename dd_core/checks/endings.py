@@ -36,7 +36,7 @@ def incomplete_runs(study: Study, connection: duckdb.DuckDBPyConnection, rows: l
         True: f"SELECT arm, trial, epoch FROM training_batches WHERE {CURRENT}",
         False: f"SELECT arm, trial, last_epoch AS epoch FROM runs WHERE status = 'finished' AND {CURRENT}",
     }
-    parts = f"SELECT arm, trial, epoch FROM training_evals WHERE {CURRENT} UNION ALL {more[study.imported]}"
+    parts = f"SELECT arm, trial, epoch FROM training_evals WHERE {CURRENT} UNION ALL {more[bool(study.imported)]}"
     sql = f"SELECT arm, trial, max(epoch) AS epoch FROM ({parts}) GROUP BY arm, trial"
     seen = {(row["arm"], row["trial"]): row["epoch"] or 0 for row in query(connection, study, sql)}
     found = []
@@ -70,7 +70,8 @@ def slow_runs(study: Study, connection: duckdb.DuckDBPyConnection) -> list[str]:
             FROM training_batches WHERE {CURRENT} GROUP BY ALL""",
         False: f"SELECT arm, trial, seconds, last_epoch - first_epoch AS epochs FROM runs WHERE {CURRENT}",
     }
-    sql = f"SELECT * FROM ({lasting[study.imported]}) WHERE seconds > $seconds AND epochs < $epochs ORDER BY arm, trial"
+    of_kind = lasting[bool(study.imported)]
+    sql = f"SELECT * FROM ({of_kind}) WHERE seconds > $seconds AND epochs < $epochs ORDER BY arm, trial"
     rows = query(connection, study, sql, seconds=_SLOW_SECONDS, epochs=_SLOW_EPOCHS)
     slow = [
         Gap(row["arm"], row["trial"], "the run", f"slow: {row['seconds']:.0f} s for {row['epochs']} epochs")

@@ -74,6 +74,12 @@ class TrialData:
         parts["true_train_labels"] = self.true_train_labels[: len(parts["train_labels"])]
         return dataclasses.replace(self, **parts)
 
+    def is_of_first_classes(self, number: int) -> "NDArray[np.bool_]":
+        """Which of ``image_ids`` are those of ``first_classes``, bool (N,)."""
+        seen = self.first_classes(number)
+        names = ("train_ids", "validation_ids", "test_ids", "left_out_ids")
+        return np.concatenate([np.arange(len(getattr(self, name))) < len(getattr(seen, name)) for name in names])
+
     @property
     def ranks(self) -> "NDArray[np.int64] | None":
         """The place of every class in the order, int64 (num_classes,), from 0; None without one."""

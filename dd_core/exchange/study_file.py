@@ -63,6 +63,8 @@ def extended(
     epochs: dict[Arm, list[int]],
     num_trials: int,
     width_unit: float = 1.0,
+    *,
+    further: dict[str, Any] | None = None,
 ) -> StudyFile:
     """The study file that covers some runs as well as what it covers now.
 
@@ -76,11 +78,14 @@ def extended(
         epochs: by arm, at which it was evaluated.
         num_trials: how many there are, those of earlier imports included.
         width_unit: the width that k = 1 stands for.
+        further: other keys of a new file; with ``imported: weights`` every epoch becomes a checkpoint.
 
     Raises:
         UserError: something of it is impossible.
     """
-    shown = _shown_epochs(epochs)
+    further = {"imported": True, **(further or {})}
+    has_weights = further["imported"] == "weights"
+    shown = {epoch for own in epochs.values() for epoch in own} if has_weights else _shown_epochs(epochs)
     widths = {name: set(former.widths_of(name)) for name in former.variants} if former else {}
     for arm in epochs:
         widths.setdefault(arm.variant, set()).add(arm.k)
@@ -89,7 +94,7 @@ def extended(
     content = {
         "name": name,
         "description": description,
-        "imported": True,
+        **further,
         "data": data.model_dump(mode="json", exclude_defaults=True),
         **content,
         "variants": {
@@ -106,6 +111,9 @@ def extended(
         content["variants"][key].pop("widths", None)
         if own != everywhere:
             content["variants"][key]["widths"] = sorted(own)
+    # What a file of orders says is read anew: there may be orders of further trials.
+    classes = content["data"].get("classes", {})
+    classes.pop("found", None)
     path = next((p for suffix in (".yaml", ".yml") if (p := folder / f"{name}{suffix}").is_file()), None)
     text = path.read_text(encoding="utf-8") if path else None
     try:
@@ -113,8 +121,20 @@ def extended(
     except ValidationError as error:
         raise UserError(f"study {name}: {describe_problems(error)}") from error
     del content["name"]
+    content["data"] = _as_written(content["data"], folder)
     wanted = text if text is not None and study == former else _yaml(content, text)
     return StudyFile(path or folder / f"{name}.yaml", text, wanted, study)
+
+
+def _as_written(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Data as a study file in a folder says them, without what is found out when it is read."""
+    classes, dataset = dict(data.get("classes", {})), data["dataset"]
+    if Path(classes.get("order", "")).is_relative_to(folder):
+        classes["order"] = str(Path(classes["order"]).relative_to(folder))
+    if isinstance(dataset, dict):
+        own = {key: dataset[key] for key in ("npz", "folder", "resize") if key in dataset}
+        dataset = dataset.get("function", own)
+    return {**data, "dataset": dataset, **({"classes": classes} if classes else {})}
 
 
 def _shown_epochs(epochs: dict[Arm, list[int]]) -> set[int]:

@@ -234,9 +234,10 @@ def predicted_cost(study: Study, task: Task) -> float:
         return training_cost(study, task.arm, 0, task.until) * task.share(study) * len(task.arms)
     if isinstance(task, ProbeTask):
         return 1.0  # alone in its job
-    cost = training_cost(study, task.checkpoint.arm, 0, 1)
+    num_seen = study.num_seen_images(task.epoch)
+    cost = training_cost(study, task.checkpoint.arm, 0, 1) * num_seen / study.num_seen_images(1)
     if task.rows:
-        cost *= (task.rows[1] - task.rows[0]) / (study.trials * study.num_train_images)
+        cost *= (task.rows[1] - task.rows[0]) / (study.trials * num_seen)
     return cost
 
 
@@ -289,11 +290,11 @@ def result_job(
     A task has one of the kind's ranges of rows, or as many in a row as keep the number of tasks bearable.
     """
     of = KINDS[kind]
-    ranges = {study: list(of.ranges(studies[study])) for study, _ in checkpoints}
-    at_a_time = max(1, -(-sum(len(ranges[study]) for study, _ in checkpoints) // _MOST_TASKS))
+    ranges = {at: list(of.ranges(studies[at[0]], at[1])) for at in {(study, c.epoch) for study, c in checkpoints}}
+    at_a_time = max(1, -(-sum(len(ranges[study, c.epoch]) for study, c in checkpoints) // _MOST_TASKS))
     tasks = []
     for study, c in checkpoints:
-        own = ranges[study]
+        own = ranges[study, c.epoch]
         chunks = [own[start : start + at_a_time] for start in range(0, len(own), at_a_time)] if len(own) > 1 else [[]]
         for chunk in chunks:
             rows = (chunk[0][0], chunk[-1][1]) if chunk else None

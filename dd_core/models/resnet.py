@@ -14,10 +14,13 @@ from dd_core.study.architectures import Shape
 class BasicBlock(nn.Module):
     """3x3 convolution and normalisation, twice, with a ReLU between and one after the sum with the shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, trials: int, norm: str):
-        """``inputs`` and ``outputs`` count the channels of one network."""
+    def __init__(self, inputs: int, outputs: int, stride: int, trials: int, norm: str, *, has_bias: bool | None = None):
+        """``inputs`` and ``outputs`` count the channels of one network.
+
+        ``has_bias``: of its convolutions; None: where nothing normalises.
+        """
         super().__init__()
-        has_bias = norm == "none"
+        has_bias = norm == "none" if has_bias is None else has_bias
         self.conv1 = Convolution(inputs, outputs, 3, trials, stride=stride, bias=has_bias)
         self.bn1 = normalisation(norm, outputs, trials)
         self.conv2 = Convolution(outputs, outputs, 3, trials, bias=has_bias)

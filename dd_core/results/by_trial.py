@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.parameter_space.distributed import Group, agreeing, sum_over
-from dd_core.data.trials import TrialData, trial_data
+from dd_core.data.trials import TrialData
 from dd_core.errors import StaleError, UserError
 from dd_core.machine.memory import name_of
-from dd_core.results.rows import standardised, trained_network
+from dd_core.results.rows import as_trained, seen_data, standardised, targets, trained_network
 from dd_core.store.checkpoints import identity, load_checkpoint
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest
@@ -38,8 +38,8 @@ class TrainedTrial:
 
     Attributes:
         trial: its number.
-        data: its images and labels.
-        model: in eval mode, in channels-last memory, float32, on the CPU.
+        data: its images and labels; where classes come one group after the other, those of the classes seen.
+        model: with the outputs of the classes seen, in eval mode, in channels-last memory, float32, on the CPU.
         device: where to compute.
         group: processes that share its images.
     """
@@ -57,8 +57,8 @@ class TrainedTrial:
         return standardised(self.study, self.data, self.data.train_ids[positions], self.device, dtype)
 
     def labels(self, positions: Any = slice(None)) -> Tensor:
-        """The labels that training was told, int64 (N,), on the device."""
-        return torch.from_numpy(self.data.train_labels[positions]).to(self.device)
+        """The labels that training was told, as outputs of the model, int64 (N,), on the device."""
+        return torch.from_numpy(targets(self.data, positions)).to(self.device)
 
 
 def by_trial(
@@ -108,8 +108,8 @@ def by_trial(
     rows = []
     for trial in manifest.live_trials:
         started = time.monotonic()
-        data = trial_data(study, checkpoint.arm.variant, trial)
-        model = trained_network(study, checkpoint, weights, trial)
+        data = seen_data(study, checkpoint, trial)
+        model = as_trained(study, checkpoint, trained_network(study, checkpoint, weights, trial), data)
         row = row_of(TrainedTrial(study, checkpoint, trial, data, model, device, group))
         rows.append({"trial": trial, **row, "seconds": time.monotonic() - started})
     if rank == 0:

@@ -11,6 +11,7 @@ from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.columns import SEEN
 from dd_core.tables.files import read_parquet, to_arrow, write_result
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 
@@ -125,6 +126,7 @@ def _summarise_file(store: Store, study: Study, checkpoint: Checkpoint, manifest
                     "trial": trial,
                     "recipe": study.recipe_hash(checkpoint.arm),
                     "epoch": checkpoint.epoch,
+                    **dict(zip((c.name for c in SEEN), study.seen_and_active(checkpoint.epoch), strict=True)),
                     "source_sha256": manifest.files["table"].sha256,
                     **row,
                 }

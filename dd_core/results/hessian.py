@@ -28,6 +28,7 @@ def hessian_of_checkpoint(
 
     Arguments, result and errors are those of ``by_trial``; a UserError also where the network lacks what is asked for.
     """
+    num_images = study.num_seen_images(checkpoint.epoch)
     return by_trial(
         HESSIAN,
         study,
@@ -36,7 +37,7 @@ def hessian_of_checkpoint(
         _analysed,
         device=device,
         group=group,
-        most_ranks=min(study.hessian.num_images or study.num_train_images, study.num_train_images),
+        most_ranks=min(study.hessian.num_images or num_images, num_images),
         headline=lambda columns: {
             **mean_of(columns, "lambda_max", "trace"),
             "num_images": columns["num_images"][0],

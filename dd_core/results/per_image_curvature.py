@@ -17,21 +17,22 @@ import pyarrow as pa
 import torch
 
 from dd_core.analysis.auroc import auroc
-from dd_core.data.trials import TrialData, trial_data
+from dd_core.data.trials import TrialData
 from dd_core.errors import StaleError
 from dd_core.machine.memory import name_of
 from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_result
-from dd_core.results.rows import Families, compute_rows
+from dd_core.results.rows import Families, compute_rows, seen_data
 from dd_core.store.checkpoints import check_checkpoint, read_weights
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store
 from dd_core.study.curvature import covers
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tables.columns import ARM, EPOCH, IMAGE, LABELS, SEEN
 from dd_core.tables.files import TABLES, read_parquet, write_parquet
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE, Rows
 
-_OWN_COLUMNS = ("variant", "k", "recipe", "epoch", "trial", "image_id", "true_label", "given_label", "is_noisy")
+_OWN_COLUMNS = tuple(c.name for c in (*ARM, EPOCH, IMAGE, *LABELS, *SEEN))
 Columns = dict[str, np.ndarray]
 
 
@@ -43,14 +44,14 @@ def compute_curvature(
     device: torch.device | None = None,
     rows: Rows | None = None,
 ) -> bool:
-    """Compute the curvature of every training image of every trial, unless a current result is there.
+    """Compute the curvature of every training image that a trial has seen, unless a current result is there.
 
     Args:
         study: says which estimators, too.
         checkpoint: a trained checkpoint.
         store: where the weights are and the result goes.
         device: default the CPU.
-        rows: some of ``study.curvature_ranges``, from the first to before the second; default all.
+        rows: some of ``study.curvature_ranges(epoch)``, from the first to before the second; default all.
 
     Returns:
         Whether anything was computed now.
@@ -59,8 +60,8 @@ def compute_curvature(
         StaleError: the checkpoint is absent, damaged or of another recipe.
         UserError: the weights are not finite, or every trial has diverged.
     """
-    first, last = rows or (0, study.trials * study.num_train_images)
-    ranges = [own for own in study.curvature_ranges if first <= own[0] and own[1] <= last]
+    first, last = rows or (0, study.trials * study.num_seen_images(checkpoint.epoch))
+    ranges = [own for own in study.curvature_ranges(checkpoint.epoch) if first <= own[0] and own[1] <= last]
     return any([compute_shard(study, checkpoint, store, own, device=device) for own in ranges])
 
 
@@ -74,7 +75,8 @@ def compute_shard(
 ) -> bool:
     """Compute one shard unless it is there, and merge all if none is missing.
 
-    Arguments, result and errors are those of ``compute_curvature``; ``rows`` is one of ``study.curvature_ranges``.
+    Arguments, result and errors are those of ``compute_curvature``; ``rows`` is one of the study's
+    ``curvature_ranges``.
     """
     device = device or torch.device("cpu")
     weights = check_checkpoint(store, study, checkpoint)
@@ -128,8 +130,13 @@ class _Whole:
 
     @cached_property
     def data(self) -> list[TrialData]:
-        """The data of every trial."""
-        return [trial_data(self.study, self.checkpoint.arm.variant, trial) for trial in range(self.study.trials)]
+        """The data of every trial, of the classes seen."""
+        return [seen_data(self.study, self.checkpoint, trial) for trial in range(self.study.trials)]
+
+    @cached_property
+    def ranges(self) -> list[Rows]:
+        """The rows of all shards."""
+        return self.study.curvature_ranges(self.checkpoint.epoch)
 
     @property
     def live(self) -> dict[int, TrialData]:
@@ -166,7 +173,7 @@ class _Whole:
             present = self.present
             if present is not None and covers(present.settings, self.families):
                 return
-            if shard is not None and len(study.curvature_ranges) == 1:
+            if shard is not None and len(self.ranges) == 1:
                 self._write([shard])
                 return
             if shard is not None:
@@ -197,12 +204,11 @@ class _Whole:
 
     def _merge_if_complete(self) -> None:
         """Put the shards together once all are there; hold the lock."""
-        ranges = self.study.curvature_ranges
-        paths = [self._path(rows).with_suffix(".json") for rows in ranges]
+        paths = [self._path(rows).with_suffix(".json") for rows in self.ranges]
         # Manifests alone, as long as one is missing: else all shards would be read once for each.
         if not all(map(self._belongs, self.store.read_manifests(paths))):
             return
-        found = [self.shard(rows) for rows in ranges]
+        found = [self.shard(rows) for rows in self.ranges]
         shards = [shard for shard in found if shard is not None]
         if len(shards) < len(found):
             return
@@ -224,11 +230,13 @@ class _Whole:
         kept = present.settings if present else {}
         columns = new if present is None else self._with_others(new, present)
         num_rows, arm = len(columns["trial"]), self.checkpoint.arm
+        seen = dict(zip((c.name for c in SEEN), self.study.seen_and_active(self.checkpoint.epoch), strict=True))
         full = {
             "variant": arm.variant,
             "k": arm.k,
             "recipe": self.about["recipe"],
             "epoch": self.checkpoint.epoch,
+            **seen,
             "true_label": np.concatenate([d.true_train_labels for d in live.values()]),
             "given_label": np.concatenate([d.train_labels for d in live.values()]),
             "is_noisy": np.concatenate([d.is_noisy for d in live.values()]),

@@ -1,7 +1,8 @@
 """Per-image curvature of a range of a checkpoint's rows, from weights to columns; knows nothing of files.
 
 A row is a training image of a trial; rows are numbered trial after trial, in the order of the trial's image ids. Every
-row says whose it is, so that ranges computed apart can be proven to be the whole, each once.
+row says whose it is, so that ranges computed apart can be proven to be the whole, each once. Where classes come one
+group after the other, there are rows of the images that a trial has seen, and the loss is that of the classes seen.
 """
 
 import time
@@ -16,8 +17,9 @@ from dd_core.curvature.input_space.finite_difference import finite_difference_cu
 from dd_core.curvature.input_space.per_image import per_image_curvature
 from dd_core.data.augmentation import PlainImages
 from dd_core.data.datasets import load
-from dd_core.data.trials import TrialData
+from dd_core.data.trials import TrialData, trial_data
 from dd_core.models.build import in_its_memory, network_of
+from dd_core.models.outputs import with_outputs
 from dd_core.models.stacking import load_state
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tasks.losses import Loss, make_loss
@@ -41,6 +43,27 @@ def trained_network(study: Study, checkpoint: Checkpoint, weights: dict[str, Ten
     return in_its_memory(model.eval(), study, checkpoint.arm)
 
 
+def seen_data(study: Study, checkpoint: Checkpoint, trial: int) -> TrialData:
+    """The data of a trial, of the classes that a checkpoint has seen (at the initialisation: of the first task)."""
+    data = trial_data(study, checkpoint.arm.variant, trial)
+    return data.first_classes(study.num_classes_at(checkpoint.epoch))
+
+
+def as_trained(study: Study, checkpoint: Checkpoint, model: nn.Module, data: TrialData) -> nn.Module:
+    """The network with the outputs of the classes seen, in their order, as the loss sees it in training."""
+    if data.order is None:
+        return model
+    height, width, channels = study.data.record.image_shape
+    outputs = data.order[: study.num_classes_at(checkpoint.epoch)].tolist()
+    return with_outputs(model, outputs, torch.zeros(1, channels, height, width))
+
+
+def targets(data: TrialData, positions: Any) -> np.ndarray:
+    """The outputs of ``as_trained`` that stand for the labels some training images were given, int64."""
+    labels = data.train_labels[positions]
+    return labels if data.ranks is None else data.ranks[labels]
+
+
 def standardised(study: Study, data: TrialData, ids: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Images (N, channels, height, width) as a trial's training saw them, without augmentation."""
     return PlainImages(load(study.data.dataset).images, [ids], [data], device, dtype).batch(0, len(ids))
@@ -62,7 +85,7 @@ def compute_rows(
         study: the study.
         checkpoint: whose weights.
         weights: of all trials, (T, ...) by name.
-        data: of every trial.
+        data: of every trial, as ``seen_data`` gives it.
         rows: start and stop.
         families: as ``CurvatureSettings.families`` gives them.
         device: where to compute.
@@ -83,7 +106,10 @@ def compute_rows(
         start = max(rows[0] - trial * num_images, 0)
         stop = min(rows[1] - trial * num_images, num_images)
         model = trained_network(study, checkpoint, weights, trial)
-        values = _of_trial(study, model, data[trial], (start, stop), study.seed + trial, families, device, loss)
+        labels = data[trial].train_labels[start:stop]
+        if study.curvature.logits == "seen":
+            model, labels = as_trained(study, checkpoint, model, data[trial]), targets(data[trial], slice(start, stop))
+        values = _of_trial(study, model, data[trial], (start, stop), labels, study.seed + trial, families, device, loss)
         ids = data[trial].train_ids[start:stop]
         parts.append({"trial": np.full(len(ids), trial), "image_id": ids, **values})
     if not parts:
@@ -96,6 +122,7 @@ def _of_trial(
     model: nn.Module,
     data: TrialData,
     positions: tuple[int, int],
+    given_labels: np.ndarray,
     seed: int,
     families: Families,
     device: torch.device,
@@ -103,7 +130,7 @@ def _of_trial(
 ) -> dict[str, np.ndarray]:
     """The families' columns for some training images of one trial."""
     ids = data.train_ids[slice(*positions)]
-    labels = torch.from_numpy(data.train_labels[slice(*positions)]).to(device)
+    labels = torch.from_numpy(given_labels).to(device)
     image_ids = torch.from_numpy(ids).to(device)
     columns: dict[str, np.ndarray] = {}
     if hessian := families.get("hessian"):
@@ -131,7 +158,7 @@ def _of_trial(
             image_ids,
             seed=seed,
             loss=loss,
-            **difference,
+            **{name: value for name, value in difference.items() if name != "logits"},
         )
         columns |= {name: value.numpy() for name, value in values.items()}
     return columns

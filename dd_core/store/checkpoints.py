@@ -5,8 +5,10 @@ import datetime
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,6 +92,7 @@ def save_checkpoint(
     headline: dict[str, float],
     device: str,
     ended: dict[int, Ending],
+    sources: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the manifest that vouches for the weights and for the metrics up to them, which makes a checkpoint exist.
 
@@ -102,6 +105,7 @@ def save_checkpoint(
         headline: mean over trials of the evaluation, for people.
         device: what it was computed on.
         ended: trials that ended before the arm did, and how.
+        sources: where its weights were imported from, by role.
     """
     manifest = {
         "kind": "checkpoint",
@@ -114,6 +118,7 @@ def save_checkpoint(
         "device": device,
         "ended": {str(trial): ending.model_dump() for trial, ending in ended.items()},
         "torch_version": torch.__version__,
+        **({} if sources is None else {"sources": sources}),
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     files = {**weights, **{name: file for name, (file, _) in tables.items()}}
@@ -164,7 +169,7 @@ def check_checkpoint(store: Store, study: Study, checkpoint: Checkpoint) -> Mani
 def _check(store: Store, study: Study, checkpoint: Checkpoint) -> Manifest:
     manifest = checkpoint_manifest(store, study, checkpoint)
     for name in identity(study, checkpoint.arm).differs_from(manifest):
-        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has another {name}; train it again")
+        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has another {name}; {study.comes_by} again")
     for entry in manifest.files.values():
         store.verify(entry)
     return manifest

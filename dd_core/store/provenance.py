@@ -29,19 +29,20 @@ def checkpoint_manifest(store: Store, study: Study, checkpoint: Checkpoint) -> M
         return checkpoint_manifest(store.whole, study.whole, checkpoint)
     if manifest is None and path.exists():
         raise StaleError(
-            f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; train it again"
+            f"{path} is damaged, so checkpoint {checkpoint.key} of {study.name} does not exist; {study.comes_by} again"
         )
     return _of_present_recipe(manifest, study, checkpoint)
 
 
 def _of_present_recipe(manifest: Manifest | None, study: Study, checkpoint: Checkpoint) -> Manifest:
     if manifest is None:
-        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has not been trained")
+        done = "imported" if study.imported else "trained"
+        raise StaleError(f"checkpoint {checkpoint.key} of {study.name} has not been {done}")
     recipe = study.recipe_hash(checkpoint.arm)
     if manifest.recipe != recipe:
         raise StaleError(
-            f"checkpoint {checkpoint.key} of {study.name} was trained with another recipe ({manifest.recipe}, "
-            f"the study file now says {recipe}); train it again"
+            f"checkpoint {checkpoint.key} of {study.name} was {'imported' if study.imported else 'trained'} with "
+            f"another recipe ({manifest.recipe}, the study file now says {recipe}); {study.comes_by} again"
         )
     return manifest
 

@@ -167,7 +167,7 @@ def _cnn5(k: int, shape: Shape, num_classes: int, norm: str) -> int:
 def _resnet(blocks_per_stage: int) -> Callable[..., int]:
     """Four stages of two 3x3 convolutions a block, with a 1x1 convolution where the shape changes."""
 
-    def flops(k: int, shape: Shape, num_classes: int, norm: str) -> int:
+    def flops(k: int, shape: Shape, num_classes: int, norm: str = "batch") -> int:
         height, width, channels = shape
         total = _convolution(height, width, channels, k, 3)
         channels = k
@@ -250,6 +250,15 @@ _RECORDS = (
         citation="K. He et al. 2016, Deep Residual Learning for Image Recognition (arXiv:1512.03385), with a stem for "
         "small images; k = 64 is the standard network",
         settings=_NORM,
+        positions=_last_stage,
+    ),
+    Architecture(
+        name="incremental_resnet18",
+        label="ResNet18 of incremental CIFAR",
+        builder="dd_core.models.incremental_resnet:incremental_resnet18",
+        flops=_resnet(2),
+        citation="S. Dohare et al. 2024, Loss of plasticity in deep continual learning (Nature 632): torchvision's "
+        "ResNet18 with a stem for small images and biases; k = 64 is the published network",
         positions=_last_stage,
     ),
     Architecture(

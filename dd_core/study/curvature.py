@@ -61,6 +61,11 @@ class CurvatureSettings(Strict):
         description="one of exact, top_directions (many classes) and double_backward (networks that are not piecewise "
         "linear); and finite_difference if it is wanted",
     )
+    logits: Literal["seen", "all"] = Field(
+        default="seen",
+        description="where classes come one group after the other: seen: the loss as it is trained, over the outputs "
+        "of the classes seen; all: over all outputs, as published code computes it",
+    )
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="of the backward passes of exact and top_directions"
     )
@@ -102,6 +107,8 @@ class CurvatureSettings(Strict):
         epochs = self.finite_difference.epochs
         if "finite_difference" in self.estimators and (epochs is None or epoch in epochs):
             families["finite_difference"] = self.finite_difference.model_dump(mode="json", exclude={"epochs"})
+        if self.logits == "all":
+            families = {name: {**family, "logits": "all"} for name, family in families.items()}
         return families
 
 

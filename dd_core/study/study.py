@@ -91,8 +91,10 @@ class Study(Strict):
 
     name: str
     description: str = Field(min_length=1)
-    imported: bool = Field(
-        default=False, description="metrics of another system (dd_assets.import_metrics); nothing is trained"
+    imported: bool | Literal["weights"] = Field(
+        default=False,
+        description="nothing is trained: true: metrics of another system (dd_assets.import_metrics); weights: its "
+        "checkpoints (dd_assets.import_checkpoints)",
     )
     data: Data
     variants: dict[str, Variant] = Field(min_length=1)
@@ -130,7 +132,7 @@ class Study(Strict):
             )
         has_room(self.name, LONGEST_STUDY_NAME, "name")
         check_keys(self)
-        if self.imported:
+        if self.imported is True:
             return self  # how it was trained is not for us to refuse
         check_limits(self)
         for name, variant in self.variants.items():
@@ -140,6 +142,16 @@ class Study(Strict):
         for name in self.variants:
             check_variant(self, name)
         return self
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether it has weights, trained here or imported: all studies but those of imported metrics."""
+        return self.imported is not True
+
+    @property
+    def comes_by(self) -> str:
+        """How its checkpoints come to be there, for sentences: ``train it``, ``import it``."""
+        return "import it" if self.imported else "train it"
 
     def part(self, trials: range) -> "Study":
         """This study with only the trials of these numbers; what is random of a trial depends on its number alone."""
@@ -255,12 +267,16 @@ class Study(Strict):
         """Whether values of single images are kept of the evaluation after an epoch."""
         return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
 
-    @property
-    def curvature_ranges(self) -> list[tuple[int, int]]:
-        """The ranges of rows (a row is an image of a trial) that per-image curvature is computed in."""
+    def seen_and_active(self, epoch: int) -> tuple[int, int] | tuple[None, None]:
+        """Classes that were trained on by the end of an epoch, and in the next one; None where all always are."""
+        classes, count = self.data.classes, self.data.record.num_classes
+        return (None, None) if classes is None else (classes.seen(epoch, count), classes.active(epoch, count))
+
+    def curvature_ranges(self, epoch: int) -> list[tuple[int, int]]:
+        """The ranges of rows that per-image curvature is computed in; a row is an image of a trial that it has seen."""
         # The published mean loss couples the images of a batch, so no range may cut one.
         multiple = self.curvature.finite_difference.mean_batch_size or 1
-        return shards(self.trials, self.num_train_images, multiple)
+        return shards(self.trials, self.num_seen_images(epoch), multiple)
 
     @property
     def hessian_epochs(self) -> tuple[int, ...]:
@@ -300,8 +316,10 @@ class Study(Strict):
         """
         variant = self.variants[arm.variant]
         if self.imported:  # not the number of trials: the next one may be imported tomorrow
+            seed = {"seed": self.seed} if self.imported == "weights" else {}  # it draws the split
             unit = {} if self.width_unit == 1 else {"width_unit": self.width_unit}
-            return {"imported": True, "data": recipe_of(self.data), "variant": recipe_of(variant), "k": arm.k, **unit}
+            about = {"data": self._data_recipe, "variant": recipe_of(variant), "k": arm.k}
+            return {"imported": self.imported, **about, **seed, **unit}
         watched = {"evaluation_every": self.evaluation.every} if variant.watched_metrics else {}
         return {
             **watched,

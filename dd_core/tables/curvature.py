@@ -1,14 +1,15 @@
 """Tables of curvature in the images, and in the weights."""
 
 from dd_core.study.curvature_names import STEP_PATTERN
-from dd_core.tables.columns import ARM, EPOCH, IMAGE, LABELS, Column, OptionalColumns, Table
+from dd_core.tables.columns import ARM, EPOCH, IMAGE, LABELS, SEEN, Column, OptionalColumns, Table
 
 PER_IMAGE = Table(
     "per_image_curvature",
-    "Curvature of the loss in input space for every training image at every checkpoint.",
+    "Curvature of the loss in input space for every training image at every checkpoint, of the classes seen by then.",
     (
         *ARM,
         EPOCH,
+        *SEEN,
         IMAGE,
         *LABELS,
         Column("loss", "float64", "of the given label, as it is trained, nats"),
@@ -39,6 +40,7 @@ CURVATURE = Table(
     (
         *ARM,
         EPOCH,
+        *SEEN,
         Column("subset", "string", "all, clean (right label) or noisy (wrong label)"),
         Column("num_images", "int32", "images in the subset"),
         Column("mean_trace", "float64", "nats per squared standardised pixel unit, as all traces here"),

@@ -43,7 +43,7 @@ class Kind:
         settings: what the study wants at an epoch, as plain JSON values, as far as values depend on it.
         suffices: whether results with these settings have all that is wanted.
         epochs: those that are computed unless others are asked for, where not all are.
-        ranges: ranges of rows that may be computed apart, of a study; empty: a task is a checkpoint.
+        ranges: ranges of rows that may be computed apart, of a study at an epoch; empty: a task is a checkpoint.
         ranks: processes that share the images of a task.
         summary: the table that is made of all results, if it is not their own; the driver is called like it.
         stock: name of the node that stands for all results of all studies.
@@ -59,7 +59,7 @@ class Kind:
     settings: Callable[[Study, int], dict[str, Any]] = _nothing
     suffices: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = lambda present, wanted: present == wanted
     epochs: Callable[[Study], tuple[int, ...]] | None = None
-    ranges: Callable[[Study], Sequence[Rows]] = lambda study: ()
+    ranges: Callable[[Study, int], Sequence[Rows]] = lambda study, epoch: ()
     ranks: Callable[[Study], int] = lambda study: 1
     summary: str = ""
     stock: str = ""
@@ -135,7 +135,7 @@ PER_IMAGE_CURVATURE = Kind(
     "differences where the study wants them.",
     settings=lambda study, epoch: study.curvature.families(epoch),
     suffices=covers,
-    ranges=lambda study: study.curvature_ranges,
+    ranges=lambda study, epoch: study.curvature_ranges(epoch),
     summary="curvature",
     stock="computed_curvature",
 )

@@ -92,6 +92,29 @@ def test_resnet18_is_torchvisions_with_another_stem() -> None:
         torch.testing.assert_close(ours.train(is_training)(pictures(CIFAR)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_incremental_resnet18_is_torchvisions_with_another_stem_and_biases_by_the_same_names() -> None:
+    from torchvision.models import resnet18
+
+    reference = resnet18(num_classes=100)
+    reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1), nn.Identity()
+    for module in reference.modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.zeros(module.out_channels))
+    state = {n: t for n, t in moved(reference).state_dict().items() if not n.endswith("num_batches_tracked")}
+    torch.manual_seed(0)
+    ours = build("incremental_resnet18", 64, 3, 100)
+    assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in state.items()}
+    convolution, linear = ours.get_parameter("layer3.1.conv2.weight"), ours.get_parameter("fc.weight")
+    # Kaiming: variance 2 / inputs, and 1 / inputs in the last layer; biases 0.
+    assert convolution.var().item() == pytest.approx(2 / (9 * 256), rel=0.02)
+    assert linear.var().item() == pytest.approx(1 / 512, rel=0.02)
+    assert all(not p.any() for n, p in ours.named_parameters() if n.endswith("bias"))
+    load_state(ours, state)
+    for is_training in (True, False):
+        expected = reference.train(is_training)(pictures(CIFAR))
+        torch.testing.assert_close(ours.train(is_training)(pictures(CIFAR)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_width_below_64_is_a_width_factor_below_1() -> None:
     from torchvision.models.resnet import BasicBlock
 

@@ -87,7 +87,7 @@ def compute_everything(store: Store, study: Study) -> None:
     write_images(store, study)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies, "shards", lambda *arguments: shards(*arguments, target=60))
-        for rows in reversed(study.curvature_ranges):
+        for rows in reversed(study.curvature_ranges(CHECKPOINT.epoch)):
             compute_shard(study, CHECKPOINT, store, rows)
     compute_curvature(study, Checkpoint(ARM, 2), store)
     hessian_of_checkpoint(study, CHECKPOINT, store)
