@@ -77,9 +77,8 @@ class TrialData:
     def is_of_first_classes(self, number: int) -> "NDArray[np.bool_]":
         """Which of ``image_ids`` are those of ``first_classes``, bool (N,)."""
         seen = self.first_classes(number)
-        parts = ((self.train_ids, seen.train_ids), (self.validation_ids, seen.validation_ids))
-        parts += ((self.test_ids, seen.test_ids), (self.left_out_ids, seen.left_out_ids))
-        return np.concatenate([np.arange(len(ids)) < len(own) for ids, own in parts])
+        names = ("train_ids", "validation_ids", "test_ids", "left_out_ids")
+        return np.concatenate([np.arange(len(getattr(self, name))) < len(getattr(seen, name)) for name in names])
 
     @property
     def ranks(self) -> "NDArray[np.int64] | None":

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from dd_core.study.study import Arm, Study
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import read_parquet
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What an evaluation may keep of an image, beside whether it is right.
 VALUES = ("loss", "margin", "el2n", "gradient_norm")
@@ -129,11 +133,11 @@ def _curvature(path: Path, recipe: str) -> dict[str, np.ndarray]:
     return rows
 
 
-def _own_recipe(table: "object", names: list[str], recipe: str) -> dict[str, np.ndarray]:
-    """Columns of the rows of a recipe; text as codes where that is quicker is not needed, as splits are few."""
+def _own_recipe(table: "pa.Table", names: list[str], recipe: str) -> dict[str, np.ndarray]:
+    """Columns of the rows of a recipe."""
     import pyarrow.compute as pc
 
-    own = table.filter(pc.equal(table["recipe"].cast("string"), recipe))  # type: ignore[attr-defined]
+    own = table.filter(pc.equal(table["recipe"].cast("string"), recipe))
     found = {}
     for name in names:
         column = own[name].combine_chunks()
@@ -144,11 +148,11 @@ def _own_recipe(table: "object", names: list[str], recipe: str) -> dict[str, np.
 _SPLITS = ("train", "validation", "test", "left_out")
 
 
-def _splits(column: "object") -> np.ndarray:
+def _splits(column: "pa.DictionaryArray") -> np.ndarray:
     """The place of each row's split in ``_SPLITS``, int8."""
-    names = column.dictionary.to_pylist()  # type: ignore[attr-defined]
+    names = column.dictionary.to_pylist()
     places = np.array([_SPLITS.index(name) for name in names], np.int8)
-    return places[column.indices.to_numpy()]  # type: ignore[attr-defined]
+    return places[column.indices.to_numpy()]
 
 
 def _of(rows: Rows, trial: int) -> dict[str, np.ndarray]:
@@ -212,10 +216,10 @@ def _trial(
 
 
 def _curve(
-    name: str, parts: list[dict[str, np.ndarray]], epochs: np.ndarray, ids: np.ndarray, dtype: type
+    name: str, parts: list[dict[str, np.ndarray]], epochs: np.ndarray, ids: np.ndarray, dtype: type[np.floating]
 ) -> np.ndarray:
     """(epochs, images) of one column; NaN where there is no row."""
-    found = np.full((len(epochs), len(ids)), np.nan, dtype)
+    found: np.ndarray = np.full((len(epochs), len(ids)), np.nan, dtype)
     for rows in parts:
         if name in rows:
             is_wanted = rows["epoch"] > 0

@@ -1,7 +1,7 @@
 """The tables of memorisation, rebuilt from files alone: a file of each for every arm whose images were evaluated.
 
-An arm is scored again only when its metrics, its curvature, what is set for it or ``MEMORIZATION_VERSION`` have changed;
-what a file was made from is in its manifest. Needs no torch.
+An arm is scored again only when its metrics, its curvature, what is set for it or ``MEMORIZATION_VERSION`` have
+changed; what a file was made from is in its manifest. Needs no torch.
 """
 
 import hashlib
@@ -150,7 +150,7 @@ def _write(
     digest: str,
 ) -> dict[str, Any]:
     """Write the six files of an arm; returns what is known of it."""
-    content: dict[str, Columns | list[Columns]] = dict.fromkeys(NAMES, [])
+    content: dict[str, Columns | list[Columns]] = {name: [] for name in NAMES}
     about: dict[str, Any] = {"diverged": found.diverged, "reliability": None}
     if found.trials:
         if probes.predictions:

@@ -145,24 +145,35 @@ def check_variant(study: "Study", name: str) -> None:
     if study.imported:
         return  # how it was trained is not for us to refuse
     _check_augmentation(study, name, variant)
+    _check_label_noise(study, name, variant)
     _check_schedule(study, name, variant)
     _check_interventions(study, name, variant)
+    size, calendar = variant.batch_size, study.calendar(name)
+    sizes = calendar.examples_of_tasks[: calendar.task_of(study.epochs)]
+    if size > sizes[0]:
+        when = " in the first task" if len(sizes) > 1 else ""
+        raise ValueError(f"variants.{name}.batch_size: {size} images in a batch but only {sizes[0]} to train on{when}")
+    # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
+    is_narrow = network.normalises_single_values(shape, variant.network)
+    single = [task for task, images in enumerate(sizes, 1) if size == 1 or images % size == 1]
+    if is_narrow and single:
+        when = f" of task {single[0]}" if len(sizes) > 1 else ""
+        raise ValueError(
+            f"variants.{name}.batch_size: with {size} the last batch of an epoch{when} would be a single image, "
+            "which BatchNorm cannot normalise; choose another size"
+        )
+
+
+def _check_label_noise(study: "Study", name: str, variant: "Variant") -> None:
+    if variant.label_noise and study.data.classes is not None:
+        raise ValueError(
+            f"variants.{name}.label_noise: and data.classes cannot be combined: a wrong label may be of a class that "
+            "is still to come"
+        )
     if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
         raise ValueError(
             f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
             "which others (asymmetric); choose pair_flip or symmetric"
-        )
-    size = variant.batch_size
-    if size > study.num_train_images:
-        raise ValueError(
-            f"variants.{name}.batch_size: {size} images in a batch but only {study.num_train_images} to train on"
-        )
-    # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
-    is_narrow = network.normalises_single_values(shape, variant.network)
-    if is_narrow and (size == 1 or study.num_train_images % size == 1):
-        raise ValueError(
-            f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
-            "which BatchNorm cannot normalise; choose another size"
         )
 
 
@@ -186,15 +197,26 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
                 f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation"
                 + ("" if key.startswith("interventions") else ", or name train_loss or train_error")
             )
-    if schedule.warmup_epochs >= study.epochs:
+    classes, last, longest, what = study.data.classes, study.epochs, study.epochs, ""
+    if classes is not None:
+        if variant.early_stopping is not None:
+            raise ValueError(
+                f"variants.{name}.early_stopping: and data.classes cannot be combined: a trial that has stopped would "
+                "miss the classes to come"
+            )
+        if schedule.restarts:  # every task is a training of its own; the last may be longer, or shorter
+            calendar = study.calendar(name)
+            tasks = [calendar.epochs_of(task, last) for task in range(1, calendar.task_of(last) + 1)]
+            last, longest, what = len(tasks[0]), max(map(len, tasks)), " of a task"
+    if schedule.warmup_epochs >= last:
         raise ValueError(
-            f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
-            f"{study.epochs}"
+            f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch{what}, "
+            f"{last}"
         )
-    if schedule.milestones and schedule.milestones[-1] >= study.epochs:
+    if schedule.milestones and schedule.milestones[-1] >= longest:
         raise ValueError(
             f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
-            f"epoch, {study.epochs}"
+            f"epoch{what}, {longest}"
         )
 
 

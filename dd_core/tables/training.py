@@ -64,8 +64,8 @@ TRAINING_TABLES = (
             Column(
                 "num_active_classes",
                 "int16",
-                "that the next epoch is trained on. Where a task has just ended they are more than those seen, and code "
-                "that takes them for seen scores classes that the network does not know",
+                "that the next epoch is trained on. Where a task has just ended they are more than those seen, and who "
+                "takes them for seen scores classes that the network does not know",
             ),
         ),
     ),
@@ -248,7 +248,7 @@ TRAINING_TABLES = (
             Column("class_rank", "int16", "its place in the order in which the trial's classes come, from 0"),
             Column("task", "int16", "that it came with, from 1"),
             Column("num_images", "int32", "of the class in the split"),
-            Column("loss", "float64", "their mean, as in training_evals"),
+            Column("loss", "float64", "their mean, nats, as in training_evals"),
             Column("accuracy", "float64", "their mean, among the classes seen, fraction"),
         ),
     ),

@@ -257,7 +257,8 @@ class Recorder:
         if not self.classes or schedule is None:
             return {}
         values, evals = np.stack(self.classes, axis=1), np.stack(self.evals, axis=1)  # (T, evaluations, ...)
-        trials, count, splits, classes = shape = values.shape[:4]
+        shape = values.shape[:4]
+        trials, classes = shape[0], shape[3]
         sizes = [len(ids) // classes for ids in (self.data[0].train_ids, self.data[0].validation_ids)]
         sizes.append(len(self.data[0].test_ids) // classes)
         orders = [data.order for data in self.data if data.order is not None]

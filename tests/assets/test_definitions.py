@@ -41,17 +41,23 @@ FIGURES = {
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
+    "class_progress",
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
     *("memorization", "memorization_detection", "memorization_truth", "memorization_influence"),
     *("memorization_agreement", "boundary_forgetting"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
-SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "incremental_cifar100"}
+SHIPPED = {
+    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"),
+    *("incremental_cifar100", "incremental_digits"),
+}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
-boundary_forgetting | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+boundary_forgetting | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+class_progress | tables | duckdb parquet | trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
@@ -83,11 +89,15 @@ loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
 loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 memorization | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_agreement | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_detection | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_agreement | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_detection | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
 memorization_histogram | memorization | altair | memorization_truth |
-memorization_influence | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
-memorization_truth | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_influence | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_truth | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
 memorized_images | memorization | altair | memorization memorization_truth |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |

@@ -445,6 +445,18 @@ def test_without_interventions_there_is_nothing_to_do_and_the_recipe_is_as_befor
     assert "interventions" not in study.recipe(study.arms["plain.k001"])["variant"]
 
 
+def test_going_back_to_the_best_weights_makes_the_interval_of_evaluations_part_of_the_recipe(
+    make_study: MakeStudy,
+) -> None:
+    def recipe(interventions: dict[str, Any], every: int) -> str:
+        data = {**CLASSES, "num_validation": 20}
+        study = make_study({"label_noise": 0.0, "interventions": interventions}, data=data, evaluation={"every": every})
+        return study.recipe_hash(ARM)
+
+    assert recipe({"best_weights": True}, 1) != recipe({"best_weights": True}, 2)
+    assert recipe({"l2_init": 0.1}, 1) == recipe({"l2_init": 0.1}, 2)
+
+
 def test_arms_with_interventions_share_no_network(make_study: MakeStudy) -> None:
     study = make_study()
     assert kind(study, study.arms["plain.k001"])
@@ -452,7 +464,7 @@ def test_arms_with_interventions_share_no_network(make_study: MakeStudy) -> None
     assert not kind(study, study.arms["plain.k001"])
 
 
-CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 2, "every": 1}}
+CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 4, "add": 3, "every": 1}}
 
 
 @pytest.mark.parametrize(
@@ -461,7 +473,7 @@ CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add":
         ({"interventions": {"head_reset": True}}, {}, "head_reset: acts where one task ends .* set data.classes"),
         ({"interventions": {"shrink_and_perturb": {"at": "tasks"}}}, {}, "shrink_and_perturb.at: acts where one task"),
         (
-            {"interventions": {"best_weights": True}},
+            {"label_noise": 0.0, "interventions": {"best_weights": True}},
             CLASSES,
             "best_weights: acc_val needs validation images; set data.num_validation \\[type",
         ),

@@ -68,9 +68,12 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     compute_curvature(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
     memorization = (table.name for table in MEMORIZATION_TABLES)
-    for name in ("resource_probe", "loss_slopes", "loss_slope_fits", *memorization):
+    names = ("resource_probe", "loss_slopes", "loss_slope_fits", "class_progress", "class_schedule", *memorization)
+    for name in names:
         nothing = {column.name: None for column in TABLES[name].file_columns}
-        path = trained.table_folder(name, tiny_study.name, FIRST.arm.key) / "some.parquet"
+        folders = {"study": tiny_study.name, "arm": FIRST.arm.key}
+        folder = trained.table_folder(name, *(folders[column] for column in TABLES[name].folder_columns))
+        path = folder / "some.parquet"
         write_result(trained, path, to_arrow(name, nothing, 1))
     return trained
 
