@@ -106,7 +106,7 @@ def curves_of(study: Study, arm: Arm, sources: Sources) -> Iterator[ImageCurves]
     curvature = [_curvature(path, recipe) for path in sources.curvature]
     images = read_parquet(sources.images)
     columns = ("trial", "image_id", "split", "true_label", "given_label", "copy_of", "duplicate")
-    about = {name: images[name].to_numpy() for name in columns if name in images.column_names}
+    about = {name: _values(images[name]) for name in columns if name in images.column_names}
     diverged = _diverged(sources.runs, recipe)
     for trial in sorted({int(trial) for rows in progress for trial in np.unique(rows["trial"])}):
         own = [_of(rows, trial) for rows in progress]
@@ -153,6 +153,16 @@ def _splits(column: "pa.DictionaryArray") -> np.ndarray:
     names = column.dictionary.to_pylist()
     places = np.array([_SPLITS.index(name) for name in names], np.int8)
     return places[column.indices.to_numpy()]
+
+
+def _values(column: "pa.ChunkedArray") -> np.ndarray:
+    """Numbers, or text and None as objects; of a column of nulls Arrow makes no text by itself."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return np.array(column.to_pylist(), object)
+    found: np.ndarray = column.to_numpy()
+    return found
 
 
 def _of(rows: Rows, trial: int) -> dict[str, np.ndarray]:
