@@ -227,7 +227,9 @@ class _Plan:
         found = {c: m for c, m in zip(wanted, manifests, strict=True) if m is not None}
         self._old = {c: m for c, m in found.items() if not self._is_of_recipe(m, c.arm)}
         self._known = {c: m for c, m in found.items() if c not in self._old}
-        self._sound = {c: self._unharmed(m) for c, m in self._known.items()}
+        self._touched = {file.checkpoint for file in files}
+        self._touched |= {c for c, manifest in self._known.items() if manifest.trials != study.trials}
+        self._sound = {c: self._unharmed(m) for c, m in self._known.items() if c in self._touched}
         self._refuse_incomplete()
 
     def _is_of_recipe(self, manifest: Manifest, arm: Arm) -> bool:
@@ -246,9 +248,7 @@ class _Plan:
 
     def _refuse_incomplete(self) -> None:
         """Pass only checkpoints of which there are, with those of earlier imports, all trials."""
-        touched = {file.checkpoint for file in self.files}
-        touched |= {c for c, manifest in self._known.items() if manifest.trials != self.study.trials}
-        there = {checkpoint: set(self._trials(checkpoint)) for checkpoint in touched}
+        there = {checkpoint: set(self._trials(checkpoint)) for checkpoint in self._touched}
         for file in self.files:
             there[file.checkpoint].add(_role(file.trial))
         for checkpoint, roles in sorted(there.items()):
