@@ -22,6 +22,7 @@ from dd_core.store.store import Store
 from dd_core.study.files import read_study
 from dd_core.tables import warehouse
 from dd_core.tables.warehouse import connect
+from dd_core.weights import importer
 
 from .exchanged import snapshot
 
@@ -176,6 +177,27 @@ def test_a_changed_file_is_told_and_replaces_only_if_asked_and_a_damaged_checkpo
     path.write_bytes(path.read_bytes()[:-1])
     bench.load()
     same(bench.weights("imported.k002|0005"), 0, network(1).state_dict())
+
+
+def test_an_import_that_was_killed_is_completed_by_the_same_command(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for epoch in (1, 2):
+        bench.save(f"s0/{epoch}.pt", network(epoch).state_dict())
+    bench.load(HOW, "s{seed}/{epoch}.pt")
+    (bench.files / "s0").rename(bench.files / "gone")
+    for epoch in (1, 2):
+        bench.save(f"s1/{epoch}.pt", network(10 + epoch).state_dict())
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(importer, "save_checkpoint", killed)  # the weights are in place, their manifest is not
+        bench.load("--trial 1", "s1/{epoch}.pt")
+    bench.load("--trial 1", "s1/{epoch}.pt")
+    for trial in (0, 1):
+        same(bench.weights("imported.k002|0002"), trial, network(10 * trial + 2).state_dict())
 
 
 def test_wrappers_are_looked_into_and_their_prefixes_stripped(bench: _Bench) -> None:
