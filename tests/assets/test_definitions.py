@@ -49,7 +49,7 @@ TABLES = {
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
 SHIPPED = {
-    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"),
+    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "mislabelled_digits"),
     *("incremental_cifar100", "incremental_digits"),
 }
 
