@@ -48,8 +48,10 @@ TABLES = {
     *("memorization_agreement", "boundary_forgetting"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
-SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
-SHIPPED |= {"incremental_cifar100", "incremental_digits"}
+SHIPPED = {
+    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "mislabelled_digits"),
+    *("incremental_cifar100", "incremental_digits", "memorization_digits"),
+}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
