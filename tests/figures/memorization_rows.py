@@ -11,7 +11,7 @@ from dd_core.study.study import Study
 from dd_core.tables.files import TABLES, to_arrow, write_parquet
 
 EVERY, NUM_TASKS, NUM_CLASSES, OF_CLASS = 4, 5, 10, 4
-VARIANT = {"architecture": "mlp", "batch_size": 10, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
+VARIANT = {"architecture": "mlp", "batch_size": 8, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
 SCORES = ("csl", "final_loss", "forgetting_events", "confidence", "area_under_margin", "trace_sum", "loss_sensitivity")
 
 

@@ -17,7 +17,7 @@ import vl_convert
 
 from dd_core.analysis import incremental_report, memorization_report
 from dd_core.analysis.intervals import over_trials
-from dd_core.analysis.memorization.sentences import words_of
+from dd_core.analysis.memorization.sentences import detection_words, words_of
 from dd_core.data.datasets import load
 from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
@@ -257,6 +257,17 @@ def test_detection_without_anything_to_find_says_so_and_of_pairs_alone_nothing_i
         made.write_rows(store, clean, "memorization_detection", [nothing | {"score": "csl", "auroc": None}], key)
     with pytest.raises(DataMissingError, match="nothing to find"):
         draw("detection_by_score", clean, store)
+
+
+def test_a_score_at_chance_finds_nothing_and_one_without_an_interval_is_not_surely_the_best() -> None:
+    best = {"score": "csl", "auroc": 0.52, "auroc_low": 0.49, "auroc_high": 0.55}
+    assert detection_words([best], "near duplicates") == (
+        "near duplicates: no score surely; at best cumulative sample loss, AUROC 0.52 (95 % interval 0.49 to 0.55)"
+    )
+    single = [best | {"auroc": value, "auroc_low": None, "auroc_high": None} for value in (0.9, 0.8)]
+    assert detection_words(single, "copies") == (
+        "copies: cumulative sample loss, AUROC 0.90 (no interval), not surely better than cumulative sample loss"
+    )
 
 
 def test_scores_against_truth_has_all_measures_and_says_what_is_no_worse_than_the_best(filled: Store) -> None:

@@ -12,6 +12,7 @@ from dd_core.tables.memorization import SCORES
 Row = Mapping[str, Any]
 
 WRONG_LABEL = "wrong label"
+CHANCE = 0.5  # of AUROC
 PREDICTORS = {"csl": "cumulative loss", "loss": "loss", "gradient_norm": "gradient norm", "trace": "curvature"}
 # Feldman & Zhang 2020 count images from this memorisation on.
 NOTABLE = 0.25
@@ -51,8 +52,10 @@ def detection_words(rows: Sequence[Row], what: str) -> str:
         what: is found.
     """
     best, *others = sorted(rows, key=lambda row: -row["auroc"])
-    doubt = _not_surely(overlapping(best, others, "auroc"))
-    return f"{what}: {words_of(best['score'])}, AUROC {with_interval(best, 'auroc')}{doubt}"
+    said = f"{words_of(best['score'])}, AUROC {with_interval(best, 'auroc')}"
+    if best["auroc_low"] is not None and best["auroc_low"] <= CHANCE:
+        return f"{what}: no score surely; at best {said}"
+    return f"{what}: {said}{_not_surely(overlapping(best, others, 'auroc'))}"
 
 
 def noise_words(row: Row) -> str:
@@ -64,9 +67,10 @@ def agreement_sentence(rows: Sequence[Row]) -> str:
     """Which score orders all images most as memorisation does, how well, and which others may do as well.
 
     Args:
-        rows: of ``memorization_agreement`` of one arm and source, with a rank correlation each.
+        rows: of ``memorization_agreement`` of one arm and source.
     """
-    ranked = sorted((row for row in rows if row["images"] == "all"), key=lambda row: -row["spearman"])
+    known = (row for row in rows if row["images"] == "all" and row["spearman"] is not None)
+    ranked = sorted(known, key=lambda row: -row["spearman"])
     if not ranked:
         return "How well scores agree with memorisation itself is not known"
     best, *others = ranked

@@ -16,7 +16,7 @@ from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_PANEL, _COLUMNS = 145, 3
+_PANEL, _COLUMNS = 125, 3
 _ROWS = "SELECT * EXCLUDE (study, recipe) FROM rows WHERE list_contains($drawn, arm) ORDER BY ALL"
 
 Row = dict[str, Any]

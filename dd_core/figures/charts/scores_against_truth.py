@@ -14,7 +14,7 @@ from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_PANEL, _MOST_ARMS = 160, 3
+_PANEL, _MOST_ARMS = 140, 3
 _MEASURES = {
     "spearman": "Spearman's rank correlation",
     "pearson": "Pearson's correlation",
@@ -35,7 +35,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     names, notes = one_width(study, arms)
     rows = fetch(connection, study, "memorization_agreement", _ROWS, drawn=list(names))
-    known = [row for row in rows if row["spearman"] is not None]
+    known = [row for row in rows if any(row[measure] is not None for measure in _MEASURES)]
     groups: dict[str, list[Row]] = {}
     several = len({row["source"] for row in known}) > 1
     for row in sorted(known, key=lambda row: (list(names).index(row["arm"]), row["source"])):
@@ -71,7 +71,7 @@ def _truth(rows: list[Row]) -> str:
 
 def _line(rows: list[Row]) -> alt.HConcatChart:
     """The panels of one variant, best rank correlation over all images first."""
-    ranked = sorted(rows, key=lambda row: (row["images"] != "all", -row["spearman"]))
+    ranked = sorted(rows, key=lambda row: (row["images"] != "all", -(row["spearman"] or 0.0)))
     order = list(dict.fromkeys(words_of(row["score"]) for row in ranked))
     scores = {row["score"] for row in rows}
     series = [*_SERIES.values(), *_PUBLISHED.values()]
