@@ -7,6 +7,7 @@ the same tasks, is free of that.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -92,8 +93,18 @@ def begins_anew(variant: Variant) -> bool:
     return shrunk is not None and shrunk.at == "tasks" and shrunk.shrink <= _FORGOTTEN
 
 
-def plasticity_sentences(study: Study, arms: dict[str, Newest]) -> list[str]:
-    """What the accuracy on newest classes says, without a full stop.
+def reference_of(study: Study, arms: Mapping[str, Newest]) -> str:
+    """The arm that others are compared with: one that begins anew with every task, else the first.
+
+    Args:
+        study: whose arms.
+        arms: of one width, in the study's order; at least one.
+    """
+    return next((arm for arm in arms if begins_anew(study.variants[study.arms[arm].variant])), next(iter(arms)))
+
+
+def plasticity_sentences(study: Study, arms: Mapping[str, Newest]) -> list[str]:
+    """What the accuracy on newest classes says, without a full stop: of the study's first arm, then of the others.
 
     Against a variant that begins anew with every task, where there is one, else over tasks and against the first.
 
@@ -102,13 +113,25 @@ def plasticity_sentences(study: Study, arms: dict[str, Newest]) -> list[str]:
         arms: of one width, in the study's order; at least one.
     """
     names = {arm: study.arms[arm].variant for arm in arms}
-    fresh = next((arm for arm in arms if begins_anew(study.variants[names[arm]])), None)
-    others = [arm for arm in arms if arm != fresh]
-    if fresh is not None and others:
-        return [_against_fresh(names[arm], arms[arm].minus(arms[fresh])) for arm in others]
-    first, *rest = arms
-    sentences = [_over_tasks(names[first], arms[first].change_per_task())] if len(arms[first].tasks) > 1 else []
-    return sentences + [_against_first(names[arm], arms[arm].minus(arms[first])) for arm in rest]
+    reference = reference_of(study, arms)
+    others = [arm for arm in arms if arm != reference]
+    if begins_anew(study.variants[names[reference]]) and others:
+        return [_against_fresh(names[arm], arms[arm].minus(arms[reference])) for arm in others]
+    own = [_over_tasks(names[reference], arms[reference].change_per_task())] if len(arms[reference].tasks) > 1 else []
+    return own + [_against_first(names[arm], arms[arm].minus(arms[reference])) for arm in others]
+
+
+def plasticity_headline(study: Study, arms: Mapping[str, Newest]) -> str:
+    """The same in short: what becomes of the study's first arm, and of the one that does best beside it."""
+    reference = reference_of(study, arms)
+    first, *rest = [arm for arm in arms if arm != reference or not begins_anew(study.variants[study.arms[arm].variant])]
+    shown = {first: arms[first]}
+    if rest:
+        best = max(rest, key=lambda arm: arms[arm].minus(arms[reference]).mean)
+        shown[best] = arms[best]
+    if reference not in shown:
+        shown[reference] = arms[reference]
+    return "; ".join(plasticity_sentences(study, shown))
 
 
 def _points(estimate: Estimate) -> str:

@@ -194,7 +194,9 @@ def test_a_network_that_begins_anew_is_what_plasticity_is_measured_by(
 def test_curvature_by_age_compares_oldest_with_newest_and_leaves_out_what_was_not_seen(filled: Store) -> None:
     specification = drawn("curvature_by_class_age", INCREMENTAL, filled)
     # Doubled with every task; the first came four tasks before the last.
-    assert title(specification).startswith("plain: at epoch 20 the loss is 16.0 (95 % interval 16.0 to 16.0, 3 trials)")
+    assert title(specification).startswith(
+        "plain: at epoch 20 the loss is 16.00 (95 % interval 16.00 to 16.00, 3 trials)"
+    )
     lines = {(row["task"], row["epoch"]): float(row["trace"]) for row in rows(specification, "task", "epoch", "trace")}
     assert lines["1", "20"] == pytest.approx(1.1 * 2**5, rel=1e-5)
     assert ("2", "4") not in lines and ("2", "6") in lines

@@ -26,7 +26,10 @@ _RANKS = """
     SELECT DISTINCT variant, trial, true_label, class_rank FROM images
     WHERE study = $study AND split = 'train' AND class_rank IS NOT NULL ORDER BY ALL
 """
-_EPOCHS = "SELECT list(DISTINCT epoch ORDER BY epoch) AS epochs FROM rows WHERE list_contains($drawn, arm)"
+# Before training the loss is next to flat, which would stretch a logarithmic axis for nothing.
+_EPOCHS = """
+    SELECT list(DISTINCT epoch ORDER BY epoch) AS epochs FROM rows WHERE list_contains($drawn, arm) AND epoch > 0
+"""
 # Images of unseen classes have no part in what was trained, whoever may have computed their curvature.
 _MEANS = """
     SELECT arm, trial, epoch, task, avg(trace) AS trace, count(*) AS num_images FROM rows
@@ -87,10 +90,10 @@ def headline(name: str, rows: list[dict[str, Any]]) -> str:
     logs = over_trials(math.log(old / new) for old, new in pairs)
     ratio = Estimate(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.num_trials)
     said = {
-        1: f"{ratio.words(1)} times as curved at images of the first task's classes as at the newest",
-        -1: f"{Estimate(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.num_trials).words(1)} times as curved at "
+        1: f"{ratio.words(2)} times as curved at images of the first task's classes as at the newest",
+        -1: f"{Estimate(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.num_trials).words(2)} times as curved at "
         "images of the newest classes as at the first task's",
-        0: f"not surely more or less curved at images of the first task's classes than at the newest: {ratio.words(1)} "
+        0: f"not surely more or less curved at images of the first task's classes than at the newest: {ratio.words(2)} "
         "times",
     }
     return f"{name}: at epoch {epoch} the loss is {said[logs.sign]}"

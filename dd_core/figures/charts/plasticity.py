@@ -6,13 +6,13 @@ from typing import Any
 import altair as alt
 import duckdb
 
-from dd_core.analysis.intervals import over_trials
-from dd_core.analysis.plasticity import Newest, begins_anew, newest_classes, plasticity_sentences
+from dd_core.analysis.intervals import over_trials, signed
+from dd_core.analysis.plasticity import Newest, begins_anew, newest_classes, plasticity_headline, reference_of
 from dd_core.errors import DataMissingError
 from dd_core.figures.charts.training_curves import thin
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch, has_view, tidy
-from dd_core.figures.panels.task_lines import band, boundaries, epoch_axis, one_width, series_colour
+from dd_core.figures.panels.task_lines import MOST_BANDS, band, boundaries, epoch_axis, one_width, series_colour
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -48,11 +48,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     colour = series_colour(list(names.values()))
     monitored = _monitored(study, connection, names)
     panels = [_newest(shown, names, colour)]
+    if len(shown) > 1:
+        panels.append(_differences(shown, names, reference_of(study, shown), colour))
     panels += [_monitor(study, monitored[metric], metric, colour) for metric in _METRICS if metric in monitored]
     fresh = [name for name in names.values() if begins_anew(study.variants[name])]
     return style.finish(
         alt.concat(*panels, columns=2, spacing={"column": 40, "row": 40}),
-        "; ".join(plasticity_sentences(study, shown)[:2]),
+        plasticity_headline(study, shown),
         [
             "Newest classes: those that the task added, told from all classes seen, right at its end. "
             + (
@@ -60,7 +62,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
                 if fresh
                 else "As further tasks have more classes to tell apart, a fall alone is no loss of plasticity"
             ),
-            "Line: mean over trials; band: its 95 % interval (Student's t). Dashed: a task ends",
+            "Line: mean over trials"
+            + ("; band: its" if len(shown) <= MOST_BANDS else "; bars: differences, trials paired, with the")
+            + " 95 % interval (Student's t). Dashed: a task ends",
             *style.describe(study, list(names.values())),
             None if monitored else "Without plasticity monitors: dormant units and ranks were not measured",
             *notes,
@@ -90,9 +94,40 @@ def _newest(shown: dict[str, Newest], names: dict[str, str], colour: alt.Color) 
         "value:Q", title=f"{split} accuracy", axis=alt.Axis(format=".0%", tickCount=5), scale=alt.Scale(zero=False)
     )
     tooltip = ["series:N", "task:Q", *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("value", "low", "high"))]
-    layers = band(alt.Chart(style.data(rows)), x, colour, y, tooltip, points=True)
+    layers = band(alt.Chart(style.data(rows)), x, colour, y, tooltip, points=True, banded=len(shown) <= MOST_BANDS)
     above = style.heading(_WIDTH, "newest classes at the end of their task")
     return alt.layer(*layers, *above).properties(width=_WIDTH, height=_HEIGHT)
+
+
+def _differences(shown: dict[str, Newest], names: dict[str, str], reference: str, colour: alt.Color) -> style.Panel:
+    """How much better or worse than the reference each arm is in the later tasks, with its interval."""
+    rows = []
+    for arm in shown:
+        gap = shown[arm].minus(shown[reference])
+        if arm != reference and gap.num_trials:
+            ends = {"low": tidy(gap.low), "high": tidy(gap.high)}
+            rows.append({"series": names[arm], "gap": tidy(gap.mean), **ends, "text": signed(100 * gap.mean, 1)})
+    axis = alt.Axis(ticks=False, domain=False, labelLimit=160, labelPadding=8)
+    y = alt.Y("series:N", sort=[row["series"] for row in rows], title=None, axis=axis)
+    values = [0.0, *(row[name] for row in rows for name in ("gap", "low", "high") if row[name] is not None)]
+    scale = alt.Scale(domain=[max(min(values), -1) - 0.01, min(max(values), 1) + 0.01], nice=False)
+    x = alt.X("gap:Q", scale=scale, title="difference of accuracies", axis=alt.Axis(format="+.0%", tickCount=5))
+    base = alt.Chart(style.data(rows)).encode(y=y, color=colour)
+    tooltip = ["series:N", *(alt.Tooltip(f"{name}:Q", format="+.1%") for name in ("gap", "low", "high"))]
+    known = "isValid(datum.low) && isValid(datum.high)"
+    width = _WIDTH - 100
+    aside = base.mark_text(align="left", fontSize=10).encode(
+        x=alt.value(width + 5), text="text:N", color=alt.value(style.GREY)
+    )
+    return alt.layer(
+        alt.Chart(style.data([{"gap": 0}])).mark_rule(color="#BBBBBB").encode(x=x),
+        base.transform_filter(known).mark_rule(strokeWidth=2.5, clip=True).encode(
+            x=alt.X("low:Q", scale=scale, title=x["title"]), x2="high:Q"
+        ),
+        base.mark_circle(size=60, opacity=1).encode(x=x, tooltip=tooltip),
+        aside,
+        *style.heading(width, f"later tasks, against {names[reference]}"),
+    ).properties(width=width, height=_HEIGHT)  # fmt: skip
 
 
 def _monitored(
@@ -120,8 +155,9 @@ def _monitor(study: Study, rows: list[dict[str, Any]], metric: str, colour: alt.
     x = epoch_axis(study)
     y = alt.Y("value:Q", title=unit, axis=alt.Axis(format=form, tickCount=5), scale=alt.Scale(zero=False))
     tooltip = ["series:N", "epoch:Q", *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("value", "low", "high"))]
-    few = len(rows) <= _FEW * len({row["series"] for row in rows})
-    layers = band(alt.Chart(style.csv_data(rows)), x, colour, y, tooltip, points=few)
+    num = len({row["series"] for row in rows})
+    base = alt.Chart(style.csv_data(rows))
+    layers = band(base, x, colour, y, tooltip, points=len(rows) <= _FEW * num, banded=num <= MOST_BANDS)
     return alt.layer(*boundaries(study), *layers, *style.heading(_WIDTH, words)).properties(
         width=_WIDTH, height=_HEIGHT
     )

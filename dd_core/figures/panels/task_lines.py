@@ -10,7 +10,11 @@ from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import shown_variants
 from dd_core.study.study import Arm, Study
 
-COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.BLACK)
+COLOURS = (
+    style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.GREY, style.BLACK,
+)  # fmt: skip
+# More bands than these hide each other.
+MOST_BANDS = 4
 _MOST_RULES = 40
 
 
@@ -51,10 +55,12 @@ def epoch_axis(study: Study) -> alt.X:
     return alt.X("epoch:Q", scale=alt.Scale(domain=[0, study.epochs], nice=False), axis=axis, title="epoch")
 
 
-def band(base: Any, x: alt.X, colour: alt.Color, y: alt.Y, tooltip: list[Any], *, points: bool) -> list[alt.Chart]:
-    """Layers of a mean with its interval: ``low`` and ``high`` as a band, the mean as a line, points if asked for."""
+def band(
+    base: Any, x: alt.X, colour: alt.Color, y: alt.Y, tooltip: list[Any], *, points: bool, banded: bool = True
+) -> list[alt.Chart]:
+    """Layers of a mean as a line, of its interval from ``low`` to ``high`` as a band, and points if asked for."""
     lower = alt.Y("low:Q", scale=y["scale"], title=y["title"])
     area = base.mark_area(opacity=0.14).encode(x=x, color=colour, y=lower, y2="high:Q")
     layers = [area, base.mark_line(strokeWidth=1.8).encode(x=x, color=colour, y=y)]
     marked = base.mark_circle(size=34 if points else 60, opacity=1 if points else 0)
-    return [*layers, marked.encode(x=x, color=colour, y=y, tooltip=tooltip)]
+    return [*layers[not banded :], marked.encode(x=x, color=colour, y=y, tooltip=tooltip)]
