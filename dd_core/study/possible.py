@@ -37,10 +37,15 @@ def check_keys(study: "Study") -> None:
     if study.checkpoints[-1] > study.epochs:
         raise ValueError(f"checkpoints: epoch {study.checkpoints[-1]} is beyond the last epoch, {study.epochs}")
     difference = study.curvature.finite_difference
-    for where, epochs in (("hessian", study.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+    asked = {
+        "hessian.epochs": study.hessian.epochs,
+        "curvature.finite_difference.epochs": difference.epochs,
+        "memorization.grand": study.memorization.grand,
+    }
+    for where, epochs in asked.items():
         unknown = sorted(set(epochs or ()) - set(study.checkpoints))
         if unknown:
-            raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+            raise ValueError(f"{where}: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
 
 
 def check_limits(study: "Study") -> None:
@@ -76,6 +81,13 @@ def check_data(study: "Study") -> None:
                     f"data.standardisation.{name}: {len(values)} values for the {channels} channels of {record.name}"
                 )
     _check_subset(study)
+    copies = study.data.duplicates
+    num_images = study.num_train_images + study.num_left_out_images
+    if copies is not None and not 0 < 2 * (copies.exact + copies.near) <= num_images:
+        raise ValueError(
+            f"data.duplicates: {copies.exact + copies.near} copies are none, or they and what they are copies of are "
+            f"more than the {num_images} training images"
+        )
 
 
 def _check_subset(study: "Study") -> None:
@@ -160,6 +172,11 @@ def check_variant(study: "Study", name: str) -> None:
 
 
 def _check_label_noise(study: "Study", name: str, variant: "Variant") -> None:
+    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
+            "which others (asymmetric); choose pair_flip or symmetric"
+        )
     if variant.label_noise and study.data.classes is not None:
         raise ValueError(
             f"variants.{name}.label_noise: and data.classes cannot be combined: a wrong label may be of a class that "

@@ -294,7 +294,7 @@ class Variant(Strict):
     label_noise_kind: Literal["symmetric", "pair_flip", "asymmetric"] = _added(
         "symmetric",
         description="symmetric: any other class; pair_flip: the next class; asymmetric: the class it is taken for, as "
-        "the record of the data set says",
+        "the record of the data set says (label_noise is the share of all labels here too)",
     )
     batch_size: int = Field(ge=1)
     optimizer: Optimizer

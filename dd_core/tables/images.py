@@ -1,7 +1,7 @@
 """The table ``images``: which images each trial sees, and the labels it was given; and ``class_schedule``: when."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,7 @@ def write_images(store: Store, study: Study) -> int:
             "given_label": given,
             "is_noisy": true != given,
             "class_rank": None if parts[0].ranks is None else np.concatenate([_class_ranks(d) for d in parts]),
+            **_duplicates(parts),
         }
         path = store.table_folder("images", study.name) / f"{variant}.parquet"
         table = to_arrow("images", columns, len(true))
@@ -72,6 +73,16 @@ def _write(store: Store, path: Path, table: "pa.Table") -> None:
     """What is there and the same stays, so that nobody who reads it meets a change."""
     if not _holds(path, table) or store.read_manifest(store.manifest_path(path)) is None:
         write_result(store, path, table)
+
+
+def _duplicates(trials: list[TrialData]) -> dict[str, Any]:
+    """The columns that say which images are copies, and of which they are."""
+    if trials[0].copies is None:
+        return {"copy_of": None, "duplicate": None}
+    sources = np.concatenate([d.copies.source_of(d.image_ids) for d in trials if d.copies is not None])
+    kinds = np.concatenate([d.copies.kind_of(d.image_ids) for d in trials if d.copies is not None])
+    names = np.array(["exact", "near", None], dtype=object)
+    return {"copy_of": [None if one < 0 else one for one in sources.tolist()], "duplicate": names[kinds]}
 
 
 def _holds(path: Path, table: "pa.Table") -> bool:

@@ -45,6 +45,8 @@ TRAINING_TABLES = (
             SPLIT,
             *LABELS,
             CLASS_RANK,
+            Column("copy_of", "int32", "image whose pixels and label it has been given; null: its own"),
+            Column("duplicate", "string", "exact or near: it is a copy or has one; null: neither"),
         ),
     ),
     Table(
@@ -87,6 +89,9 @@ TRAINING_TABLES = (
             Column("batch_size", "int32", "images of a trial in an optimiser step"),
             Column("micro_batch_size", "int32", "images at a time, fewer where memory ran out; BatchNorm sees these"),
             Column("label_noise", "float64", "share of wrong training labels, fraction"),
+            Column(
+                "label_noise_kind", "string", "symmetric, pair_flip or asymmetric; null: no wrong labels, or imported"
+            ),
             Column("precision", "string", "of matrix products and convolutions"),
             Column("settings", "string", "the whole recipe, JSON"),
             Column("family", "string", "the variant of the study file that it comes from: itself, or one with a grid"),

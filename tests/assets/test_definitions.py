@@ -42,6 +42,8 @@ TABLES = {
     "class_progress",
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
+    *("memorization", "memorization_detection", "memorization_truth", "memorization_influence"),
+    *("memorization_agreement", "boundary_forgetting"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
 SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
@@ -49,6 +51,7 @@ SHIPPED |= {"incremental_cifar100", "incremental_digits"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
+boundary_forgetting | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
 class_progress | tables | duckdb parquet | trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
@@ -77,11 +80,17 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
+memorization | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_agreement | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_detection | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_influence | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_truth | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
 resource_probe | tables | duckdb parquet | |
 runs | tables | duckdb parquet | trained_checkpoints |
 settings-loss_slopes-DIGEST | loss_slopes | yaml | |
+settings-memorization-DIGEST | memorization | yaml | |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints tiny/recipe-plain-DIGEST tiny/settings-hessian-DIGEST \
