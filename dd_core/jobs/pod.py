@@ -34,22 +34,33 @@ def work(folder: JobFolder, job: Job, place: int, tell: Report) -> int:
     """Do what is left of one place's tasks; returns how many failed, now or before.
 
     Raises:
-        PeersLostError: other machines that share the tasks are gone.
+        PeersLostError: other machines that share the tasks are gone, and some tasks have not ended.
     """
-    before = folder.outcomes()
-    failed = {number for number, end in before.items() if isinstance(end, Failed)} & set(job.places[place])
-    left = [number for number in job.places[place] if number not in before]
+    left, failed = _outcomes(folder, job, place)
     if not left:
         return len(failed)
-    with tempfile.TemporaryDirectory(prefix="dd-pod-") as scratch:
-        for event in _events(job, left, Path(scratch), folder.halvings(place)):
-            if isinstance(event, End):
-                assert event.number is not None
-                folder.write_outcome(event.number, event)
-                if isinstance(event, Failed):
-                    failed.add(event.number)
-            tell(event)
+    try:
+        with tempfile.TemporaryDirectory(prefix="dd-pod-") as scratch:
+            for event in _events(job, left, Path(scratch), folder.halvings(place)):
+                if isinstance(event, End):
+                    assert event.number is not None
+                    folder.write_outcome(event.number, event)
+                    if isinstance(event, Failed):
+                        failed.add(event.number)
+                tell(event)
+    except PeersLostError:
+        # Peers that had finished and left are not missed, though a rank of ours was lost at the very end.
+        left, failed = _outcomes(folder, job, place)
+        if left:
+            raise
     return len(failed)
+
+
+def _outcomes(folder: JobFolder, job: Job, place: int) -> tuple[list[int], set[int]]:
+    """Which tasks of a place have not ended yet, and which have failed."""
+    ended = folder.outcomes()
+    own = job.places[place]
+    return [n for n in own if n not in ended], {n for n in own if isinstance(ended.get(n), Failed)}
 
 
 def _events(job: Job, left: list[int], scratch: Path, halvings: int) -> Generator[Event, None, None]:

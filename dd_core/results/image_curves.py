@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from dd_core.study.study import Arm, Study
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import read_parquet
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What an evaluation may keep of an image, beside whether it is right.
 VALUES = ("loss", "margin", "el2n", "gradient_norm")
@@ -102,7 +106,7 @@ def curves_of(study: Study, arm: Arm, sources: Sources) -> Iterator[ImageCurves]
     curvature = [_curvature(path, recipe) for path in sources.curvature]
     images = read_parquet(sources.images)
     columns = ("trial", "image_id", "split", "true_label", "given_label", "copy_of", "duplicate")
-    about = {name: images[name].to_numpy() for name in columns if name in images.column_names}
+    about = {name: _values(images[name]) for name in columns if name in images.column_names}
     diverged = _diverged(sources.runs, recipe)
     for trial in sorted({int(trial) for rows in progress for trial in np.unique(rows["trial"])}):
         own = [_of(rows, trial) for rows in progress]
@@ -129,11 +133,11 @@ def _curvature(path: Path, recipe: str) -> dict[str, np.ndarray]:
     return rows
 
 
-def _own_recipe(table: "object", names: list[str], recipe: str) -> dict[str, np.ndarray]:
-    """Columns of the rows of a recipe; text as codes where that is quicker is not needed, as splits are few."""
+def _own_recipe(table: "pa.Table", names: list[str], recipe: str) -> dict[str, np.ndarray]:
+    """Columns of the rows of a recipe."""
     import pyarrow.compute as pc
 
-    own = table.filter(pc.equal(table["recipe"].cast("string"), recipe))  # type: ignore[attr-defined]
+    own = table.filter(pc.equal(table["recipe"].cast("string"), recipe))
     found = {}
     for name in names:
         column = own[name].combine_chunks()
@@ -144,11 +148,21 @@ def _own_recipe(table: "object", names: list[str], recipe: str) -> dict[str, np.
 _SPLITS = ("train", "validation", "test", "left_out")
 
 
-def _splits(column: "object") -> np.ndarray:
+def _splits(column: "pa.DictionaryArray") -> np.ndarray:
     """The place of each row's split in ``_SPLITS``, int8."""
-    names = column.dictionary.to_pylist()  # type: ignore[attr-defined]
+    names = column.dictionary.to_pylist()
     places = np.array([_SPLITS.index(name) for name in names], np.int8)
-    return places[column.indices.to_numpy()]  # type: ignore[attr-defined]
+    return places[column.indices.to_numpy()]
+
+
+def _values(column: "pa.ChunkedArray") -> np.ndarray:
+    """Numbers, or text and None as objects; of a column of nulls Arrow makes no text by itself."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return np.array(column.to_pylist(), object)
+    found: np.ndarray = column.to_numpy()
+    return found
 
 
 def _of(rows: Rows, trial: int) -> dict[str, np.ndarray]:
@@ -212,10 +226,10 @@ def _trial(
 
 
 def _curve(
-    name: str, parts: list[dict[str, np.ndarray]], epochs: np.ndarray, ids: np.ndarray, dtype: type
+    name: str, parts: list[dict[str, np.ndarray]], epochs: np.ndarray, ids: np.ndarray, dtype: type[np.floating]
 ) -> np.ndarray:
     """(epochs, images) of one column; NaN where there is no row."""
-    found = np.full((len(epochs), len(ids)), np.nan, dtype)
+    found: np.ndarray = np.full((len(epochs), len(ids)), np.nan, dtype)
     for rows in parts:
         if name in rows:
             is_wanted = rows["epoch"] > 0

@@ -1,7 +1,8 @@
 """The tables of memorisation, rebuilt from files alone: a file of each for every arm whose images were evaluated.
 
-An arm is scored again only when its metrics, its curvature, what is set for it or ``MEMORIZATION_VERSION`` have changed;
-what a file was made from is in its manifest. Needs no torch.
+An arm is scored again only when its metrics, its curvature, what is set for it or ``MEMORIZATION_VERSION`` have
+changed; what a file was made from is in its manifest. Needs no torch unless a study asks for GraNd or out-of-fold
+predictions.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dd_core.analysis.memorization.truth import reliability
+from dd_core.exchange.memorization import IMPORTED
 from dd_core.results.boundary_forgetting import boundary_rows
 from dd_core.results.image_curves import Sources, curves_of, harmed_files, sources_of
 from dd_core.results.memorization_scores import (
@@ -30,15 +32,13 @@ from dd_core.results.memorization_scores import (
 )
 from dd_core.store.files import remove, size_and_sha256
 from dd_core.store.store import Store
-from dd_core.study.study import Arm, Study
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
 from dd_core.tables.images import write_images
 from dd_core.tables.memorization import MEMORIZATION_TABLES, MEMORIZATION_VERSION
 
 NAMES = tuple(table.name for table in MEMORIZATION_TABLES)
 _FILE = "analysis.parquet"
-# Before the name of the file that they came from.
-IMPORTED = "import-"
 
 
 @dataclass
@@ -82,11 +82,11 @@ def rebuild(store: Store, study: Study) -> Rebuilt:
 
 def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: Rebuilt) -> None:
     imported = sorted(store.table_folder("memorization_truth", study.name, arm.key).glob(f"{IMPORTED}*.parquet"))
-    digest = _digest(store, study, arm, [*sources.paths, *imported])
+    digest = _digest(store, study, arm, [*sources.paths, *imported, *_probed(store, study, arm)])
     known = _known(store, study, arm, digest)
     if known is None:
         found = ArmScores(study, arm)
-        boundaries, probes = [], Probes()
+        boundaries, probes = [], _probes(store, study, arm)
         for curves in curves_of(study, arm, sources):
             if not curves.has_diverged and study.data.classes is not None:
                 boundaries += boundary_rows(curves, study, arm)
@@ -100,6 +100,21 @@ def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: R
         done.diverged[arm.key] = known["diverged"]
     if known["reliability"] is not None:
         done.reliability[arm.key] = known["reliability"]
+
+
+def _probed(store: Store, study: Study, arm: Arm) -> list[Path]:
+    """Manifests of the checkpoints that are looked at."""
+    settings = study.memorization
+    epochs = sorted({*settings.grand, *study.checkpoints[-1:]}) if settings.probes else []
+    return [store.checkpoint_manifest_path(study.name, Checkpoint(arm, epoch)) for epoch in epochs]
+
+
+def _probes(store: Store, study: Study, arm: Arm) -> Probes:
+    if not study.memorization.probes:
+        return Probes()
+    from dd_core.results.memorization_probes import probes_of
+
+    return probes_of(store, study, arm)
 
 
 def _digest(store: Store, study: Study, arm: Arm, paths: Sequence[Path]) -> str:
@@ -150,7 +165,7 @@ def _write(
     digest: str,
 ) -> dict[str, Any]:
     """Write the six files of an arm; returns what is known of it."""
-    content: dict[str, Columns | list[Columns]] = dict.fromkeys(NAMES, [])
+    content: dict[str, Columns | list[Columns]] = {name: [] for name in NAMES}
     about: dict[str, Any] = {"diverged": found.diverged, "reliability": None}
     if found.trials:
         if probes.predictions:

@@ -1,4 +1,4 @@
-"""The rows of the tables of memorisation of one arm, from its curves: scores, detection, truth, influence, agreement."""
+"""The rows of an arm in the tables of memorisation: scores, detection, truth, influence and agreement."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -259,7 +259,7 @@ def agreement_rows(arm: ArmScores, truths: dict[str, Membership | dict[int, floa
                 _estimate(values, ids, of), len(arm.trials), arm.study.memorization.num_bootstraps
             )
             for images in ("all", "top"):
-                row_of = {"source": source, "score": score, "images": images}
+                row_of: Columns = {"source": source, "score": score, "images": images}
                 for one in measured:
                     if one.images == images:
                         row_of |= {"num_images": one.num_images, one.measure: one.value}

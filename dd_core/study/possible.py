@@ -182,6 +182,11 @@ def _check_label_noise(study: "Study", name: str, variant: "Variant") -> None:
             f"variants.{name}.label_noise: and data.classes cannot be combined: a wrong label may be of a class that "
             "is still to come"
         )
+    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
+            "which others (asymmetric); choose pair_flip or symmetric"
+        )
 
 
 def _check_augmentation(study: "Study", name: str, variant: "Variant") -> None:

@@ -98,7 +98,7 @@ def _array(values: Any, type_: "pa.DataType", num_rows: int) -> "pa.Array":
     import numpy as np
     import pyarrow as pa
 
-    if pa.types.is_list(type_):
+    if pa.types.is_list(type_) and values is not None:
         return pa.array(values, type_)
     if np.ndim(values) == 0:
         scalar_type = type_.value_type if pa.types.is_dictionary(type_) else type_

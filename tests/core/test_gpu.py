@@ -141,6 +141,36 @@ def test_a_step_as_a_cuda_graph_has_the_bits_of_one_without(precision, optimizer
     assert all(torch.equal(w[name], e[name]) for w, e in zip(weights, expected, strict=True) for name in w)
 
 
+def test_interventions_beside_a_cuda_graph_have_the_bits_of_those_without(make_study):
+    """Over a task's end, where a graph is made anew; looking at plasticity changes nothing."""
+    prepare_process(threads=1)
+    interventions = {
+        "l2_init": 0.01,
+        "head_reset": True,
+        "shrink_and_perturb": {"noise": 1e-3},
+        "continual_backprop": {"replacement_rate": 0.05, "maturity": 3, "shared_units": True},
+    }
+    data = {"dataset": "digits", "num_train": 300, "classes": {"first": 5, "add": 5, "every": 3}}
+    states = []
+    for has_graph in (True, False):
+        study = make_study(
+            {"optimizer": SGD, "label_noise": 0.0, "interventions": interventions},
+            data=data,
+            epochs=5,
+            checkpoints=(0, 5),
+            monitors={"plasticity": {"every": "2 steps"}} if has_graph else {},
+        )
+        stack = TrialStack(study, ARM, [0, 1], torch.device("cuda"), torch.float32)
+        if not has_graph:
+            stack.stepper.graph = None
+        for epoch in range(1, 6):
+            stack.train_epoch(epoch)
+        assert not has_graph or stack.stepper.graph._captured is not None
+        states.append({name: t for name, t in stack.state().items() if not name.startswith("monitors")})
+    graphed, expected = states
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in graphed.items())
+
+
 @pytest.mark.parametrize("optimizer", [{"name": "adamw", "learning_rate": 0.002}, SGD])
 def test_arms_in_one_network_follow_the_cpu_and_resume_exactly(optimizer, make_study, tmp_path):
     """Their rates are read by the CUDA graph of a step; losses of the first epoch agree within float32."""

@@ -1,12 +1,15 @@
 """One machine's share of a job on a cluster, in real processes: what it leaves, how it ends, how it goes on."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,12 @@ import pytest
 from support import TINY, Lab, results, wait_until, work
 
 from dd_assets.compute.local import run_job
-from dd_core.events import CheckpointWritten, Event, Note, Progress, event_from, parse
+from dd_core.events import CheckpointWritten, Event, Finished, Note, Progress, event_from, parse
 from dd_core.jobs.division import divided
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, result_job
 from dd_core.jobs.pod import work as work_of_place
-from dd_core.jobs.process import Process
+from dd_core.jobs.process import News, Process
 from dd_core.jobs.ranks import team as rank_team
 from dd_core.machine.devices import Machine
 
@@ -37,20 +40,24 @@ def lab(tmp_path: Path) -> Lab:
 
 
 @pytest.fixture
-def start(lab: Lab, tmp_path: Path) -> Start:
-    """Start the entry point of a pod as a process."""
+def start(lab: Lab, tmp_path: Path) -> Iterator[Start]:
+    """Start the entry point of a pod as a process, which does not outlive the test."""
+    with contextlib.ExitStack() as stack:
 
-    def start_pod(job_file: str, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-        environment = lab.environment(OMP_NUM_THREADS=1, **variables)
-        return subprocess.Popen(
-            [sys.executable, "-m", "dd_core.jobs.pod", job_file, *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        def start_pod(job_file: str, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+            environment = lab.environment(OMP_NUM_THREADS=1, **variables)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dd_core.jobs.pod", job_file, *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
 
-    return start_pod
+        yield start_pod
 
 
 def prepared(lab: Lab, job: Job, num_places: int = 1) -> JobFolder:
@@ -61,7 +68,12 @@ def prepared(lab: Lab, job: Job, num_places: int = 1) -> JobFolder:
 
 
 def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=120)
+    """Its exit code, -9 if it has hung for two minutes, and what it said."""
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 
 
@@ -190,6 +202,42 @@ def test_ranks_of_a_machine_that_ran_out_of_memory_take_less(lab: Lab, monkeypat
     assert [event.text for event in told if isinstance(event, Note)] == ["0", "1"]
 
 
+def test_a_rank_that_dies_at_the_very_end_keeps_no_machine(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first machine has told of everything and leaves; the second begins anew, and need not wait for it.
+
+    torchrun and both pods are real; by itself the first would wait for five minutes, and the second for half an hour.
+    """
+    wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
+    folder = prepared(lab, result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1), num_places=2)
+    job = folder.read_job()
+    ends_of_tasks = [Finished(task=task.name, seconds=1.0).as_line() for task in job.tasks]
+    program = lab.folder / "rank.py"
+    program.write_text(
+        "import os, sys, time\n"
+        f"if os.environ['RANK'] == '0': print(*{ends_of_tasks}, sep='\\n')\n"
+        "else: time.sleep(2); sys.exit(6)\n",
+        encoding="utf-8",
+    )
+
+    def torchrun(number: int, arguments: list[str], news: News, **variables: str) -> Process:
+        return Process(number, [*arguments[: arguments.index("-m")], str(program)], news, **variables)
+
+    monkeypatch.setattr(rank_team, "Process", torchrun)
+    monkeypatch.setenv("DD_RENDEZVOUS", _meeting_point())
+    monkeypatch.setenv("DD_RANK_TIMEOUT", "3")
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as places:
+        works = [places.submit(work_of_place, folder, job, place, lambda _: None) for place in range(2)]
+        assert [failed.result() for failed in works] == [0, 0]
+    assert {event.name for event in folder.outcomes().values()} == {"finished"}
+    assert time.monotonic() - started < 60
+
+
+def _meeting_point() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
 def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
     lab: Lab, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,9 +246,8 @@ def test_ranks_on_two_places_survive_the_loss_of_one_and_equal_one_place(
     wanted = [("tiny", checkpoint) for checkpoint in lab.study.iter_checkpoints()]
     job = result_job("hessian", lab.root, {"tiny": lab.study}, wanted, 1, 1)
     folder = prepared(lab, job, num_places=2)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        meet = {"DD_RENDEZVOUS": f"127.0.0.1:{server.getsockname()[1]}"}
-    pods = [start(folder.job_file, "--place", str(place), **meet) for place in range(2)]
+    meet = _meeting_point()
+    pods = [start(folder.job_file, "--place", str(place), DD_RENDEZVOUS=meet) for place in range(2)]
     wait_until(lambda: list(lab.root.glob("manifests/hessian_spectra/**/*.json")), "the first result")
     os.kill(rank_processes(lab.root)[-1], signal.SIGKILL)
     ended = [ends(pod) for pod in pods]

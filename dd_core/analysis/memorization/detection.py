@@ -82,13 +82,13 @@ def detect(
     Returns:
         With one trial no interval; with no trial that has images of both kinds nothing but NaN.
     """
-    trials = []
+    trials: list[tuple[np.ndarray, ...]] = []
     for score, target, ids in zip(scores, targets, image_ids, strict=True):
         known = ~np.isnan(score)
         if (target & known).any() and (~target & known).any():
             trials.append((score[known], target[known], ids[known]))
     if not trials:
-        return Detection(*(np.nan,) * 6, 0, 0)
+        return Detection(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, 0, 0)
     single = [weighted_areas(score, target, np.ones((1, len(score)))) for score, target, _ in trials]
     values = np.array(single)[..., 0].mean(0)
     low = high = np.full(2, np.nan)
@@ -97,8 +97,16 @@ def detect(
         intervals = np.array([percentile_interval(own) for own in samples])
         low, high = intervals[:, 0], intervals[:, 1]
     num_positive = sum(int(target.sum()) for _, target, _ in trials)
-    columns = [float(part[i]) for i in (0, 1) for part in (values, low, high)]
-    return Detection(*columns, len(trials), num_positive)
+    return Detection(
+        auroc=float(values[0]),
+        auroc_low=float(low[0]),
+        auroc_high=float(high[0]),
+        average_precision=float(values[1]),
+        average_precision_low=float(low[1]),
+        average_precision_high=float(high[1]),
+        num_trials=len(trials),
+        num_positive=num_positive,
+    )
 
 
 def _samples(trials: list[tuple[np.ndarray, ...]], num_samples: int, random: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,7 @@
 stdin is closed: its parent has died then, and the ranks should leave the GPUs.
 """
 
+import functools
 import os
 import sys
 import threading
@@ -20,13 +21,16 @@ from dd_core.store.store import Store
 
 # After which a collective operation gives up: a rank is gone, and torchrun will begin anew.
 _TIMEOUT_SECONDS = float(os.environ.get("DD_RANK_TIMEOUT", "600"))
+# How long a machine that has finished waits for the others, whose ranks leave in the same moment, when all is done.
+_LEAVE_SECONDS = min(15.0, _TIMEOUT_SECONDS)
 
 
 def main(path: Path) -> None:
     """Entry point of a rank."""
+    import torch
     import torch.distributed as dist
 
-    from dd_core.curvature.parameter_space import process_group
+    from dd_core.curvature.parameter_space.distributed import process_group, sum_over
     from dd_core.machine.memory import set_halvings
 
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -58,6 +62,15 @@ def main(path: Path) -> None:
                 events.emit(defect(task.name, error))
                 os._exit(1)
             tell(Finished(task=task.name, seconds=time.monotonic() - started))
+        # No rank leaves before the first has told of everything: its machine would count as finished, and nobody would
+        # be there to begin anew with the others if one of them were lost.
+        try:
+            sum_over(group, torch.zeros(1, device=device)).item()
+        except RuntimeError:
+            os._exit(0 if rank == 0 else TRY_AGAIN)
+    # Python's own way out aborts now and then, when a thread of PyTorch is still alive: torchrun takes that for a loss.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _speaks_of_a_lost_peer(error: Exception) -> bool:
@@ -67,8 +80,17 @@ def _speaks_of_a_lost_peer(error: Exception) -> bool:
 
 
 def _launch(arguments: list[str]) -> None:
-    """Be torchrun."""
+    """Be torchrun.
+
+    It waits five minutes for the other machines once its ranks have finished, without looking whether those begin anew
+    because a rank of theirs was lost at the very end, and has no option for it. Where it leaves, it closes the
+    rendezvous, and they end too.
+    """
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.launcher import api
     from torch.distributed.run import main as torchrun
+
+    vars(api)["LocalElasticAgent"] = functools.partial(LocalElasticAgent, exit_barrier_timeout=_LEAVE_SECONDS)
 
     def end_with_stdin() -> None:
         sys.stdin.read()
