@@ -15,7 +15,10 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES
 
-TRAINING_TABLES = ("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress")
+TRAINING_TABLES = (
+    *("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress"),
+    "class_progress",
+)
 
 
 def table_spec(name: str, deps: Iterable[dg.AssetKey], group: str = "tables") -> dg.AssetSpec:

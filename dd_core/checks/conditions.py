@@ -105,9 +105,11 @@ def _evaluation_conditions(study: Study) -> tuple[dict[str, str], dict[str, list
     num_noisy = {
         name: round(variant.label_noise * (num_train + num_left_out)) for name, variant in study.variants.items()
     }
+    # A copy has the label of its source, right or wrong.
+    num_copies = study.data.duplicates.exact + study.data.duplicates.near if study.data.duplicates else 0
     lacking = {
-        "clean": [name for name in variants if num_noisy[name] >= num_train],
-        "noisy": [name for name in variants if num_noisy[name] <= num_left_out],
+        "clean": [name for name in variants if num_noisy[name] + num_copies >= num_train],
+        "noisy": [name for name in variants if num_noisy[name] <= num_left_out + num_copies],
         "val": variants if study.data.num_validation == 0 else [],
         "test": variants if study.num_test_images == 0 else [],
     }

@@ -4,12 +4,13 @@ Each table is grouped once. A metric of a trial has just the rows it must have i
 of their (epoch, step) are right; that other rows have the same sum is as unlikely as 2**-64. Only arms that differ, or
 that have impossible values, are read row by row, to name what is wrong.
 
-Of ``image_progress`` rows are counted and no values looked at: the evaluations hold their means, in which a value that
-is not finite would show.
+Of ``image_progress`` and ``class_progress`` rows are counted and no values looked at: the evaluations hold their means,
+in which a value that is not finite would show.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import duckdb
 import numpy as np
@@ -44,7 +45,14 @@ def metric_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnectio
     gaps: list[Gap] = []
     for source in sources(study, expected):
         gaps += _Check(connection, study, source, found).gaps()
-    gaps += _image_gaps(connection, study, expected, found)
+    due = {arm: [expected.evaluations(course, of_images=True) for course in trials] for arm, trials in found.items()}
+    images = _Counted("image_progress", "images", study.num_images_evaluated_at, due)
+    gaps += _count_gaps(connection, study, found, images)
+    if study.data.classes is not None:
+        due = {arm: [expected.evaluations(course) for course in trials] for arm, trials in found.items()}
+        num_splits = 1 + (study.data.num_validation > 0) + (study.num_test_images > 0)
+        rows = _Counted("class_progress", "rows", lambda epoch: num_splits * study.num_classes_at(epoch), due)
+        gaps += _count_gaps(connection, study, found, rows)
     order = {arm: number for number, arm in enumerate(study.arms)}
     problems = sentences(sorted(gaps, key=lambda gap: order[gap.arm]))
     return [*expected.obstacles, *problems], sum(len(trials) for trials in found.values())
@@ -176,21 +184,40 @@ def _chunks(arms: list[str], num_rows: Mapping[str, int]) -> Iterator[list[str]]
         yield chunk
 
 
-def _image_gaps(
-    connection: duckdb.DuckDBPyConnection, study: Study, expected: Expectations, found: dict[str, list[Course]]
+@dataclass(frozen=True)
+class _Counted:
+    """A table of which rows are counted.
+
+    Attributes:
+        table: its name.
+        what: the rows are.
+        number: of a trial's rows at an epoch.
+        due: the epochs of every trial, by arm.
+    """
+
+    table: str
+    what: str
+    number: Callable[[int], int]
+    due: Mapping[str, list[np.ndarray]]
+
+
+def _count_gaps(
+    connection: duckdb.DuckDBPyConnection, study: Study, found: Mapping[str, list[Course]], counted: _Counted
 ) -> Iterator[Gap]:
-    """Evaluations that are missing in ``image_progress``, and those that do not have every image."""
-    num_images = study.num_evaluated_images
-    has_view = _has_view(connection, "image_progress")
-    due = {arm: [expected.evaluations(course, of_images=True) for course in trials] for arm, trials in found.items()}
+    """Evaluations that are missing in a table, and those that do not have all their rows."""
+    table, due = counted.table, counted.due
+    has_view = _has_view(connection, table)
     # Answered from the files' row counts; a count by epoch has to read the columns.
-    sql = "SELECT arm, count(*) FROM image_progress WHERE study = $study GROUP BY arm"
+    sql = f"SELECT arm, count(*) FROM {table} WHERE study = $study GROUP BY arm"
     stored = dict(connection.execute(sql, {"study": study.name}).fetchall()) if has_view else {}
-    suspects = [arm for arm, trials in due.items() if stored.get(arm, 0) != num_images * sum(map(len, trials))]
+    whole = {
+        arm: sum(counted.number(int(epoch)) for epochs in trials for epoch in epochs) for arm, trials in due.items()
+    }
+    suspects = [arm for arm in due if stored.get(arm, 0) != whole[arm]]
     numbers: dict[tuple[str, int], dict[int, int]] = {}
     if suspects and has_view:
         sql = (
-            "SELECT arm, trial, epoch, count(*) FROM image_progress "
+            f"SELECT arm, trial, epoch, count(*) FROM {table} "
             "WHERE study = $study AND list_contains($arms, arm) GROUP BY ALL"
         )
         for arm, trial, epoch, number in connection.execute(sql, {"study": study.name, "arms": suspects}).fetchall():
@@ -198,15 +225,24 @@ def _image_gaps(
                 numbers.setdefault((arm, trial), {})[epoch] = number
     for arm in suspects:
         for trial, epochs in enumerate(due[arm]):
-            own = numbers.get((arm, trial), {})
-            there = np.array(sorted(own), dtype=np.int64)
-            missing = np.setdiff1d(epochs, there)
-            if len(missing):
-                yield Gap(arm, trial, "image_progress", f"missing at {where('epoch', missing, epochs)}")
-            others = np.array([epoch for epoch in there if own[epoch] != num_images], dtype=np.int64)
-            if len(others):
-                problem = f"of another number of images than {num_images:,} at {where('epoch', others, there)}"
-                yield Gap(arm, trial, "image_progress", problem)
+            yield from _gaps_of_counts(counted, arm, trial, epochs, numbers.get((arm, trial), {}))
+
+
+def _gaps_of_counts(
+    counted: _Counted, arm: str, trial: int, due: np.ndarray, numbers: Mapping[int, int]
+) -> Iterator[Gap]:
+    """What is wrong with a trial, by the number of its rows at each epoch."""
+    there = np.array(sorted(numbers), dtype=np.int64)
+    missing = np.setdiff1d(due, there)
+    if len(missing):
+        yield Gap(arm, trial, counted.table, f"missing at {where('epoch', missing, due)}")
+    others: dict[int, list[int]] = {}
+    for epoch, number in sorted(numbers.items()):
+        if number != counted.number(epoch):
+            others.setdefault(counted.number(epoch), []).append(epoch)
+    for number, epochs in others.items():
+        problem = f"of another number of {counted.what} than {number:,} at {where('epoch', np.array(epochs), there)}"
+        yield Gap(arm, trial, counted.table, problem)
 
 
 def _has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dd_core.data.duplicates import pixels_of
 from dd_core.data.randomness import generator
 from dd_core.data.resized_crop import draw_crops, source_pixels
 from dd_core.data.trials import TrialData
@@ -85,8 +86,9 @@ class TrainingImages:
             dtype: floating point type of the batches.
         """
         pad = ((0, 0), (augmentation.shift_y,) * 2, (augmentation.shift_x,) * 2, (0, 0))
-        shared = all(np.array_equal(trial.train_ids, trials[0].train_ids) for trial in trials)
-        blocks = [np.pad(images[trial.train_ids], pad) for trial in (trials[:1] if shared else trials)]
+        images, rows = pixels_of(images, [trial.copies for trial in trials], [trial.train_ids for trial in trials])
+        shared = all(np.array_equal(own, rows[0]) for own in rows)
+        blocks = [np.pad(images[own], pad) for own in (rows[:1] if shared else rows)]
         self.height, self.width = images.shape[1:3]
         self.padded = torch.from_numpy(np.concatenate(blocks)).to(device)
         sizes = [0 if shared else len(block) for block in blocks]
@@ -158,13 +160,14 @@ class PlainImages:
         Args:
             images: uint8 (N, height, width, channels), the whole data set.
             ids: for every trial the image ids, all of the same length.
-            trials: give mean and deviation.
+            trials: give mean and deviation, and say which images are copies.
             device: where the images live.
             dtype: floating point type of the batches.
         """
         self.num_images = len(ids[0])
+        images, rows = pixels_of(images, [trial.copies for trial in trials], ids)
         self.raw = torch.from_numpy(images).to(device)
-        self.ids = torch.from_numpy(np.stack(ids, axis=1)).to(device)
+        self.ids = torch.from_numpy(np.stack(rows, axis=1)).to(device)
         self.mean, self.std = standardisation(trials, device, dtype)
         self._batches: dict[tuple[int, int], torch.Tensor] = {}
         floats = self.ids.numel() * self.raw[0].numel()

@@ -9,6 +9,8 @@ import numpy as np
 
 from dd_core.data.class_schedule import balanced_splits, class_order
 from dd_core.data.datasets import Dataset, load
+from dd_core.data.duplicates import Copies, draw_copies, pixels_of
+from dd_core.data.label_noise import confusions, corrupt_labels
 from dd_core.data.randomness import generator
 from dd_core.errors import DataMissingError
 from dd_core.study.recipe import Data
@@ -37,10 +39,12 @@ class TrialData:
         true_train_labels: int64 (num_train,).
         validation_labels: int64 (num_validation,), always true.
         test_labels: int64 (num_test,), always true.
-        mean, std: float32 (channels,), of the raw training pixels; images are standardised with these.
+        mean, std: float32 (channels,), of the raw training pixels, or as the study says; images are standardised with
+            these.
         left_out_ids: int64 (num_left_out,), training images of other trials, ascending; none without a subset.
         left_out_labels: int64 (num_left_out,), given labels, the same as where they are trained on.
         left_out_true_labels: int64 (num_left_out,).
+        copies: images with pixels and label of another; None: there are none.
         order: int64 (num_classes,), the classes in the order in which they come; None: all are there from the first.
     """
 
@@ -56,6 +60,7 @@ class TrialData:
     left_out_ids: "NDArray[np.int64]" = field(default_factory=_none)
     left_out_labels: "NDArray[np.int64]" = field(default_factory=_none)
     left_out_true_labels: "NDArray[np.int64]" = field(default_factory=_none)
+    copies: Copies | None = None
     order: "NDArray[np.int64] | None" = None
 
     def first_classes(self, number: int) -> "TrialData":
@@ -69,6 +74,12 @@ class TrialData:
         }
         parts["true_train_labels"] = self.true_train_labels[: len(parts["train_labels"])]
         return dataclasses.replace(self, **parts)
+
+    def is_of_first_classes(self, number: int) -> "NDArray[np.bool_]":
+        """Which of ``image_ids`` are those of ``first_classes``, bool (N,)."""
+        seen = self.first_classes(number)
+        names = ("train_ids", "validation_ids", "test_ids", "left_out_ids")
+        return np.concatenate([np.arange(len(getattr(self, name))) < len(getattr(seen, name)) for name in names])
 
     @property
     def ranks(self) -> "NDArray[np.int64] | None":
@@ -103,19 +114,6 @@ class TrialData:
         return np.repeat(["train", "validation", "test", "left_out"], sizes)
 
 
-def corrupt_labels(
-    labels: "NDArray[np.int64]", noise: float, num_classes: int, random: np.random.Generator
-) -> "NDArray[np.int64]":
-    """Replace exactly round(noise * N) labels by a uniformly drawn other class.
-
-    Nakkiran et al. 2019, section 4: "label noise" is a uniformly random INCORRECT label, sampled once.
-    """
-    chosen = random.permutation(len(labels))[: round(noise * len(labels))]
-    noisy = labels.copy()
-    noisy[chosen] = (labels[chosen] + random.integers(1, num_classes, size=len(chosen))) % num_classes
-    return noisy
-
-
 def trial_data(study: Study, variant: str, trial: int) -> TrialData:
     """The split and labels of a trial; the same for every width, so that arms differ by their model alone.
 
@@ -124,11 +122,12 @@ def trial_data(study: Study, variant: str, trial: int) -> TrialData:
     Raises:
         DataMissingError: the data set is absent, or has fewer images than the study asks for.
     """
-    return _trial_data(study.data, study.seed, study.variants[variant].label_noise, trial, study.name)
+    recipe = study.variants[variant]
+    return _trial_data(study.data, study.seed, recipe.label_noise, recipe.label_noise_kind, trial, study.name)
 
 
 @lru_cache(maxsize=16)
-def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> TrialData:
+def _trial_data(data: Data, seed: int, noise: float, noise_kind: str, trial: int, study: str) -> TrialData:
     dataset = load(data.dataset)
     available = np.arange(dataset.num_official_train)
     num_train, num_validation = data.num_train, data.num_validation
@@ -149,13 +148,25 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
         splits = _splits(data, seed, drawn_for, dataset)
     train, validation, test = splits
     true_labels = dataset.labels[train]
-    labels = corrupt_labels(true_labels, noise, dataset.num_classes, generator(seed, drawn_for, "label_noise"))
+    taken_for, random = confusions(noise_kind, data.record), generator(seed, drawn_for, "label_noise")
+    labels = corrupt_labels(true_labels, noise, dataset.num_classes, random, taken_for)
+    copies = None
+    if data.duplicates is not None:
+        random = generator(seed, drawn_for, "duplicates")
+        highest = data.record.highest
+        copies = draw_copies(data.duplicates, dataset.images, dataset.labels, train, highest, random)
+        places = np.searchsorted(train, [copies.ids, copies.sources])
+        labels[places[0]] = labels[places[1]]
     is_left_out = np.zeros(len(train), bool)
     if data.subset is not None:
         drawn = generator(seed, trial, "subset").permutation(len(train))
         is_left_out[drawn[data.num_trained(len(train)) :]] = True
     train, left_out = train[~is_left_out], train[is_left_out]
-    mean, std = _channel_statistics(dataset, train)
+    pixels, (rows,) = pixels_of(dataset.images, [copies], [train])
+    mean, std = _channel_statistics(pixels, rows)
+    if (fixed := data.standardisation) is not None:
+        mean, std = (np.array(own, np.float64) * data.record.highest for own in (fixed.mean, fixed.std))
+        mean, std = mean.astype(np.float32), std.astype(np.float32)
     return TrialData(
         train_ids=train,
         validation_ids=validation,
@@ -169,6 +180,7 @@ def _trial_data(data: Data, seed: int, noise: float, trial: int, study: str) -> 
         left_out_ids=left_out,
         left_out_labels=labels[is_left_out],
         left_out_true_labels=true_labels[is_left_out],
+        copies=copies,
         order=order,
     )
 
@@ -188,13 +200,13 @@ def _splits(data: Data, seed: int, trial: int, dataset: Dataset) -> "list[NDArra
 
 
 def _channel_statistics(
-    dataset: Dataset, train: "NDArray[np.int64]"
+    images: "NDArray[np.uint8]", rows: "NDArray[np.int64]"
 ) -> tuple["NDArray[np.float32]", "NDArray[np.float32]"]:
     """Mean and standard deviation per channel from exact integer histograms (no copy of the images as floats)."""
     values = np.arange(256, dtype=np.float64)
     means, stds = [], []
-    for channel in range(dataset.images.shape[-1]):
-        counts = np.bincount(dataset.images[train, :, :, channel].reshape(-1), minlength=256)
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[rows, :, :, channel].reshape(-1), minlength=256)
         mean = (counts * values).sum() / counts.sum()
         means.append(mean)
         stds.append(np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum()))

@@ -56,7 +56,7 @@ def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "
     return Figure(name, description, tables, f"{__name__}.charts.{name}", group)
 
 
-_SLOPES = "loss_slopes"
+_SLOPES, _INCREMENTAL, _MEMORIZATION = "loss_slopes", "incremental", "memorization"
 
 FIGURES: tuple[Figure, ...] = (
     _figure(
@@ -173,5 +173,54 @@ FIGURES: tuple[Figure, ...] = (
         ("loss_slopes", "loss_slope_fits", "training_evals"),
         "Slopes of the loss curve and where it breaks against width, below the test error.",
         _SLOPES,
+    ),
+    _figure(
+        "plasticity",
+        ("class_progress", "training_monitors"),
+        "Whether a network that learns one task after the other keeps its ability to learn: accuracy on the newest "
+        "classes, dormant units and ranks of features, by variant.",
+        _INCREMENTAL,
+    ),
+    _figure(
+        "curvature_by_class_age",
+        ("per_image_curvature", "images"),
+        "Mean curvature at images of the classes of each task, while further classes come.",
+        _INCREMENTAL,
+    ),
+    _figure(
+        "forgetting_at_boundaries",
+        ("boundary_forgetting",),
+        "Whether loss, curvature and gradients of a task tell which images are forgotten when the next task begins.",
+        _INCREMENTAL,
+    ),
+    _figure(
+        "detection_by_score",
+        ("memorization_detection",),
+        "How well every memorisation score finds wrong labels and duplicates, beside the published numbers.",
+        _MEMORIZATION,
+    ),
+    _figure(
+        "scores_against_truth",
+        ("memorization_agreement",),
+        "How well every score agrees with memorisation itself: rank correlation, correlation and cosine similarity.",
+        _MEMORIZATION,
+    ),
+    _figure(
+        "score_ranks",
+        ("memorization", "memorization_truth"),
+        "Ranks of images in the main scores and in memorisation itself against each other, binned.",
+        _MEMORIZATION,
+    ),
+    _figure(
+        "memorization_histogram",
+        ("memorization_truth",),
+        "How memorisation itself is distributed over images with right and wrong labels.",
+        _MEMORIZATION,
+    ),
+    _figure(
+        "memorized_images",
+        ("memorization", "memorization_truth"),
+        "The images of each class that are most memorised, most often forgotten and most atypical, with their scores.",
+        _MEMORIZATION,
     ),
 )

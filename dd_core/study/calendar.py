@@ -68,6 +68,11 @@ class Calendar:
         """Stretches of epochs with the same examples; 1 where all epochs are alike."""
         return len(self._tasks)
 
+    @property
+    def examples_of_tasks(self) -> tuple[int, ...]:
+        """Examples of an epoch of each task."""
+        return tuple(task.num_examples for task in self._tasks)
+
     def task_of(self, epoch: int) -> int:
         """The task that an epoch belongs to."""
         return self._tasks.index(self._task(epoch)) + 1

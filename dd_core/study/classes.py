@@ -106,6 +106,10 @@ class ClassSchedule(Strict):
         """The task that an epoch belongs to, from 1; epoch 0 is before the first task and counts as its."""
         return min(max(0, epoch - 1) // self.every + 1, self.num_tasks(num_classes))
 
+    def task_with(self, rank: int) -> int:
+        """The task, from 1, that brings the class of a rank."""
+        return 1 + max(0, -(-(rank + 1 - self.first) // self.add))
+
     def classes_of(self, task: int, num_classes: int) -> int:
         """Classes of a task: those that it adds and all before."""
         return min(self.first + self.add * (task - 1), num_classes)

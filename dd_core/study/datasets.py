@@ -26,6 +26,7 @@ class DatasetRecord:
         licence: as its authors state it.
         highest: largest raw pixel value.
         is_ink: whether high values are dark, for figures.
+        taken_for: by label the class that it is taken for where wrong labels are asymmetric; empty: nobody says.
         class_names: for figures, by label; empty: labels are shown as numbers.
         folder: of its files, below ``DD_DATASETS``; empty where a package brings them.
         source: what belongs into that folder, for people.
@@ -48,6 +49,7 @@ class DatasetRecord:
     licence: str = ""
     highest: int = 255
     is_ink: bool = False
+    taken_for: Mapping[int, int] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     folder: str = ""
     source: str = ""
@@ -55,6 +57,27 @@ class DatasetRecord:
     torchvision: str = ""
     download_options: tuple[Mapping[str, object], ...] = ({},)
     download_folder: str = ""
+
+
+# Patrini et al. 2017, section 5: digits that look alike; truck to automobile, bird to airplane, deer to horse, cat to
+# dog and back; and in CIFAR-100 each class to the next of its superclass, the last to the first.
+_LIKE_DIGITS = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
+_LIKE_OBJECTS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+# The superclass (coarse label) of each class of CIFAR-100, as its files say.
+CIFAR100_SUPERCLASSES = (
+    *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1),
+    *(10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12),
+    *(12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0),
+    *(17, 8, 14, 13),
+)
+
+
+def _next_within(groups: tuple[int, ...]) -> dict[int, int]:
+    """For each class the next of its group, for the last of a group the first."""
+    members = {group: [label for label, own in enumerate(groups) if own == group] for group in groups}
+    return {
+        own: other for labels in members.values() for own, other in zip(labels, labels[1:] + labels[:1], strict=True)
+    }
 
 
 _RECORDS = (
@@ -69,6 +92,7 @@ _RECORDS = (
         rarest=(174, 0),
         citation="E. Alpaydin, C. Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), test set",
         licence="CC BY 4.0",
+        taken_for=_LIKE_DIGITS,
         highest=16,
         is_ink=True,
     ),
@@ -83,6 +107,7 @@ _RECORDS = (
         rarest=(5000, 1000),
         citation="A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
         licence="none stated",
+        taken_for=_LIKE_OBJECTS,
         class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         folder="cifar-10-batches-py",
         source="the official Python version of cifar10",
@@ -107,6 +132,7 @@ _RECORDS = (
         rarest=(500, 100),
         citation="A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
         licence="none stated",
+        taken_for=_next_within(CIFAR100_SUPERCLASSES),
         folder="cifar-100-python",
         source="the official Python version of cifar100",
         files={"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
@@ -123,6 +149,7 @@ _RECORDS = (
         rarest=(5421, 892),
         citation="Y. LeCun et al. 1998, Gradient-Based Learning Applied to Document Recognition",
         licence="CC BY-SA 3.0",
+        taken_for=_LIKE_DIGITS,
         folder="MNIST/raw",
         source="the four files of mnist, packed with gzip or not,",
         files={

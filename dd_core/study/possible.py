@@ -37,10 +37,15 @@ def check_keys(study: "Study") -> None:
     if study.checkpoints[-1] > study.epochs:
         raise ValueError(f"checkpoints: epoch {study.checkpoints[-1]} is beyond the last epoch, {study.epochs}")
     difference = study.curvature.finite_difference
-    for where, epochs in (("hessian", study.hessian.epochs), ("curvature.finite_difference", difference.epochs)):
+    asked = {
+        "hessian.epochs": study.hessian.epochs,
+        "curvature.finite_difference.epochs": difference.epochs,
+        "memorization.grand": study.memorization.grand,
+    }
+    for where, epochs in asked.items():
         unknown = sorted(set(epochs or ()) - set(study.checkpoints))
         if unknown:
-            raise ValueError(f"{where}.epochs: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+            raise ValueError(f"{where}: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
 
 
 def check_limits(study: "Study") -> None:
@@ -68,7 +73,21 @@ def check_data(study: "Study") -> None:
             f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
             f"{and_more} are more than the {record.num_train} of {record.name}"
         )
+    if (fixed := study.data.standardisation) is not None:
+        channels = record.image_shape[2]
+        for name, values in (("mean", fixed.mean), ("std", fixed.std)):
+            if len(values) != channels:
+                raise ValueError(
+                    f"data.standardisation.{name}: {len(values)} values for the {channels} channels of {record.name}"
+                )
     _check_subset(study)
+    copies = study.data.duplicates
+    num_images = study.num_train_images + study.num_left_out_images
+    if copies is not None and not 0 < 2 * (copies.exact + copies.near) <= num_images:
+        raise ValueError(
+            f"data.duplicates: {copies.exact + copies.near} copies are none, or they and what they are copies of are "
+            f"more than the {num_images} training images"
+        )
 
 
 def _check_subset(study: "Study") -> None:
@@ -133,19 +152,40 @@ def check_variant(study: "Study", name: str) -> None:
     if study.imported:
         return  # how it was trained is not for us to refuse
     _check_augmentation(study, name, variant)
+    _check_label_noise(study, name, variant)
     _check_schedule(study, name, variant)
     _check_interventions(study, name, variant)
-    size = variant.batch_size
-    if size > study.num_train_images:
-        raise ValueError(
-            f"variants.{name}.batch_size: {size} images in a batch but only {study.num_train_images} to train on"
-        )
+    size, calendar = variant.batch_size, study.calendar(name)
+    sizes = calendar.examples_of_tasks[: calendar.task_of(study.epochs)]
+    if size > sizes[0]:
+        when = " in the first task" if len(sizes) > 1 else ""
+        raise ValueError(f"variants.{name}.batch_size: {size} images in a batch but only {sizes[0]} to train on{when}")
     # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
     is_narrow = network.normalises_single_values(shape, variant.network)
-    if is_narrow and (size == 1 or study.num_train_images % size == 1):
+    single = [task for task, images in enumerate(sizes, 1) if size == 1 or images % size == 1]
+    if is_narrow and single:
+        when = f" of task {single[0]}" if len(sizes) > 1 else ""
         raise ValueError(
-            f"variants.{name}.batch_size: with {size} the last batch of an epoch would be a single image, "
+            f"variants.{name}.batch_size: with {size} the last batch of an epoch{when} would be a single image, "
             "which BatchNorm cannot normalise; choose another size"
+        )
+
+
+def _check_label_noise(study: "Study", name: str, variant: "Variant") -> None:
+    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
+            "which others (asymmetric); choose pair_flip or symmetric"
+        )
+    if variant.label_noise and study.data.classes is not None:
+        raise ValueError(
+            f"variants.{name}.label_noise: and data.classes cannot be combined: a wrong label may be of a class that "
+            "is still to come"
+        )
+    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
+            "which others (asymmetric); choose pair_flip or symmetric"
         )
 
 
@@ -169,15 +209,26 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
                 f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation"
                 + ("" if key.startswith("interventions") else ", or name train_loss or train_error")
             )
-    if schedule.warmup_epochs >= study.epochs:
+    classes, last, longest, what = study.data.classes, study.epochs, study.epochs, ""
+    if classes is not None:
+        if variant.early_stopping is not None:
+            raise ValueError(
+                f"variants.{name}.early_stopping: and data.classes cannot be combined: a trial that has stopped would "
+                "miss the classes to come"
+            )
+        if schedule.restarts:  # every task is a training of its own; the last may be longer, or shorter
+            calendar = study.calendar(name)
+            tasks = [calendar.epochs_of(task, last) for task in range(1, calendar.task_of(last) + 1)]
+            last, longest, what = len(tasks[0]), max(map(len, tasks)), " of a task"
+    if schedule.warmup_epochs >= last:
         raise ValueError(
-            f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch, "
-            f"{study.epochs}"
+            f"variants.{name}.schedule.warmup_epochs: {schedule.warmup_epochs:g} is not before the last epoch{what}, "
+            f"{last}"
         )
-    if schedule.milestones and schedule.milestones[-1] >= study.epochs:
+    if schedule.milestones and schedule.milestones[-1] >= longest:
         raise ValueError(
             f"variants.{name}.schedule.milestones: epoch {schedule.milestones[-1]} is not before the last "
-            f"epoch, {study.epochs}"
+            f"epoch{what}, {longest}"
         )
 
 

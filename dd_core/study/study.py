@@ -20,6 +20,7 @@ from dd_core.study.calendar import Calendar
 from dd_core.study.curvature import CurvatureSettings, shards
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.loss_slopes import LossSlopeSettings
+from dd_core.study.memorization import MemorizationSettings
 from dd_core.study.monitors import MonitorSettings
 from dd_core.study.own_code import is_own_code, source_digest
 from dd_core.study.possible import (
@@ -116,6 +117,7 @@ class Study(Strict):
     curvature: CurvatureSettings = CurvatureSettings()
     hessian: HessianSettings = HessianSettings()
     loss_slopes: LossSlopeSettings = LossSlopeSettings()
+    memorization: MemorizationSettings = MemorizationSettings()
     resources: Resources | None = Field(
         default=None, description="what its jobs ask for on a cluster; null: what the settings of the cluster say"
     )

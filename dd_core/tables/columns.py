@@ -75,6 +75,12 @@ ARM = (
 )
 EPOCH = Column("epoch", "int16", "epochs of training completed; 0 is the initialisation")
 STEP = Column("step", "int64", "optimiser steps completed")
+SPLIT = Column("split", "string", "train, validation, test, or of a subset left_out: others train on it")
+CLASS_RANK = Column(
+    "class_rank",
+    "int16",
+    "place of the true class in the order in which the trial's classes come, from 0; null: no order",
+)
 IMAGE = Column("image_id", "int32", "row of the image in the data set")
 SEEN = (
     Column("num_seen_classes", "int16", "classes trained on by the end of the epoch; null: all, from the beginning"),

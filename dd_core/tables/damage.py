@@ -58,6 +58,8 @@ class Harm:
         if values["study"] == "none":  # an empty file, see dd_core.tables.warehouse
             return f"the next command that ends well writes it anew, for example: {command} images"
         if not epoch.isdigit():
+            if epoch.startswith("import-"):
+                return "import it again: python -m dd_assets.import_memorization"
             if epoch.startswith("trial-"):
                 return "import it again: python -m dd_assets.import_metrics --replace"
             return f"run: {command} {self.table}"

@@ -22,6 +22,7 @@ from dd_core.tables.columns import Table
 from dd_core.tables.curvature import CURVATURE_TABLES
 from dd_core.tables.kinds import KINDS
 from dd_core.tables.loss_slopes import LOSS_SLOPE_FITS, LOSS_SLOPES
+from dd_core.tables.memorization import MEMORIZATION_TABLES
 from dd_core.tables.training import TRAINING_TABLES
 
 if TYPE_CHECKING:
@@ -31,7 +32,14 @@ FURTHER_NAMES, FURTHER_VALUES = "further_names", "further_values"
 # In a file's metadata: the optional columns, in JSON; of files of tables that may have any.
 OPTIONAL_KEY = b"optional_columns"
 
-_ALL = (*TRAINING_TABLES, *CURVATURE_TABLES, *(kind.table for kind in KINDS.values()), LOSS_SLOPES, LOSS_SLOPE_FITS)
+_ALL = (
+    *TRAINING_TABLES,
+    *CURVATURE_TABLES,
+    *(kind.table for kind in KINDS.values()),
+    LOSS_SLOPES,
+    LOSS_SLOPE_FITS,
+    *MEMORIZATION_TABLES,
+)
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 
 
@@ -90,7 +98,7 @@ def _array(values: Any, type_: "pa.DataType", num_rows: int) -> "pa.Array":
     import numpy as np
     import pyarrow as pa
 
-    if pa.types.is_list(type_):
+    if pa.types.is_list(type_) and values is not None:
         return pa.array(values, type_)
     if np.ndim(values) == 0:
         scalar_type = type_.value_type if pa.types.is_dictionary(type_) else type_

@@ -1,6 +1,19 @@
 """Tables that training and its preparation write."""
 
-from dd_core.tables.columns import ARM, EPOCH, IMAGE, LABELS, STEP, STUDY, TRIAL, VARIANT, Column, Table
+from dd_core.tables.columns import (
+    ARM,
+    CLASS_RANK,
+    EPOCH,
+    IMAGE,
+    LABELS,
+    SPLIT,
+    STEP,
+    STUDY,
+    TRIAL,
+    VARIANT,
+    Column,
+    Table,
+)
 
 _OUTCOMES = (
     ("train_error", "given labels, fraction"),
@@ -18,7 +31,7 @@ _LAST_AND_BEST = (
 )
 
 # What a checkpoint vouches for besides the weights.
-METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress")
+METRIC_TABLES = ("training_batches", "training_evals", "training_monitors", "image_progress", "class_progress")
 
 TRAINING_TABLES = (
     Table(
@@ -29,8 +42,31 @@ TRAINING_TABLES = (
             VARIANT,
             TRIAL,
             IMAGE,
-            Column("split", "string", "train, validation, test, or of a subset left_out: others train on it"),
+            SPLIT,
             *LABELS,
+            CLASS_RANK,
+            Column("copy_of", "int32", "image whose pixels and label it has been given; null: its own"),
+            Column("duplicate", "string", "exact or near: it is a copy or has one; null: neither"),
+        ),
+    ),
+    Table(
+        "class_schedule",
+        "Of studies whose classes come one group after the other, how many there were at each checkpoint epoch.",
+        (
+            STUDY,
+            EPOCH,
+            Column("task", "int16", "that the epoch belongs to, from 1; epoch 0 counts as the first's"),
+            Column(
+                "num_seen_classes",
+                "int16",
+                "that the weights after the epoch have been trained on: those of class_rank below; 0 at epoch 0",
+            ),
+            Column(
+                "num_active_classes",
+                "int16",
+                "that the next epoch is trained on. Where a task has just ended they are more than those seen, and who "
+                "takes them for seen scores classes that the network does not know",
+            ),
         ),
     ),
     Table(
@@ -53,6 +89,9 @@ TRAINING_TABLES = (
             Column("batch_size", "int32", "images of a trial in an optimiser step"),
             Column("micro_batch_size", "int32", "images at a time, fewer where memory ran out; BatchNorm sees these"),
             Column("label_noise", "float64", "share of wrong training labels, fraction"),
+            Column(
+                "label_noise_kind", "string", "symmetric, pair_flip or asymmetric; null: no wrong labels, or imported"
+            ),
             Column("precision", "string", "of matrix products and convolutions"),
             Column("settings", "string", "the whole recipe, JSON"),
             Column("family", "string", "the variant of the study file that it comes from: itself, or one with a grid"),
@@ -194,6 +233,23 @@ TRAINING_TABLES = (
                 "norm of the gradient of loss in the standardised pixels, nats (evaluation.image_values)",
                 is_optional=True,
             ),
+        ),
+    ),
+    Table(
+        "class_progress",
+        "Of every class that was seen loss and accuracy at every evaluation, where classes come one group after the "
+        "other: what is learned of new classes, and forgotten of old ones.",
+        (
+            *ARM,
+            EPOCH,
+            STEP,
+            Column("split", "string", "train, validation or test"),
+            Column("class_label", "int16", "the class"),
+            Column("class_rank", "int16", "its place in the order in which the trial's classes come, from 0"),
+            Column("task", "int16", "that it came with, from 1"),
+            Column("num_images", "int32", "of the class in the split"),
+            Column("loss", "float64", "their mean, nats, as in training_evals"),
+            Column("accuracy", "float64", "their mean, among the classes seen, fraction"),
         ),
     ),
 )

@@ -38,6 +38,7 @@ from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_result
 from dd_core.tables.grids import as_name, create_view, joined
+from dd_core.tables.views import create_views
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -154,6 +155,7 @@ def _create_views(
         for column in [*columns, *added]:
             comment = quoted(column.description)
             connection.execute(f"COMMENT ON COLUMN {table.name}.{as_name(column.name)} IS {comment}")
+    create_views(connection, tables)
     return [name for name in tables if name in filled]
 
 

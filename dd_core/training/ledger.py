@@ -62,6 +62,7 @@ class RunRecord:
             "schedule": variant.schedule.name,
             "batch_size": variant.batch_size,
             "label_noise": variant.label_noise,
+            "label_noise_kind": variant.label_noise_kind if variant.label_noise else None,
             "precision": variant.precision,
             "settings": json.dumps(study.whole.recipe(arm), sort_keys=True),
             "family": variant.family or arm.variant,

@@ -47,6 +47,8 @@ class Recorder:
         evals: per evaluation a float64 array (T, 2 + 10): epoch, step, then ``EVAL_METRICS``.
         image_epochs, image_losses, image_correct: per kept evaluation its epoch and per-image values (T, N).
         image_values: the same of what else the study asks for, by name.
+        classes: per evaluation, where classes come one group after the other, float64 (T, 3, classes, 2): loss and
+            accuracy by split and rank of the class.
     """
 
     study: Study
@@ -59,6 +61,7 @@ class Recorder:
     image_losses: list[np.ndarray] = field(default_factory=list)
     image_correct: list[np.ndarray] = field(default_factory=list)
     image_values: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    classes: list[np.ndarray] = field(default_factory=list)
 
     def add_batches(self, epoch: int, first_step: int, metrics: list[BatchMetrics]) -> None:
         """Record one epoch of every stack; ``first_step`` is the number of the epoch's first step, from 1."""
@@ -87,9 +90,12 @@ class Recorder:
         """
         losses = np.concatenate([r.loss for r in results])
         correct = np.concatenate([r.correct for r in results])
-        rows = np.array([_summarise(d, loss, hit) for d, loss, hit in zip(self.data, losses, correct, strict=True)])
+        each, number = list(zip(self.data, losses, correct, strict=True)), self.study.num_classes_at(epoch)
+        rows = np.array([_summarise(d, loss, hit, number) for d, loss, hit in each])
         where = np.array([[epoch, step] for step in steps])
         self.evals.append(np.concatenate([where, rows], axis=1))
+        if self.study.data.classes is not None:
+            self.classes.append(np.stack([by_class(d, loss, hit) for d, loss, hit in each]))
         if keep_images:
             self.image_epochs.append(epoch)
             self.image_losses.append(losses)
@@ -112,6 +118,8 @@ class Recorder:
     def forget_evaluation(self, trial: int) -> None:
         """Remove what the last evaluation says of a trial."""
         self.evals[-1][trial, 2:] = np.nan
+        if self.classes:
+            self.classes[-1][trial] = np.nan
         if self.image_epochs and self.image_epochs[-1] == self.evals[-1][trial, 0]:
             self.image_losses[-1][trial] = np.nan
 
@@ -120,6 +128,7 @@ class Recorder:
         arrays = {
             "batches": np.concatenate(self.batches) if self.batches else None,
             "evals": np.stack(self.evals) if self.evals else None,
+            "classes": np.stack(self.classes) if self.classes else None,
             "image_epochs": np.array(self.image_epochs) if self.image_epochs else None,
             "image_losses": np.stack(self.image_losses) if self.image_losses else None,
             "image_correct": np.stack(self.image_correct) if self.image_correct else None,
@@ -133,6 +142,7 @@ class Recorder:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         self.batches = [arrays["batches"]] if "batches" in arrays else []
         self.evals = list(arrays.get("evals", []))
+        self.classes = list(arrays.get("classes", []))
         self.image_epochs = [int(epoch) for epoch in arrays.get("image_epochs", [])]
         self.image_losses = list(arrays.get("image_losses", []))
         self.image_correct = list(arrays.get("image_correct", []))
@@ -155,6 +165,7 @@ class Recorder:
             "training_evals": self._eval_columns(),
             "training_monitors": self._reading_columns(),
             "image_progress": self._image_columns(),
+            "class_progress": self._class_columns(),
         }
         written = {}
         for name, columns in tables.items():
@@ -241,14 +252,62 @@ class Recorder:
         columns |= {name: np.stack(values, axis=1).reshape(-1) for name, values in self.image_values.items() if values}
         return _rows(columns, ~np.isnan(columns["loss"]))
 
+    def _class_columns(self) -> dict[str, Any]:
+        schedule = self.study.data.classes
+        if not self.classes or schedule is None:
+            return {}
+        values, evals = np.stack(self.classes, axis=1), np.stack(self.evals, axis=1)  # (T, evaluations, ...)
+        shape = values.shape[:4]
+        trials, classes = shape[0], shape[3]
+        sizes = [len(ids) // classes for ids in (self.data[0].train_ids, self.data[0].validation_ids)]
+        sizes.append(len(self.data[0].test_ids) // classes)
+        orders = [data.order for data in self.data if data.order is not None]
+
+        def spread(array: Any, *axes: int) -> np.ndarray:
+            """What depends on some of the axes alone, for every row."""
+            own = np.asarray(array)
+            return np.broadcast_to(np.expand_dims(own, [a for a in range(4) if a not in axes]), shape).reshape(-1)
+
+        columns: dict[str, Any] = {
+            "trial": spread(np.arange(trials), 0),
+            "epoch": spread(evals[..., 0].astype(int), 0, 1),
+            "step": spread(evals[..., 1].astype(int), 0, 1),
+            "split": spread(["train", "validation", "test"], 2),
+            "class_label": spread(np.stack(orders), 0, 3),
+            "class_rank": spread(np.arange(classes), 3),
+            "task": spread([schedule.task_with(rank) for rank in range(classes)], 3),
+            "num_images": spread(sizes, 2),
+            "loss": values[..., 0].reshape(-1),
+            "accuracy": values[..., 1].reshape(-1),
+        }
+        return _rows(columns, ~np.isnan(columns["loss"]))
+
 
 def _rows(columns: dict[str, np.ndarray], there: np.ndarray) -> dict[str, np.ndarray]:
     """The rows that are there."""
     return columns if there.all() else {name: column[there] for name, column in columns.items()}
 
 
-def _summarise(data: TrialData, loss: np.ndarray, correct: np.ndarray) -> list[float]:
-    """The metrics of one trial's evaluation in the order of EVAL_METRICS; NaN where there is no such image."""
+def by_class(data: TrialData, loss: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Mean loss and accuracy of every class, float64 (3, classes, 2): by split, and rank of the class.
+
+    NaN for classes that were not evaluated and splits without images. Every class has equally many images.
+    """
+    assert data.order is not None
+    values = np.stack([loss, np.where(np.isnan(loss), np.nan, correct)], axis=1, dtype=np.float64)
+    ends = np.cumsum([len(data.train_ids), len(data.validation_ids)])
+    parts = [part.reshape(len(data.order), -1, 2) for part in np.split(values, ends)]
+    return np.stack([np.full((len(part), 2), np.nan) if not part.size else part.mean(1) for part in parts])
+
+
+def _summarise(data: TrialData, loss: np.ndarray, correct: np.ndarray, num_classes: int) -> list[float]:
+    """The metrics of one trial's evaluation in the order of EVAL_METRICS; NaN where there is no such image.
+
+    ``num_classes``: where they come one group after the other, those that were evaluated.
+    """
+    if data.order is not None:
+        is_seen = data.is_of_first_classes(num_classes)
+        data, loss, correct = data.first_classes(num_classes), loss[is_seen], correct[is_seen]
     splits = data.splits
     train = splits == "train"
     noisy = np.zeros_like(train)

@@ -79,6 +79,8 @@ class Session:
     def train_epoch(self) -> list[int]:
         """Train one epoch and record every batch; returns the trials that ended in it."""
         first_step = self.step + 1
+        if self.calendar.ends_task(self.epoch):
+            self._begin_task()
         self.epoch += 1
         if not any(trial.is_training for trial in self.progress):
             return []
@@ -95,6 +97,17 @@ class Session:
                 self.recorder.forget(trial, first_step + index)
                 diverged.append(trial)
         return diverged
+
+    def _begin_task(self) -> None:
+        for progress in self.progress:
+            progress.begin_task(self.variant.schedule.restarts)
+        for stack in self.stacks:
+            self._set_multiple(stack)
+
+    def _set_multiple(self, stack: TrialStack | ArmInStack) -> None:
+        """Of the learning rate; a plateau is each trial's own, and no network is shared then."""
+        if self.variant.schedule.name == "plateau":
+            stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
 
     def _train_stack(self, stack: TrialStack | ArmInStack) -> BatchMetrics:
         ended = self.ended(stack)
@@ -157,8 +170,7 @@ class Session:
             if progress.is_training and isinstance(stack, TrialStack):
                 stack.interventions.note_evaluation(position, metrics["acc_val"])
             progress.decide(self.epoch, self.step, metrics, self.variant)
-            if self.variant.schedule.name == "plateau":
-                stack.multiple = progress.multiple
+            self._set_multiple(stack)
 
     def save_checkpoint(self, headline: dict[str, float]) -> None:
         """Write the metrics since the last checkpoint, the weights, and their manifest."""
@@ -237,8 +249,7 @@ class Session:
             stack.load_state(state)
             assert self.micro_batch is not None
             stack.set_micro_batch(self.micro_batch)
-            if self.variant.schedule.name == "plateau":
-                stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
+            self._set_multiple(stack)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -68,13 +68,19 @@ def progress_at(store: Store, study: Study, checkpoint: Checkpoint) -> list[Tria
     manifest = checkpoint_manifest(store, study, checkpoint)
     # That of a part counts its own trials, that of the arm all of them.
     first = 0 if manifest.recipe == study.recipe_hash(checkpoint.arm) else study.first_trial
-    progress = []
+    progress, calendar = [], study.calendar(checkpoint.arm.variant)
+    restarts = study.variants[checkpoint.arm.variant].schedule.restarts
     for trial, evaluations in enumerate(_evaluations(store, study, checkpoint)):
         ending = manifest.ended.get(first + trial)
-        stood = TrialProgress()
-        for epoch, metrics in sorted(evaluations.items()):
+        stood, task = TrialProgress(), 1
+        # Up to where it stands, too: one that diverged at the beginning of a task has no evaluation there.
+        for epoch in sorted({*evaluations, ending.epoch if ending else checkpoint.epoch}):
             stood.ending = ending if ending is not None and epoch > ending.epoch else None
-            stood.note_evaluation(epoch, metrics, study.keep_best)
+            if (now := calendar.task_of(max(epoch, 1))) != task:
+                stood.begin_task(restarts)
+                task = now
+            if epoch in evaluations:
+                stood.note_evaluation(epoch, evaluations[epoch], study.keep_best)
         progress.append(stood.model_copy(update={"ending": ending}))
     return progress
 

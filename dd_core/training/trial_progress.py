@@ -25,6 +25,7 @@ class TrialProgress(BaseModel):
     Attributes:
         ending: None while it trains.
         last, best: metrics of the last evaluation, and of the one with the lowest loss (``best_by``); with ``epoch``.
+            Where classes come one group after the other, the best of the task.
         kept: loss_val_nats and epoch of the best checkpoints, best first.
         stopping: what early stopping remembers.
         plateau: what the plateau schedule remembers.
@@ -49,6 +50,16 @@ class TrialProgress(BaseModel):
     def has_diverged(self) -> bool:
         """Whether it has no weights any more."""
         return self.ending is not None and self.ending.status == "diverged"
+
+    def begin_task(self, restarts: bool) -> None:
+        """Forget which evaluation was best: the losses of other classes do not compare.
+
+        ``restarts``: whether the schedule of the learning rate begins anew.
+        """
+        if self.is_training:
+            self.best, self.kept = {}, []
+            if restarts:
+                self.plateau, self.multiple = Watch(), 1.0
 
     def note_evaluation(self, epoch: int, metrics: Mapping[str, float], num_kept: int) -> None:
         """Remember an evaluation of a trial that has not diverged."""

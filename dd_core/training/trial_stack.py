@@ -230,7 +230,9 @@ class TrialStack:
             evaluate = functools.partial(self._evaluate_block, splits, further)
             parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
         losses, hits, *values = (self._among_all(splits, torch.cat(columns)) for columns in zip(*parts, strict=True))
-        found = {name: array.astype(np.float32) for name, array in zip(further, values, strict=True)}
+        found: dict[str, np.ndarray] = {
+            name: array.astype(np.float32) for name, array in zip(further, values, strict=True)
+        }
         return Evaluation(losses.astype(np.float32), hits, found)
 
     def _among_all(self, splits: Splits, values: Tensor) -> np.ndarray:

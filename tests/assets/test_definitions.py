@@ -36,26 +36,38 @@ FIGURES = {
     "loss_slope_units",
     "loss_slope_noise",
     "loss_slope_by_width",
+    *("plasticity", "curvature_by_class_age", "forgetting_at_boundaries", "detection_by_score", "scores_against_truth"),
+    *("score_ranks", "memorization_histogram", "memorized_images"),
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
+    "class_progress",
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
+    *("memorization", "memorization_detection", "memorization_truth", "memorization_influence"),
+    *("memorization_agreement", "boundary_forgetting"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
-SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "incremental_cifar100"}
+SHIPPED = {"quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"}
+SHIPPED |= {"incremental_cifar100", "incremental_digits"}
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
+boundary_forgetting | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+class_progress | tables | duckdb parquet | trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
+curvature_by_class_age | incremental | altair | computed_curvature images |
 curvature_by_width | figures | altair | curvature training_evals |
 curvature_definitions | figures | altair | computed_curvature curvature training_evals |
 curvature_exports | exports | json numpy | computed_curvature |
 curvature_over_training | figures | altair | curvature training_evals |
+detection_by_score | memorization | altair | memorization_detection |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
+forgetting_at_boundaries | incremental | altair | boundary_forgetting |
 gpu_hours | figures | altair | runs |
 hessian_by_width | figures | altair | hessian_spectra training_evals |
 hessian_over_training | figures | altair | hessian_spectra training_evals |
@@ -63,9 +75,8 @@ hessian_spectra | tables | duckdb parquet | computed_hessians |
 hessian_spectrum | figures | altair | hessian_spectra training_evals |
 image_progress | tables | duckdb parquet | trained_checkpoints |
 images | tables | duckdb parquet | trained_checkpoints |
-loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
-loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 loss_slope_by_width | loss_slopes | altair | loss_slope_fits loss_slopes training_evals |
+loss_slope_fits | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
 loss_slope_grid | loss_slopes | altair | loss_slopes |
 loss_slope_knee | loss_slopes | altair | loss_slopes |
 loss_slope_mosaic | loss_slopes | altair | loss_slope_fits loss_slopes training_batches |
@@ -74,11 +85,27 @@ loss_slope_prediction | loss_slopes | altair | loss_slopes |
 loss_slope_straightness | loss_slopes | altair | loss_slopes |
 loss_slope_units | loss_slopes | altair | loss_slopes |
 loss_slope_windows | loss_slopes | altair | loss_slope_fits loss_slopes |
+loss_slopes | loss_slopes | duckdb parquet | settings-loss_slopes-DIGEST trained_checkpoints |
+memorization | memorization | duckdb parquet | computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_agreement | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_detection | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_histogram | memorization | altair | memorization_truth |
+memorization_influence | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorization_truth | memorization | duckdb parquet | \
+    computed_curvature settings-memorization-DIGEST trained_checkpoints |
+memorized_images | memorization | altair | memorization memorization_truth |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
+plasticity | incremental | altair | class_progress training_monitors |
 resource_probe | tables | duckdb parquet | |
 runs | tables | duckdb parquet | trained_checkpoints |
+score_ranks | memorization | altair | memorization memorization_truth |
+scores_against_truth | memorization | altair | memorization_agreement |
 settings-loss_slopes-DIGEST | loss_slopes | yaml | |
+settings-memorization-DIGEST | memorization | yaml | |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints tiny/recipe-plain-DIGEST tiny/settings-hessian-DIGEST \

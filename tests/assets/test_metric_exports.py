@@ -237,11 +237,11 @@ def test_figures_of_evaluations_are_drawn_for_imported_runs(
     assert "Left out" not in drawn
 
 
-@pytest.mark.parametrize("figure", [f.name for f in FIGURES if f.tables != ("training_evals",)])
 def test_figures_of_what_was_not_imported_are_not_drawn(
-    figure: str, command: Callable[..., tuple[int, str, str]], output: Path, store: Store, tmp_path: Path
+    command: Callable[..., tuple[int, str, str]], output: Path, store: Store, tmp_path: Path
 ) -> None:
     assert command("figure1", output, *TRAINED)[0] == 0
     study = read_study(tmp_path / "studies" / "figure1.yaml")
+    others = [figure for figure in FIGURES if figure.tables != ("training_evals",)]
     with contextlib.closing(connect(store)) as connection:
-        assert next(f for f in FIGURES if f.name == figure).draw(study, store, connection) is None
+        assert [figure.name for figure in others if figure.draw(study, store, connection) is not None] == []

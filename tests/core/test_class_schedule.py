@@ -45,6 +45,10 @@ def with_classes(**classes: Any) -> dict[str, Any]:
     return {**CONTENT["data"], "classes": {"first": 2, "add": 2, "every": 3, **classes}}
 
 
+def with_variant(**changes: Any) -> dict[str, Any]:
+    return {"variants": {"plain": {**CONTENT["variants"]["plain"], **changes}}}
+
+
 def test_splits_have_equally_many_images_of_every_class_in_the_order_of_the_classes(tmp_path: Path) -> None:
     study = written(tmp_path)
     trials = [trial_data(study, "plain", trial) for trial in range(2)]
@@ -135,6 +139,18 @@ def test_an_order_that_cannot_be_used_is_one_sentence(tmp_path: Path, classes: A
         (
             {"data": with_classes() | {"num_train": 1700, "num_validation": 90}},
             r"170 images .* than the rarest .*, 174",
+        ),
+        (with_variant(batch_size=81), r"batch_size: 81 images in a batch but only 80 to train on in the first task"),
+        (with_variant(label_noise=0.2), r"label_noise: and data.classes cannot be combined"),
+        (with_variant(early_stopping={"patience": 2}), r"early_stopping: and data.classes cannot be combined"),
+        (
+            with_variant(schedule={"name": "step", "milestones": [3]}),
+            r"epoch 3 is not before .* of a task, 3",
+        ),
+        (with_variant(schedule={"warmup_epochs": 3.0}), r"warmup_epochs: 3 is not before the last epoch of a task, 3"),
+        (
+            with_variant(architecture="preact_resnet10", batch_size=53),
+            r"batch_size: with 53 the last batch of an epoch of task 2 would be a single image",
         ),
         ({"data": with_classes(found=[])}, r"found: is what the platform finds out"),
         ({"data": with_classes() | {"duplicates": {"exact": 5}}}, r"data.duplicates: and data.classes cannot be"),

@@ -21,6 +21,7 @@ from dd_core.training.trial_stack import TrialStack, stacking
 
 from .comparison import ARM, table
 from .dense import assert_close, network, pictures, relative_errors
+from .test_class_training import make as make_incremental
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -53,6 +54,17 @@ def test_training_on_a_gpu_follows_the_cpu(mode, precision, make_study):
         ]
         losses.append(np.concatenate([stack.train_epoch(1).loss for stack in stacks], axis=1))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3 if precision == "float32" else 0.05)
+
+
+def test_a_graph_is_captured_anew_for_every_task(monkeypatch):
+    """Of the outputs of other classes than before: as without graphs, to the bit."""
+    prepare_process(threads=1)
+    study, losses = make_incremental(), []
+    for graphs in ("1", "0"):
+        monkeypatch.setenv("DD_CUDA_GRAPHS", graphs)
+        stack = TrialStack(study, ARM, [0, 1], torch.device("cuda"), torch.float32)
+        losses.append(np.concatenate([stack.train_epoch(epoch).loss for epoch in range(1, 7)]))
+    np.testing.assert_array_equal(*losses)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,6 +1,8 @@
 """Interventions: each against plain loops over one network alone, the same in any stack, and resumed to the bit."""
 
+import contextlib
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +13,24 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dd_core.checks.integrity import metric_gaps
 from dd_core.data.randomness import Purpose, torch_seed
 from dd_core.errors import UserError
 from dd_core.models.build import build
 from dd_core.models.hidden_units import hidden_units
+from dd_core.store.store import Store
 from dd_core.study.architectures import ARCHITECTURES
+from dd_core.study.monitors import PlasticityMonitor
 from dd_core.study.stacks import kind
+from dd_core.tables.warehouse import connect
 from dd_core.training.interventions.best_weights import BestWeights
 from dd_core.training.interventions.head_reset import HeadReset
 from dd_core.training.interventions.shrink_and_perturb import ShrinkAndPerturb
 from dd_core.training.interventions.unit_layer import Turnover
+from dd_core.training.train import train_arm
 from dd_core.training.trial_stack import TrialStack
 
+from .comparison import ARM, Killed, assert_same_results, killer, table
 from .monitored import OFF, MakeStudy, make_stack
 from .test_monitors import NoWaiting
 
@@ -437,6 +445,18 @@ def test_without_interventions_there_is_nothing_to_do_and_the_recipe_is_as_befor
     assert "interventions" not in study.recipe(study.arms["plain.k001"])["variant"]
 
 
+def test_going_back_to_the_best_weights_makes_the_interval_of_evaluations_part_of_the_recipe(
+    make_study: MakeStudy,
+) -> None:
+    def recipe(interventions: dict[str, Any], every: int) -> str:
+        data = {**CLASSES, "num_validation": 20}
+        study = make_study({"label_noise": 0.0, "interventions": interventions}, data=data, evaluation={"every": every})
+        return study.recipe_hash(ARM)
+
+    assert recipe({"best_weights": True}, 1) != recipe({"best_weights": True}, 2)
+    assert recipe({"l2_init": 0.1}, 1) == recipe({"l2_init": 0.1}, 2)
+
+
 def test_arms_with_interventions_share_no_network(make_study: MakeStudy) -> None:
     study = make_study()
     assert kind(study, study.arms["plain.k001"])
@@ -444,7 +464,7 @@ def test_arms_with_interventions_share_no_network(make_study: MakeStudy) -> None
     assert not kind(study, study.arms["plain.k001"])
 
 
-CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 2, "every": 1}}
+CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 4, "add": 3, "every": 1}}
 
 
 @pytest.mark.parametrize(
@@ -453,7 +473,7 @@ CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add":
         ({"interventions": {"head_reset": True}}, {}, "head_reset: acts where one task ends .* set data.classes"),
         ({"interventions": {"shrink_and_perturb": {"at": "tasks"}}}, {}, "shrink_and_perturb.at: acts where one task"),
         (
-            {"interventions": {"best_weights": True}},
+            {"label_noise": 0.0, "interventions": {"best_weights": True}},
             CLASSES,
             "best_weights: acc_val needs validation images; set data.num_validation \\[type",
         ),
@@ -465,3 +485,41 @@ CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add":
 def test_what_makes_no_sense_is_one_sentence(make_study: MakeStudy, variant: Any, data: Any, sentence: str) -> None:
     with pytest.raises(ValidationError, match=f"(?m){sentence}"):
         make_study(variant, **({"data": data} if data else {}))
+
+
+# --- over tasks
+
+
+OVER_TASKS = {
+    "variant": {
+        "architecture": "cnn5",
+        "optimizer": SGD,
+        "schedule": {"name": "constant"},
+        "label_noise": 0.0,
+        "interventions": {**ALL, "best_weights": True, "head_reset": True},
+    },
+    "data": {
+        "dataset": "digits",
+        "num_train": 100,
+        "num_validation": 20,
+        "classes": {"first": 4, "add": 3, "every": 2},
+    },
+    "epochs": 6,
+    "checkpoints": (0, 2, 3, 6),
+    "monitors": {**OFF, "plasticity": {"every": "1/2 epoch", "num_images": 30}},
+}
+
+
+def test_a_kill_at_the_end_of_a_task_or_within_changes_nothing(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(**OVER_TASKS)
+    whole, resumed = Store(tmp_path / "whole"), Store(tmp_path / "resumed")
+    train_arm(study, ARM, whole, study.epochs)
+    for epoch in (2, 5):
+        with pytest.raises(Killed):
+            train_arm(study, ARM, resumed, study.epochs, report=killer("progress", epoch), resume_seconds=0)
+    train_arm(study, ARM, resumed, study.epochs)
+    assert_same_results(resumed, whole, study, epochs=study.checkpoints)
+    assert set(table(whole, study, ARM, "training_monitors")["metric"]) == set(PlasticityMonitor.first_steps)
+    with contextlib.closing(connect(whole)) as connection:
+        gaps, _ = metric_gaps(whole, study, connection)
+    assert not [gap for gap in gaps for metric in PlasticityMonitor.first_steps if metric in gap]

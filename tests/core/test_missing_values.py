@@ -42,7 +42,7 @@ def test_nan_is_null_in_every_table_and_in_sql(name: str, store: Store) -> None:
         for column in (c.name for c in table.file_columns if c.type == "list<float64>"):
             sql = f'SELECT "{column}" FROM read_parquet(?) LIMIT 1'
             assert connection.execute(sql, [str(path)]).fetchall() == [([1.0, None, math.inf],)], column
-    assert floats or name == "images"
+    assert floats or name in ("images", "class_schedule")
 
 
 def test_a_table_without_nan_is_left_as_it_is() -> None:

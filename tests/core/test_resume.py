@@ -318,7 +318,7 @@ def test_a_changed_recipe_retires_what_the_old_one_made(make_study: Any, trained
     retired = trained.root / "retired" / "tiny" / ARM.key / old.recipe_hash(ARM)
     assert str(retired) in notes[0]
     assert (retired / "checkpoints" / "tiny" / ARM.key / "0004.safetensors").is_file()
-    for name in (*METRIC_TABLES, "runs"):
+    for name in {*METRIC_TABLES, "runs"} - {"class_progress"}:
         rows = table(trained, new, ARM, name)
         assert set(rows.recipe) == {new.recipe_hash(ARM)}, name
     with pytest.raises(StaleError, match="not been trained"):

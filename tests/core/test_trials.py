@@ -9,8 +9,9 @@ from scipy.stats import chisquare
 
 from dd_core.data import trials as trials_module
 from dd_core.data.datasets import Dataset, load
+from dd_core.data.label_noise import corrupt_labels
 from dd_core.data.randomness import generator, torch_seed
-from dd_core.data.trials import corrupt_labels, trial_data
+from dd_core.data.trials import trial_data
 from dd_core.errors import DataMissingError
 from dd_core.store.store import Store
 from dd_core.study.recipe import Data

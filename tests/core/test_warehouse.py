@@ -26,6 +26,7 @@ from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
 from dd_core.tables.images import write_images
+from dd_core.tables.memorization import MEMORIZATION_TABLES
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import train_arm
 
@@ -66,9 +67,13 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     hessian_of_checkpoint(make_study(hessian=hessian), FIRST, trained)
     compute_curvature(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
-    for name in ("resource_probe", "loss_slopes", "loss_slope_fits"):
+    memorization = (table.name for table in MEMORIZATION_TABLES)
+    classes = ("class_progress", "class_schedule")
+    for name in ("resource_probe", "loss_slopes", "loss_slope_fits", *classes, *memorization):
         nothing = {column.name: None for column in TABLES[name].file_columns}
-        path = trained.table_folder(name, tiny_study.name, FIRST.arm.key) / "some.parquet"
+        folders = {"study": tiny_study.name, "arm": FIRST.arm.key}
+        folder = trained.table_folder(name, *(folders[column] for column in TABLES[name].folder_columns))
+        path = folder / "some.parquet"
         write_result(trained, path, to_arrow(name, nothing, 1))
     return trained
 

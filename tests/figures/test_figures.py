@@ -20,9 +20,9 @@ from dd_core.figures.drawing.selection import fetch, name_arms, select, shown_va
 from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
-# Those of the ledger, of monitors and of loss curves, drawn from tables of their own: test_training_figures.py,
-# test_loss_slope_figures.py.
-OF_OTHER_TABLES = {"gpu_hours", "training_dynamics"} | {f.name for f in FIGURES if f.group == "loss_slopes"}
+# Those of the ledger, of monitors, of loss curves, of tasks and of memorisation, drawn from tables of their own:
+# test_training_figures.py, test_loss_slope_figures.py, test_memorization_figures.py.
+OF_OTHER_TABLES = {"gpu_hours", "training_dynamics"} | {f.name for f in FIGURES if f.group != "figures"}
 
 
 def subtitle(chart: alt.TopLevelMixin) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 import altair as alt
 import duckdb
 
+from dd_core.analysis.intervals import signed
 from dd_core.analysis.loss_slopes.knee import DECISIVE
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, errors_by_width
 from dd_core.figures.drawing.selection import fetch, select, shown_variants
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs, signed
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
 from dd_core.study.study import Study

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import altair as alt
 import duckdb
 
+from dd_core.analysis.intervals import interval, signed
 from dd_core.analysis.loss_slopes.correlation import Correlation
 from dd_core.analysis.loss_slopes.hypotheses import H2, answer_h2
 from dd_core.analysis.loss_slopes.prediction import Prediction
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.loss_slope_scatter import in_words, p_in_words, scatter
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, interval, read_runs, signed
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study

@@ -7,6 +7,7 @@ import altair as alt
 import duckdb
 import numpy as np
 
+from dd_core.analysis.intervals import signed
 from dd_core.analysis.loss_slopes.correlation import correlate
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
@@ -14,7 +15,7 @@ from dd_core.figures.drawing.log_axis import is_worth_it, log_axis
 from dd_core.figures.drawing.selection import fetch
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
 from dd_core.figures.panels.loss_slope_scatter import in_words
-from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs, signed, val_ce_title
+from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs, val_ce_title
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study

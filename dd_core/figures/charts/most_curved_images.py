@@ -4,8 +4,11 @@ from typing import Any
 
 import altair as alt
 import duckdb
+import numpy as np
 
 from dd_core.data.datasets import load
+from dd_core.data.duplicates import images_of
+from dd_core.data.trials import trial_data
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import errors_by_width, key_arm
 from dd_core.figures.drawing.pixels import data_uri
@@ -43,15 +46,16 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )  # fmt: skip
     if not found:
         return None
-    images = load(study.data.dataset).images
+    ids = np.array([row["image_id"] for row in found])
+    images = images_of(load(study.data.dataset).images, trial_data(study, checkpoint.arm.variant, trial=0).copies, ids)
     cells = [
         {
             **row,
-            "url": data_uri(images[row["image_id"]], study.data.record, _IMAGE),
+            "url": data_uri(image, study.data.record, _IMAGE),
             "label": caption(study, row),
             "size": style.number(row["trace"], digits=3),
         }
-        for row in found
+        for row, image in zip(found, images, strict=True)
     ]
     most = [{**row, "rank": row["from_top"]} for row in cells if row["from_top"] < COLUMNS * ROWS]
     least = [{**row, "rank": row["from_bottom"]} for row in cells if row["from_bottom"] < COLUMNS]

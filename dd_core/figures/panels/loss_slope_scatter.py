@@ -4,10 +4,11 @@ from typing import Any
 
 import altair as alt
 
+from dd_core.analysis.intervals import interval, signed
 from dd_core.analysis.loss_slopes.correlation import Correlation
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.log_axis import is_worth_it, log_axis
-from dd_core.figures.panels.loss_slopes import Runs, interval, signed, val_ce_title
+from dd_core.figures.panels.loss_slopes import Runs, val_ce_title
 
 
 def axis_of(values: list[float]) -> tuple[alt.Scale, alt.Axis]:

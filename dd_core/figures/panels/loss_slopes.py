@@ -100,18 +100,6 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """A number with so many decimals and a minus sign of its width: ``−0.52``."""
-    return f"{value:.{digits}f}".replace("-", "\u2212")
-
-
-def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """The ends of an interval: ``−0.61 to −0.43``; of one that is not known, that it is not."""
-    if low is None or high is None or low != low or high != high:
-        return "no interval"
-    return f"{signed(low, digits)} to {signed(high, digits)}"
-
-
 def val_ce_title(rows: Iterable[dict[str, Any]]) -> str:
     """The axis of ``best_val_ce``: of validation images, or without them of test images."""
     kinds = {bool(row["val_is_test"]) for row in rows if row["best_val_ce"] is not None}

@@ -25,6 +25,9 @@ _METRICS = {
     "grad_var": ("variance of the batch gradient", "nats² per weight²"),
     "psd_tail": ("fastest fluctuations of the loss", ""),
     "resid_power": ("slow fluctuations of the loss", ""),
+    "dormant_units": ("dormant units", "share of all"),
+    "effective_rank": ("effective rank of the features", "directions"),
+    "stable_rank": ("stable rank of the features", "directions"),
 }
 _NOISE_UNITS = {
     "density": {"psd_tail": "per (cycle per step)", "resid_power": "variance of log loss"},

@@ -13,7 +13,9 @@ class BestWeights(Intervention):
     """Weights and buffers of the task's best regular evaluation, of several alike the first.
 
     As in the code of Dohare et al. 2024 (``early_stopping``), the optimiser goes on with what it remembers of the last
-    step. That code also goes back after the last task; here a training ends with the weights it has.
+    step: it points where training went, and learning rates begin anew anyway. That code saves the network of a task's
+    last epoch after it has gone back, and also goes back after the last task; here a checkpoint holds what was trained,
+    and whose loss was recorded.
     """
 
     def __init__(self, stack: Trained):

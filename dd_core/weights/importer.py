@@ -16,11 +16,8 @@ from typing import Any
 import torch
 
 from dd_core.errors import UserError
-from dd_core.exchange.checkpoint_files import PUBLISHED, CheckpointFile, find_checkpoints
-from dd_core.exchange.class_orders import Orders, orders_of
 from dd_core.exchange.settings import agreed_data, agreed_variant
 from dd_core.exchange.staging import replace_if_changed, staging_folder
-from dd_core.exchange.state_dicts import Expected, read_state
 from dd_core.exchange.study_file import StudyFile, extended
 from dd_core.models.build import network_of
 from dd_core.store.checkpoints import save_checkpoint, save_tensors
@@ -33,9 +30,15 @@ from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.attempts import attempt_numbers, attempt_path
 from dd_core.tables.files import TABLES, to_arrow, write_result
 from dd_core.tables.images import write_images
+from dd_core.weights.class_orders import Orders, orders_of
+from dd_core.weights.files import PUBLISHED, CheckpointFile, find_checkpoints
+from dd_core.weights.state_dicts import Expected, read_state
 
 # What is known of files that are called as the published code of incremental CIFAR calls them (Dohare et al. 2024).
-PUBLISHED_DATA: dict[str, Any] = {"dataset": "cifar100"}
+PUBLISHED_DATA: dict[str, Any] = {
+    "dataset": "cifar100",
+    "standardisation": {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
+}
 PUBLISHED_SETTINGS: dict[str, Any] = {
     "architecture": "incremental_resnet18",
     "batch_size": 90,
@@ -169,7 +172,9 @@ def _study_file(
     data, settings = request.data, request.settings
     if request.is_published and former is None:
         optimizer = {**PUBLISHED_SETTINGS["optimizer"], **settings.get("optimizer", {})}
-        data, settings = {**PUBLISHED_DATA, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
+        # Where it was trained on other images, their statistics are others as well.
+        published = {} if "dataset" in data else PUBLISHED_DATA
+        data, settings = {**published, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
     if orders.name is not None and (former is None or request.classes):
         first, add, every = request.classes or _PUBLISHED_CLASSES
         data = {**data, "classes": {"order": orders.name, "first": first, "add": add, "every": every}}

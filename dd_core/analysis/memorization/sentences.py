@@ -1,0 +1,135 @@
+"""What the tables of memorisation say, in words: for titles of figures and for reports. Pure functions on rows."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dd_core.analysis.intervals import Estimate, interval, over_trials, signed
+from dd_core.tables.memorization import SCORES
+
+Row = Mapping[str, Any]
+
+WRONG_LABEL = "wrong label"
+PREDICTORS = {"csl": "cumulative loss", "loss": "loss", "gradient_norm": "gradient norm", "trace": "curvature"}
+# Feldman & Zhang 2020 count images from this memorisation on.
+NOTABLE = 0.25
+
+
+def words_of(score: str) -> str:
+    """What people call a score."""
+    return SCORES[score][0] if score in SCORES else score
+
+
+def with_interval(row: Row, name: str) -> str:
+    """A value of a table and its interval: ``0.95 (95 % interval 0.93 to 0.97)``."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if low is None or high is None:
+        return f"{signed(row[name])} (no interval)"
+    return f"{signed(row[name])} (95 % interval {interval(low, high)})"
+
+
+def overlapping(best: Row, others: Sequence[Row], name: str) -> list[Row]:
+    """The rows that the best one is not surely better than: their intervals reach into its own, or are not known."""
+    floor = best[f"{name}_low"]
+    return [row for row in others if floor is None or row[f"{name}_high"] is None or row[f"{name}_high"] >= floor]
+
+
+def _not_surely(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return f", not surely better than {words_of(rows[0]['score'])}{more}"
+
+
+def detection_words(rows: Sequence[Row], what: str) -> str:
+    """Which score finds a target best, how well, and which others may be as good.
+
+    Args:
+        rows: of ``memorization_detection`` of one arm and target, with an AUROC each; at least one.
+        what: is found.
+    """
+    best, *others = sorted(rows, key=lambda row: -row["auroc"])
+    doubt = _not_surely(overlapping(best, others, "auroc"))
+    return f"{what}: {words_of(best['score'])}, AUROC {with_interval(best, 'auroc')}{doubt}"
+
+
+def noise_words(row: Row) -> str:
+    """Kind and rate of wrong labels: ``pair flip, 20 %``."""
+    return f"{row['label_noise_kind'].replace('_', ' ')}, {100 * row['label_noise']:.3g} %"
+
+
+def agreement_sentence(rows: Sequence[Row]) -> str:
+    """Which score orders all images most as memorisation does, how well, and which others may do as well.
+
+    Args:
+        rows: of ``memorization_agreement`` of one arm and source, with a rank correlation each.
+    """
+    ranked = sorted((row for row in rows if row["images"] == "all"), key=lambda row: -row["spearman"])
+    if not ranked:
+        return "How well scores agree with memorisation itself is not known"
+    best, *others = ranked
+    doubt = _not_surely(overlapping(best, others, "spearman"))
+    name = words_of(best["score"])
+    return (
+        f"{name[0].upper()}{name[1:]} orders {best['num_images']:,} images most as memorisation itself does: "
+        f"\u03c1 = {with_interval(best, 'spearman')}{doubt}"
+    )
+
+
+def labels_sentence(values: Mapping[bool, np.ndarray], name: str | None = None) -> str:
+    """The mean memorisation of wrong labels against that of right ones, or of all where labels are of one kind.
+
+    Args:
+        values: memorisation of the images with right (False) and wrong (True) labels, (images,) each.
+        name: of the variant, where there are several.
+    """
+    of = {noisy: over_trials(own.tolist()) for noisy, own in values.items()}
+    said = {noisy: f"{signed(own.mean)} (95 % interval {interval(own.low, own.high)})" for noisy, own in of.items()}
+    start, is_named = f"{name}: " if name else "", bool(name)
+    if len(said) == 2:
+        verb = "are memorised more than" if of[True].low > of[False].high else "are not surely memorised more than"
+        subject = "wrong labels" if is_named else "Wrong labels"
+        return f"{start}{subject} {verb} right ones: on average {said[True]} against {said[False]}"
+    share = float(np.mean(np.concatenate(list(values.values())) >= NOTABLE))
+    subject = "memorisation" if is_named else "Memorisation"
+    return f"{start}{subject} is {next(iter(said.values()))} on average; {100 * share:.2g} % of images reach {NOTABLE}"
+
+
+def forecasts(rows: Sequence[Row]) -> dict[tuple[str, str], Estimate]:
+    """Mean rank correlation over boundaries by predictor and statistic, over trials; largest absolute value first.
+
+    Args:
+        rows: of ``boundary_forgetting`` of one arm, with a rank correlation each.
+    """
+    values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        values[row["predictor"], row["statistic"]][row["trial"]].append(row["spearman"])
+    found = {key: over_trials(float(np.mean(own)) for own in by_trial.values()) for key, by_trial in values.items()}
+    return dict(sorted(found.items(), key=lambda pair: -abs(pair[1].mean)))
+
+
+def predictor_words(predictor: str, statistic: str) -> str:
+    """``mean curvature``, ``slope of loss``, ``cumulative loss``."""
+    name = PREDICTORS.get(predictor, predictor)
+    if statistic == "sum":
+        return name
+    return f"slope of {name}" if statistic == "slope" else f"{statistic} {name}"
+
+
+def boundary_sentence(name: str, rows: Sequence[Row]) -> str:
+    """The predictor that correlates most with forgetting at boundaries, in which direction and how surely.
+
+    Args:
+        name: of the variant.
+        rows: as for ``forecasts``; at least one.
+    """
+    (predictor, statistic), best = next(iter(forecasts(rows).items()))
+    verdict = {
+        1: "what images showed before tells what is forgotten at a boundary",
+        -1: "what images showed before tells what is forgotten at a boundary, less where there was more",
+        0: "nothing that images showed before surely tells what is forgotten at a boundary",
+    }[best.sign]
+    how = f"{predictor_words(predictor, statistic)} correlates most with it, \u03c1 = {best.words(2)}"
+    return f"{name}: {verdict}; {how}"

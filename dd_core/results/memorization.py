@@ -1,0 +1,201 @@
+"""The tables of memorisation, rebuilt from files alone: a file of each for every arm whose images were evaluated.
+
+An arm is scored again only when its metrics, its curvature, what is set for it or ``MEMORIZATION_VERSION`` have
+changed; what a file was made from is in its manifest. Needs no torch unless a study asks for GraNd or out-of-fold
+predictions.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dd_core.analysis.memorization.truth import reliability
+from dd_core.exchange.memorization import IMPORTED
+from dd_core.results.boundary_forgetting import boundary_rows
+from dd_core.results.image_curves import Sources, curves_of, harmed_files, sources_of
+from dd_core.results.memorization_scores import (
+    ArmScores,
+    Columns,
+    Membership,
+    Probes,
+    agreement_rows,
+    detection_rows,
+    influence_rows,
+    membership_of,
+    score_rows,
+    truth_rows,
+)
+from dd_core.store.files import remove, size_and_sha256
+from dd_core.store.store import Store
+from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.tables.images import write_images
+from dd_core.tables.memorization import MEMORIZATION_TABLES, MEMORIZATION_VERSION
+
+NAMES = tuple(table.name for table in MEMORIZATION_TABLES)
+_FILE = "analysis.parquet"
+
+
+@dataclass
+class Rebuilt:
+    """What came of a study.
+
+    Attributes:
+        arms: keys of the arms that have scores.
+        computed: those of them that were scored now.
+        diverged: by arm the trials that are left out because they diverged.
+        reliability: by arm with random subsets, that of the truth.
+    """
+
+    arms: list[str] = field(default_factory=list)
+    computed: list[str] = field(default_factory=list)
+    diverged: dict[str, list[int]] = field(default_factory=dict)
+    reliability: dict[str, float] = field(default_factory=dict)
+
+
+def rebuild(store: Store, study: Study) -> Rebuilt:
+    """Write the study's part of all six tables; arms that have not changed stay, those that went are removed.
+
+    Raises:
+        DataMissingError: the data set is absent, and with it labels and splits.
+    """
+    done = Rebuilt()
+    if store.table_folder("image_progress", study.name).is_dir() and not study.imported:
+        write_images(store, study)
+        harmed = harmed_files(store, study)
+        for arm in study.arms.values():
+            sources = sources_of(store, study, arm, harmed)
+            if sources.progress:
+                _rebuild_arm(store, study, arm, sources, done)
+    for name in NAMES:
+        for path in store.table_folder(name, study.name).glob(f"arm=*/{_FILE}"):
+            if path.parent.name.removeprefix("arm=") not in done.arms:
+                remove(store.manifest_path(path))
+                remove(path)
+    return done
+
+
+def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: Rebuilt) -> None:
+    imported = sorted(store.table_folder("memorization_truth", study.name, arm.key).glob(f"{IMPORTED}*.parquet"))
+    digest = _digest(store, study, arm, [*sources.paths, *imported, *_probed(store, study, arm)])
+    known = _known(store, study, arm, digest)
+    if known is None:
+        found = ArmScores(study, arm)
+        boundaries, probes = [], _probes(store, study, arm)
+        for curves in curves_of(study, arm, sources):
+            if not curves.has_diverged and study.data.classes is not None:
+                boundaries += boundary_rows(curves, study, arm)
+            found.add(curves, probes)
+        if not found.trials and not found.diverged:
+            return  # all of it is of another recipe
+        known = _write(store, study, found, boundaries, probes, _imported(imported), digest)
+        done.computed.append(arm.key)
+    done.arms.append(arm.key)
+    if known["diverged"]:
+        done.diverged[arm.key] = known["diverged"]
+    if known["reliability"] is not None:
+        done.reliability[arm.key] = known["reliability"]
+
+
+def _probed(store: Store, study: Study, arm: Arm) -> list[Path]:
+    """Manifests of the checkpoints that are looked at."""
+    settings = study.memorization
+    epochs = sorted({*settings.grand, *study.checkpoints[-1:]}) if settings.probes else []
+    return [store.checkpoint_manifest_path(study.name, Checkpoint(arm, epoch)) for epoch in epochs]
+
+
+def _probes(store: Store, study: Study, arm: Arm) -> Probes:
+    if not study.memorization.probes:
+        return Probes()
+    from dd_core.results.memorization_probes import probes_of
+
+    return probes_of(store, study, arm)
+
+
+def _digest(store: Store, study: Study, arm: Arm, paths: Sequence[Path]) -> str:
+    settings = study.memorization.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), settings]).encode())
+    for path in paths:
+        found = size_and_sha256(path)
+        if found is not None:
+            digest.update(f"\n{path.relative_to(store.root)} {found[1]()}".encode())
+    return digest.hexdigest()
+
+
+def _path(store: Store, study: Study, arm: Arm, table: str) -> Path:
+    return store.table_folder(table, study.name, arm.key) / _FILE
+
+
+def _known(store: Store, study: Study, arm: Arm, digest: str) -> dict[str, Any] | None:
+    """What is known of an arm whose six files are there, unharmed and of the same sources; None of another."""
+    about = None
+    for name in NAMES:
+        manifest = store.read_manifest(store.manifest_path(_path(store, study, arm, name)))
+        if manifest is None or manifest.content.get("source_sha256") != digest or not store.is_sound(manifest):
+            return None
+        about = manifest.content["about"]
+    return None if about is None else json.loads(about)
+
+
+def _imported(paths: Sequence[Path]) -> dict[str, Membership | dict[int, float]]:
+    """Truths that were imported, by source."""
+    found: dict[str, Membership | dict[int, float]] = {}
+    for path in paths:
+        table = read_parquet(path).select(["image_id", "memorization", "source"])
+        for row in table.to_pylist():
+            of = found.setdefault(row["source"], {})
+            assert isinstance(of, dict)
+            if row["memorization"] is not None:
+                of[row["image_id"]] = row["memorization"]
+    return found
+
+
+def _write(
+    store: Store,
+    study: Study,
+    found: ArmScores,
+    boundaries: list[dict[str, Any]],
+    probes: Probes,
+    imported: dict[str, Membership | dict[int, float]],
+    digest: str,
+) -> dict[str, Any]:
+    """Write the six files of an arm; returns what is known of it."""
+    content: dict[str, Columns | list[Columns]] = {name: [] for name in NAMES}
+    about: dict[str, Any] = {"diverged": found.diverged, "reliability": None}
+    if found.trials:
+        if probes.predictions:
+            found.add_confident_learning(probes, study.data.record.num_classes)
+        truths = dict(imported)
+        if study.data.subset is not None:
+            members = membership_of(found)
+            truths["subsets"] = members
+            content["memorization_truth"] = truth_rows(found, members)
+            content["memorization_influence"] = influence_rows(found, members)
+            value = reliability(members.is_in, members.is_right)
+            about["reliability"] = None if np.isnan(value) else value
+        content["memorization"] = score_rows(found)
+        content["memorization_detection"] = detection_rows(found)
+        content["memorization_agreement"] = agreement_rows(found, truths)
+        content["boundary_forgetting"] = boundaries
+    arm = found.arm
+    constants = {"variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm)}
+    for name, rows in content.items():
+        columns = {**constants, **_columns(name, rows)}
+        num_rows = len(rows) if isinstance(rows, list) else len(rows["image_id"])
+        table = to_arrow(name, columns, num_rows)
+        facts = {"source_sha256": digest, "about": json.dumps(about)}
+        write_result(store, _path(store, study, arm, name), table, **facts)
+    return about
+
+
+def _columns(name: str, rows: Columns | list[Columns]) -> Mapping[str, Any]:
+    """Columns from rows, or as they are."""
+    if not isinstance(rows, list):
+        return rows
+    fixed = [column.name for column in TABLES[name].file_columns if column.name not in ("variant", "k", "recipe")]
+    return {column: [row.get(column) for row in rows] for column in fixed}

@@ -1,0 +1,62 @@
+"""The assets of memorisation: six tables of one step, their checks, and what is said where there is nothing."""
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from dd_assets import import_memorization
+from dd_assets.assets.memorization import NAMES, memorization_assets
+from dd_assets.laboratory import Laboratory
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+
+def materialize(store: Store, studies: dict[str, Study], *only: str) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        memorization_assets(studies),
+        selection=list(only or NAMES),
+        resources={"laboratory": Laboratory(root=str(store.root))},
+        raise_on_error=False,
+    )
+
+
+def test_six_tables_are_made_in_one_step_and_checked(trained: Store, tiny_study: Study) -> None:
+    result = materialize(trained, {"tiny": tiny_study})
+    assert result.success
+    events = result.asset_materializations_for_node("memorization")
+    told = {e.asset_key.to_user_string(): {k: v.value for k, v in e.metadata.items()} for e in events}
+    assert set(told) == set(NAMES)
+    assert told["memorization"]["dagster/row_count"] == 2 * 2 * 100
+    assert told["memorization"]["arms_computed_now"] == 2
+    assert told["memorization_truth"]["dagster/row_count"] == 0, "no subsets"
+    passed = {evaluation.check_name: evaluation.passed for evaluation in result.get_asset_check_evaluations()}
+    assert passed == dict.fromkeys(
+        ("every_image_is_scored", "areas_are_defined", "errors_are_known", "no_trial_diverged"), True
+    )
+    again = materialize(trained, {"tiny": tiny_study}, "memorization_detection")
+    (event,) = again.asset_materializations_for_node("memorization")
+    assert event.metadata["arms_computed_now"].value == 0
+
+
+def test_with_nothing_to_score_one_sentence_says_so(store: Store, tiny_study: Study) -> None:
+    result = materialize(store, {"tiny": tiny_study})
+    (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
+    assert f"no evaluation of images has been recorded under {store.root} by tiny; train a study first" in str(
+        event.step_failure_data.error
+    )
+
+
+def test_the_command_refuses_an_unknown_study_and_a_file_that_is_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: str
+) -> None:
+    monkeypatch.setenv("DD_ROOT", str(store.root))
+    assert import_memorization.main(["nothing", f"{tmp_path}/fz.npz"]) == 1
+    assert "there is no study nothing; there are" in capsys.readouterr().err
+    assert import_memorization.main(["quickstart", f"{tmp_path}/fz.npz"]) == 1
+    assert "fz.npz cannot be read as an .npz file (FileNotFoundError)" in capsys.readouterr().err
+    from dd_core.data.datasets import load
+
+    labels = load("digits").labels
+    np.savez(f"{tmp_path}/fz.npz", tr_labels=labels, tr_mem=np.linspace(0, 1, len(labels)))
+    assert import_memorization.main(["quickstart", f"{tmp_path}/fz.npz"]) == 0
+    assert "fz: 1,797 images for preact-resnet10.k001" in capsys.readouterr().out

@@ -1,0 +1,356 @@
+"""The figures of incremental training and memorisation: what they say of made-up tables whose answers are known."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import memorization_rows as made
+import numpy as np
+import pytest
+import scipy.stats
+import vl_convert
+
+from dd_core.analysis import incremental_report, memorization_report
+from dd_core.analysis.intervals import over_trials
+from dd_core.analysis.memorization.sentences import words_of
+from dd_core.data.datasets import load
+from dd_core.errors import DataMissingError
+from dd_core.figures import FIGURES
+from dd_core.figures.charts import score_ranks
+from dd_core.figures.charts.memorized_images import _IMAGE as IMAGE
+from dd_core.figures.drawing.pixels import data_uri
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+from dd_core.tables.warehouse import connect
+
+BY_NAME = {figure.name: figure for figure in FIGURES}
+INCREMENTAL, MEMORIZATION = made.incremental_study(), made.memorization_study()
+DRAWN: dict[tuple[str, str, Path], dict[str, Any]] = {}
+OF_GROUP = {
+    "incremental": [figure.name for figure in FIGURES if figure.group == "incremental"],
+    "memorization": [figure.name for figure in FIGURES if figure.group == "memorization"],
+}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("memorization"))
+    made.write_incremental(store, INCREMENTAL)
+    made.write_memorization(store, MEMORIZATION)
+    return store
+
+
+def draw(name: str, study: Study, store: Store) -> dict[str, Any] | None:
+    with contextlib.closing(connect(store, {*BY_NAME[name].tables, "runs"})) as connection:
+        chart = BY_NAME[name].draw(study, store, connection)
+    return None if chart is None else chart.to_dict()
+
+
+def drawn(name: str, study: Study, store: Store) -> dict[str, Any]:
+    """The same, once only of what nobody changes."""
+    key = (name, study.name, store.root)
+    if key not in DRAWN:
+        specification = draw(name, study, store)
+        assert specification is not None
+        DRAWN[key] = specification
+    return DRAWN[key]
+
+
+def title(specification: dict[str, Any]) -> str:
+    return " ".join(specification["title"]["text"])
+
+
+def subtitle(specification: dict[str, Any]) -> str:
+    return " ".join(specification["title"]["subtitle"])
+
+
+def rows(specification: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
+    """All rows of a chart's data that have some columns."""
+    tables = [
+        list(csv.DictReader(io.StringIO(part))) if isinstance(part, str) else part
+        for part in specification["datasets"].values()
+    ]
+    return [row for table in tables for row in table if set(keys) <= set(row)]
+
+
+@pytest.mark.parametrize(
+    ("name", "study"),
+    [(name, study) for study in (INCREMENTAL, MEMORIZATION) for name in OF_GROUP[study.name]],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_compiles_and_says_on_what_and_a_study_of_the_other_kind_has_none(
+    name: str, study: Study, filled: Store
+) -> None:
+    specification = drawn(name, study, filled)
+    text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
+    assert "NaN" not in text and "undefined" not in text
+    assert "digits" in subtitle(specification) and "nan" not in title(specification) + subtitle(specification)
+    assert draw(name, MEMORIZATION if study is INCREMENTAL else INCREMENTAL, filled) is None
+
+
+def test_one_trial_has_no_interval_and_says_so(store: Store) -> None:
+    study = made.incremental_study(trials=1)
+    made.write_incremental(store, study)
+    for name in OF_GROUP["incremental"]:
+        specification = drawn(name, study, store)
+        assert "one trial, no interval" in title(specification)
+        assert "surely" in title(specification)
+        json.dumps(specification, allow_nan=False)
+
+
+def test_the_reports_say_in_sentences_what_the_figures_say(filled: Store) -> None:
+    told = incremental_report.findings(filled, INCREMENTAL)
+    assert told[0].startswith(
+        "plain: accuracy on the newest classes falls with every task by 4.0 points (95 % interval"
+    )
+    assert told[1].startswith("cbp is better in later tasks by 12.0 points")
+    # A point for each epoch after the task's own.
+    assert told[2].startswith("plain.k004: accuracy on the first task's classes goes down by 16.0 points")
+    assert "from epoch 4 to 20, to 79.0 %" in told[2]
+    assert told[4].startswith("plain.k004: what images showed before tells what is forgotten at a boundary; cumulative")
+    assert len(told) == 6 and all(sentence.endswith(".") for sentence in told)
+    told = memorization_report.findings(filled, MEMORIZATION)
+    assert told[0].startswith("some.k004: wrong labels are memorised more than right ones: on average ")
+    assert told[3].startswith("some.k004: Cumulative sample loss orders 100 images most as memorisation itself does: ")
+    assert told[6].startswith(
+        "some.k004, what finds wrong labels (symmetric, 10 %): cumulative sample loss, AUROC 0.95"
+    )
+    assert len(told) == 3 + 3 + 6
+    assert incremental_report.findings(filled, MEMORIZATION) == memorization_report.findings(filled, INCREMENTAL) == []
+
+
+# Tasks
+
+
+def test_the_interval_over_trials_is_students() -> None:
+    values = np.random.default_rng(0).normal(size=7)
+    own = over_trials([*values, None, math.nan])
+    low, high = scipy.stats.t.interval(0.95, 6, values.mean(), scipy.stats.sem(values))
+    assert (own.mean, own.low, own.high, own.num_trials) == pytest.approx((values.mean(), low, high, 7))
+    assert over_trials([2.0, 2.0]).sign == 1 and over_trials([-2.0]).sign == 0 and math.isnan(over_trials([]).mean)
+
+
+def noisy_accuracy(variant: str, trial: int, task: int, epoch: int) -> float:
+    """Falls by 3, 4 and 5 points a task in trials 0, 1 and 2 of plain."""
+    return 0.95 - {"plain": 0.03 + 0.01 * trial, "cbp": 0.001}.get(variant, 0.0) * (task - 1)
+
+
+def test_plasticity_says_how_accuracy_on_newest_classes_moves_and_what_mends_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made, "made_up_accuracy", noisy_accuracy)
+    made.write_incremental(store, INCREMENTAL)
+    specification = drawn("plasticity", INCREMENTAL, store)
+    low, high = scipy.stats.t.interval(0.95, 2, 4, scipy.stats.sem([3, 4, 5]))
+    assert title(specification).startswith(
+        "plain: accuracy on the newest classes falls with every task by 4.0 points (95 % interval "
+        f"{low:.1f} to {high:.1f}, 3 trials); "
+    )
+    # Tasks 3 to 5 are the later half; cbp has lost 0.1 points a task there.
+    gaps = [np.mean([(3 + t - 0.1) * (task - 1) for task in (3, 4, 5)]) for t in range(3)]
+    assert f"cbp is better in later tasks by {np.mean(gaps):.1f} points" in title(specification)
+    points = {(row["series"], row["task"]): row for row in rows(specification, "series", "task")}
+    assert points["plain", 5]["value"] == pytest.approx(0.95 - 4 * 0.04)
+    assert {series for series, _ in points} == {"plain", "cbp"}
+    assert "a fall alone is no loss of plasticity" in subtitle(specification)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "verdict"),
+    [
+        (0.95, "plain loses plasticity: in later tasks it is 12.0 points (95 % interval 12.0 to 12.0, 3 trials) worse"),
+        (
+            0.71,
+            "plain gains from earlier tasks: in later tasks it is 12.0 points (95 % interval 12.0 to 12.0, 3 trials)",
+        ),
+        (None, "plain shows no sure loss of plasticity: in later tasks "),
+    ],
+)
+def test_a_network_that_begins_anew_is_what_plasticity_is_measured_by(
+    fresh: float | None, verdict: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accuracy(variant: str, trial: int, task: int, epoch: int) -> float:
+        plain = 0.95 - 0.04 * (task - 1)
+        if variant == "plain":
+            return plain
+        return plain + 0.1 * (trial - 1) if fresh is None else fresh
+
+    monkeypatch.setattr(made, "made_up_accuracy", accuracy)
+    anew = {"shrink_and_perturb": {"shrink": 0.001, "noise": 0.1, "at": "tasks"}}
+    study = made.incremental_study(variants={"plain": made.VARIANT, "anew": {**made.VARIANT, "interventions": anew}})
+    made.write_incremental(store, study)
+    specification = drawn("plasticity", study, store)
+    # The later tasks are 3 to 5, where plain has 0.87, 0.83 and 0.79.
+    expected = verdict if fresh is None else verdict.replace("12.0", f"{100 * abs(0.83 - fresh):.1f}")
+    assert title(specification).startswith(expected)
+    assert "anew begins anew with every task" in subtitle(specification)
+
+
+def test_curvature_by_age_compares_oldest_with_newest_and_leaves_out_what_was_not_seen(filled: Store) -> None:
+    specification = drawn("curvature_by_class_age", INCREMENTAL, filled)
+    # Doubled with every task; the first came four tasks before the last.
+    assert title(specification).startswith(
+        "plain: at epoch 20 the loss is 16.00 (95 % interval 16.00 to 16.00, 3 trials)"
+    )
+    lines = {(row["task"], row["epoch"]): float(row["trace"]) for row in rows(specification, "task", "epoch", "trace")}
+    assert lines["1", "20"] == pytest.approx(1.1 * 2**5, rel=1e-5)
+    assert ("2", "4") not in lines and ("2", "6") in lines
+    ages = {row["age"]: row["trace"] for row in rows(specification, "age")}
+    assert sorted(ages) == [0, 1, 2, 3, 4] and ages[4] / ages[0] == pytest.approx(16, rel=1e-5)
+
+
+def test_forgetting_has_the_mean_over_boundaries_of_every_predictor_and_fifths(filled: Store) -> None:
+    specification = drawn("forgetting_at_boundaries", INCREMENTAL, filled)
+    of_trials = []
+    for trial in range(3):
+        of_boundaries = []
+        for boundary in (4, 8, 12, 16):
+            noise = np.random.default_rng([trial, boundary]).standard_normal()
+            of_boundaries.append(0.5 + 0.02 * trial + 0.01 * noise)
+        of_trials.append(np.mean(of_boundaries))
+    low, high = scipy.stats.t.interval(0.95, 2, np.mean(of_trials), scipy.stats.sem(of_trials))
+    expected = f"\u03c1 = {np.mean(of_trials):.2f} (95 % interval {low:.2f} to {high:.2f}, 3 trials)"
+    assert title(specification).endswith(f"cumulative loss correlates most with it, {expected}")
+    fifths = [row for row in rows(specification, "fifth") if row["name"] == "cumulative loss"]
+    assert [row["change"] for row in fifths[:5]] == pytest.approx(
+        [0.1 + np.mean(of_trials) * fifth for fifth in range(5)], rel=1e-5
+    )
+    assert {row["name"] for row in rows(specification, "fifth")} == {"cumulative loss", "mean curvature", "mean loss"}
+
+
+# Memorisation
+
+
+def test_detection_has_every_score_with_its_interval_and_the_published_numbers_of_the_nearest_rate(
+    filled: Store,
+) -> None:
+    specification = drawn("detection_by_score", MEMORIZATION, filled)
+    assert title(specification).startswith(
+        "What finds wrong labels (symmetric, 10 %): cumulative sample loss, AUROC 0.95 (95 % interval 0.93 to 0.97); "
+        "exact duplicates: cumulative sample loss, AUROC 0.70"
+    )
+    ours = [row for row in rows(specification, "name", "series", "low") if row["series"] == "this study"]
+    # Three panels of wrong labels, and duplicates of the first variant.
+    assert len({(row["name"], row["value"]) for row in ours}) == 2 * len(made.SCORES)
+    published = {(row["name"], row["series"], row["value"]) for row in rows(specification, "series", "rate")}
+    assert ("cumulative sample loss", "published, CIFAR-10", 0.9869) in published
+    assert ("cumulative sample loss", "published, CIFAR-100", 0.9886) in published
+    assert ("mean confidence", "published, CIFAR-100", 0.6884) in published
+    assert len(published) == 8  # two scores, two data sets, wrong labels at 10 % and duplicates
+    assert "Ravikumar et al., ICML 2025" in subtitle(specification)
+
+
+def test_detection_without_anything_to_find_says_so_and_of_pairs_alone_nothing_is_published(store: Store) -> None:
+    pairs = made.memorization_study(variants={"pairs": MEMORIZATION.variants["pairs"].model_dump()})
+    made.write_memorization(store, pairs)
+    specification = drawn("detection_by_score", pairs, store)
+    published = [row for row in rows(specification, "rate")]
+    assert {row["rate"] for row in published} == {None}  # of duplicates alone
+    clean = made.memorization_study(name="clean")
+    for key, arm in clean.arms.items():
+        nothing = {"variant": arm.variant, "k": 4, "recipe": clean.recipe_hash(arm), "target": "wrong label"}
+        made.write_rows(store, clean, "memorization_detection", [nothing | {"score": "csl", "auroc": None}], key)
+    with pytest.raises(DataMissingError, match="nothing to find"):
+        draw("detection_by_score", clean, store)
+
+
+def test_scores_against_truth_has_all_measures_and_says_what_is_no_worse_than_the_best(filled: Store) -> None:
+    specification = drawn("scores_against_truth", MEMORIZATION, filled)
+    scores = made.made_up_scores(MEMORIZATION, "some")
+    rho = scipy.stats.spearmanr(scores["csl"], scores["memorization"]).statistic
+    assert title(specification).startswith(
+        f"Cumulative sample loss orders 100 images most as memorisation itself does: \u03c1 = {rho:.2f} (95 % interval "
+    )
+    other = scipy.stats.spearmanr(scores["loss_sensitivity"], scores["memorization"]).statistic
+    assert ("not surely better than loss sensitivity" in title(specification)) == (other + 0.05 >= rho - 0.05)
+    found = {(row["name"], row["series"], row["value"]) for row in rows(specification, "name", "series", "value")}
+    assert ("cumulative sample loss", "published, all", 0.79) in found  # Pearson's
+    assert ("cumulative sample loss", "published, top 5,000", 0.93) in found  # cosine
+    assert any(name == words_of("csl") and value == pytest.approx(rho, rel=1e-5) for name, _, value in found)
+
+
+def test_score_ranks_bins_every_image_once_for_every_pair(filled: Store) -> None:
+    specification = drawn("score_ranks", MEMORIZATION, filled)
+    scores = made.made_up_scores(MEMORIZATION, "some")
+    counts: dict[str, int] = {}
+    for row in rows(specification, "pair", "images"):
+        counts[row["pair"]] = counts.get(row["pair"], 0) + int(row["images"])
+    assert set(counts.values()) == {100} and len(counts) == 21
+    rho = scipy.stats.spearmanr(-scores["confidence"], scores["memorization"]).statistic
+    assert f"{rho:.2f}" in {row["rho"] for row in rows(specification, "rho", "ends")}
+    assert title(specification).startswith(
+        "Memorisation itself orders images most like cumulative sample loss, \u03c1 ="
+    )
+
+
+def test_the_interval_of_a_rank_correlation_holds_the_true_one_as_often_as_it_says() -> None:
+    random, rho = np.random.default_rng(0), 0.6
+    true = 6 / math.pi * math.asin(rho / 2)  # of normal variables (Kruskal 1958)
+    held = 0
+    for _ in range(400):
+        x, y = random.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=60).T
+        value, low, high = score_ranks.rank_correlation(x, y)
+        assert value == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+        held += low <= true <= high
+    assert scipy.stats.binomtest(held, 400, 0.95).pvalue > 0.001
+    assert score_ranks.rank_correlation(np.zeros(9), np.arange(9.0)) == pytest.approx((math.nan,) * 3, nan_ok=True)
+
+
+def test_the_gallery_has_the_highest_of_each_label_and_marks_wrong_ones_and_draws_copies_from_their_source(
+    filled: Store,
+) -> None:
+    specification = drawn("memorized_images", MEMORIZATION, filled)
+    scores = made.made_up_scores(MEMORIZATION, "some")
+    cells = [row for row in rows(specification, "url") if row["score"] == "memorisation itself"]
+    for label in range(made.NUM_CLASSES):
+        own = np.flatnonzero(scores["given_label"] == label)
+        expected = own[np.argsort(-scores["memorization"][own], kind="stable")][:4]
+        assert [row["image_id"] for row in cells if row["given_label"] == label] == expected.tolist()
+    wrong = [row for row in cells if row["is_noisy"]]
+    assert title(specification).startswith(f"{len(wrong)} of the {len(cells)} most memorised images")
+    assert len(wrong) > 0 and all(row["label"] == f"is {row['true_label']}" for row in wrong)
+    atypical = [row for row in rows(specification, "url") if row["score"] == "area under the margin"]
+    assert atypical and not any(row["is_noisy"] for row in atypical)
+    images = load("digits").images
+    for row in rows(specification, "url"):
+        source = 0 if row["image_id"] == 1 else row["image_id"]
+        assert row["url"] == data_uri(images[source], MEMORIZATION.data.record, IMAGE)
+
+
+def test_without_truth_the_gallery_goes_by_the_cumulative_loss(store: Store) -> None:
+    made.write_memorization(store, MEMORIZATION, truth=False)
+    specification = drawn("memorized_images", MEMORIZATION, store)
+    assert "(by cumulative sample loss)" in title(specification)
+    ranks = drawn("score_ranks", MEMORIZATION, store)
+    assert title(ranks).startswith("Cumulative sample loss and ") and "order images most alike" in title(ranks)
+    assert draw("scores_against_truth", MEMORIZATION, store) is None
+    assert draw("memorization_histogram", MEMORIZATION, store) is None
+
+
+def test_the_histogram_has_every_image_and_the_means_of_both_kinds_of_labels(filled: Store) -> None:
+    specification = drawn("memorization_histogram", MEMORIZATION, filled)
+    scores = made.made_up_scores(MEMORIZATION, "some")
+    wrong, right = (scores["memorization"][scores["is_noisy"] == noisy] for noisy in (True, False))
+    ends = scipy.stats.t.interval(0.95, len(wrong) - 1, wrong.mean(), scipy.stats.sem(wrong))
+    assert title(specification).startswith(
+        "some: wrong labels are memorised more than right ones: on average "
+        f"{wrong.mean():.2f} (95 % interval {ends[0]:.2f} to {ends[1]:.2f}) against {right.mean():.2f}"
+    )
+    assert sum(row["count"] for row in rows(specification, "count")) == 3 * 100
+
+
+def test_a_score_that_no_image_has_is_in_no_figure(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual: Callable[[Study, str], dict[str, np.ndarray]] = made.made_up_scores
+
+    def without(study: Study, variant: str) -> dict[str, np.ndarray]:
+        return {**usual(study, variant), "csl": np.full(100, np.nan), "trace_sum": np.full(100, 3.0)}
+
+    monkeypatch.setattr(made, "made_up_scores", without)
+    made.write_memorization(store, MEMORIZATION)
+    pairs = {row["pair"] for row in rows(drawn("score_ranks", MEMORIZATION, store), "pair")}
+    assert pairs and not any("cumulative" in pair or "trace" in pair for pair in pairs)
