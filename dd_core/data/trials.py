@@ -165,8 +165,8 @@ def _trial_data(data: Data, seed: int, noise: float, noise_kind: str, trial: int
     pixels, (rows,) = pixels_of(dataset.images, [copies], [train])
     mean, std = _channel_statistics(pixels, rows)
     if (fixed := data.standardisation) is not None:
-        mean, std = (np.array(own, np.float64) * data.record.highest for own in (fixed.mean, fixed.std))
-        mean, std = mean.astype(np.float32), std.astype(np.float32)
+        highest = data.record.highest
+        mean, std = ((np.array(own, np.float64) * highest).astype(np.float32) for own in (fixed.mean, fixed.std))
     return TrialData(
         train_ids=train,
         validation_ids=validation,
