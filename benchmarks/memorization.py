@@ -153,7 +153,7 @@ def compare(trials: int, epochs: int) -> None:
     ]
     ours = seconds["recorded"] - seconds["plain"] + seconds["scored"]
     print(f"{trials} networks x {epochs} epochs x 1,000 digits: published way {seconds['published']:.1f} s; ours "
-          f"{ours:.1f} s ({seconds['recorded'] - seconds['plain']:.1f} s in training, {seconds['scored']:.1f} s of "
+          f"{ours:.1f} s ({seconds['recorded'] - seconds['plain']:.1f} s in training, {seconds['scored']:.1f} s for "
           f"all scores, areas and intervals): {seconds['published'] / ours:.1f} times as fast")  # fmt: skip
     print(f"largest relative difference: csl {differences[0]:.1e}, loss sensitivity {differences[1]:.1e}")
 

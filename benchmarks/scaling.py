@@ -7,6 +7,7 @@
    x makespan), with medians over draws of times; ``bound`` is the best that any order of these tasks could reach.
 3. ``orchestrator``: what it costs to have 1,000 and 10,000 partitions computed, by a place that takes no time
    (``scaling_orchestrator.py``), and the requests to a simulated API server per look (``scaling_requests.py``).
+4. ``rows``: planning, checking and SQL over 4,001 checkpoints with 105 million rows (``scaling_rows.py``).
 
 ``--only`` runs one of them. Keys: ``train_2``, ``curvature_2`` and so on: speed-up over one worker, at most the number
 of cores. ``figure1_<law>_<tasks>_<GPUs>``, ``curvature_<checkpoints>_<trials>_<GPUs>``: efficiency as predicted; at
@@ -90,10 +91,18 @@ def orchestrator(quick: bool) -> dict[str, float]:
     return report(quick) | report_requests(quick)
 
 
+def rows(quick: bool) -> dict[str, float]:
+    """What many files and rows cost."""
+    from scaling_rows import report
+
+    return report(quick)
+
+
 PARTS: dict[str, Callable[[bool], dict[str, float]]] = {
     "here": here,
     "simulation": simulation,
     "orchestrator": orchestrator,
+    "rows": rows,
 }
 
 
@@ -102,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller repetitions")
     parser.add_argument("--json", type=Path, help='write {"ratios": {name: number}, ...} to this file')
-    parser.add_argument("--only", choices=PARTS, help="one of the three parts")
+    parser.add_argument("--only", choices=PARTS, help="one of the four parts")
     arguments = parser.parse_args()
     ratios: dict[str, float] = {}
     for name, part in PARTS.items():

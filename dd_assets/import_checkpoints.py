@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         store = writable_store()
 
-        from dd_core.exchange.checkpoint_importer import import_checkpoints
+        from dd_core.weights.importer import import_checkpoints
 
         done = import_checkpoints(store, folders, _request(options), dry_run=options.dry_run)
         if done.written and not options.dry_run:
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     data("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)}, or a .npz file of your own (docs/data.md)")
     data("--num-train", type=int, help="training images, if not all of the data set")
     data("--num-validation", type=int, help="images that were not trained on")
+    data("--mean", metavar="NUMBERS", help="of each channel, where the largest pixel value is 1, as 0.5,0.5,0.5; "
+         "default that of the training images. Published: 0.5071,0.4865,0.4409")  # fmt: skip
+    data("--std", metavar="NUMBERS", help="deviations, likewise. Published: 0.2673,0.2564,0.2762")
     data("--class-order", metavar="PATH", help="the .npy file, below the folder, that lists the classes in the order "
          "they came in; {trial} in it where each has its own. Published: class_order/index-{trial}.npy")  # fmt: skip
     data("--classes", metavar="FIRST,ADD,EVERY", help="classes of the first task, classes that each further one "
@@ -92,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _request(options: argparse.Namespace) -> Any:
-    from dd_core.exchange.checkpoint_importer import WeightsRequest
+    from dd_core.weights.importer import WeightsRequest
 
     def given(**values: Any) -> dict[str, Any]:
         return {key: value for key, value in values.items() if value is not None}
@@ -118,7 +121,12 @@ def _request(options: argparse.Namespace) -> Any:
     return WeightsRequest(
         study=options.study,
         folder=options.folder,
-        data=given(dataset=dataset, num_train=options.num_train, num_validation=options.num_validation),
+        data=given(
+            dataset=dataset,
+            num_train=options.num_train,
+            num_validation=options.num_validation,
+            standardisation=_standardisation(options.mean, options.std),
+        ),
         settings=settings,
         classes=_classes(options.classes) if options.classes else None,
         replace=options.replace,
@@ -132,6 +140,17 @@ def _request(options: argparse.Namespace) -> Any:
             description=options.description,
         ),
     )
+
+
+def _standardisation(mean: str | None, std: str | None) -> dict[str, list[float]] | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise UserError("--mean and --std belong together; pass both")
+    try:
+        return {name: [float(part) for part in text.split(",")] for name, text in (("mean", mean), ("std", std))}
+    except ValueError as error:
+        raise UserError(f"--mean {mean} --std {std}: say a number for each channel, as 0.5,0.5,0.5") from error
 
 
 def _setting(text: str) -> tuple[str, int | str]:

@@ -17,10 +17,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import reduction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -222,6 +225,7 @@ def _run_dagster(arguments: tuple[str, ...], environment: dict[str, str], output
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    _fork_workers()
     script = Path(sys.executable).with_name("dagster")
     sys.argv = [str(script), *arguments]
     try:
@@ -231,6 +235,96 @@ def _run_dagster(arguments: tuple[str, ...], environment: dict[str, str], output
     except BaseException:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         sys.exit(1)
+
+
+def _fork_workers() -> None:
+    """Let workers that this process starts be forked as well; everything else that it starts is new, as ever."""
+    from multiprocessing import forkserver
+
+    from dd_core.jobs import process
+
+    def popen(command: list[str], **options: Any) -> Any:
+        is_worker = command[:3] == [sys.executable, "-m", "dd_core.jobs.worker"]
+        return _ForkedWorker(command[3:], options["env"]) if is_worker else subprocess.Popen(command, **options)
+
+    names = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
+    vars(process)["subprocess"] = SimpleNamespace(Popen=popen, **names)
+    # The one that this process came from; Python would start another.
+    vars(forkserver._forkserver)["ensure_running"] = lambda: None  # type: ignore[attr-defined]
+
+
+class _ForkedWorker:
+    """As the Popen of a worker, as far as ``dd_core.jobs.process`` asks for it."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]):
+        """Start it."""
+        (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
+        streams = [_Stream(number) for number in (read_in, write_out, 2)]
+        self._process = _forkserver.Process(target=_become_worker, args=(arguments, environment, streams))
+        self._process.start()
+        os.close(read_in)
+        os.close(write_out)
+        self.stdin, self.stdout = os.fdopen(write_in, "w"), os.fdopen(read_out)
+        self._lock = threading.Lock()
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        with self._lock:  # Python's own look at it is not for several threads
+            return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until it has ended."""
+        deadline = time.monotonic() + (timeout or float("inf"))
+        while self.returncode is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+            time.sleep(0.005)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with self._lock:
+            if self._process.exitcode is None:
+                assert self._process.pid is not None
+                os.kill(self._process.pid, number)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A file descriptor that goes along to a forked process."""
+
+    number: int
+
+    def __reduce__(self) -> Any:
+        return _received, (reduction.DupFd(self.number),)
+
+
+def _received(stream: Any) -> int:
+    return int(stream.detach())
+
+
+def _become_worker(arguments: list[str], environment: dict[str, str], streams: list[int]) -> None:
+    """What ``python -m dd_core.jobs.worker`` does."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.sched_setaffinity(0, {CORE})
+    os.chdir(REPOSITORY)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.argv = ["dd_core.jobs.worker", *arguments]
+    from dd_core.jobs.worker import main
+
+    main()
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,8 @@ def select(
     ]
     trained = {study.name: trained_checkpoints(store, study) for study in asked}
     chosen = [(s, c) for s, c in meant if c in trained[s.name] and trained[s.name][c].live_trials]
-    changed = _of_another_recipe(store, [(s, c) for s, c in meant if c not in trained[s.name]])
+    here = {study.name for study in asked if store.may_have(study.name)}
+    changed = _of_another_recipe(store, [(s, c) for s, c in meant if s.name in here and c not in trained[s.name]])
     if changed and not chosen:
         raise UserError(changed)
     if changed:

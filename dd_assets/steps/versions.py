@@ -160,9 +160,10 @@ class Stock:
         """Digest of what there is now."""
         paths: list[Path] = []
         for study in studies:
-            own = [self.manifest(store, study, checkpoint) for checkpoint in study.iter_checkpoints()]
-            if own[0].parent.parent.is_dir():  # the study's folder; most studies have nothing, and many checkpoints
-                paths += own
+            checkpoints = list(study.iter_checkpoints())
+            folder = self.manifest(store, study, checkpoints[0]).parent.parent
+            if folder.is_dir():  # most studies have nothing, and many checkpoints
+                paths += [self.manifest(store, study, checkpoint) for checkpoint in checkpoints]
         lines = [
             f"{entry.path} {entry.sha256}"
             for manifest in store.read_manifests(paths)

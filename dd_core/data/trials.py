@@ -39,7 +39,8 @@ class TrialData:
         true_train_labels: int64 (num_train,).
         validation_labels: int64 (num_validation,), always true.
         test_labels: int64 (num_test,), always true.
-        mean, std: float32 (channels,), of the raw training pixels; images are standardised with these.
+        mean, std: float32 (channels,), of the raw training pixels, or as the study says; images are standardised with
+            these.
         left_out_ids: int64 (num_left_out,), training images of other trials, ascending; none without a subset.
         left_out_labels: int64 (num_left_out,), given labels, the same as where they are trained on.
         left_out_true_labels: int64 (num_left_out,).
@@ -163,6 +164,9 @@ def _trial_data(data: Data, seed: int, noise: float, noise_kind: str, trial: int
     train, left_out = train[~is_left_out], train[is_left_out]
     pixels, (rows,) = pixels_of(dataset.images, [copies], [train])
     mean, std = _channel_statistics(pixels, rows)
+    if (fixed := data.standardisation) is not None:
+        scaled = [np.array(own) * data.record.highest for own in (fixed.mean, fixed.std)]
+        mean, std = (own.astype(np.float32) for own in scaled)
     return TrialData(
         train_ids=train,
         validation_ids=validation,

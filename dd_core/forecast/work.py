@@ -6,6 +6,8 @@ weights and for its inputs), so an image costs three forward passes to train and
 (augmentation, normalisation, the optimiser, calls) is told in FLOPs too.
 """
 
+from bisect import bisect_right
+
 from dd_core.study.architectures import forward_flops
 from dd_core.study.study import Arm, Study
 
@@ -31,10 +33,11 @@ def num_evaluations(study: Study, first: int, until: int) -> int:
     return len(_evaluations(study, first, until))
 
 
-def _evaluations(study: Study, first: int, until: int) -> list[int]:
-    """Their epochs, in no order."""
-    epochs = set(range(study.evaluation.every, until + 1, study.evaluation.every)) | {0, *study.checkpoints}
-    return [epoch for epoch in epochs if first < epoch <= until or epoch == first == 0]
+def _evaluations(study: Study, first: int, until: int) -> set[int]:
+    """Their epochs. No others are looked at: a job asks for the cost of each of its thousands of tasks."""
+    every, kept = study.evaluation.every, study.checkpoints
+    usual = range((first // every + 1) * every, until + 1, every)
+    return {*usual, *kept[bisect_right(kept, first) : bisect_right(kept, until)], *([0] if first == 0 else [])}
 
 
 def num_examples(study: Study, arm: Arm, first: int, until: int) -> int:

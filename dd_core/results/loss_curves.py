@@ -153,7 +153,7 @@ def _finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _steps_per_epoch(study: Study, arm: Arm, batches: Rows) -> float:
-    """Optimiser steps of an epoch: by the calendar, or of imported runs by the steps and epochs that they have.
+    """Optimiser steps of an epoch: by the calendar, the mean where they grow; of imported runs by what they have.
 
     Others may log every tenth step: then the last steps that two epochs have are still an epoch's steps apart, in the
     middle of all epochs. Where no run has two epochs the size of the data set must do, and without that the last step.
@@ -167,4 +167,4 @@ def _steps_per_epoch(study: Study, arm: Arm, batches: Rows) -> float:
             return apart
         if not study.data.is_known:
             return float(max(1.0, *last)) if len(last) else 1.0
-    return float(study.calendar(arm.variant).steps_of(1))
+    return study.calendar(arm.variant).steps_after(study.epochs) / study.epochs

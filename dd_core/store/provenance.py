@@ -49,6 +49,8 @@ def _of_present_recipe(manifest: Manifest | None, study: Study, checkpoint: Chec
 
 def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None) -> dict[Checkpoint, Manifest]:
     """The study's checkpoints that exist in its present recipe, with their manifests."""
+    if not store.may_have(study.name):
+        return {}
     wanted = [checkpoint for checkpoint in study.iter_checkpoints() if arms is None or checkpoint.arm in arms]
     manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, checkpoint) for checkpoint in wanted])
     found = {}

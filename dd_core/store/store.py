@@ -89,6 +89,13 @@ class Store:
         """The weights, safetensors."""
         return self.arm_folder(study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.safetensors"
 
+    def may_have(self, study: str) -> bool:
+        """Whether a checkpoint of a study may be here: most studies have none, and very many that might be."""
+        try:
+            return self.arm_folder(study, "any").parent.is_dir()
+        except OSError:
+            return True  # who reads what is there will say what is wrong
+
     def best_folder(self, study: str, arm: str) -> Path:
         """Checkpoints kept because they were among a trial's best, safetensors and their manifests."""
         return self.arm_folder(study, arm) / "best"
@@ -227,7 +234,10 @@ class Store:
             raise StoreError(
                 f"cannot read {error.filename}: {error.strerror}; check the data root (DD_ROOT)"
             ) from error
-        return [opened(content, self._place(path)) for path, content in zip(paths, contents, strict=True)]
+        return [
+            None if content is None else opened(content, self._place(path))
+            for path, content in zip(paths, contents, strict=True)
+        ]
 
     def verify(self, entry: FileEntry) -> Path:
         """The file, after its size and SHA-256 have been compared with what its manifest says.

@@ -27,7 +27,7 @@ class MemorizationSettings(Strict):
         description="tau of the learning time, squared norm of the input gradient; null: its mean over all images and "
         "evaluations of a trial",
     )
-    num_bootstraps: int = Field(default=400, ge=100, le=100_000)
+    num_bootstraps: int = Field(default=200, ge=100, le=100_000, description="samples of trials and images")
     influences: int = Field(
         default=5, ge=0, le=1000, description="training images kept for each test image, by largest influence"
     )

@@ -73,6 +73,13 @@ def check_data(study: "Study") -> None:
             f"data.{'num_validation' if num_validation else 'num_train'}: {num_train or 2} images to train on"
             f"{and_more} are more than the {record.num_train} of {record.name}"
         )
+    if (fixed := study.data.standardisation) is not None:
+        channels = record.image_shape[2]
+        for name, values in (("mean", fixed.mean), ("std", fixed.std)):
+            if len(values) != channels:
+                raise ValueError(
+                    f"data.standardisation.{name}: {len(values)} values for the {channels} channels of {record.name}"
+                )
     _check_subset(study)
     copies = study.data.duplicates
     num_images = study.num_train_images + study.num_left_out_images
@@ -165,6 +172,11 @@ def check_variant(study: "Study", name: str) -> None:
 
 
 def _check_label_noise(study: "Study", name: str, variant: "Variant") -> None:
+    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
+            "which others (asymmetric); choose pair_flip or symmetric"
+        )
     if variant.label_noise and study.data.classes is not None:
         raise ValueError(
             f"variants.{name}.label_noise: and data.classes cannot be combined: a wrong label may be of a class that "

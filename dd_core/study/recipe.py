@@ -40,6 +40,13 @@ class Duplicates(Strict):
     near: int = Field(default=0, ge=0, description="copies that are shifted by one or two pixels, and noisy")
 
 
+class Standardisation(Strict):
+    """What is subtracted from the pixels of each channel and what they are divided by, where the largest value is 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
 class Data(Strict):
     """The data set and its split. Images are standardised per channel by the training set's mean and deviation."""
 
@@ -58,6 +65,9 @@ class Data(Strict):
         ge=0,
         description="Images with true labels, drawn per trial, that are neither trained on nor tested on: what early "
         "stopping, plateaus and the best checkpoints look at; from the images that num_train leaves.",
+    )
+    standardisation: Standardisation | None = _added(
+        None, description="null: by mean and deviation of each trial's training images; of imported weights, as there"
     )
     classes: ClassSchedule | None = _added(
         None, description="Classes that come one group after the other; null: all are there from the beginning."

@@ -1,5 +1,6 @@
 """The widths that a study, or one variant of it, names."""
 
+from collections import Counter
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -13,7 +14,7 @@ def unique(values: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         ValueError: one is there twice.
     """
-    repeated = sorted({value for value in values if values.count(value) > 1})
+    repeated = sorted(value for value, times in Counter(values).items() if times > 1)
     if repeated:
         raise ValueError(f"listed twice: {', '.join(map(str, repeated))}")
     return tuple(sorted(values))

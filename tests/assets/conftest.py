@@ -66,7 +66,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     first = {"train": lab.dagster(*TRAIN)}
     first["narrow"] = lab.forked_dagster(*CURVATURE, *narrowed(arms=["plain.k001"], epochs=[0, 24]))
     narrow_partitions = lab.recorded("per_image_curvature")
-    first["curvature"] = lab.dagster(*CURVATURE)
+    first["curvature"] = lab.forked_dagster(*CURVATURE)
     first["tables"] = lab.forked_dagster(*TABLES)
     first["figure"] = lab.forked_dagster("asset", "materialize", "--select", "training_curves")
     keys = ("tiny/checkpoints", "tiny/per_image_curvature", "curvature", "training_evals", "training_curves")

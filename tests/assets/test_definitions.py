@@ -49,8 +49,8 @@ TABLES = {
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
 SHIPPED = {
-    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits"),
-    *("incremental_cifar100", "incremental_digits"),
+    *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "mislabelled_digits"),
+    *("incremental_cifar100", "incremental_digits", "memorization_digits"),
 }
 
 # asset | group | kinds | reads | partitions, code version, checks

@@ -65,7 +65,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         lab = ClusterLab(folder / "there", cluster, study=STUDY)
         resources = {"pods": 2, "gpus_per_pod": 0, "cpus_per_pod": 1, "memory_gib_per_pod": 2, "workers_per_pod": 2}
         lab.write_settings(resources=resources)
-        commands = {"train": lab.forked_dagster(*TRAIN), "curvature": lab.dagster(*CURVATURE)}
+        commands = {"train": lab.forked_dagster(*TRAIN), "curvature": lab.forked_dagster(*CURVATURE)}
         lab.write_settings(resources={**resources, "workers_per_pod": 1})
         commands["hessian"] = lab.forked_dagster(*HESSIAN)
         for command, workers in ((TRAIN, 1), (CURVATURE, 1), (HESSIAN, 2)):

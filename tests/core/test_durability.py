@@ -281,7 +281,7 @@ ALLOWED = {
     "dd_core/store/files.py": "all of it is about this",
     "dd_core/tables/files.py": "fills a temporary",
     "dd_core/store/checkpoints.py": "fills a temporary",
-    "dd_core/exchange/class_orders.py": "fills a temporary",
+    "dd_core/weights/class_orders.py": "fills a temporary",
     "dd_core/exchange/curvature_exporter.py": "fills temporaries",
     "dd_core/exchange/exporter.py": "fills temporaries",
     "dd_core/data/datasets.py": "copies of data sets, flushed before their folder gets its name",

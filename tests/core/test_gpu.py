@@ -21,6 +21,7 @@ from dd_core.training.trial_stack import TrialStack, stacking
 
 from .comparison import ARM, table
 from .dense import assert_close, network, pictures, relative_errors
+from .test_class_training import make as make_incremental
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -53,6 +54,17 @@ def test_training_on_a_gpu_follows_the_cpu(mode, precision, make_study):
         ]
         losses.append(np.concatenate([stack.train_epoch(1).loss for stack in stacks], axis=1))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3 if precision == "float32" else 0.05)
+
+
+def test_a_graph_is_captured_anew_for_every_task(monkeypatch):
+    """Of the outputs of other classes than before: as without graphs, to the bit."""
+    prepare_process(threads=1)
+    study, losses = make_incremental(), []
+    for graphs in ("1", "0"):
+        monkeypatch.setenv("DD_CUDA_GRAPHS", graphs)
+        stack = TrialStack(study, ARM, [0, 1], torch.device("cuda"), torch.float32)
+        losses.append(np.concatenate([stack.train_epoch(epoch).loss for epoch in range(1, 7)]))
+    np.testing.assert_array_equal(*losses)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -127,6 +139,36 @@ def test_a_step_as_a_cuda_graph_has_the_bits_of_one_without(precision, optimizer
     np.testing.assert_array_equal(losses, expected_losses)
     assert torch.equal(norms, expected_norms)
     assert all(torch.equal(w[name], e[name]) for w, e in zip(weights, expected, strict=True) for name in w)
+
+
+def test_interventions_beside_a_cuda_graph_have_the_bits_of_those_without(make_study):
+    """Over a task's end, where a graph is made anew; looking at plasticity changes nothing."""
+    prepare_process(threads=1)
+    interventions = {
+        "l2_init": 0.01,
+        "head_reset": True,
+        "shrink_and_perturb": {"noise": 1e-3},
+        "continual_backprop": {"replacement_rate": 0.05, "maturity": 3, "shared_units": True},
+    }
+    data = {"dataset": "digits", "num_train": 300, "classes": {"first": 5, "add": 5, "every": 3}}
+    states = []
+    for has_graph in (True, False):
+        study = make_study(
+            {"optimizer": SGD, "label_noise": 0.0, "interventions": interventions},
+            data=data,
+            epochs=5,
+            checkpoints=(0, 5),
+            monitors={"plasticity": {"every": "2 steps"}} if has_graph else {},
+        )
+        stack = TrialStack(study, ARM, [0, 1], torch.device("cuda"), torch.float32)
+        if not has_graph:
+            stack.stepper.graph = None
+        for epoch in range(1, 6):
+            stack.train_epoch(epoch)
+        assert not has_graph or stack.stepper.graph._captured is not None
+        states.append({name: t for name, t in stack.state().items() if not name.startswith("monitors")})
+    graphed, expected = states
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in graphed.items())
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "adamw", "learning_rate": 0.002}, SGD])

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dd_assets import import_checkpoints as command
+from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
 from dd_core.models.build import build
 from dd_core.results.per_image_curvature import compute_curvature
+from dd_core.results.rows import standardised
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.files import read_study
 from dd_core.tables import warehouse
 from dd_core.tables.warehouse import connect
+from dd_core.weights import importer
 
 from .exchanged import snapshot
 
@@ -119,6 +122,23 @@ def test_images_of_ones_own_are_named_as_a_study_file_names_them(bench: _Bench, 
     same(bench.weights("imported.k002|0002"), 0, network(2).state_dict())
 
 
+def test_images_are_standardised_as_where_the_weights_come_from(bench: _Bench) -> None:
+    bench.save("1.pt", network().state_dict())
+    assert "data.standardisation.mean: 2 values for the 1 channels of digits" in bench.refuse(
+        f"{HOW} --mean 0.1,0.2 --std 0.3,0.4"
+    )
+    assert "--mean and --std belong together" in bench.refuse(f"{HOW} --mean 0.1")
+    bench.load(f"{HOW} --mean 0.25 --std 0.5")
+    study = read_study(bench.studies / "other.yaml")
+    data, cpu = trial_data(study, "imported", 0), torch.device("cpu")
+    images = standardised(study, data, data.train_ids[:2], cpu, torch.float64)
+    raw = torch.from_numpy(load("digits").images[data.train_ids[:2]]).double()
+    torch.testing.assert_close(images[:, 0], (raw[..., 0] / 16 - 0.25) / 0.5)  # 16 is the darkest ink
+    bench.save("2.pt", network(2).state_dict())
+    bench.load()
+    assert read_study(bench.studies / "other.yaml").data == study.data
+
+
 def test_the_same_import_changes_nothing_and_further_epochs_and_trials_join(bench: _Bench) -> None:
     for trial in (0, 1):
         for epoch in (0, 5):
@@ -157,6 +177,27 @@ def test_a_changed_file_is_told_and_replaces_only_if_asked_and_a_damaged_checkpo
     path.write_bytes(path.read_bytes()[:-1])
     bench.load()
     same(bench.weights("imported.k002|0005"), 0, network(1).state_dict())
+
+
+def test_an_import_that_was_killed_is_completed_by_the_same_command(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for epoch in (1, 2):
+        bench.save(f"s0/{epoch}.pt", network(epoch).state_dict())
+    bench.load(HOW, "s{seed}/{epoch}.pt")
+    (bench.files / "s0").rename(bench.files / "gone")
+    for epoch in (1, 2):
+        bench.save(f"s1/{epoch}.pt", network(10 + epoch).state_dict())
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(importer, "save_checkpoint", killed)  # the weights are in place, their manifest is not
+        bench.load("--trial 1", "s1/{epoch}.pt")
+    bench.load("--trial 1", "s1/{epoch}.pt")
+    for trial in (0, 1):
+        same(bench.weights("imported.k002|0002"), trial, network(10 * trial + 2).state_dict())
 
 
 def test_wrappers_are_looked_into_and_their_prefixes_stripped(bench: _Bench) -> None:

@@ -68,8 +68,8 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     compute_curvature(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
     memorization = (table.name for table in MEMORIZATION_TABLES)
-    names = ("resource_probe", "loss_slopes", "loss_slope_fits", "class_progress", "class_schedule", *memorization)
-    for name in names:
+    classes = ("class_progress", "class_schedule")
+    for name in ("resource_probe", "loss_slopes", "loss_slope_fits", *classes, *memorization):
         nothing = {column.name: None for column in TABLES[name].file_columns}
         folders = {"study": tiny_study.name, "arm": FIRST.arm.key}
         folder = trained.table_folder(name, *(folders[column] for column in TABLES[name].folder_columns))

@@ -42,7 +42,7 @@ ARM = Arm("plain", 1)
 # Of their rows nothing can be computed again.
 MEASURED_ONCE = ("runs", "resource_probe")
 # Of studies whose classes come one group after the other.
-WITHOUT_ROWS = {"class_progress", "boundary_forgetting"}
+WITHOUT_ROWS = {"class_progress", "class_schedule", "boundary_forgetting"}
 # When and how fast, which another training tells otherwise, and a digest of files that tell it.
 CLOCKS = ("time", "seconds")
 OF_CLOCKS = ("loss_slopes", "source_sha256")

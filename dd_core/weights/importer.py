@@ -16,15 +16,12 @@ from typing import Any
 import torch
 
 from dd_core.errors import UserError
-from dd_core.exchange.checkpoint_files import PUBLISHED, CheckpointFile, find_checkpoints
-from dd_core.exchange.class_orders import Orders, orders_of
 from dd_core.exchange.settings import agreed_data, agreed_variant
 from dd_core.exchange.staging import replace_if_changed, staging_folder
-from dd_core.exchange.state_dicts import Expected, read_state
 from dd_core.exchange.study_file import StudyFile, extended
 from dd_core.models.build import network_of
 from dd_core.store.checkpoints import save_checkpoint, save_tensors
-from dd_core.store.files import remove, sha256_of
+from dd_core.store.files import sha256_of
 from dd_core.store.manifests import Manifest
 from dd_core.store.retirement import retire
 from dd_core.store.store import Store
@@ -33,9 +30,15 @@ from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.attempts import attempt_numbers, attempt_path
 from dd_core.tables.files import TABLES, to_arrow, write_result
 from dd_core.tables.images import write_images
+from dd_core.weights.class_orders import Orders, orders_of
+from dd_core.weights.files import PUBLISHED, CheckpointFile, find_checkpoints
+from dd_core.weights.state_dicts import Expected, read_state
 
 # What is known of files that are called as the published code of incremental CIFAR calls them (Dohare et al. 2024).
-PUBLISHED_DATA: dict[str, Any] = {"dataset": "cifar100"}
+PUBLISHED_DATA: dict[str, Any] = {
+    "dataset": "cifar100",
+    "standardisation": {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
+}
 PUBLISHED_SETTINGS: dict[str, Any] = {
     "architecture": "incremental_resnet18",
     "batch_size": 90,
@@ -125,7 +128,8 @@ def import_checkpoints(
     with store.lock("import"):
         former = _existing(store, read_studies(folders), request.study)
         patterns = PUBLISHED if request.pattern is None else (request.pattern,)
-        files = find_checkpoints(request.folder, patterns, *_usual(former, request), request.trial)
+        num_known = former.trials if former else 0
+        files = find_checkpoints(request.folder, patterns, *_usual(former, request), request.trial, num_known)
         asked = "" if former and former.data.classes is None else request.class_order
         orders = orders_of(request.folder, asked, request.is_published, {file.trial for file in files})
         with orders.beside(folders[-1], request.study):
@@ -169,7 +173,9 @@ def _study_file(
     data, settings = request.data, request.settings
     if request.is_published and former is None:
         optimizer = {**PUBLISHED_SETTINGS["optimizer"], **settings.get("optimizer", {})}
-        data, settings = {**PUBLISHED_DATA, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
+        # Where it was trained on other images, their statistics are others as well.
+        published = {} if "dataset" in data else PUBLISHED_DATA
+        data, settings = {**published, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
     if orders.name is not None and (former is None or request.classes):
         first, add, every = request.classes or _PUBLISHED_CLASSES
         data = {**data, "classes": {"order": orders.name, "first": first, "add": add, "every": every}}
@@ -220,7 +226,10 @@ class _Plan:
         manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, c) for c in wanted])
         found = {c: m for c, m in zip(wanted, manifests, strict=True) if m is not None}
         self._old = {c: m for c, m in found.items() if not self._is_of_recipe(m, c.arm)}
-        self._known = {c: m for c, m in found.items() if c not in self._old and store.is_sound(m)}
+        self._known = {c: m for c, m in found.items() if c not in self._old}
+        self._touched = {file.checkpoint for file in files}
+        self._touched |= {c for c, manifest in self._known.items() if manifest.trials != study.trials}
+        self._sound = {c: self._unharmed(m) for c, m in self._known.items() if c in self._touched}
         self._refuse_incomplete()
 
     def _is_of_recipe(self, manifest: Manifest, arm: Arm) -> bool:
@@ -229,16 +238,20 @@ class _Plan:
         return manifest.recipe == then.recipe_hash(arm)
 
     def _trials(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """What an earlier import says of the trials of a checkpoint, by role."""
-        known = self._known.get(checkpoint)
-        return dict(known.sources) if known else {}
+        """What an earlier import says of the trials of a checkpoint whose weights are unharmed, by role."""
+        return dict(self._sound.get(checkpoint, {}))
+
+    def _unharmed(self, manifest: Manifest) -> dict[str, Any]:
+        """What a manifest says of the trials whose files are as it says."""
+        sound = {role: Manifest({}, {role: entry}) for role, entry in manifest.files.items()}
+        return {role: manifest.sources[role] for role, own in sound.items() if self.store.is_sound(own)}
 
     def _refuse_incomplete(self) -> None:
         """Pass only checkpoints of which there are, with those of earlier imports, all trials."""
-        there: dict[Checkpoint, set[str]] = {c: set(self._trials(c)) for c in self._known}
+        there = {checkpoint: set(self._trials(checkpoint)) for checkpoint in self._touched}
         for file in self.files:
-            there.setdefault(file.checkpoint, set()).add(_role(file.trial))
-        for checkpoint, roles in there.items():
+            there[file.checkpoint].add(_role(file.trial))
+        for checkpoint, roles in sorted(there.items()):
             missing = [trial for trial in self.study.trial_numbers if _role(trial) not in roles]
             if missing:
                 raise UserError(
@@ -336,8 +349,8 @@ class _Plan:
         """One checkpoint: its new files, then the manifest that vouches for these and those that were there."""
         store, known = self.store, self._known.get(checkpoint, Manifest({}, {}))
         sources = self._trials(checkpoint)
-        files = {role: store.root / entry.path for role, entry in known.files.items()}
-        remove(store.checkpoint_manifest_path(self.study.name, checkpoint))
+        files = {role: store.root / known.files[role].path for role in sources}
+        # The manifest stays meanwhile: it says where the other trials came from, and never vouches for another file.
         for source, staged in self._new.get(checkpoint, []):
             role = _role(source.file.trial)
             replace_if_changed(staged, source.target)

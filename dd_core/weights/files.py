@@ -35,7 +35,7 @@ class CheckpointFile:
 
 
 def find_checkpoints(
-    folder: Path, patterns: Iterable[str], variant: str, k: int | None, trial: int | None
+    folder: Path, patterns: Iterable[str], variant: str, k: int | None, trial: int | None, num_known: int = 0
 ) -> list[CheckpointFile]:
     """The files of a folder that are called as a pattern says, by arm, epoch and trial.
 
@@ -45,6 +45,7 @@ def find_checkpoints(
         variant: where the pattern has no {arm}.
         k: where it has neither {k} nor an arm like ``s-core.k008``.
         trial: where it has no {trial}.
+        num_known: trials of which there were files before.
 
     Raises:
         UserError: a pattern is none, nothing fits, two files are one checkpoint of one trial, or a number is missing.
@@ -66,7 +67,7 @@ def find_checkpoints(
     if not found:
         raise UserError(f"{folder}: no file is called {' or '.join(expressions)}; say how with --pattern")
     files = sorted(found.values(), key=lambda file: (file.checkpoint, file.trial))
-    _refuse_gaps(files)
+    _refuse_gaps(files, num_known)
     return files
 
 
@@ -99,13 +100,13 @@ def _file(path: Path, said: dict[str, str], variant: str, k: int | None, trial: 
     return CheckpointFile(path, Checkpoint(Arm(arm["variant"], width), epoch), of_trial)
 
 
-def _refuse_gaps(files: list[CheckpointFile]) -> None:
-    """Pass only trials 0 to n - 1 without a gap.
+def _refuse_gaps(files: list[CheckpointFile], num_known: int) -> None:
+    """Pass only trials that leave no gap between 0 and the last, with those known before.
 
     Raises:
         UserError: it names the first that is missing.
     """
-    trials = {file.trial for file in files}
+    trials = {file.trial for file in files} | set(range(num_known))
     missing = sorted(set(range(max(trials) + 1)) - trials)
     if missing:
         raise UserError(
