@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,19 @@ def test_the_reports_say_in_sentences_what_the_figures_say(filled: Store) -> Non
     )
     assert len(told) == 3 + 3 + 6
     assert incremental_report.findings(filled, MEMORIZATION) == memorization_report.findings(filled, INCREMENTAL) == []
+
+
+def test_the_queries_of_tasks_and_memorisation_in_the_documentation_run_and_find_rows(filled: Store) -> None:
+    text = (Path(__file__).parents[2] / "docs/queries.md").read_text(encoding="utf-8")
+    queries = [query for query in re.findall(r"```sql\n(.*?)```", text, re.DOTALL) if "'quickstart'" not in query]
+    assert len(queries) == 4
+    renamed = {"incremental_digits": "incremental", "mislabelled_digits": "memorization", "symmetric-10": "some"}
+    with contextlib.closing(connect(filled)) as connection:
+        for query in queries:
+            for theirs, ours in renamed.items():
+                query = query.replace(f"'{theirs}'", f"'{ours}'")
+            found = connection.sql(query.replace("20 * task", f"{made.EVERY} * task")).fetchall()
+            assert found and all(value is not None for value in found[0])
 
 
 # Tasks
