@@ -32,25 +32,13 @@ from dd_core.tables.files import TABLES, to_arrow, write_result
 from dd_core.tables.images import write_images
 from dd_core.weights.class_orders import Orders, orders_of
 from dd_core.weights.files import PUBLISHED, CheckpointFile, find_checkpoints
+from dd_core.weights.published_checkpoints import (
+    PUBLISHED_CLASSES,
+    PUBLISHED_CURVATURE,
+    PUBLISHED_DATA,
+    PUBLISHED_SETTINGS,
+)
 from dd_core.weights.state_dicts import Expected, read_state
-
-# What is known of files that are called as the published code of incremental CIFAR calls them (Dohare et al. 2024).
-PUBLISHED_DATA: dict[str, Any] = {
-    "dataset": "cifar100",
-    "standardisation": {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
-}
-PUBLISHED_SETTINGS: dict[str, Any] = {
-    "architecture": "incremental_resnet18",
-    "batch_size": 90,
-    "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
-    "schedule": {"name": "step", "milestones": [60, 120, 160], "factor": 0.2},
-}
-_PUBLISHED_CLASSES = (5, 5, 200)
-# The published curvature: the gradient of a mean loss of 32 images, changed by h = 0.001.
-_PUBLISHED_CURVATURE: dict[str, Any] = {
-    "estimators": ["top_directions", "finite_difference"],
-    "finite_difference": {"steps": [0.001], "normalisation": "mean", "mean_batch_size": 32},
-}
 
 
 @dataclass(frozen=True)
@@ -177,7 +165,7 @@ def _study_file(
         published = {} if "dataset" in data else PUBLISHED_DATA
         data, settings = {**published, **data}, {**PUBLISHED_SETTINGS, **settings, "optimizer": optimizer}
     if orders.name is not None and (former is None or request.classes):
-        first, add, every = request.classes or _PUBLISHED_CLASSES
+        first, add, every = request.classes or PUBLISHED_CLASSES
         data = {**data, "classes": {"order": orders.name, "first": first, "add": add, "every": every}}
     variants = {}
     for name in dict.fromkeys(file.checkpoint.arm.variant for file in files):
@@ -191,7 +179,7 @@ def _study_file(
     agreed = agreed_data(former.data if former else None, [], data, request.study)
     further: dict[str, Any] = {"imported": "weights"}
     if request.is_published:
-        further["curvature"] = _PUBLISHED_CURVATURE
+        further["curvature"] = PUBLISHED_CURVATURE
     num_trials = 1 + max(file.trial for file in files)
     return extended(
         folder, request.study, former, request.description, agreed, variants, epochs, num_trials, further=further
