@@ -1,7 +1,8 @@
 """A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
 
-Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures),
-printed as they are run so that a reader can type them again; then what was found, and where it lies.
+Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures, and
+the scores of memorisation where the study asks for them), printed as they are run so that a reader can type them again;
+then what was found, and where it lies.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from dd_assets.assets import memorization
 from dd_assets.assets.loss_slopes import LOSS_SLOPE_TABLES
 from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
@@ -54,13 +56,15 @@ def _set_up() -> None:
 
 def _materialize(study: Study) -> int:
     """Run the commands; returns the first exit code that is not 0."""
-    config = {"config": {"studies": [study.name]}}
-    only = json.dumps({"ops": {"curvature": config, "loss_slopes": config}})
     # The Hessian in the weights costs as much again, so it is left to those who ask for it.
-    figures = [figure.name for figure in FIGURES if "hessian_spectra" not in figure.tables]
+    left_out = {"hessian_spectra", *(() if _asks_what_is_memorized(study) else memorization.NAMES)}
+    tables = [*TRAINING_TABLES, *LOSS_SLOPE_TABLES, *(name for name in memorization.NAMES if name not in left_out)]
+    figures = [figure.name for figure in FIGURES if left_out.isdisjoint(figure.tables)]
+    steps = ["curvature", "loss_slopes", *(["memorization"] if "memorization" in tables else [])]
+    only = json.dumps({"ops": {step: {"config": {"studies": [study.name]}} for step in steps}})
     for options in (
         training_command(study),
-        f"--select 'curvature,{','.join([*TRAINING_TABLES, *LOSS_SLOPE_TABLES, *figures])}' --config-json '{only}'",
+        f"--select 'curvature,{','.join([*tables, *figures])}' --config-json '{only}'",
     ):
         print(f"\n$ dagster asset materialize {options}", flush=True)
         command = [sys.executable, "-m", "dagster", "asset", "materialize", *shlex.split(options)]
@@ -68,6 +72,12 @@ def _materialize(study: Study) -> int:
         if code:
             return code
     return 0
+
+
+def _asks_what_is_memorized(study: Study) -> bool:
+    """Whether its images are treated apart, or more is kept of each than loss and correctness."""
+    data = study.data
+    return any((data.subset, data.duplicates, data.classes, study.evaluation.image_values))
 
 
 def _tell(store: Store, study: Study, started: float) -> int:
