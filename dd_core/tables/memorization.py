@@ -23,6 +23,8 @@ SCORES: dict[str, tuple[str, int]] = {
     "grand": ("GraNd", 1),
     "confident_learning": ("confident learning (cleanlab)", 1),
 }
+# Of these null is "never", which is as much as can be: not learned, or learned and forgotten until the end.
+NEVER_IS_LARGEST = ("learning_time", "first_learned_epoch", "last_learned_epoch", "forgetting_events", "ssft")
 _OF_ARM = tuple(column for column in ARM if column.name != "trial")
 _SCORE = Column("score", "string", "which score, a column of memorization")
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import duckdb
 
 from dd_core.tables.access import quoted
-from dd_core.tables.columns import CLASS_RANK, EPOCH, IMAGE, LABELS, SPLIT, STUDY, TRIAL, VARIANT, Column
+from dd_core.tables.columns import ARM, CLASS_RANK, EPOCH, IMAGE, LABELS, SPLIT, STUDY, TRIAL, VARIANT, Column
+from dd_core.tables.memorization import NEVER_IS_LARGEST, SCORES
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,32 @@ class View:
     columns: tuple[Column, ...]
 
 
+def _rank(score: str) -> str:
+    """SQL of the share of a trial's images that look less memorised by a score; null where it was not measured."""
+    sign, trial = SCORES[score][1], "study, arm, recipe, trial"
+    if score in NEVER_IS_LARGEST:
+        value = f"{sign} * coalesce({score}, 'infinity'::DOUBLE)"
+        is_known = f"count({score}) OVER (PARTITION BY {trial}) > 0"
+    else:
+        value, trial, is_known = f"{sign} * {score}", f"{trial}, {score} IS NULL", f"{score} IS NOT NULL"
+    return f"CASE WHEN {is_known} THEN percent_rank() OVER (PARTITION BY {trial} ORDER BY {value}) END AS {score}"
+
+
 VIEWS = (
+    View(
+        "memorization_ranks",
+        "Scores made comparable: for each, the share of the trial's images that look less memorised, 0 to 1.",
+        ("memorization",),
+        f"SELECT {', '.join(column.name for column in (*ARM, IMAGE, *LABELS))}, {', '.join(map(_rank, SCORES))} "
+        "FROM memorization",
+        (
+            *(*ARM, IMAGE, *LABELS),
+            *(
+                Column(score, "float64", f"by {title}; ties have the lowest of their ranks")
+                for score, (title, _) in SCORES.items()
+            ),
+        ),
+    ),
     View(
         "images_by_epoch",
         "Which images the weights of each checkpoint epoch had seen, and which were active from then on, where classes "

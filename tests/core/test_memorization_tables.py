@@ -12,6 +12,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
+from dd_core.analysis.memorization.ranks import as_ordered
 from dd_core.data.trials import trial_data
 from dd_core.errors import UserError
 from dd_core.exchange.memorization import import_memorization
@@ -84,6 +85,19 @@ def test_scores_are_those_that_sql_finds_in_the_tables_of_training(lab: Store) -
     np.testing.assert_allclose(np.array(found), np.array(rows(lab, sql)))
     unknown = rows(lab, "SELECT count(ssft), count(finite_difference_sum), count(grand) FROM memorization")
     assert unknown == [(0, 0, 360)], "no second split, no finite differences; GraNd of every image"
+
+
+def test_ranks_are_the_shares_of_images_that_look_less_memorised(lab: Store) -> None:
+    """As SciPy ranks them; what was never learned is more than all others, what was not measured has no rank."""
+    for score in SCORES:
+        sql = f"SELECT trial, image_id, m.{score}, r.{score} FROM memorization m JOIN memorization_ranks r "
+        found = np.array(rows(lab, f"{sql} USING (trial, image_id) ORDER BY ALL"), float)
+        for trial in range(6):
+            _, _, values, ranks = found[found[:, 0] == trial].T
+            ordered = as_ordered(score, values)
+            others = max(1, (~np.isnan(ordered)).sum() - 1)
+            shares = (scipy.stats.rankdata(ordered, "min", nan_policy="omit") - 1) / others
+            np.testing.assert_allclose(ranks, np.where(np.isnan(ordered), np.nan, shares), err_msg=score)
 
 
 def test_grand_is_the_mean_over_checkpoints_of_the_norm_of_each_gradient(lab: Store, study: Study) -> None:

@@ -3,16 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from dd_core.tables.memorization import SCORES
-
-# Of these NaN is "never", which is as much as can be: not learned, or learned and forgotten until the end.
-_NEVER_IS_LARGEST = (
-    "learning_time",
-    "first_learned_epoch",
-    "last_learned_epoch",
-    "forgetting_events",
-    "ssft",
-)
+from dd_core.tables.memorization import NEVER_IS_LARGEST, SCORES
 
 
 def is_measured(values: np.ndarray) -> bool:
@@ -31,7 +22,7 @@ def as_ordered(score: str, values: np.ndarray) -> np.ndarray:
         (images,); NaN where it is not known.
     """
     ordered = np.asarray(values, float)
-    if score in _NEVER_IS_LARGEST and is_measured(ordered):
+    if score in NEVER_IS_LARGEST and is_measured(ordered):
         ordered = np.where(np.isnan(ordered), np.inf, ordered)
     return SCORES[score][1] * ordered
 
