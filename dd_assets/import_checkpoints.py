@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from dd_assets.catalogue import study_folders
 from dd_assets.laboratory import writable_store
-from dd_core.errors import UserError
+from dd_core.errors import UserError, require_torch
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.datasets import DATASETS
 from dd_core.study.recipe import Optimizer
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "which the file of the imported study is written"
             )
         store = writable_store()
+        require_torch("reading trained weights")
 
         from dd_core.weights.importer import import_checkpoints
 

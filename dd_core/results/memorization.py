@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dd_core.analysis.memorization.truth import reliability
+from dd_core.errors import require_torch
 from dd_core.exchange.memorization import IMPORTED
 from dd_core.results.boundary_forgetting import boundary_rows
 from dd_core.results.image_curves import Sources, curves_of, harmed_files, sources_of
@@ -112,6 +113,7 @@ def _probed(store: Store, study: Study, arm: Arm) -> list[Path]:
 def _probes(store: Store, study: Study, arm: Arm) -> Probes:
     if not study.memorization.probes:
         return Probes()
+    require_torch(f"memorization.grand or memorization.out_of_fold of {study.name}")
     from dd_core.results.memorization_probes import probes_of
 
     return probes_of(store, study, arm)

@@ -179,4 +179,5 @@ def test_dagster_needs_no_torch_and_no_more_than_its_list() -> None:
     assert not [name for name in packages if name.startswith(("torch", "triton", "nvidia-"))]
     assets = modules_of("dd_assets")
     library = {module for path in assets.values() for module in imports_within(path)}
+    library.remove("dd_core.weights.importer")  # before it, the command asks for torch and says where there is some
     run_without_others(packages, [*assets, *sorted(library), "dagster_webserver", "dagster_postgres", "psycopg2"])
