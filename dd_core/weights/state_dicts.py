@@ -77,9 +77,10 @@ def _content(path: Path) -> Any:
                 f"{path}: holds Python objects beside tensors ({code[1]}), and reading these could run any code; "
                 f"{_SAVE_WEIGHTS}"
             ) from error
-        if "Unsupported operand" in message:  # of a newer protocol of pickle than torch.save writes
+        if "Unsupported operand" in message:  # a code of a newer protocol, as pickle.dumps takes
             raise UserError(
-                f"{path}: is a pickle that torch.save did not write, and reading it could run any code; {_SAVE_WEIGHTS}"
+                f"{path}: is pickled by another protocol than that of torch.save, and reading it could run any "
+                f"code; {_SAVE_WEIGHTS}"
             ) from error
         raise UserError(f"{path}: is no whole file of torch.save") from error
     except OSError as error:
