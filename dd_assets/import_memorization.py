@@ -32,10 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         from dd_core.tables.warehouse import refresh
 
         store = writable_store()
-        studies = catalogue().studies
-        if options.study not in studies:
-            raise UserError(f"there is no study {options.study}; there are {', '.join(studies)}")
-        done = import_memorization(store, studies[options.study], options.file, options.index_map)
+        done = import_memorization(store, catalogue().get(options.study), options.file, options.index_map)
         refresh(store)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)

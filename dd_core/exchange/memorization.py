@@ -18,8 +18,6 @@ from dd_core.tables.files import to_arrow, write_result
 
 # Before the name of the file that rows came from.
 IMPORTED = "import-"
-# Labels of CIFAR agree to the last; other orders agree by chance alone.
-_MOST_WRONG = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,17 +42,19 @@ def import_memorization(store: Store, study: Study, path: Path, index_map: Path 
         UserError: a file is none, lacks a field, or is of other images, as their labels tell; nothing is written.
         DataMissingError: the data set is absent.
     """
-    labels, values = _read(path, "tr_labels"), _read(path, "tr_mem").astype(float)
+    labels, values = _read(path, "tr_labels"), _differences(path, _read(path, "tr_mem"))
     ours = load(study.data.dataset).labels[: load(study.data.dataset).num_official_train]
     if labels.ndim != 1 or values.shape != labels.shape:
         raise UserError(f"{path}: tr_labels {labels.shape} and tr_mem {values.shape} are not one value for each image")
     places = np.arange(len(labels)) if index_map is None else _map(index_map, len(labels), len(ours))
     if len(labels) > len(ours):
         raise UserError(f"{path} has {len(labels)} images, {study.data.title} has {len(ours)} to train on")
-    share = float((ours[places] != labels).mean()) if len(labels) else 1.0
-    if share > _MOST_WRONG:
+    num_wrong = int((ours[places] != labels).sum())
+    # Labels of CIFAR agree to the last; other orders agree by chance alone.
+    if num_wrong or not len(labels):
         hint = "" if index_map else "; it may be in TensorFlow's order: name an index map (--index-map FILE.npy)"
-        raise UserError(f"{path}: {share:.1%} of its labels are not those of {study.data.title}{hint}")
+        of = f"{num_wrong:,} of its {len(labels):,} labels"
+        raise UserError(f"{path}: {of} are not those of {study.data.title}{hint}")
     order = np.argsort(places)
     source = path.stem
     for arm in study.arms.values():
@@ -84,6 +84,13 @@ def _read(path: Path, field: str) -> np.ndarray:
             return values
     except (OSError, ValueError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as an .npz file ({type(error).__name__})") from error
+
+
+def _differences(path: Path, values: np.ndarray) -> np.ndarray:
+    """Estimates of memorisation, if they are: differences of two shares."""
+    if values.dtype.kind not in "fiub" or not bool((np.abs(values.astype(float)) <= 1).all()):
+        raise UserError(f"{path}: tr_mem is a difference of two shares, a real number from -1 to 1 for each image")
+    return values.astype(float)
 
 
 def _map(path: Path, num: int, most: int) -> np.ndarray:

@@ -46,6 +46,8 @@ def check_keys(study: "Study") -> None:
         unknown = sorted(set(epochs or ()) - set(study.checkpoints))
         if unknown:
             raise ValueError(f"{where}: there is no checkpoint at epoch {', '.join(map(str, unknown))}")
+    if (early := study.memorization.early) is not None and early > study.epochs:
+        raise ValueError(f"memorization.early: epoch {early} is beyond the last epoch, {study.epochs}")
 
 
 def check_limits(study: "Study") -> None:
@@ -83,10 +85,13 @@ def check_data(study: "Study") -> None:
     _check_subset(study)
     copies = study.data.duplicates
     num_images = study.num_train_images + study.num_left_out_images
-    if copies is not None and not 0 < 2 * (copies.exact + copies.near) <= num_images:
+    num_copies = copies.exact + copies.near if copies is not None else 0
+    if copies is not None and not num_copies:
+        raise ValueError("data.duplicates: exact and near are both 0; set one of them, or leave out data.duplicates")
+    if 2 * num_copies > num_images:
         raise ValueError(
-            f"data.duplicates: {copies.exact + copies.near} copies are none, or they and what they are copies of are "
-            f"more than the {num_images} training images"
+            f"data.duplicates: {num_copies} copies and what they are copies of are more than the {num_images} training "
+            "images"
         )
 
 
@@ -109,6 +114,11 @@ def check_classes(study: "Study") -> None:
     """Refuse classes that come one group after the other where they cannot, or not equally many images of each."""
     data, classes = study.data, study.data.classes
     if classes is None:
+        if study.curvature.logits == "all":
+            raise ValueError(
+                "curvature.logits: all is for classes that come one group after the other; set data.classes, or leave "
+                "it out"
+            )
         return
     record = data.record
     if record.rarest is None:

@@ -8,6 +8,7 @@ same files again changes nothing, and reads none of them as long as sizes and ti
 import datetime
 import json
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,13 +114,24 @@ def import_checkpoints(
         UserError: a file or the request is wrong; nothing has been written.
         StoreError: something cannot be written.
     """
+    if request.k is not None and request.k < 1:
+        raise UserError(f"--k {request.k}: a width is a whole number above 0")
+    if request.trial is not None and request.trial < 0:
+        raise UserError(f"--trial {request.trial}: trials are counted from 0")
     with store.lock("import"):
         former = _existing(store, read_studies(folders), request.study)
         patterns = PUBLISHED if request.pattern is None else (request.pattern,)
         num_known = former.trials if former else 0
         files = find_checkpoints(request.folder, patterns, *_usual(former, request), request.trial, num_known)
         asked = "" if former and former.data.classes is None else request.class_order
+        if former and former.data.classes is None and (request.classes or request.class_order):
+            raise UserError(
+                f"{request.study} has had all classes from the beginning, so --classes and --class-order do not fit; "
+                "choose another study name"
+            )
         orders = orders_of(request.folder, asked, request.is_published, {file.trial for file in files})
+        if request.classes and not orders.texts:
+            raise UserError("--classes needs --class-order, the file that lists the classes in the order they came in")
         with orders.beside(folders[-1], request.study):
             study_file = _study_file(folders[-1], former, files, request, orders)
             plan = _Plan(store, study_file.study, files, request)
@@ -150,7 +162,7 @@ def _usual(former: Study | None, request: WeightsRequest) -> tuple[str, int | No
     widths = former.all_widths if former else (64,) if request.is_published else ()
     return (
         request.variant or (variants[0] if len(variants) == 1 else "imported"),
-        request.k or (widths[0] if len(widths) == 1 else None),
+        widths[0] if request.k is None and len(widths) == 1 else request.k,
     )
 
 
@@ -253,7 +265,9 @@ class _Plan:
         for arm in dict.fromkeys(file.checkpoint.arm for file in self.files):
             self._expected[arm] = self._network(arm)
         # Hashing, reading and flushing leave the interpreter to others.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            # What cannot be read is refused in a sentence. Filters are of the process, so no thread sets them.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             done = [pool.submit(self._staged, file, staging) for file in self.files]
             try:
                 for file, future in zip(self.files, done, strict=True):

@@ -4,6 +4,7 @@ What is read: files of ``torch.save`` with a state_dict, alone or in a dictionar
 What is dropped: prefixes that wrappers add (``module.``, ``_orig_mod.``) and the counters of batches of BatchNorm.
 """
 
+import errno
 import re
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 # Counters that wrappers and BatchNorm keep; no output in eval mode depends on them.
 _COUNTERS = re.compile(r"(.*\.)?num_batches_tracked|n_averaged")
 _SHOWN = 3
+_SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), path)"
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,21 @@ def _content(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        if code := re.search(r"Unsupported (?:global: GLOBAL |class |operand )(\S+)", str(error)):
+        message = str(error)
+        if code := re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)", message):
             raise UserError(
-                f"{path}: holds Python objects beside tensors ({code[1]}), and reading these could run any code; save "
-                "the weights alone: torch.save(model.state_dict(), path)"
+                f"{path}: holds Python objects beside tensors ({code[1]}), and reading these could run any code; "
+                f"{_SAVE_WEIGHTS}"
+            ) from error
+        if "Unsupported operand" in message:  # a code of a newer protocol, as pickle.dumps takes
+            raise UserError(
+                f"{path}: is pickled by another protocol than that of torch.save, and reading it could run any "
+                f"code; {_SAVE_WEIGHTS}"
             ) from error
         raise UserError(f"{path}: is no whole file of torch.save") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # it ends before what it lists does, which cannot be mapped
+            raise UserError(f"{path}: is no whole file of torch.save") from error
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # of a file that was cut off or is none, torch raises whatever it stumbles over
         raise UserError(f"{path}: is no whole file of torch.save") from error

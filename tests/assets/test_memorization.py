@@ -1,5 +1,7 @@
 """The assets of memorisation: six tables of one step, their checks, and what is said where there is nothing."""
 
+from pathlib import Path
+
 import dagster as dg
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from dd_assets import import_memorization
 from dd_assets.assets.memorization import NAMES, memorization_assets
 from dd_assets.laboratory import Laboratory
 from dd_core.store.store import Store
+from dd_core.study.files import Catalogue
 from dd_core.study.study import Study
 
 
@@ -51,7 +54,12 @@ def test_the_command_refuses_an_unknown_study_and_a_file_that_is_none(
 ) -> None:
     monkeypatch.setenv("DD_ROOT", str(store.root))
     assert import_memorization.main(["nothing", f"{tmp_path}/fz.npz"]) == 1
-    assert "there is no study nothing; there are" in capsys.readouterr().err
+    assert "there is no study 'nothing'; there are" in capsys.readouterr().err
+    broken = Catalogue({}, {Path("studies/broken.yaml"): "studies/broken.yaml: epochs: Field required"})
+    with monkeypatch.context() as patch:
+        patch.setattr(import_memorization, "catalogue", lambda: broken)
+        assert import_memorization.main(["broken", f"{tmp_path}/fz.npz"]) == 1
+    assert "Error: studies/broken.yaml: epochs: Field required" in capsys.readouterr().err
     assert import_memorization.main(["quickstart", f"{tmp_path}/fz.npz"]) == 1
     assert "fz.npz cannot be read as an .npz file (FileNotFoundError)" in capsys.readouterr().err
     from dd_core.data.datasets import load

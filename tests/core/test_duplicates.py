@@ -125,8 +125,8 @@ def test_the_table_of_images_says_what_is_a_copy_of_what(make_study: Any, store:
 @pytest.mark.parametrize(
     ("duplicates", "sentence"),
     [
-        ({"exact": 51}, "data.duplicates: 51 copies are none, or they and what they are copies of are more than the"),
-        ({}, "data.duplicates: 0 copies are none"),
+        ({"exact": 51}, "data.duplicates: 51 copies and what they are copies of are more than the 100 training"),
+        ({}, "data.duplicates: exact and near are both 0; set one"),
         ({"near": -1}, "greater than or equal to 0"),
     ],
 )

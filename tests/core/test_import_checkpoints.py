@@ -1,6 +1,8 @@
 """Weights of others become sound checkpoints, bit by bit; what is damaged, strange or incomplete is refused whole."""
 
 import contextlib
+import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,13 @@ class _Payload:
         return print, ("code was run",)
 
 
+class _Blocked:
+    """What torch refuses by the name of its module."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
 def test_files_that_are_no_weights_of_this_network_are_refused_in_a_sentence(bench: _Bench) -> None:
     good = bench.save("1.pt", network().state_dict())
 
@@ -245,9 +254,13 @@ def test_files_that_are_no_weights_of_this_network_are_refused_in_a_sentence(ben
     assert "fc.bias has values that are not finite" in refused({**state, "fc.bias": torch.full((10,), torch.nan)})
     assert "has fc.bias twice, with and without a prefix" in refused({**state, "module.fc.bias": state["fc.bias"]})
     assert "fc.bias is torch.int32, and should be torch.float32" in refused({**state, "fc.bias": torch.ones(10).int()})
+    assert "holds Python objects beside tensors (posix.system), and reading" in refused({**state, "a": _Blocked()})
     assert "it is no state_dict" in refused({"epoch": 3})
     assert "it is no state_dict" in refused([1, 2])
-    for length in (0, 100, good.stat().st_size - 1000):
+    (bench.files / "2.pt").write_bytes(pickle.dumps(_Blocked(), protocol=4))
+    assert "2.pt: is pickled by another protocol than that of torch.save, and" in bench.refuse(HOW)
+    size = good.stat().st_size
+    for length in (0, 100, size // 2, size - 1000):
         (bench.files / "2.pt").write_bytes(good.read_bytes()[:length])
         assert "2.pt: is no whole file of torch.save" in bench.refuse(HOW)
 
@@ -320,5 +333,9 @@ def test_folders_and_patterns_that_do_not_fit_are_refused(bench: _Bench, tmp_pat
         HOW.replace("--dataset digits", ""), "a/{epoch}.pt"
     )
     assert "does not say which k (width)" in bench.refuse(HOW.replace("--k 2", ""), "a/{epoch}.pt")
+    assert "--k 0: a width is a whole number above 0" in bench.refuse(HOW.replace("--k 2", "--k 0"), "a/{epoch}.pt")
+    assert "--trial -1: trials are counted from 0" in bench.refuse(f"{HOW} --trial -1", "a/{epoch}.pt")
+    assert "--classes needs --class-order" in bench.refuse(f"{HOW} --classes 2,2,2", "a/{epoch}.pt")
     bench.load(HOW, "a/{epoch}.pt")
+    assert "has had all classes from the beginning" in bench.refuse("--k 2 --classes 2,2,2", "a/{epoch}.pt")
     assert "learning_rate" in bench.refuse("--k 2 --learning-rate 1", "a/{epoch}.pt")

@@ -194,11 +194,11 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     file, order = tmp_path / "fz.npz", tmp_path / "map.npy"
     np.savez(file, tr_labels=labels[theirs], tr_mem=random.random(900))
     with pytest.raises(
-        UserError, match=r"\d\d\.\d% of its labels are not those of .*; it may be in TensorFlow's order"
+        UserError, match=r"\d\d\d of its 900 labels are not those of .*; it may be in TensorFlow's order"
     ):
         import_memorization(lab, study, file)
     np.save(order, theirs[::-1])
-    with pytest.raises(UserError, match=r"of its labels are not those of"):
+    with pytest.raises(UserError, match=r"of its 900 labels are not those of"):
         import_memorization(lab, study, file, order)
     np.save(order, np.zeros(900, int))
     with pytest.raises(UserError, match=r"names each of their rows in 0 to 1796 once"):
@@ -210,6 +210,10 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     with pytest.raises(UserError, match=r"has no field tr_labels; it has labels"):
         import_memorization(lab, study, tmp_path / "other.npz")
     np.save(order, theirs)
+    for value in (np.nan, np.inf, 1.5, -2, 1j):
+        np.savez(tmp_path / "odd.npz", tr_labels=labels[theirs], tr_mem=np.full(900, value))
+        with pytest.raises(UserError, match=r"tr_mem is a difference of two shares, a real number from -1 to 1"):
+            import_memorization(lab, study, tmp_path / "odd.npz", order)
     assert import_memorization(lab, study, file, order).num_images == 900
     assert rebuild(lab, study).computed == ["plain.k001"]
     sources = rows(lab, "SELECT source, count(*) FROM memorization_truth GROUP BY ALL ORDER BY ALL")

@@ -207,6 +207,14 @@ REFUSED = {
         *with_("hessian: {epochs: [0, 1, 3]}"),
         ["hessian.epochs: there is no checkpoint at epoch 1, 3"],
     ),
+    "loss over all outputs without tasks": (
+        *with_("curvature: {logits: all}"),
+        ["curvature.logits: all is for classes that come one group after the other; set data.classes"],
+    ),
+    "early after the end": (
+        *with_("memorization: {early: 5}"),
+        ["memorization.early: epoch 5 is beyond the last epoch, 4"],
+    ),
     "unknown quantity": (*with_("hessian: {quantities: [trace]}"), ["hessian.quantities.0", "'trace'"]),
     "broken pattern": (*with_('hessian: {layers: ["conv("]}'), ["hessian.layers.0", "not a regular expression"]),
     "too few Lanczos steps": (*with_("hessian: {lanczos_steps: 5}"), ["hessian: lanczos_steps", "10 eigenvalues"]),
