@@ -93,6 +93,9 @@ def test_each_compiles_and_says_on_what_and_a_study_of_the_other_kind_has_none(
     specification = drawn(name, study, filled)
     text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    if name in ("detection_by_score", "scores_against_truth"):
+        width = re.search(r'<svg[^>]* width="([0-9.]+)"', text)
+        assert width and float(width[1]) <= 800, "legible where figures are drawn 800 pixels wide"
     assert "digits" in subtitle(specification) and "nan" not in title(specification) + subtitle(specification)
     assert draw(name, MEMORIZATION if study is INCREMENTAL else INCREMENTAL, filled) is None
 
@@ -245,6 +248,27 @@ def test_what_foretells_forgetting_surely_goes_before_what_does_more_and_no_corr
     assert (unsure.mean, unsure.low, unsure.high) == (pytest.approx(1.3 / 3), pytest.approx(-0.817, abs=1e-3), 1.0)
     assert "nothing that images showed before surely tells" in boundary_sentence("plain", own[:3])
     assert "one trial, no interval" in boundary_sentence("plain", own[:1])
+
+
+def test_of_many_variants_the_first_are_drawn_and_that_is_said_once(store: Store) -> None:
+    study = made.incremental_study(variants={f"v{i}": made.VARIANT for i in range(9)}, trials=2, epochs=8,
+                                   checkpoints=(0, 4, 8))  # fmt: skip
+    made.write_incremental(store, study)
+    for name in ("curvature_by_class_age", "forgetting_at_boundaries"):
+        assert re.findall(r"Variants: [^\n]*", subtitle(drawn(name, study, store))) == ["Variants: the first 3 of 9"]
+
+
+def test_where_classes_come_in_groups_scores_are_said_not_to_be_comparable(store: Store, filled: Store) -> None:
+    classes = {"first": 2, "add": 2, "every": 2}
+    study = made.memorization_study(
+        data={"dataset": "digits", "num_train": 100, "classes": classes},
+        variants={"some": made.VARIANT},
+    )
+    made.write_memorization(store, study)
+    for name in ("detection_by_score", "scores_against_truth", "score_ranks", "memorized_images"):
+        said = subtitle(drawn(name, study, store)).replace("\n", " ")
+        assert "not comparable between classes that came at different times" in said
+        assert "Classes came" not in subtitle(drawn(name, MEMORIZATION, filled))
 
 
 def test_forgetting_has_the_mean_over_boundaries_of_every_predictor_and_fifths(filled: Store) -> None:

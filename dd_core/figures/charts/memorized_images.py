@@ -13,6 +13,7 @@ from dd_core.data.datasets import load
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.pixels import data_uri
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
+from dd_core.figures.panels.memorization import class_ages_line
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -72,6 +73,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             f"{arm} \u00b7 {len(means.rows):,} images \u00b7 scores are means over the trials that trained on an image",
             None if len(labels) == count else f"Classes: the {len(labels)} of {count} whose images score highest",
             *style.describe(study, [study.arms[arm].variant]),
+            class_ages_line(study),
         ],
         characters=96,
     )  # fmt: skip
