@@ -46,12 +46,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if study.data.classes is None or not has_view(connection, "per_image_curvature"):
         return None
     arms, left_out = drawn_arms(connection, study, "per_image_curvature")
-    names, notes = one_width(study, arms)
+    names, notes = one_width(study, arms, _MOST_ARMS)
     means = _means(study, connection, list(names))
     if not means:
         return None
-    drawn = dict(list(names.items())[:_MOST_ARMS])
-    shown = [arm for arm in drawn if any(row["arm"] == arm for row in means)]
+    shown = [arm for arm in names if any(row["arm"] == arm for row in means)]
     title = headline(names[shown[0]], [row for row in means if row["arm"] == shown[0]])
     lines = {names[arm]: _line(study, [row for row in means if row["arm"] == arm]) for arm in shown}
     return style.finish(
@@ -62,7 +61,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "points are means, ticks single trials",
             *(f"{name}: {note}" for name, (_, note) in lines.items() if note),
             *style.describe(study, [names[arm] for arm in shown]),
-            None if len(shown) == len(names) else f"Variants: the first {len(shown)} of {len(names)}",
             *notes,
             left_out,
         ],

@@ -36,12 +36,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     arms, left_out = drawn_arms(connection, study, "boundary_forgetting")
     if not arms:
         return None
-    names, notes = one_width(study, arms)
+    names, notes = one_width(study, arms, _MOST_ARMS)
     rows = fetch(connection, study, "boundary_forgetting", _ROWS, drawn=list(names))
     by_arm = {
         arm: [row for row in rows if row["arm"] == arm and row["spearman"] is not None] for arm in names
     }  # fmt: skip
-    shown = {names[arm]: own for arm, own in list(by_arm.items())[:_MOST_ARMS] if own}
+    shown = {names[arm]: own for arm, own in by_arm.items() if own}
     if not shown:
         raise DataMissingError("at no boundary can the change of loss be ordered by what images showed before")
     present = [name for name in PREDICTORS if any(row["predictor"] == name for own in shown.values() for row in own)]
@@ -57,7 +57,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "Ticks: single boundaries, mean over trials; points: mean over boundaries, 95 % interval over trials "
             "(Student's t). Right: the statistic of each predictor that correlates most",
             *style.describe(study, list(shown)),
-            None if len(shown) == len(names) else f"Variants: the first {len(shown)} of {len(names)}",
             *notes,
             left_out,
         ],

@@ -13,6 +13,7 @@ from dd_core.data.datasets import load
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.pixels import data_uri
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
+from dd_core.figures.panels.memorization import class_ages_line
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -54,7 +55,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         source = cell["image_id"] if cell["copy_of"] is None else cell["copy_of"]
         cell["url"] = data_uri(images[source], study.data.record, _IMAGE)
         cell["label"] = _caption(study, cell) if cell["is_noisy"] else ""
-        cell["size"] = _written(cell["value"])
+        is_never = cell["never_right"] and cell["by"] == "forgetting_events"
+        cell["size"] = "never right" if is_never else _written(cell["value"])
     count = study.data.record.num_classes
     noise = study.variants[study.arms[arm].variant].label_noise
     titles = {
@@ -71,6 +73,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             f"{arm} \u00b7 {len(means.rows):,} images \u00b7 scores are means over the trials that trained on an image",
             None if len(labels) == count else f"Classes: the {len(labels)} of {count} whose images score highest",
             *style.describe(study, [study.arms[arm].variant]),
+            class_ages_line(study),
         ],
         characters=96,
     )  # fmt: skip
@@ -91,7 +94,7 @@ def most(means: ImageMeans, score: str, label: int, *, right_only: bool = False)
     """The images given a label that are highest in a score, ties by image_id; those with the score alone."""
     oriented = means.oriented(score)
     own = [
-        {**row, "value": row[score], "oriented": value, "score": _name(score)}
+        {**row, "value": row[score], "oriented": value, "score": _name(score), "by": score}
         for row, value in zip(means.rows, oriented.tolist(), strict=True)
         if row["given_label"] == label and math.isfinite(value) and not (right_only and row["is_noisy"])
     ]
