@@ -51,8 +51,9 @@ def scored(curves: ImageCurves, study: Study, arm: Arm) -> Columns:
         found["learning_time"] = scores.learning_time(norms, epochs, settings.threshold)
         found["learning_time_code"] = scores.learning_time_code(norms)
     if "el2n" in values:
-        early = settings.early or max(1, study.epochs // 10)
-        found["el2n"] = scores.mean(values["el2n"][epochs <= max(early, epochs.min(initial=early))].astype(float))
+        # The first evaluation counts even where it comes later.
+        early = epochs[:1].max(initial=settings.early or max(1, study.epochs // 10))
+        found["el2n"] = scores.mean(values["el2n"][epochs <= early].astype(float))
     if "trace" in curves.curvatures:
         found["trace_sum"] = scores.total(curves.curvatures["trace"])
     if "fd_norm" in curves.curvatures:

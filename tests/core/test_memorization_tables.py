@@ -13,6 +13,7 @@ import sklearn.metrics
 import torch
 
 from dd_core.analysis.memorization.ranks import as_ordered
+from dd_core.checks.expected import Course, Expectations
 from dd_core.data.trials import trial_data
 from dd_core.errors import UserError
 from dd_core.exchange.memorization import import_memorization
@@ -120,6 +121,39 @@ def test_grand_is_the_mean_over_checkpoints_of_the_norm_of_each_gradient(lab: St
     np.testing.assert_allclose(np.array(stored)[:, 0], np.mean(found, 0), rtol=1e-4)
 
 
+def test_grand_of_classes_that_come_is_of_the_loss_that_was_trained_and_of_the_images_seen(
+    store: Store, make_study: MakeStudy
+) -> None:
+    study = make_study(
+        {"label_noise": 0.0, "batch_size": 10},
+        data={"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 4, "every": 1}},
+        epochs=2,
+        checkpoints=(1, 2),
+        widths=(1,),
+        trials=1,
+        memorization={"num_bootstraps": 100, "grand": (1, 2)},
+    )
+    arm, data = study.arms["plain.k001"], trial_data(study, "plain", 0)
+    train_arm(study, arm, store, until=2)
+    found = probes_of(store, study, arm).grand[0]
+    assert set(found) == set(data.train_ids[:60].tolist()), "four classes are still to come"
+    assert data.order is not None
+    norms: dict[int, list[float]] = {}
+    for epoch, num_classes in ((1, 2), (2, 6)):
+        weights, _ = load_checkpoint(store, study, Checkpoint(arm, epoch))
+        model, seen = trained_network(study, Checkpoint(arm, epoch), weights, 0), data.order[:num_classes].tolist()
+        images = standardised(study, data, data.train_ids[:25], torch.device("cpu"), torch.float32)
+        for image, label, name in zip(images, data.train_labels, data.train_ids.tolist(), strict=False):
+            if label in seen:
+                outputs, target = model(image[None])[:, seen], torch.tensor([seen.index(label)])
+                loss = torch.nn.functional.cross_entropy(outputs, target)
+                parts = torch.autograd.grad(loss, list(model.parameters()))
+                norms.setdefault(name, []).append(math.sqrt(sum(float(p.double().square().sum()) for p in parts)))
+    assert [len(own) for own in norms.values()] == [2] * 20 + [1] * 5
+    for name, own in norms.items():
+        assert found[name] == pytest.approx(np.mean(own), rel=1e-4)
+
+
 def test_confident_learning_has_predictions_of_trials_that_left_the_image_out(lab: Store, study: Study) -> None:
     sql = """SELECT any_value(confident_learning), count(DISTINCT trial) FROM memorization GROUP BY image_id"""
     found = np.array(rows(lab, sql), float)
@@ -220,20 +254,21 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
 def test_wrong_labels_that_are_not_there_make_areas_null_and_a_diverged_trial_is_left_out(
     store: Store, make_study: MakeStudy
 ) -> None:
-    study = make_study({"label_noise": 0.0}, epochs=4, widths=(1,))
+    study = make_study({"label_noise": 0.0}, epochs=8, widths=(1,), memorization={"early": 1})
     arm, ids = study.arms["plain.k001"], {t: trial_data(study, "plain", t).train_ids.tolist() for t in (0, 1)}
     progress = [
-        {"trial": t, "epoch": e, "image_id": i, "split": "train", "loss": 0.5 * e, "correct": False}
+        {"trial": t, "epoch": e, "image_id": i, "split": "train", "loss": 0.5 * e, "correct": False, "el2n": e}
         for t in (0, 1)
-        for e in (1, 2)
+        for e in (2, 4)
         for i in ids[t]
     ]
     write_rows(store, study, arm, "image_progress", progress)
     ended = [{"trial": t, "attempt": 1, "status": s} for t, s in ((0, "finished"), (1, "diverged"))]
     write_rows(store, study, arm, "runs", ended, part="attempt-0001.end")
     assert rebuild(store, study).diverged == {"plain.k001": [1]}
-    found = rows(store, "SELECT count(*), max(trial), sum(csl), count(first_learned_epoch) FROM memorization")
-    assert found == [(100, 0, 150.0, 0)], "never learned is null"
+    columns = "count(*), max(trial), sum(csl), count(first_learned_epoch), sum(el2n)"
+    found = rows(store, f"SELECT {columns} FROM memorization")
+    assert found == [(100, 0, 300.0, 0, 200.0)], "never learned is null; EL2N has the first evaluation, however late"
     detection = rows(store, "SELECT DISTINCT auroc, auroc_low, num_trials FROM memorization_detection")
     assert detection == [(None, None, 0)]
     assert rows(store, "FROM memorization_truth") == rows(store, "FROM boundary_forgetting") == []
@@ -272,3 +307,24 @@ def test_forgetting_at_boundaries_is_told_by_what_the_task_before_showed(store: 
     assert found[1][4][0] == pytest.approx(np.mean(np.array(change)[lowest]), rel=1e-5)
     kinds = rows(store, "SELECT DISTINCT predictor, statistic FROM boundary_forgetting ORDER BY ALL")
     assert kinds == [("csl", "sum"), ("loss", "max"), ("loss", "mean"), ("loss", "slope")]
+    # Without the evaluation after a boundary its forgetting is unknown: by the end of the task much else has happened.
+    write_rows(store, study, arm, "image_progress", [row for row in progress if row["epoch"] != 3])
+    rebuild(store, study)
+    assert rows(store, "SELECT DISTINCT boundary, until FROM boundary_forgetting") == [(4, 5)]
+
+
+def test_images_kept_at_checkpoints_are_kept_after_classes_were_added(make_study: MakeStudy) -> None:
+    data = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 4, "every": 6}}
+    for every, kept in ((1, [0, 6, 7, 12, 13, 18]), (3, [0, 6, 9, 12, 15, 18]), (4, [0, 6, 8, 12, 16, 18])):
+        study = make_study(
+            {"label_noise": 0.0, "batch_size": 10},
+            data=data,
+            epochs=18,
+            checkpoints=(0, 6, 12, 18),
+            evaluation={"every": every, "image_progress": "checkpoints"},
+        )
+        calendar = study.calendar("plain")
+        course = Course(calendar, 18, calendar.steps_after(18))
+        assert Expectations(study, [course]).evaluations(course, of_images=True).tolist() == kept
+    study = make_study(epochs=18, checkpoints=(0, 6), evaluation={"image_progress": "checkpoints"})
+    assert [epoch for epoch in range(19) if study.keeps_images(epoch)] == [0, 6]
