@@ -58,14 +58,16 @@ def import_memorization(store: Store, study: Study, path: Path, index_map: Path 
     order = np.argsort(places)
     source = path.stem
     for arm in study.arms.values():
+        # Theirs is the true label; which one ours was given is another matter in every trial.
+        has_wrong = study.variants[arm.variant].label_noise > 0
         columns = {
             "variant": arm.variant,
             "k": arm.k,
             "recipe": study.recipe_hash(arm),
             "image_id": places[order],
             "true_label": labels[order],
-            "given_label": labels[order],
-            "is_noisy": False,
+            "given_label": None if has_wrong else labels[order],
+            "is_noisy": None if has_wrong else False,
             "source": source,
             "memorization": values[order],
             **dict.fromkeys(("num_in", "num_out", "correct_in", "correct_out", "standard_error")),

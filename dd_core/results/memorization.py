@@ -50,12 +50,14 @@ class Rebuilt:
         computed: those of them that were scored now.
         diverged: by arm the trials that are left out because they diverged.
         reliability: by arm with random subsets, that of the truth.
+        num_classes: by arm those that its last evaluation is of; images of others are still to come.
     """
 
     arms: list[str] = field(default_factory=list)
     computed: list[str] = field(default_factory=list)
     diverged: dict[str, list[int]] = field(default_factory=dict)
     reliability: dict[str, float] = field(default_factory=dict)
+    num_classes: dict[str, int] = field(default_factory=dict)
 
 
 def rebuild(store: Store, study: Study) -> Rebuilt:
@@ -96,6 +98,7 @@ def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: R
         known = _write(store, study, found, boundaries, probes, _imported(imported), digest)
         done.computed.append(arm.key)
     done.arms.append(arm.key)
+    done.num_classes[arm.key] = known["num_classes"]
     if known["diverged"]:
         done.diverged[arm.key] = known["diverged"]
     if known["reliability"] is not None:
@@ -119,7 +122,9 @@ def _probes(store: Store, study: Study, arm: Arm) -> Probes:
 
 def _digest(store: Store, study: Study, arm: Arm, paths: Sequence[Path]) -> str:
     settings = study.memorization.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), settings]).encode())
+    # A recipe may be the same for more epochs, or more evaluations.
+    asked = [settings, study.epochs, study.evaluation.every]
+    digest = hashlib.sha256(json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), *asked]).encode())
     for path in paths:
         found = size_and_sha256(path)
         if found is not None:
@@ -166,8 +171,9 @@ def _write(
 ) -> dict[str, Any]:
     """Write the six files of an arm; returns what is known of it."""
     content: dict[str, Columns | list[Columns]] = {name: [] for name in NAMES}
-    about: dict[str, Any] = {"diverged": found.diverged, "reliability": None}
+    about: dict[str, Any] = {"diverged": found.diverged, "reliability": None, "num_classes": 0}
     if found.trials:
+        about["num_classes"] = study.num_classes_at(int(found.longest) - 1)
         if probes.predictions:
             found.add_confident_learning(probes, study.data.record.num_classes)
         truths = dict(imported)

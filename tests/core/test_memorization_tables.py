@@ -248,13 +248,25 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     assert rebuild(lab, study).computed == ["plain.k001"]
     sources = rows(lab, "SELECT source, count(*) FROM memorization_truth GROUP BY ALL ORDER BY ALL")
     assert sources[0] == ("fz", 900) and sources[1][0] == "subsets"
-    assert {s for (s,) in rows(lab, "SELECT DISTINCT source FROM memorization_agreement")} == {"fz", "subsets"}
+    found = rows(lab, "SELECT source, list(DISTINCT score ORDER BY score) FROM memorization_agreement GROUP BY ALL")
+    scores = dict(found)
+    assert set(scores["fz"]) - set(scores["subsets"]) == {"confident_learning"}, "made of the same predictions"
+    # Theirs is memorisation of the true label, and of an image without a copy.
+    sql = """SELECT count(DISTINCT image_id) FROM memorization JOIN memorization_truth t USING (image_id)
+        WHERE t.source = 'fz' AND {}"""
+    ((num_all,),) = rows(lab, sql.format("true"))
+    ((num_as_theirs,),) = rows(lab, sql.format("NOT memorization.is_noisy AND duplicate IS NULL"))
+    sql = "SELECT num_images FROM memorization_agreement WHERE source = 'fz' AND score = 'csl' AND images = 'all'"
+    assert rows(lab, sql) == [(num_as_theirs,)] and num_as_theirs < num_all
+    sql = "SELECT count(given_label), count(is_noisy), count(true_label) FROM memorization_truth WHERE source = 'fz'"
+    assert rows(lab, sql) == [(0, 0, 900)], "which label it was given differs from trial to trial"
 
 
 def test_wrong_labels_that_are_not_there_make_areas_null_and_a_diverged_trial_is_left_out(
     store: Store, make_study: MakeStudy
 ) -> None:
-    study = make_study({"label_noise": 0.0}, epochs=8, widths=(1,), memorization={"early": 1})
+    variant = {"label_noise": 0.0, "schedule": {"name": "constant"}}
+    study = make_study(variant, epochs=8, widths=(1,), memorization={"early": 1})
     arm, ids = study.arms["plain.k001"], {t: trial_data(study, "plain", t).train_ids.tolist() for t in (0, 1)}
     progress = [
         {"trial": t, "epoch": e, "image_id": i, "split": "train", "loss": 0.5 * e, "correct": False, "el2n": e}
@@ -272,6 +284,12 @@ def test_wrong_labels_that_are_not_there_make_areas_null_and_a_diverged_trial_is
     detection = rows(store, "SELECT DISTINCT auroc, auroc_low, num_trials FROM memorization_detection")
     assert detection == [(None, None, 0)]
     assert rows(store, "FROM memorization_truth") == rows(store, "FROM boundary_forgetting") == []
+    # The same recipe with fewer epochs is scored anew, of those.
+    shorter = make_study(variant, epochs=3, checkpoints=(0,), widths=(1,), memorization={"early": 1})
+    assert shorter.recipe_hash(arm) == study.recipe_hash(arm)
+    assert rebuild(store, shorter).computed == ["plain.k001"]
+    assert rows(store, f"SELECT {columns} FROM memorization") == [(100, 0, 100.0, 0, 200.0)]
+    assert rebuild(store, shorter).computed == []
     assert set(SCORES) > {score for (score,) in rows(store, "SELECT DISTINCT score FROM memorization_detection")}
 
 
