@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dd_core.analysis.memorization.truth import reliability
-from dd_core.exchange.memorization import IMPORTED
+from dd_core.exchange.memorization import imported_files
 from dd_core.results.boundary_forgetting import boundary_rows
 from dd_core.results.image_curves import Sources, curves_of, harmed_files, sources_of
 from dd_core.results.memorization_scores import (
@@ -83,8 +83,8 @@ def rebuild(store: Store, study: Study) -> Rebuilt:
 
 
 def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: Rebuilt) -> None:
-    imported = sorted(store.table_folder("memorization_truth", study.name, arm.key).glob(f"{IMPORTED}*.parquet"))
-    digest = _digest(store, study, arm, [*sources.paths, *imported, *_probed(store, study, arm)])
+    truths = imported_files(store, study, arm)
+    digest = _digest(store, study, arm, [*sources.paths, *truths, *_probed(store, study, arm)])
     known = _known(store, study, arm, digest)
     if known is None:
         found = ArmScores(study, arm)
@@ -95,7 +95,7 @@ def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: R
             found.add(curves, probes)
         if not found.trials and not found.diverged:
             return  # all of it is of another recipe
-        known = _write(store, study, found, boundaries, probes, _imported(imported), digest)
+        known = _write(store, study, found, boundaries, probes, _imported(truths), digest)
         done.computed.append(arm.key)
     done.arms.append(arm.key)
     done.num_classes[arm.key] = known["num_classes"]

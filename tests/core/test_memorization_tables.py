@@ -22,6 +22,7 @@ from dd_core.results.memorization_probes import gradient_norms, probes_of
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.retirement import retire
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
@@ -260,6 +261,28 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     assert rows(lab, sql) == [(num_as_theirs,)] and num_as_theirs < num_all
     sql = "SELECT count(given_label), count(is_noisy), count(true_label) FROM memorization_truth WHERE source = 'fz'"
     assert rows(lab, sql) == [(0, 0, 900)], "which label it was given differs from trial to trial"
+
+
+def test_what_was_imported_stays_when_a_recipe_changes(store: Store, make_study: MakeStudy, tmp_path: Path) -> None:
+    from dd_core.data.datasets import load
+
+    before, after = (make_study({"batch_size": size}, widths=(1,), trials=1) for size in (20, 30))
+    arm, labels = before.arms["plain.k001"], load("digits").labels
+    assert before.recipe_hash(arm) != after.recipe_hash(arm)
+    np.savez(tmp_path / "fz.npz", tr_labels=labels, tr_mem=np.linspace(0, 1, len(labels)))
+    import_memorization(store, before, tmp_path / "fz.npz")
+    ids = trial_data(before, "plain", 0).train_ids.tolist()
+    for study in (before, after):
+        progress = [
+            {"trial": 0, "epoch": 1, "image_id": i, "split": "train", "loss": n / 9, "correct": True}
+            for n, i in enumerate(ids)
+        ]
+        write_rows(store, study, arm, "image_progress", progress)
+        assert rebuild(store, study).computed == ["plain.k001"]
+        for table in ("memorization_truth", "memorization_agreement"):
+            found = rows(store, f"SELECT DISTINCT recipe, source FROM {table}")
+            assert found == [(study.recipe_hash(arm), "fz")], table
+        retire(store, study.name, arm.key, study.recipe_hash(arm))
 
 
 def test_wrong_labels_that_are_not_there_make_areas_null_and_a_diverged_trial_is_left_out(
