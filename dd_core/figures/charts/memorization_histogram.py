@@ -19,7 +19,8 @@ _GROUPS = {False: "right label", True: "wrong label"}
 _ROWS = """
     SELECT arm, source, coalesce(is_noisy, false) AS is_noisy, list(memorization) AS found,
         list(standard_error) AS errors FROM rows
-    WHERE list_contains($drawn, arm) AND isfinite(memorization) GROUP BY ALL
+    WHERE list_contains($drawn, arm) AND isfinite(memorization)
+    GROUP BY arm, source, coalesce(is_noisy, false)
     ORDER BY arm, source <> 'subsets', source, is_noisy
 """
 
