@@ -1,6 +1,7 @@
 """The assets of memorisation: six tables of one step, their checks, and what is said where there is nothing."""
 
 from collections.abc import Callable
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -61,6 +62,17 @@ def test_images_of_classes_still_to_come_are_not_missed(store: Store, make_study
         (found,) = [one for one in result.get_asset_check_evaluations() if one.check_name == "every_image_is_scored"]
         assert found.passed is not problems
     assert "2 images of trials have no evaluation" in str(found.metadata)
+
+
+def test_the_node_of_settings_is_another_where_the_number_of_epochs_changes_scores(
+    make_study: Callable[..., Study],
+) -> None:
+    def key(**changes: Any) -> dg.AssetKey:
+        return next(iter(memorization_assets({"tiny": make_study(**changes)})[0].keys))
+
+    assert key(epochs=9) == key(), "no score of it depends on them"
+    early: dict[str, Any] = {"evaluation": {"image_values": ("el2n",)}}
+    assert key(epochs=9, **early) != key(**early)
 
 
 def test_with_nothing_to_score_one_sentence_says_so(store: Store, tiny_study: Study) -> None:
