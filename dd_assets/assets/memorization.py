@@ -31,7 +31,7 @@ GROUP: Final = "memorization"
 _KEY: Final = dg.AssetKey("memorization")
 _CHECKS: Final = {
     "every_image_is_scored": "Every training image of every trial that has not diverged has a cumulative sample loss "
-    "of all evaluations.",
+    "of all evaluations; where classes come one group after the other, every image of those that came so far.",
     "areas_are_defined": "There are wrong labels or duplicates to be found: AUROC and average precision are defined.",
     "errors_are_known": "There are at least two trials of every arm, without which there are no intervals, and with "
     "random subsets every image is trained on by some trials and left out by others.",
@@ -87,15 +87,16 @@ def memorization_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
 
 def _settings(studies: Mapping[str, Study]) -> dg.AssetSpec:
     """What study files say under ``memorization``, and the version, as a node called after it; docs/staleness.md."""
-    of_studies = {
-        name: settings
-        for name, study in studies.items()
-        if (settings := study.memorization.model_dump(mode="json", exclude_defaults=True))
-    }
+    of_studies = {}
+    for name, study in studies.items():
+        settings = study.memorization.model_dump(mode="json", exclude_defaults=True)
+        # Which evaluations are early, and which tasks end, depends on how long the study is.
+        if settings or "el2n" in study.evaluation.image_values or study.data.classes is not None:
+            of_studies[name] = {**settings, "epochs": study.epochs}
     content = {"version": MEMORIZATION_VERSION, "studies": of_studies}
     return dg.AssetSpec(
         dg.AssetKey([f"settings-memorization-{digest_of_content(content)}"]),
-        description="What study files say under memorization, and the version of the scores.",
+        description="What study files say under memorization, epochs, and the version of the scores.",
         group_name=GROUP,
         kinds={"yaml"},
         metadata={"content": dg.MetadataValue.json(content)},
@@ -167,8 +168,10 @@ def _refresh(store: Store) -> dict[str, int]:
 
 
 _UNSCORED = """
-    SELECT study || '/' || arm, count(*), min(trial), min(image_id) FROM memorization
-    WHERE list_contains($studies, study) AND (csl IS NULL OR num_evaluations = 0) GROUP BY ALL ORDER BY ALL
+    SELECT study || '/' || arm, count(*), min(trial), min(image_id)
+    FROM memorization LEFT JOIN images USING (study, variant, trial, image_id)
+    WHERE list_contains($studies, study) AND (csl IS NULL OR num_evaluations = 0)
+        AND coalesce(class_rank, 0) < $seen[list_position($arms, study || '/' || arm)] GROUP BY ALL ORDER BY ALL
 """
 _UNDEFINED = """
     SELECT study || '/' || arm, any_value(target) FROM memorization_detection
@@ -188,11 +191,14 @@ def _checked(store: Store, done: Mapping[str, "Rebuilt"]) -> Iterator[dg.AssetCh
     """The checks, each over all studies."""
     from dd_core.tables.warehouse import connect
 
-    with contextlib.closing(connect(store, NAMES)) as connection:
-        unscored, undefined, few, one_sided = (
-            connection.execute(sql, {"studies": list(done)}).fetchall()
-            for sql in (_UNSCORED, _UNDEFINED, _FEW_TRIALS, _ONE_SIDED)
+    seen = {f"{name}/{arm}": number for name, one in done.items() for arm, number in one.num_classes.items()}
+    parameters = {"studies": list(done)}
+    with contextlib.closing(connect(store, (*NAMES, "images"))) as connection:
+        undefined, few, one_sided = (
+            connection.execute(sql, parameters).fetchall() for sql in (_UNDEFINED, _FEW_TRIALS, _ONE_SIDED)
         )
+        arms = {"arms": list(seen), "seen": list(seen.values())}
+        unscored = connection.execute(_UNSCORED, {**parameters, **arms}).fetchall()
     found = {
         "every_image_is_scored": [
             f"{arm}: {number} images of trials have no evaluation, the first is image {image} of trial {trial}"

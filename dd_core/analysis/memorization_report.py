@@ -25,8 +25,9 @@ _MOST_ARMS = 6
 _DETECTION = f"SELECT * FROM memorization_detection WHERE {CURRENT} AND auroc IS NOT NULL ORDER BY target DESC, score"
 _AGREEMENT = f"SELECT * FROM memorization_agreement WHERE {CURRENT} AND spearman IS NOT NULL ORDER BY source, score"
 _TRUTH = f"""
-    SELECT arm, source, is_noisy, list(memorization) AS found FROM memorization_truth
-    WHERE {CURRENT} AND isfinite(memorization) GROUP BY arm, source, is_noisy ORDER BY arm, source, is_noisy
+    SELECT arm, source, coalesce(is_noisy, false) AS is_noisy, list(memorization) AS found FROM memorization_truth
+    WHERE {CURRENT} AND isfinite(memorization)
+    GROUP BY arm, source, coalesce(is_noisy, false) ORDER BY arm, source, is_noisy
 """
 
 

@@ -109,9 +109,9 @@ class Expectations:
     def evaluations(self, course: Course, *, of_images: bool = False) -> np.ndarray:
         """Epochs of ``training_evals``, int64; ``of_images``: those of ``image_progress``."""
         evaluation = self._study.evaluation
-        epochs = set(self._study.checkpoints)
-        if not of_images or evaluation.image_progress == "evaluations":
-            epochs |= {0, *range(0, course.last_epoch + 1, evaluation.every)}
+        epochs = {0, *self._study.checkpoints, *range(0, course.last_epoch + 1, evaluation.every)}
+        if of_images:
+            epochs = set(filter(self._study.keeps_images, epochs))
         # A divergence after an epoch's last step may have been found by the evaluation that is then not recorded.
         before = course.calendar.epoch_of(course.num_steps) - 1
         latest = before if course.has_diverged else course.last_epoch

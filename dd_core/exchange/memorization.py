@@ -8,14 +8,18 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dd_core.data.datasets import load
 from dd_core.errors import UserError
 from dd_core.store.store import Store
-from dd_core.study.study import Study
-from dd_core.tables.files import to_arrow, write_result
+from dd_core.study.study import Arm, Study
+from dd_core.tables.files import read_parquet, to_arrow, write_result
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Before the name of the file that rows came from.
 IMPORTED = "import-"
@@ -47,6 +51,8 @@ def import_memorization(store: Store, study: Study, path: Path, index_map: Path 
         UserError: a file is none, lacks a field, or is of other images, as their labels tell; nothing is written.
         DataMissingError: the data set is absent.
     """
+    import pyarrow as pa
+
     if path.stem == MEASURED:
         raise UserError(f"{path}: {MEASURED} is what a study's own measurement is called; rename the file")
     labels, values = _read(path, "tr_labels"), _differences(path, _read(path, "tr_mem"))
@@ -62,24 +68,52 @@ def import_memorization(store: Store, study: Study, path: Path, index_map: Path 
         hint = "" if index_map else "; it may be in TensorFlow's order: name an index map (--index-map FILE.npy)"
         of = f"{num_wrong:,} of its {len(labels):,} labels"
         raise UserError(f"{path}: {of} are not those of {study.data.title}{hint}")
-    order = np.argsort(places)
-    source = path.stem
+    order, source = np.argsort(places), path.stem
+    kept = pa.table({"image_id": places[order], "true_label": labels[order], "memorization": values[order]})
+    write_result(store, _folder(store, study) / f"{source}.parquet", kept)
     for arm in study.arms.values():
-        columns = {
-            "variant": arm.variant,
-            "k": arm.k,
-            "recipe": study.recipe_hash(arm),
-            "image_id": places[order],
-            "true_label": labels[order],
-            "given_label": labels[order],
-            "is_noisy": False,
-            "source": source,
-            "memorization": values[order],
-            **dict.fromkeys(("num_in", "num_out", "correct_in", "correct_out", "standard_error")),
-        }
-        target = store.table_folder("memorization_truth", study.name, arm.key) / f"{IMPORTED}{source}.parquet"
-        write_result(store, target, to_arrow("memorization_truth", columns, len(places)))
+        _write(store, study, arm, source, kept)
     return ImportedTruth(source, len(places), tuple(study.arms))
+
+
+def imported_files(store: Store, study: Study, arm: Arm) -> list[Path]:
+    """The files of an arm in ``memorization_truth`` that were imported, as those of its present recipe.
+
+    What was imported is kept outside of the tables, too, since all that an arm has there goes with its recipe.
+    """
+    for path in sorted(_folder(store, study).glob("*.parquet")):
+        target = _target(store, study, arm, path.stem)
+        manifest = store.read_manifest(store.manifest_path(target))
+        is_own = manifest is not None and manifest.content.get("recipe") == study.recipe_hash(arm)
+        if manifest is None or not is_own or not store.is_sound(manifest):
+            _write(store, study, arm, path.stem, read_parquet(path))
+    return sorted(store.table_folder("memorization_truth", study.name, arm.key).glob(f"{IMPORTED}*.parquet"))
+
+
+def _folder(store: Store, study: Study) -> Path:
+    return store.root / "imported" / "memorization_truth" / study.name
+
+
+def _target(store: Store, study: Study, arm: Arm, source: str) -> Path:
+    return store.table_folder("memorization_truth", study.name, arm.key) / f"{IMPORTED}{source}.parquet"
+
+
+def _write(store: Store, study: Study, arm: Arm, source: str, kept: "pa.Table") -> None:
+    """The rows of an arm."""
+    # Theirs is the true label; which one ours was given is another matter in every trial.
+    has_wrong, recipe = study.variants[arm.variant].label_noise > 0, study.recipe_hash(arm)
+    columns = {
+        "variant": arm.variant,
+        "k": arm.k,
+        "recipe": recipe,
+        **{name: kept[name].to_numpy() for name in kept.column_names},
+        "given_label": None if has_wrong else kept["true_label"].to_numpy(),
+        "is_noisy": None if has_wrong else False,
+        "source": source,
+        **dict.fromkeys(("num_in", "num_out", "correct_in", "correct_out", "standard_error")),
+    }
+    table = to_arrow("memorization_truth", columns, kept.num_rows)
+    write_result(store, _target(store, study, arm, source), table, recipe=recipe)
 
 
 def _read(path: Path, field: str) -> np.ndarray:

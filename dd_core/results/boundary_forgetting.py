@@ -26,8 +26,11 @@ def _at(boundary: int, curves: ImageCurves, study: Study, arm: Arm) -> Iterator[
     before = np.flatnonzero(curves.epochs == boundary)
     calendar = study.calendar(arm.variant)
     task = calendar.task_of(boundary)
-    # Forgetting is measured at the first evaluation of the next task alone, later ones have other causes, too.
-    if not len(before) or not len(later) or calendar.task_of(int(later[0])) != task + 1:
+    # Forgetting is measured at the first evaluation of the next task alone, later ones have other causes, too. It may
+    # not be among these, where values of single images are not kept of every evaluation.
+    if not len(before) or not len(later) or later[0] > boundary + study.evaluation.every:
+        return
+    if calendar.task_of(int(later[0])) != task + 1:
         return
     losses = curves.values["loss"].astype(float)
     until = int(later[0])

@@ -98,7 +98,7 @@ def curves_of(study: Study, arm: Arm, sources: Sources) -> Iterator[ImageCurves]
         StaleError: a file is damaged after all.
     """
     recipe = study.recipe_hash(arm)
-    progress = [_progress(path, recipe) for path in sources.progress]
+    progress = [_progress(path, recipe, study.epochs) for path in sources.progress]
     progress = [rows for rows in progress if len(rows["trial"])]
     if not progress:
         return
@@ -118,8 +118,11 @@ def curves_of(study: Study, arm: Arm, sources: Sources) -> Iterator[ImageCurves]
 Rows = Mapping[str, np.ndarray]
 
 
-def _progress(path: Path, recipe: str) -> dict[str, np.ndarray]:
+def _progress(path: Path, recipe: str, last_epoch: int) -> dict[str, np.ndarray]:
+    import pyarrow.compute as pc
+
     table = read_parquet(path)
+    table = table.filter(pc.less_equal(table["epoch"], last_epoch))  # the study may have been longer
     names = ["trial", "epoch", "image_id", "split", "correct", *(n for n in VALUES if n in table.column_names)]
     return _own_recipe(table, names, recipe)
 

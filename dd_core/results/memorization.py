@@ -16,7 +16,7 @@ import numpy as np
 
 from dd_core.analysis.memorization.truth import reliability
 from dd_core.errors import require_torch
-from dd_core.exchange.memorization import IMPORTED
+from dd_core.exchange.memorization import imported_files
 from dd_core.results.boundary_forgetting import boundary_rows
 from dd_core.results.image_curves import Sources, curves_of, harmed_files, sources_of
 from dd_core.results.memorization_scores import (
@@ -51,12 +51,14 @@ class Rebuilt:
         computed: those of them that were scored now.
         diverged: by arm the trials that are left out because they diverged.
         reliability: by arm with random subsets, that of the truth.
+        num_classes: by arm those that its last evaluation is of; images of others are still to come.
     """
 
     arms: list[str] = field(default_factory=list)
     computed: list[str] = field(default_factory=list)
     diverged: dict[str, list[int]] = field(default_factory=dict)
     reliability: dict[str, float] = field(default_factory=dict)
+    num_classes: dict[str, int] = field(default_factory=dict)
 
 
 def rebuild(store: Store, study: Study) -> Rebuilt:
@@ -82,8 +84,8 @@ def rebuild(store: Store, study: Study) -> Rebuilt:
 
 
 def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: Rebuilt) -> None:
-    imported = sorted(store.table_folder("memorization_truth", study.name, arm.key).glob(f"{IMPORTED}*.parquet"))
-    digest = _digest(store, study, arm, [*sources.paths, *imported, *_probed(store, study, arm)])
+    truths = imported_files(store, study, arm)
+    digest = _digest(store, study, arm, [*sources.paths, *truths, *_probed(store, study, arm)])
     known = _known(store, study, arm, digest)
     if known is None:
         found = ArmScores(study, arm)
@@ -94,9 +96,10 @@ def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: R
             found.add(curves, probes)
         if not found.trials and not found.diverged:
             return  # all of it is of another recipe
-        known = _write(store, study, found, boundaries, probes, _imported(imported), digest)
+        known = _write(store, study, found, boundaries, probes, _imported(truths), digest)
         done.computed.append(arm.key)
     done.arms.append(arm.key)
+    done.num_classes[arm.key] = known["num_classes"]
     if known["diverged"]:
         done.diverged[arm.key] = known["diverged"]
     if known["reliability"] is not None:
@@ -121,7 +124,9 @@ def _probes(store: Store, study: Study, arm: Arm) -> Probes:
 
 def _digest(store: Store, study: Study, arm: Arm, paths: Sequence[Path]) -> str:
     settings = study.memorization.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), settings]).encode())
+    # A recipe may be the same for more epochs, or more evaluations.
+    asked = [settings, study.epochs, study.evaluation.every]
+    digest = hashlib.sha256(json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), *asked]).encode())
     for path in paths:
         found = size_and_sha256(path)
         if found is not None:
@@ -168,8 +173,9 @@ def _write(
 ) -> dict[str, Any]:
     """Write the six files of an arm; returns what is known of it."""
     content: dict[str, Columns | list[Columns]] = {name: [] for name in NAMES}
-    about: dict[str, Any] = {"diverged": found.diverged, "reliability": None}
+    about: dict[str, Any] = {"diverged": found.diverged, "reliability": None, "num_classes": 0}
     if found.trials:
+        about["num_classes"] = study.num_classes_at(int(found.longest) - 1)
         if probes.predictions:
             found.add_confident_learning(probes, study.data.record.num_classes)
         truths = dict(imported)

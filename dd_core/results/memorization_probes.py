@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError
 from dd_core.results.memorization_scores import Probes
-from dd_core.results.rows import standardised, trained_network
+from dd_core.results.rows import as_trained, seen_data, standardised, targets, trained_network
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -25,11 +25,13 @@ def probes_of(store: Store, study: Study, arm: Arm) -> Probes:
     settings, probes = study.memorization, Probes()
     norms: dict[int, list[dict[int, float]]] = {}
     for epoch in settings.grand:
-        for trial, model in _networks(store, study, Checkpoint(arm, epoch)):
-            norms.setdefault(trial, []).append(_gradient_norms(study, arm, trial, model))
+        checkpoint = Checkpoint(arm, epoch)
+        for trial, model in _networks(store, study, checkpoint):
+            norms.setdefault(trial, []).append(_gradient_norms(study, checkpoint, trial, model))
     for trial, own in norms.items():
-        probes.grand[trial] = {image: float(np.mean([part[image] for part in own])) for image in own[0]}
-    if settings.out_of_fold and study.data.subset is not None:
+        images = {image for part in own for image in part}
+        probes.grand[trial] = {i: float(np.mean([part[i] for part in own if i in part])) for i in images}
+    if settings.out_of_fold:
         for trial, model in _networks(store, study, Checkpoint(arm, study.checkpoints[-1])):
             probes.predictions[trial] = _predictions(study, arm, trial, model)
     return probes
@@ -60,9 +62,12 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor,
     return torch.stack(squares).sum(0).sqrt()
 
 
-def _gradient_norms(study: Study, arm: Arm, trial: int, model: nn.Module) -> dict[int, float]:
-    data = trial_data(study, arm.variant, trial)
-    labels, loss = torch.from_numpy(data.train_labels), make_loss(study.variants[arm.variant].loss)
+def _gradient_norms(study: Study, checkpoint: Checkpoint, trial: int, model: nn.Module) -> dict[int, float]:
+    """By id of the images that the checkpoint has seen, of the loss as it was trained with."""
+    data = seen_data(study, checkpoint, trial)
+    model = as_trained(study, checkpoint, model, data)
+    labels = torch.from_numpy(targets(data, slice(None)))
+    loss = make_loss(study.variants[checkpoint.arm.variant].loss)
     images = standardised(study, data, data.train_ids, torch.device("cpu"), torch.float32)
     norms = [
         gradient_norms(model, images[start : start + _BATCH], labels[start : start + _BATCH], loss)

@@ -51,8 +51,9 @@ def scored(curves: ImageCurves, study: Study, arm: Arm) -> Columns:
         found["learning_time"] = scores.learning_time(norms, epochs, settings.threshold)
         found["learning_time_code"] = scores.learning_time_code(norms)
     if "el2n" in values:
-        early = settings.early or max(1, study.epochs // 10)
-        found["el2n"] = scores.mean(values["el2n"][epochs <= max(early, epochs.min(initial=early))].astype(float))
+        # The first evaluation counts even where it comes later.
+        early = epochs[:1].max(initial=settings.early or max(1, study.epochs // 10))
+        found["el2n"] = scores.mean(values["el2n"][epochs <= early].astype(float))
     if "trace" in curves.curvatures:
         found["trace_sum"] = scores.total(curves.curvatures["trace"])
     if "fd_norm" in curves.curvatures:
@@ -225,16 +226,14 @@ def truth_rows(arm: ArmScores, members: Membership) -> Columns:
 
 def influence_rows(arm: ArmScores, members: Membership) -> Columns:
     """Columns of ``memorization_influence``: the largest of each test image."""
-    found = truth.influence(members.is_in, members.is_test_right)
-    most = min(arm.study.memorization.influences, len(members.image_ids))
-    places = truth.largest_influences(found.value, most)
-    tests = np.broadcast_to(np.arange(len(members.test_ids)), places.shape)
+    found = truth.strongest(members.is_in, members.is_test_right, arm.study.memorization.influences)
+    shape = found.places.shape
     columns = {
-        "image_id": members.image_ids[places],
-        "test_image_id": members.test_ids[tests],
-        "influence": found.value[places, tests],
-        "standard_error": found.standard_error[places, tests],
-        "place": np.broadcast_to(np.arange(1, most + 1)[:, None], places.shape),
+        "image_id": members.image_ids[found.places],
+        "test_image_id": np.broadcast_to(members.test_ids, shape),
+        "influence": found.value,
+        "standard_error": found.standard_error,
+        "place": np.broadcast_to(np.arange(1, shape[0] + 1)[:, None], shape),
     }
     known = ~np.isnan(columns["influence"])
     return {name: values[known] for name, values in columns.items()}
@@ -243,21 +242,31 @@ def influence_rows(arm: ArmScores, members: Membership) -> Columns:
 def agreement_rows(arm: ArmScores, truths: dict[str, Membership | dict[int, float]]) -> list[Columns]:
     """Rows of ``memorization_agreement``: every measured score with every truth.
 
+    Published estimates are of images with their true labels and no copies: with those no trial counts in which an image
+    has another label or a copy. Confident learning is not compared with a truth measured by the same trials: 1 minus
+    what those that left the image out give its label is nearly that truth itself.
+
     Args:
         arm: its scores.
         truths: by source the trials that it is measured by, or values by image id that were imported.
     """
     ids, rows = arm.image_ids, []
-    is_in = np.stack([np.isin(ids, curves.image_ids) for curves in arm.trials])
+    # Trials whose network saw the image as the networks did that published estimates are of.
+    is_as_published = np.zeros((len(arm.trials), len(ids)), bool)
+    for row, curves in enumerate(arm.trials):
+        has_copy = (curves.duplicate == "exact") | (curves.duplicate == "near")
+        own = (curves.given_labels == curves.true_labels) & ~has_copy
+        is_as_published[row, np.searchsorted(ids, curves.image_ids)] = own
     for score in arm.measured:
-        values = np.full(is_in.shape, np.nan)
+        values = np.full(is_as_published.shape, np.nan)
         for row, (curves, columns) in enumerate(zip(arm.trials, arm.columns, strict=True)):
             own = as_numbers(score, columns[score], arm.longest)
             values[row, np.searchsorted(ids, curves.image_ids)] = own
         for source, of in truths.items():
-            measured = agreement.agree(
-                _estimate(values, ids, of), len(arm.trials), arm.study.memorization.num_bootstraps
-            )
+            if score == "confident_learning" and isinstance(of, Membership):
+                continue  # of the very predictions whose share of right ones is half of this truth
+            used = values if isinstance(of, Membership) else np.where(is_as_published, values, np.nan)
+            measured = agreement.agree(_estimate(used, ids, of), len(arm.trials), arm.study.memorization.num_bootstraps)
             for images in ("all", "top"):
                 row_of: Columns = {"source": source, "score": score, "images": images}
                 for one in measured:

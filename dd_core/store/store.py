@@ -12,6 +12,7 @@ Layout below the root::
     manifests/<table>/study=<study>/arm=<arm>/<part>.json             of the files that no checkpoint vouches for
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
+    imported/memorization_truth/<study>/<source>.parquet              published estimates, for all recipes
     exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
     exports/<study>/<variant>/metrics_k<k>.jsonl
     parts/<study>/<arm>/trials-003/...                                the same of trials that train apart (store.parts)

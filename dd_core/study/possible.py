@@ -98,6 +98,8 @@ def check_data(study: "Study") -> None:
 def _check_subset(study: "Study") -> None:
     share, num_trained, num_left_out = study.data.subset, study.num_train_images, study.num_left_out_images
     if share is None:
+        if study.memorization.out_of_fold:
+            raise ValueError("memorization.out_of_fold: without data.subset there is no trial that left an image out")
         return
     if num_trained < 2 or not num_left_out:
         raise ValueError(

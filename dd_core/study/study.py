@@ -51,7 +51,11 @@ class Evaluation(Strict):
     """When the whole training and test sets are evaluated, and for which of these the per-image values are kept."""
 
     every: int = Field(default=1, ge=1, description="epochs; checkpoint epochs are always evaluated")
-    image_progress: Literal["evaluations", "checkpoints"] = "evaluations"
+    image_progress: Literal["evaluations", "checkpoints"] = Field(
+        default="evaluations",
+        description="of which evaluations values of single images are kept: all; or those at checkpoints and the first "
+        "after classes were added",
+    )
     image_values: tuple[Literal["margin", "el2n", "gradient_norm"], ...] = Field(
         default=(), description="per-image values that are kept beside loss and correctness, for memorisation scores"
     )
@@ -265,7 +269,10 @@ class Study(Strict):
 
     def keeps_images(self, epoch: int) -> bool:
         """Whether values of single images are kept of the evaluation after an epoch."""
-        return self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints
+        if self.evaluation.image_progress == "evaluations" or epoch in self.checkpoints:
+            return True
+        # What new classes make forgotten shows at the first evaluation that follows.
+        return self.num_classes_at(epoch) > self.num_classes_at(max(0, epoch - self.evaluation.every))
 
     def seen_and_active(self, epoch: int) -> tuple[int, int] | tuple[None, None]:
         """Classes that were trained on by the end of an epoch, and in the next one; None where all always are."""

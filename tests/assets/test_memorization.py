@@ -1,5 +1,6 @@
 """The assets of memorisation: six tables of one step, their checks, and what is said where there is nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from dd_assets import import_memorization
 from dd_assets.assets.memorization import NAMES, memorization_assets
 from dd_assets.laboratory import Laboratory
+from dd_core.data.trials import trial_data
 from dd_core.store.store import Store
 from dd_core.study.files import Catalogue
 from dd_core.study.study import Study
+from dd_core.tables.files import to_arrow, write_parquet
 
 
 def materialize(
@@ -49,6 +52,38 @@ def test_six_tables_are_made_in_one_step_and_checked(trained: Store, tiny_study:
         (event,) = again.asset_materializations_for_node("memorization")
         assert event.metadata["arms_computed_now"].value == 0
         assert ("partial" in str(event.tags)) == is_part
+
+
+def test_images_of_classes_still_to_come_are_not_missed(store: Store, make_study: Callable[..., Study]) -> None:
+    study = make_study(
+        {"label_noise": 0.0, "batch_size": 10},
+        data={"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 4, "every": 2}},
+        memorization={"num_bootstraps": 100},
+        widths=(1,),
+    )
+    arm, ids = study.arms["plain.k001"], [trial_data(study, "plain", trial).train_ids.tolist() for trial in (0, 1)]
+    for seen, problems in ((60, False), (59, True)):
+        where = [(t, e, i) for t in (0, 1) for e, num in ((1, 20), (2, 20), (3, seen)) for i in ids[t][:num]]
+        trials, epochs, images = zip(*where, strict=True)
+        columns = {"variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm), "split": "train"}
+        columns |= {"trial": trials, "epoch": epochs, "image_id": images, "loss": 0.5, "correct": True}
+        path = store.table_folder("image_progress", study.name, arm.key) / "0004.parquet"
+        write_parquet(path, to_arrow("image_progress", columns, len(where)))
+        result = materialize(store, {study.name: study})
+        (found,) = [one for one in result.get_asset_check_evaluations() if one.check_name == "every_image_is_scored"]
+        assert found.passed is not problems
+    assert "2 images of trials have no evaluation" in str(found.metadata)
+
+
+def test_the_node_of_settings_is_another_where_the_number_of_epochs_changes_scores(
+    make_study: Callable[..., Study],
+) -> None:
+    def key(**changes: Any) -> dg.AssetKey:
+        return next(iter(memorization_assets({"tiny": make_study(**changes)})[0].keys))
+
+    assert key(epochs=9) == key(), "no score of it depends on them"
+    early: dict[str, Any] = {"evaluation": {"image_values": ("el2n",)}}
+    assert key(epochs=9, **early) != key(**early)
 
 
 def test_with_nothing_to_score_one_sentence_says_so(store: Store, tiny_study: Study) -> None:

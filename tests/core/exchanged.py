@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from dd_core.results.image_curves import VALUES
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 from dd_core.tables.files import TABLES, to_arrow, write_parquet
@@ -34,6 +35,7 @@ def write_rows(
     """Rows of one arm, as the trainer writes them; what a row does not say is null."""
     common = {"variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm)}
     names = [column.name for column in TABLES[table].file_columns]
+    names += [name for name in rows[0] if name in VALUES and name not in names] if rows else []
     columns = {name: [{**common, **row}.get(name) for row in rows] for name in names}
     path = store.table_folder(table, study.name, arm.key) / f"{part}.parquet"
     write_parquet(path, to_arrow(table, columns, len(rows)))

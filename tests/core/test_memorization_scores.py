@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -171,6 +172,40 @@ def test_influence_is_memorisation_where_the_test_image_is_the_image_itself() ->
     sides = [right[known & side, j].mean() for side in (is_in[:, i], ~is_in[:, i])]
     assert found.value[i, j] == pytest.approx(sides[0] - sides[1])
     assert truth.largest_influences(found.value, 3)[:, 5].tolist() == np.argsort(-found.value[:, 5])[:3].tolist()
+
+
+def test_the_strongest_influences_are_the_same_block_by_block() -> None:
+    random = np.random.default_rng(4)
+    is_in = random.random((6, 40)) < 0.7
+    is_in[:, 7] = True
+    right = (random.random((6, 9)) < 0.5).astype(float)
+    whole = truth.influence(is_in, right)
+    order = np.argsort(-np.nan_to_num(whole.value, nan=-math.inf), axis=0, kind="stable")
+    for most in (3, 40, 100):
+        found = truth.strongest(is_in, right, most, num_pairs=100)
+        np.testing.assert_array_equal(found.places, order[:most], "six trials make many ties")
+        np.testing.assert_array_equal(found.value, np.take_along_axis(whole.value, order[:most], 0))
+        np.testing.assert_array_equal(found.standard_error, np.take_along_axis(whole.standard_error, order[:most], 0))
+    assert truth.strongest(is_in, right, 0).places.shape == (0, 9)
+
+
+def test_influences_of_many_images_never_lie_in_memory_at_once() -> None:
+    random = np.random.default_rng(5)
+    is_in, right = random.random((4, 3000)) < 0.7, (random.random((4, 1000)) < 0.8).astype(float)
+    tracemalloc.start()
+    truth.strongest(is_in, right, 2, num_pairs=30_000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * 3000 * 1000, "bytes: a third of one array of all pairs, of which there were eleven"
+
+
+@given(SEEDS)
+def test_ranks_of_a_bootstrap_are_those_of_every_sample_anew(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x, y = random.integers(0, 6, 12).astype(float), random.normal(size=12)
+    drawn = np.random.default_rng(seed).integers(12, size=(5, 12))
+    found = boundaries.resampled(x, y, 5, np.random.default_rng(seed))
+    np.testing.assert_allclose(found, [agreement.spearman(x[own], y[own]) for own in drawn], atol=1e-12)
 
 
 def test_an_image_that_no_trial_leaves_out_has_no_memorisation() -> None:

@@ -13,6 +13,7 @@ import sklearn.metrics
 import torch
 
 from dd_core.analysis.memorization.ranks import as_ordered
+from dd_core.checks.expected import Course, Expectations
 from dd_core.data.trials import trial_data
 from dd_core.errors import UserError
 from dd_core.exchange.memorization import import_memorization
@@ -21,6 +22,7 @@ from dd_core.results.memorization_probes import gradient_norms, probes_of
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import load_checkpoint
+from dd_core.store.retirement import retire
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
@@ -118,6 +120,39 @@ def test_grand_is_the_mean_over_checkpoints_of_the_norm_of_each_gradient(lab: St
     ids = ", ".join(map(str, data.train_ids[:3]))
     stored = rows(lab, f"SELECT grand FROM memorization WHERE trial = 2 AND image_id IN ({ids}) ORDER BY image_id")
     np.testing.assert_allclose(np.array(stored)[:, 0], np.mean(found, 0), rtol=1e-4)
+
+
+def test_grand_of_classes_that_come_is_of_the_loss_that_was_trained_and_of_the_images_seen(
+    store: Store, make_study: MakeStudy
+) -> None:
+    study = make_study(
+        {"label_noise": 0.0, "batch_size": 10},
+        data={"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 4, "every": 1}},
+        epochs=2,
+        checkpoints=(1, 2),
+        widths=(1,),
+        trials=1,
+        memorization={"num_bootstraps": 100, "grand": (1, 2)},
+    )
+    arm, data = study.arms["plain.k001"], trial_data(study, "plain", 0)
+    train_arm(study, arm, store, until=2)
+    found = probes_of(store, study, arm).grand[0]
+    assert set(found) == set(data.train_ids[:60].tolist()), "four classes are still to come"
+    assert data.order is not None
+    norms: dict[int, list[float]] = {}
+    for epoch, num_classes in ((1, 2), (2, 6)):
+        weights, _ = load_checkpoint(store, study, Checkpoint(arm, epoch))
+        model, seen = trained_network(study, Checkpoint(arm, epoch), weights, 0), data.order[:num_classes].tolist()
+        images = standardised(study, data, data.train_ids[:25], torch.device("cpu"), torch.float32)
+        for image, label, name in zip(images, data.train_labels, data.train_ids.tolist(), strict=False):
+            if label in seen:
+                outputs, target = model(image[None])[:, seen], torch.tensor([seen.index(label)])
+                loss = torch.nn.functional.cross_entropy(outputs, target)
+                parts = torch.autograd.grad(loss, list(model.parameters()))
+                norms.setdefault(name, []).append(math.sqrt(sum(float(p.double().square().sum()) for p in parts)))
+    assert [len(own) for own in norms.values()] == [2] * 20 + [1] * 5
+    for name, own in norms.items():
+        assert found[name] == pytest.approx(np.mean(own), rel=1e-4)
 
 
 def test_confident_learning_has_predictions_of_trials_that_left_the_image_out(lab: Store, study: Study) -> None:
@@ -237,29 +272,70 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     assert rebuild(lab, study).computed == ["plain.k001"]
     sources = rows(lab, "SELECT source, count(*) FROM memorization_truth GROUP BY ALL ORDER BY ALL")
     assert sources[0] == ("fz", 900) and sources[1][0] == "subsets"
-    assert {s for (s,) in rows(lab, "SELECT DISTINCT source FROM memorization_agreement")} == {"fz", "subsets"}
+    found = rows(lab, "SELECT source, list(DISTINCT score ORDER BY score) FROM memorization_agreement GROUP BY ALL")
+    scores = dict(found)
+    assert set(scores["fz"]) - set(scores["subsets"]) == {"confident_learning"}, "made of the same predictions"
+    # Theirs is memorisation of the true label, and of an image without a copy.
+    sql = """SELECT count(DISTINCT image_id) FROM memorization JOIN memorization_truth t USING (image_id)
+        WHERE t.source = 'fz' AND {}"""
+    ((num_all,),) = rows(lab, sql.format("true"))
+    ((num_as_theirs,),) = rows(lab, sql.format("NOT memorization.is_noisy AND duplicate IS NULL"))
+    sql = "SELECT num_images FROM memorization_agreement WHERE source = 'fz' AND score = 'csl' AND images = 'all'"
+    assert rows(lab, sql) == [(num_as_theirs,)] and num_as_theirs < num_all
+    sql = "SELECT count(given_label), count(is_noisy), count(true_label) FROM memorization_truth WHERE source = 'fz'"
+    assert rows(lab, sql) == [(0, 0, 900)], "which label it was given differs from trial to trial"
+
+
+def test_what_was_imported_stays_when_a_recipe_changes(store: Store, make_study: MakeStudy, tmp_path: Path) -> None:
+    from dd_core.data.datasets import load
+
+    before, after = (make_study({"batch_size": size}, widths=(1,), trials=1) for size in (20, 30))
+    arm, labels = before.arms["plain.k001"], load("digits").labels
+    assert before.recipe_hash(arm) != after.recipe_hash(arm)
+    np.savez(tmp_path / "fz.npz", tr_labels=labels, tr_mem=np.linspace(0, 1, len(labels)))
+    import_memorization(store, before, tmp_path / "fz.npz")
+    ids = trial_data(before, "plain", 0).train_ids.tolist()
+    for study in (before, after):
+        progress = [
+            {"trial": 0, "epoch": 1, "image_id": i, "split": "train", "loss": n / 9, "correct": True}
+            for n, i in enumerate(ids)
+        ]
+        write_rows(store, study, arm, "image_progress", progress)
+        assert rebuild(store, study).computed == ["plain.k001"]
+        for table in ("memorization_truth", "memorization_agreement"):
+            found = rows(store, f"SELECT DISTINCT recipe, source FROM {table}")
+            assert found == [(study.recipe_hash(arm), "fz")], table
+        retire(store, study.name, arm.key, study.recipe_hash(arm))
 
 
 def test_wrong_labels_that_are_not_there_make_areas_null_and_a_diverged_trial_is_left_out(
     store: Store, make_study: MakeStudy
 ) -> None:
-    study = make_study({"label_noise": 0.0}, epochs=4, widths=(1,))
+    variant = {"label_noise": 0.0, "schedule": {"name": "constant"}}
+    study = make_study(variant, epochs=8, widths=(1,), memorization={"early": 1})
     arm, ids = study.arms["plain.k001"], {t: trial_data(study, "plain", t).train_ids.tolist() for t in (0, 1)}
     progress = [
-        {"trial": t, "epoch": e, "image_id": i, "split": "train", "loss": 0.5 * e, "correct": False}
+        {"trial": t, "epoch": e, "image_id": i, "split": "train", "loss": 0.5 * e, "correct": False, "el2n": e}
         for t in (0, 1)
-        for e in (1, 2)
+        for e in (2, 4)
         for i in ids[t]
     ]
     write_rows(store, study, arm, "image_progress", progress)
     ended = [{"trial": t, "attempt": 1, "status": s} for t, s in ((0, "finished"), (1, "diverged"))]
     write_rows(store, study, arm, "runs", ended, part="attempt-0001.end")
     assert rebuild(store, study).diverged == {"plain.k001": [1]}
-    found = rows(store, "SELECT count(*), max(trial), sum(csl), count(first_learned_epoch) FROM memorization")
-    assert found == [(100, 0, 150.0, 0)], "never learned is null"
+    columns = "count(*), max(trial), sum(csl), count(first_learned_epoch), sum(el2n)"
+    found = rows(store, f"SELECT {columns} FROM memorization")
+    assert found == [(100, 0, 300.0, 0, 200.0)], "never learned is null; EL2N has the first evaluation, however late"
     detection = rows(store, "SELECT DISTINCT auroc, auroc_low, num_trials FROM memorization_detection")
     assert detection == [(None, None, 0)]
     assert rows(store, "FROM memorization_truth") == rows(store, "FROM boundary_forgetting") == []
+    # The same recipe with fewer epochs is scored anew, of those.
+    shorter = make_study(variant, epochs=3, checkpoints=(0,), widths=(1,), memorization={"early": 1})
+    assert shorter.recipe_hash(arm) == study.recipe_hash(arm)
+    assert rebuild(store, shorter).computed == ["plain.k001"]
+    assert rows(store, f"SELECT {columns} FROM memorization") == [(100, 0, 100.0, 0, 200.0)]
+    assert rebuild(store, shorter).computed == []
     assert set(SCORES) > {score for (score,) in rows(store, "SELECT DISTINCT score FROM memorization_detection")}
 
 
@@ -295,3 +371,24 @@ def test_forgetting_at_boundaries_is_told_by_what_the_task_before_showed(store: 
     assert found[1][4][0] == pytest.approx(np.mean(np.array(change)[lowest]), rel=1e-5)
     kinds = rows(store, "SELECT DISTINCT predictor, statistic FROM boundary_forgetting ORDER BY ALL")
     assert kinds == [("csl", "sum"), ("loss", "max"), ("loss", "mean"), ("loss", "slope")]
+    # Without the evaluation after a boundary its forgetting is unknown: by the end of the task much else has happened.
+    write_rows(store, study, arm, "image_progress", [row for row in progress if row["epoch"] != 3])
+    rebuild(store, study)
+    assert rows(store, "SELECT DISTINCT boundary, until FROM boundary_forgetting") == [(4, 5)]
+
+
+def test_images_kept_at_checkpoints_are_kept_after_classes_were_added(make_study: MakeStudy) -> None:
+    data = {"dataset": "digits", "num_train": 100, "classes": {"first": 2, "add": 4, "every": 6}}
+    for every, kept in ((1, [0, 6, 7, 12, 13, 18]), (3, [0, 6, 9, 12, 15, 18]), (4, [0, 6, 8, 12, 16, 18])):
+        study = make_study(
+            {"label_noise": 0.0, "batch_size": 10},
+            data=data,
+            epochs=18,
+            checkpoints=(0, 6, 12, 18),
+            evaluation={"every": every, "image_progress": "checkpoints"},
+        )
+        calendar = study.calendar("plain")
+        course = Course(calendar, 18, calendar.steps_after(18))
+        assert Expectations(study, [course]).evaluations(course, of_images=True).tolist() == kept
+    study = make_study(epochs=18, checkpoints=(0, 6), evaluation={"image_progress": "checkpoints"})
+    assert [epoch for epoch in range(19) if study.keeps_images(epoch)] == [0, 6]

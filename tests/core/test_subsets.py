@@ -105,6 +105,13 @@ def test_a_subset_that_cannot_be_is_one_sentence(make_study: Any, data: dict[str
         make_study(data={"dataset": "digits", "num_train": 100, **data})
 
 
+def test_predictions_of_what_was_left_out_take_a_subset(make_study: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"memorization\.out_of_fold: without data\.subset there is no trial that left"
+    ):
+        make_study(memorization={"out_of_fold": True})
+
+
 def test_a_thousand_networks_are_no_mistake(make_study: Any) -> None:
     assert make_study(trials=1000).trials == 1000
     with pytest.raises(ValueError, match=r"trials: Input should be less than or equal to 1000 \(got 1001\)"):

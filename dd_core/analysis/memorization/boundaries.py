@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dd_core.analysis.memorization.agreement import spearman
-from dd_core.analysis.memorization.resampling import percentile_interval
+from dd_core.analysis.memorization.resampling import counts, percentile_interval
 
 STATISTICS = ("mean", "max", "slope")
 NUM_GROUPS = 5
+# Values of a bootstrap at a time, 8 bytes each, several times over.
+_MOST_DRAWN = 500_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,31 @@ def statistic(name: str, curve: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         return np.where(num > 1, slope, np.nan)
 
 
+def resampled(x: np.ndarray, y: np.ndarray, num_samples: int, random: np.random.Generator) -> np.ndarray:
+    """Spearman's correlation of samples of the pairs with replacement, (num_samples,); NaN where one side is constant.
+
+    Values are sorted once: how often each is drawn gives the ranks of a sample.
+    """
+    codes = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
+    step, found = max(1, _MOST_DRAWN // len(x)), []
+    for start in range(0, num_samples, step):
+        weights = counts(len(x), min(step, num_samples - start), random)
+        first, second = (_ranks(weights, own) - (len(x) + 1) / 2 for own in codes)
+        products = [(weights * a * b).sum(1) for a, b in ((first, second), (first, first), (second, second))]
+        with np.errstate(invalid="ignore"):
+            found.append(products[0] / np.sqrt(products[1] * products[2]))
+    return np.concatenate(found)
+
+
+def _ranks(weights: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Ranks from 1 of values drawn so often, ties at their mean, (samples, images)."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[order], np.arange(codes.max() + 1))
+    drawn = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks: np.ndarray = (np.cumsum(drawn, axis=1) - (drawn - 1) / 2)[:, codes]
+    return ranks
+
+
 def foretell(predictor: np.ndarray, change: np.ndarray, num_samples: int = 500, seed: int = 0) -> Forecast:
     """Rank correlation of a statistic with the change of loss, and the change by fifth of the statistic.
 
@@ -70,8 +97,7 @@ def foretell(predictor: np.ndarray, change: np.ndarray, num_samples: int = 500, 
     value = spearman(predictor, change) if len(change) else np.nan
     low = high = np.nan
     if np.isfinite(value):
-        drawn = np.random.default_rng(seed).integers(len(change), size=(num_samples, len(change)))
-        low, high = percentile_interval(np.array([spearman(predictor[own], change[own]) for own in drawn]))
+        low, high = percentile_interval(resampled(predictor, change, num_samples, np.random.default_rng(seed)))
     fifths: list[float] = []
     if len(change) >= NUM_GROUPS:
         order = np.argsort(predictor, kind="stable")

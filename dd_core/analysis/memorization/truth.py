@@ -52,10 +52,57 @@ def influence(is_in: np.ndarray, is_right: np.ndarray) -> Difference:
         is_in: bool (trials, images).
         is_right: (trials, test images), as in ``memorization``.
     """
-    known = (~np.isnan(is_right)).astype(float)
-    right = np.nan_to_num(is_right)
-    sides = [side.astype(float).T for side in (is_in, ~is_in)]
-    return _difference(*(side @ right for side in sides), *(side @ known for side in sides))
+    return _influence(_sides(is_in), is_right)
+
+
+def _sides(is_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Trials with and without, (images, trials); sums of so few ones are exact in float32."""
+    return is_in.T.astype(np.float32), (~is_in).T.astype(np.float32)
+
+
+def _influence(sides: tuple[np.ndarray, np.ndarray], is_right: np.ndarray) -> Difference:
+    known, right = (~np.isnan(is_right)).astype(np.float32), np.nan_to_num(is_right).astype(np.float32)
+    sums = [(side @ values).astype(float) for values in (right, known) for side in sides]
+    return _difference(*sums)
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """The largest influences on each test image, all (most, test images), largest first; NaN comes last.
+
+    Attributes:
+        places: int64, the training images.
+        value: the influences.
+        standard_error: of each.
+    """
+
+    places: np.ndarray
+    value: np.ndarray
+    standard_error: np.ndarray
+
+
+def strongest(is_in: np.ndarray, is_right: np.ndarray, most: int, num_pairs: int = 500_000) -> Strongest:
+    """The largest of ``influence``, without ever holding many more than so many pairs (about 90 bytes each).
+
+    Args:
+        is_in: bool (trials, images).
+        is_right: (trials, test images), as in ``memorization``.
+        most: training images for each test image.
+        num_pairs: of training and test images at a time.
+    """
+    (_, num_images), num_tests = is_in.shape, is_right.shape[1]
+    most = min(most, num_images)
+    found = Strongest(np.zeros((most, num_tests), np.int64), *np.full((2, most, num_tests), np.nan))
+    if not most:
+        return found
+    sides, step = _sides(is_in), max(1, num_pairs // num_images)
+    for start in range(0, num_tests, step):
+        own = slice(start, start + step)
+        part = _influence(sides, is_right[:, own])
+        places = found.places[:, own] = largest_influences(part.value, most)
+        found.value[:, own] = np.take_along_axis(part.value, places, 0)
+        found.standard_error[:, own] = np.take_along_axis(part.standard_error, places, 0)
+    return found
 
 
 def _difference(right_in: np.ndarray, right_out: np.ndarray, num_in: np.ndarray, num_out: np.ndarray) -> Difference:
@@ -104,4 +151,12 @@ def largest_influences(values: np.ndarray, most: int) -> np.ndarray:
 
     NaN comes last; ties in the order of the images.
     """
-    return np.argsort(-np.where(np.isnan(values), -np.inf, values), axis=0, kind="stable")[:most]
+    keys = -np.where(np.isnan(values), -np.inf, values)
+    most = min(most, len(keys))
+    found = np.zeros((most, keys.shape[1]), np.int64)
+    if most:
+        bounds = np.partition(keys, most - 1, axis=0)[most - 1]
+        for test, bound in enumerate(bounds):
+            reaching = np.flatnonzero(keys[:, test] <= bound)  # with ties, more than asked for
+            found[:, test] = reaching[np.argsort(keys[reaching, test], kind="stable")[:most]]
+    return found

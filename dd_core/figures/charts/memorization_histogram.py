@@ -17,8 +17,10 @@ _HEIGHT, _BINS, _MOST_ARMS = 130, 25, 4
 _GROUPS = {False: "right label", True: "wrong label"}
 # A source of its own for every arm: the study's measurement, or else the first that was imported.
 _ROWS = """
-    SELECT arm, source, is_noisy, list(memorization) AS found, list(standard_error) AS errors FROM rows
-    WHERE list_contains($drawn, arm) AND isfinite(memorization) GROUP BY arm, source, is_noisy
+    SELECT arm, source, coalesce(is_noisy, false) AS is_noisy, list(memorization) AS found,
+        list(standard_error) AS errors FROM rows
+    WHERE list_contains($drawn, arm) AND isfinite(memorization)
+    GROUP BY arm, source, coalesce(is_noisy, false)
     ORDER BY arm, source <> 'subsets', source, is_noisy
 """
 
