@@ -90,7 +90,8 @@ def newest_classes(study: Study, connection: duckdb.DuckDBPyConnection) -> dict[
 def begins_anew(variant: Variant) -> bool:
     """Whether hardly anything of the weights is left when a task begins, so that the variant shows what can be had."""
     shrunk = variant.interventions.shrink_and_perturb
-    return shrunk is not None and shrunk.at == "tasks" and shrunk.shrink <= _FORGOTTEN
+    is_forgotten = shrunk is not None and shrunk.at == "tasks" and shrunk.shrink <= _FORGOTTEN
+    return variant.interventions.new_network or is_forgotten
 
 
 def reference_of(study: Study, arms: Mapping[str, Newest]) -> str:

@@ -8,6 +8,7 @@ Of ``image_progress`` and ``class_progress`` rows are counted and no values look
 in which a value that is not finite would show.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,12 +47,13 @@ def metric_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnectio
     for source in sources(study, expected):
         gaps += _Check(connection, study, source, found).gaps()
     due = {arm: [expected.evaluations(course, of_images=True) for course in trials] for arm, trials in found.items()}
-    images = _Counted("image_progress", "images", study.num_images_evaluated_at, due)
+    images = _Counted("image_progress", "images", functools.cache(study.num_images_evaluated_at), due)
     gaps += _count_gaps(connection, study, found, images)
     if study.data.classes is not None:
         due = {arm: [expected.evaluations(course) for course in trials] for arm, trials in found.items()}
         num_splits = 1 + (study.data.num_validation > 0) + (study.num_test_images > 0)
-        rows = _Counted("class_progress", "rows", lambda epoch: num_splits * study.num_classes_at(epoch), due)
+        num_rows = functools.cache(lambda epoch: num_splits * study.num_classes_at(epoch))
+        rows = _Counted("class_progress", "rows", num_rows, due)
         gaps += _count_gaps(connection, study, found, rows)
     order = {arm: number for number, arm in enumerate(study.arms)}
     problems = sentences(sorted(gaps, key=lambda gap: order[gap.arm]))
@@ -210,9 +212,9 @@ def _count_gaps(
     # Answered from the files' row counts; a count by epoch has to read the columns.
     sql = f"SELECT arm, count(*) FROM {table} WHERE study = $study GROUP BY arm"
     stored = dict(connection.execute(sql, {"study": study.name}).fetchall()) if has_view else {}
-    whole = {
-        arm: sum(counted.number(int(epoch)) for epochs in trials for epoch in epochs) for arm, trials in due.items()
-    }
+    last = max((int(epochs.max()) for trials in due.values() for epochs in trials if len(epochs)), default=0)
+    at_epochs = np.array([counted.number(epoch) for epoch in range(last + 1)])
+    whole = {arm: sum(int(at_epochs[epochs].sum()) for epochs in trials) for arm, trials in due.items()}
     suspects = [arm for arm in due if stored.get(arm, 0) != whole[arm]]
     numbers: dict[tuple[str, int], dict[int, int]] = {}
     if suspects and has_view:

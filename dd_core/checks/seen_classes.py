@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from dd_core.data.trials import trial_data
+from dd_core.data.class_schedule import class_order
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -63,23 +63,24 @@ def seen_classes(
         (arm, epoch, trial): dict(zip(labels, numbers, strict=True)) for arm, epoch, trial, labels, numbers in rows
     }
     problems, totals = [], dict[int, list[int]]()
+    classes, num_classes = study.data.classes, study.data.record.num_classes
+    assert classes is not None
+    orders = [class_order(classes, study.seed, trial, num_classes).tolist() for trial in range(study.trials)]
     for (arm, epoch), trials in live.items():
         numbers = [found.get((arm, epoch, trial), {}) for trial in trials]
         totals.setdefault(epoch, []).append(sum(sum(own.values()) for own in numbers))
         for trial, own in zip(trials, numbers, strict=True):
-            if reason := _wrong(study, study.arms[arm].variant, epoch, trial, own):
+            if reason := _wrong(study, orders[trial], epoch, own):
                 problems.append(f"{arm}|{epoch:04d}, trial {trial}: {reason}")
     return problems, [_row(study, epoch, totals[epoch]) for epoch in sorted(totals)], len(live)
 
 
-def _wrong(study: Study, variant: str, epoch: int, trial: int, found: dict[int, int]) -> str:
-    """What is wrong with the rows of a trial, by class; empty if nothing is."""
-    order = trial_data(study, variant, trial).order
-    assert order is not None
+def _wrong(study: Study, order: list[int], epoch: int, found: dict[int, int]) -> str:
+    """What is wrong with the rows of a trial, by class, whose classes come in this order; empty if nothing is."""
     num_classes = study.num_classes_at(epoch)
     of_class = study.num_train_images // len(order)
-    seen = order[:num_classes].tolist()
-    unseen = [label for label in order[num_classes:].tolist() if label in found]
+    seen = order[:num_classes]
+    unseen = [label for label in order[num_classes:] if label in found]
     if unseen:
         shown = ", ".join(map(str, unseen[:5])) + ("" if len(unseen) <= 5 else f" and {len(unseen) - 5} others")
         is_next = len(seen) + len(unseen) == _published(study, epoch)

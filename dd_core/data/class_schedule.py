@@ -50,11 +50,11 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     try:
-        classes = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        classes = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a header is a piece of Python, and there is no end to what is wrong with others
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} is no .npy file of whole numbers ({reason})") from error
-    if not isinstance(classes, np.ndarray) or classes.ndim != 1 or classes.dtype.kind not in "iu" or not len(classes):
+    if classes.ndim != 1 or classes.dtype.kind not in "iu" or not len(classes):
         raise UserError(f"{path} is not one row of whole numbers, the classes in their order")
     values, counts = np.unique(classes, return_counts=True)
     if (counts > 1).any():

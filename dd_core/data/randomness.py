@@ -20,6 +20,7 @@ Purpose = Literal[
     "perturbation",
     "new_units",
     "new_head",
+    "new_network",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)

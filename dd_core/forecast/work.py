@@ -7,6 +7,7 @@ weights and for its inputs), so an image costs three forward passes to train and
 """
 
 from bisect import bisect_right
+from collections.abc import Collection
 
 from dd_core.study.architectures import forward_flops
 from dd_core.study.study import Arm, Study
@@ -49,10 +50,18 @@ def num_examples(study: Study, arm: Arm, first: int, until: int) -> int:
 
 
 def _num_evaluated(study: Study, first: int, until: int) -> int:
-    """Images of a trial in all evaluations."""
+    """Images of a trial in all evaluations, each as often as it costs a forward pass."""
+    epochs = _evaluations(study, first, until)
+    if "gradient_norm" not in study.evaluation.image_values:
+        return _num_images(study, epochs)
+    # Forward once more, and backward to the pixels, which is one product of a forward pass's size.
+    return _num_images(study, epochs) + 2 * _num_images(study, list(filter(study.keeps_images, epochs)))
+
+
+def _num_images(study: Study, epochs: Collection[int]) -> int:
     if study.data.classes is None:
-        return study.num_evaluated_images * num_evaluations(study, first, until)
-    return sum(map(study.num_images_evaluated_at, _evaluations(study, first, until)))
+        return study.num_evaluated_images * len(epochs)
+    return sum(map(study.num_images_evaluated_at, epochs))
 
 
 def training_cost(study: Study, arm: Arm, first: int, until: int) -> float:

@@ -5,6 +5,7 @@ epochs may have different numbers of steps, and when, is known in this module al
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -76,6 +77,10 @@ class Calendar:
     def task_of(self, epoch: int) -> int:
         """The task that an epoch belongs to."""
         return self._tasks.index(self._task(epoch)) + 1
+
+    def task_at(self, step: int) -> int:
+        """The task that a step belongs to."""
+        return bisect_left(self._tasks, step, key=lambda task: task.steps_before)
 
     def epochs_of(self, task: int, num_epochs: int) -> range:
         """The epochs of a task, in a training of so many."""

@@ -80,11 +80,11 @@ class ClassSchedule(Strict):
         if not isinstance(order, str) or not order.endswith(".npy") or content.get("found"):
             return content
         folder = Path((info.context or {}).get("folder") or Path.cwd()).absolute()
-        order = os.path.normpath(folder / Path(order).expanduser())
         module, function = _READER
         try:
+            order = os.path.normpath(folder / Path(order).expanduser())
             return {**content, "order": order, "found": getattr(importlib.import_module(module), function)(order)}
-        except UserError as error:
+        except (UserError, RuntimeError) as error:  # the latter where nobody has the home that the path names
             raise ValueError(f"order: {error}") from error
 
     def order_of(self, trial: int) -> tuple[int, ...] | None:

@@ -45,6 +45,12 @@ class Interventions(Strict):
     shrink_and_perturb: ShrinkAndPerturb | None = None
     continual_backprop: ContinualBackprop | None = None
     head_reset: bool = Field(default=False, description="the output layer begins anew with every further task")
+    new_network: bool = Field(
+        default=False,
+        json_schema_extra={"left_out_of_recipe_at_default": True},
+        description="with every further task a network of new random weights, as initialised; the optimiser forgets: "
+        "the control against which loss of plasticity is measured",
+    )
     l2_init: float = Field(
         default=0.0, ge=0, description="strength of a penalty on the distance from the initial weights (Kumar 2023)"
     )
@@ -53,5 +59,10 @@ class Interventions(Strict):
     def needing_tasks(self) -> tuple[str, ...]:
         """Keys of those that act where one task ends and another begins, and never in a training of one task."""
         at_tasks = self.shrink_and_perturb is not None and self.shrink_and_perturb.at == "tasks"
-        keys = {"best_weights": self.best_weights, "head_reset": self.head_reset, "shrink_and_perturb.at": at_tasks}
+        keys = {
+            "best_weights": self.best_weights,
+            "new_network": self.new_network,
+            "head_reset": self.head_reset,
+            "shrink_and_perturb.at": at_tasks,
+        }
         return tuple(key for key, is_wanted in keys.items() if is_wanted)

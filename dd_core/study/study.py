@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.calendar import Calendar
+from dd_core.study.classes import ClassSchedule
 from dd_core.study.curvature import CurvatureSettings, shards
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.loss_slopes import LossSlopeSettings
@@ -260,12 +261,11 @@ class Study(Strict):
         Raises:
             UserError: as ``num_train_images``.
         """
-        size, classes = self.variants[variant].batch_size, self.data.classes
+        size, classes, num_classes = self.variants[variant].batch_size, self.data.classes, self.data.record.num_classes
         if classes is None:
             return Calendar(self.num_train_images, size)
-        first, *further = classes.first_epochs(self.data.record.num_classes)
-        growth = tuple((epoch, self.num_seen_images(epoch)) for epoch in further)
-        return Calendar(self.num_seen_images(first), size, growth)
+        of_class = self.num_train_images // num_classes
+        return _growing_calendar(of_class, size, num_classes, classes.first, classes.add, classes.every)
 
     def keeps_images(self, epoch: int) -> bool:
         """Whether values of single images are kept of the evaluation after an epoch."""
@@ -376,3 +376,13 @@ def _source_digest(path: str, name: str) -> str:
 
 def _span(values: list[str]) -> str:
     return ", ".join(values) if len(values) <= 12 else f"{values[0]}, {values[1]}, … {values[-1]}"
+
+
+@lru_cache(maxsize=256)
+def _growing_calendar(of_class: int, batch_size: int, num_classes: int, first: int, add: int, every: int) -> Calendar:
+    """Of tasks with so many images of each class. Kept, since a job asks for each of its thousands of tasks."""
+    classes = ClassSchedule(first=first, add=add, every=every)
+    begin, *further = (
+        (epoch, of_class * classes.evaluated(epoch, num_classes)) for epoch in classes.first_epochs(num_classes)
+    )
+    return Calendar(begin[1], batch_size, tuple(further))

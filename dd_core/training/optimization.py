@@ -1,5 +1,6 @@
 """From a study's words to a torch optimiser, the learning rate of every step, and clipped gradients, trial by trial."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -78,9 +79,8 @@ def learning_rate(schedule: Schedule, base: float, step: int, calendar: Calendar
         num_epochs: of the whole training.
     """
     if schedule.restarts and calendar.num_tasks > 1:
-        epochs = calendar.epochs_of(calendar.task_of(calendar.epoch_of(step + 1)), num_epochs)
-        own = Calendar(calendar.examples_of(epochs.start), calendar.batch_size)
-        return learning_rate(schedule, base, step - calendar.steps_before(epochs.start), own, len(epochs))
+        own, before, length = _task_alone(calendar, calendar.task_at(step + 1), num_epochs)
+        return learning_rate(schedule, base, step - before, own, length)
     warmup = round(calendar.steps_until(schedule.warmup_epochs))
     if step < warmup:
         return base * (step + 1) / warmup
@@ -92,6 +92,14 @@ def learning_rate(schedule: Schedule, base: float, step: int, calendar: Calendar
     if schedule.name == "inverse_sqrt":
         return base / math.sqrt(1 + step // schedule.period)
     return base
+
+
+@functools.lru_cache(maxsize=256)
+def _task_alone(calendar: Calendar, task: int, num_epochs: int) -> tuple[Calendar, int, int]:
+    """A task's own calendar, the steps before it, and its epochs; kept, since every step asks."""
+    epochs = calendar.epochs_of(task, num_epochs)
+    own = Calendar(calendar.examples_of(epochs.start), calendar.batch_size)
+    return own, calendar.steps_before(epochs.start), len(epochs)
 
 
 def joint_norms(parts: Sequence[Tensor]) -> Tensor:

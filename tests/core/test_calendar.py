@@ -30,6 +30,7 @@ def test_a_growing_calendar_is_the_list_of_its_steps(case: tuple[Calendar, list[
         assert (calendar.steps_before(epoch), calendar.steps_after(epoch)) == (own[0] - 1, own[-1])
         assert [calendar.batch_of(step)[0] for step in own] == list(range(0, size, calendar.batch_size))
         assert calendar.batch_of(own[-1])[1] == size
+        assert {calendar.task_at(step) for step in own} == {calendar.task_of(epoch)}
         assert epoch in calendar.epochs_of(calendar.task_of(epoch), len(examples))
         for index, step in enumerate(own, 1):
             time = epoch - 1 + Fraction(index, len(own))

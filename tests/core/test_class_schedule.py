@@ -41,6 +41,11 @@ def written(folder: Path, **changes: Any) -> Study:
     return read_study(path)
 
 
+def npy(header: str) -> bytes:
+    """A file with this header and nothing behind it."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
 def with_classes(**classes: Any) -> dict[str, Any]:
     return {**CONTENT["data"], "classes": {"first": 2, "add": 2, "every": 3, **classes}}
 
@@ -115,6 +120,10 @@ def test_an_order_from_a_file_is_that_order_and_in_the_recipe(tmp_path: Path) ->
         ([[0, 1], [2, 3]], r"order.npy is not one row of whole numbers"),
         ([0.0, 1.0], r"order.npy is not one row of whole numbers"),
         (b"nothing", r"order.npy is no .npy file of whole numbers"),
+        (b"PK\x03\x04", r"order.npy is no .npy file of whole numbers"),
+        (npy("((((("), r"order.npy is no .npy file of whole numbers \(.*EOF in multi-line"),
+        (npy("{'descr': '<i8', 'fortran_order': False, 1: ()}"), r"order.npy is no .npy file of whole numbers"),
+        (npy("{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,)}"), r"order.npy is no .npy file"),
         (np.array([{}], dtype=object), r"order.npy is no .npy file of whole numbers \(.*allow_pickle"),
         (None, r"order.npy cannot be read \(No such file or directory\)"),
     ],
@@ -127,6 +136,11 @@ def test_an_order_that_cannot_be_used_is_one_sentence(tmp_path: Path, classes: A
     with pytest.raises(StudyError, match=sentence) as found:
         written(tmp_path, data=with_classes(order="order.npy"))
     assert "\n" not in str(found.value)
+
+
+def test_an_order_in_the_home_of_nobody_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"data.classes: order: .*home"):
+        written(tmp_path, data=with_classes(order="~nobody-of-this-name/order.npy"))
 
 
 @pytest.mark.parametrize(

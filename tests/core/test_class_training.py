@@ -157,6 +157,16 @@ def test_the_learning_rate_restarts_with_every_task_as_upstreams() -> None:
         assert rates[-1] < 3e-4 and all(np.diff(rates[1:]) < 0)
 
 
+def test_neither_a_step_nor_a_task_of_a_job_counts_all_tasks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make()
+    calendar = study.calendar("plain")
+    assert study.calendar("plain") is calendar
+    schedule = study.variants["plain"].schedule
+    rates = [learning_rate(schedule, 0.1, step, calendar, 6) for step in range(40)]
+    monkeypatch.setattr(Calendar, "epochs_of", None)
+    assert [learning_rate(schedule, 0.1, step, calendar, 6) for step in range(40)] == rates
+
+
 def test_micro_batches_and_shared_networks_change_nothing(store: Store) -> None:
     """Without BatchNorm, in float64."""
     study = make(variant={"network": {"norm": "none"}})
@@ -338,11 +348,14 @@ def test_what_is_missing_of_an_epoch_is_named(recorded: Store, tmp_path: Path) -
     longer = study.model_copy(
         update={"data": study.data.model_copy(update={"classes": study.data.classes.model_copy(update={"every": 3})})}
     )
+    counted, images_at = [], Study.num_images_evaluated_at
     with contextlib.closing(connect(recorded)) as sql, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Study, "recipe_hash", lambda self, arm: study_hash)
+        patch.setattr(Study, "num_images_evaluated_at", lambda *given: counted.append(given[1]) or images_at(*given))
         (problems, _) = metric_gaps(recorded, longer, sql)
     assert any("image_progress is of another number of images than 522 at epoch 3" in text for text in problems)
     assert any("class_progress is of another number of rows than 9 at epoch 3" in text for text in problems)
+    assert counted[:7] == [0, 1, 2, 3, 4, 5, 6] and counted.count(1) == 1  # once for both trials
 
 
 study_hash = make(monitors=BUSY).recipe_hash(ARM)

@@ -92,6 +92,17 @@ def test_all_images_are_evaluated(make_study, dataset: str, num_validation: int)
     assert once == pytest.approx(2 * images * (OVERHEAD_FLOPS / 10 + training_flops(study, arm) / 3))
 
 
+def test_the_gradient_of_every_image_takes_two_more_forward_passes(make_study) -> None:  # type: ignore[no-untyped-def]
+    evaluation = {"image_values": ("gradient_norm",), "image_progress": "checkpoints"}
+    plain = make_study(checkpoints=(0, 4))
+    study = make_study(checkpoints=(0, 4), evaluation=evaluation)
+    arm = study.arms["plain.k001"]
+    once, kept = training_cost(plain, arm, 0, 0), training_cost(study, arm, 0, 0)
+    assert kept == 3 * once
+    assert training_cost(study, arm, 1, 3) == training_cost(plain, arm, 1, 3)
+    assert training_cost(study, arm, 3, 4) - training_cost(plain, arm, 3, 4) == pytest.approx(2 * once)
+
+
 def digits_study(make_study, **changes) -> Study:  # type: ignore[no-untyped-def]
     return make_study(**{"data": {"dataset": "digits", "num_train": 1000}, "widths": (1, 4, 8, 16), **changes})
 

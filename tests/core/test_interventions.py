@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dd_core.analysis.plasticity import begins_anew
 from dd_core.checks.integrity import metric_gaps
 from dd_core.data.randomness import Purpose, torch_seed
 from dd_core.errors import UserError
@@ -25,6 +26,7 @@ from dd_core.study.stacks import kind
 from dd_core.tables.warehouse import connect
 from dd_core.training.interventions.best_weights import BestWeights
 from dd_core.training.interventions.head_reset import HeadReset
+from dd_core.training.interventions.new_network import NewNetwork
 from dd_core.training.interventions.shrink_and_perturb import ShrinkAndPerturb
 from dd_core.training.interventions.unit_layer import Turnover
 from dd_core.training.train import train_arm
@@ -263,6 +265,35 @@ def test_the_head_begins_anew_and_so_does_the_optimiser_there(
     assert len(changed) == 2 + 2 * 3  # and two moments and a number of steps for each
 
 
+@pytest.mark.parametrize("optimizer", [{**SGD, "learning_rate": 0.002}, ADAM])
+def test_a_new_network_learns_as_if_nothing_had_been_before(make_study: MakeStudy, optimizer: Any) -> None:
+    network = {"norm": "none"} if optimizer == ADAM else {}  # Adam makes steps of biases that normalisation takes away
+    options: dict[str, Any] = {"architecture": "cnn5", "network": network, "k": 2}
+    stack = trained_stack(make_study, {}, optimizer=optimizer, steps=3, **options)
+    NewNetwork(stack).begin_task(2)
+    _go_on(stack, 3, 7)
+    for position in range(2):
+        alone = Alone(stack, position)
+        alone.model.load_state_dict(alone.fresh("new_network", 2).state_dict())
+        alone.step = 3
+        alone.train(4)
+        alone.assert_same()
+
+
+@pytest.mark.parametrize(
+    ("interventions", "expected"),
+    [
+        ({"new_network": True}, True),
+        ({"shrink_and_perturb": {"shrink": 0.01, "at": "tasks"}}, True),
+        ({"shrink_and_perturb": {"shrink": 0.5, "at": "tasks"}}, False),
+        ({"head_reset": True}, False),
+    ],
+)
+def test_which_variants_others_are_measured_by(make_study: MakeStudy, interventions: Any, expected: bool) -> None:
+    study = make_study({"label_noise": 0.0, "interventions": interventions}, data=CLASSES)
+    assert begins_anew(study.variants["plain"]) is expected
+
+
 class _Unordered(nn.Module):
     """A network of somebody's own, whose last layer is named first, and another linear layer last."""
 
@@ -471,6 +502,7 @@ CLASSES = {"dataset": "digits", "num_train": 100, "classes": {"first": 4, "add":
     ("variant", "data", "sentence"),
     [
         ({"interventions": {"head_reset": True}}, {}, "head_reset: acts where one task ends .* set data.classes"),
+        ({"interventions": {"new_network": True}}, {}, "new_network: acts where one task ends .* set data.classes"),
         ({"interventions": {"shrink_and_perturb": {"at": "tasks"}}}, {}, "shrink_and_perturb.at: acts where one task"),
         (
             {"label_noise": 0.0, "interventions": {"best_weights": True}},

@@ -13,6 +13,7 @@ from torch.autograd.functional import hessian
 from torch.nn.functional import cross_entropy
 
 from dd_core.checks.seen_classes import seen_classes, verification_table
+from dd_core.data.class_schedule import class_order
 from dd_core.data.datasets import load
 from dd_core.data.trials import TrialData, trial_data
 from dd_core.models.build import network_of
@@ -26,6 +27,7 @@ from dd_core.store.checkpoints import load_checkpoint, save_checkpoint, save_wei
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store
 from dd_core.study import study as studies
+from dd_core.study.classes import ClassSchedule
 from dd_core.study.curvature import shards as usual_shards
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet, write_parquet
@@ -209,7 +211,9 @@ def test_outputs_are_those_asked_for_whatever_the_last_layer_is() -> None:
         torch.testing.assert_close(some(images), expected)
 
 
-def test_the_check_prints_the_table_of_verification_and_flags_classes_never_seen(grown: Store, study: Study) -> None:
+def test_the_check_prints_the_table_of_verification_and_flags_classes_never_seen(
+    grown: Store, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for epoch in (0, 3, 4, 15):
         compute_curvature(study, Checkpoint(ARM, epoch), grown)
 
@@ -219,7 +223,15 @@ def test_the_check_prints_the_table_of_verification_and_flags_classes_never_seen
         assert num_files == 4
         return problems, verification_table(rows)
 
+    asked: list[int] = []
+
+    def counted(schedule: ClassSchedule, seed: int, trial: int, num_classes: int) -> np.ndarray:
+        asked.append(trial)
+        return class_order(schedule, seed, trial, num_classes)
+
+    monkeypatch.setattr("dd_core.checks.seen_classes.class_order", counted)
     problems, table = checked()
+    assert asked == [0, 1]  # of four files
     assert problems == []
     assert table.splitlines()[2:] == [
         "| 0 | 0 | 2 | 32 | 32 |",

@@ -5,6 +5,7 @@ from dd_core.training.interventions.best_weights import BestWeights
 from dd_core.training.interventions.continual_backprop import ContinualBackprop
 from dd_core.training.interventions.head_reset import HeadReset
 from dd_core.training.interventions.l2_init import L2Init
+from dd_core.training.interventions.new_network import NewNetwork
 from dd_core.training.interventions.shrink_and_perturb import ShrinkAndPerturb
 
 __all__ = ["Intervention", "Interventions", "Trained", "make_interventions"]
@@ -22,6 +23,8 @@ def make_interventions(stack: Trained) -> Interventions:
         entries["best_weights"] = BestWeights(stack)
     if wanted.l2_init:
         entries["l2_init"] = L2Init(stack, wanted.l2_init)
+    if wanted.new_network:
+        entries["new_network"] = NewNetwork(stack)
     if wanted.head_reset:
         entries["head_reset"] = HeadReset(stack)
     if wanted.continual_backprop is not None:

@@ -146,3 +146,11 @@ def remembered(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, num_tr
         for name, tensor in state.items()
         if name != "step" and isinstance(tensor, Tensor) and tensor.shape == parameter.shape
     ]
+
+
+def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, num_trials: int) -> None:
+    """Let an optimiser be what it was before its first step, of a parameter of all trials."""
+    for tensor in remembered(optimizer, parameter, num_trials):
+        tensor.zero_()
+    if "step" in optimizer.state.get(parameter, {}):
+        optimizer.state[parameter]["step"].zero_()

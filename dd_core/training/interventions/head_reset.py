@@ -5,7 +5,7 @@ import torch
 from dd_core.errors import UserError
 from dd_core.models.build import build_trials
 from dd_core.models.last_linear import last_linear
-from dd_core.training.interventions.base import Intervention, remembered
+from dd_core.training.interventions.base import Intervention, forget
 
 
 class HeadReset(Intervention):
@@ -29,7 +29,4 @@ class HeadReset(Intervention):
         own = stack.model.get_submodule(name)
         for parameter, new in zip(own.parameters(), fresh.parameters(), strict=True):
             parameter.copy_(new)
-            for tensor in remembered(stack.stepper.optimizer, parameter, self.num_trials):
-                tensor.zero_()
-            if "step" in stack.stepper.optimizer.state.get(parameter, {}):
-                stack.stepper.optimizer.state[parameter]["step"].zero_()
+            forget(stack.stepper.optimizer, parameter, self.num_trials)
