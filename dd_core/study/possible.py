@@ -189,15 +189,15 @@ def _check_label_noise(study: "Study", name: str, variant: "Variant") -> None:
             f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
             "which others (asymmetric); choose pair_flip or symmetric"
         )
+    if variant.label_noise_kind != "symmetric" and not variant.label_noise:
+        raise ValueError(
+            f"variants.{name}.label_noise_kind: {variant.label_noise_kind} changes nothing without label_noise; set "
+            "it, or leave out the kind"
+        )
     if variant.label_noise and study.data.classes is not None:
         raise ValueError(
             f"variants.{name}.label_noise: and data.classes cannot be combined: a wrong label may be of a class that "
             "is still to come"
-        )
-    if variant.label_noise_kind == "asymmetric" and not study.data.record.taken_for:
-        raise ValueError(
-            f"variants.{name}.label_noise_kind: nobody says which classes of {study.data.record.name} are taken for "
-            "which others (asymmetric); choose pair_flip or symmetric"
         )
 
 
@@ -250,6 +250,12 @@ def _check_interventions(study: "Study", name: str, variant: "Variant") -> None:
         raise ValueError(
             f"{path}.{interventions.needing_tasks[0]}: acts where one task ends and another begins; set data.classes, "
             "which makes tasks"
+        )
+    classes = study.data.classes
+    if interventions.best_weights and classes is not None and study.evaluation.every > classes.every:
+        raise ValueError(
+            f"{path}.best_weights: evaluations every {study.evaluation.every} epochs leave out tasks of "
+            f"{classes.every} {'epoch' if classes.every == 1 else 'epochs'}; set evaluation.every to no more"
         )
     if interventions.continual_backprop is None:
         return

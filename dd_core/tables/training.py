@@ -212,7 +212,7 @@ TRAINING_TABLES = (
             *ARM,
             EPOCH,
             IMAGE,
-            Column("split", "string", "train, validation or test"),
+            SPLIT,
             Column("loss", "float32", "of the given label, nats, as in training_evals"),
             Column("correct", "bool", "the most probable class is the given label"),
             Column(

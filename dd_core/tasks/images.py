@@ -168,9 +168,15 @@ class Classification:
         return self._of_task(outputs).argmax(2) == targets
 
     def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Margin: logit of the label minus the largest other (Pleiss et al. 2020); el2n (Paul et al. 2021), (B, T)."""
+        """Margin: logit of the label minus the largest other (Pleiss et al. 2020); el2n (Paul et al. 2021).
+
+        Returns:
+            (B, T); a margin is NaN where there is no other class.
+        """
         outputs, labels = self._of_task(outputs), targets[..., None]
         if name == "margin":
+            if outputs.shape[2] == 1:  # there is no other
+                return torch.full_like(targets, torch.nan, dtype=outputs.dtype)
             others = outputs.scatter(2, labels, -torch.inf).amax(2)
             return outputs.gather(2, labels)[..., 0] - others
         assert name == "el2n"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dd_core.data.randomness import torch_seed
+from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
 from dd_core.models.build import build_trials
 from dd_core.models.stacking import by_trial, load_state
@@ -279,7 +280,16 @@ class TrialStack:
 
         ``positions``: int64 (B, T) on the device, of each trial's examples among its training examples, in the order of
         ``TrialData.train_ids``.
+
+        Raises:
+            UserError: on a CPU, a position is one of a class that is still to come; a GPU is not waited for.
         """
+        number = self.calendar.examples_of_tasks[self.task_number - 1]
+        if positions.device.type == "cpu" and (positions >= number).any():
+            raise UserError(
+                f"training example {int(positions.max())} is asked for, but task {self.task_number} has {number}; a "
+                "monitor of your own takes the first calendar.examples_of(epoch)"
+            )
         return self.examples.at(positions)
 
     def validation_batches(self, epoch: int) -> Iterator[tuple[Inputs, Targets]]:

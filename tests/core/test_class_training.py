@@ -15,6 +15,7 @@ from dd_core.checks.metrics import metric_gaps
 from dd_core.data.datasets import load
 from dd_core.data.randomness import generator, torch_seed
 from dd_core.data.trials import trial_data
+from dd_core.errors import UserError
 from dd_core.forecast.work import num_examples
 from dd_core.models.build import build
 from dd_core.store.best_checkpoints import load_best
@@ -165,6 +166,14 @@ def test_neither_a_step_nor_a_task_of_a_job_counts_all_tasks_again(monkeypatch: 
     rates = [learning_rate(schedule, 0.1, step, calendar, 6) for step in range(40)]
     monkeypatch.setattr(Calendar, "epochs_of", None)
     assert [learning_rate(schedule, 0.1, step, calendar, 6) for step in range(40)] == rates
+
+
+def test_a_monitor_that_looks_at_classes_to_come_is_told_so() -> None:
+    stack = TrialStack(make(), ARM, [0, 1], torch.device("cpu"), torch.float32)
+    every = torch.arange(stack.num_train)[:, None].expand(-1, 2)
+    with pytest.raises(UserError, match=r"example 79 .*, but task 1 has 24; .* calendar.examples_of\(epoch\)$"):
+        stack.training_examples(every)
+    stack.training_examples(every[: stack.calendar.examples_of(1)])
 
 
 def test_micro_batches_and_shared_networks_change_nothing(store: Store) -> None:
@@ -390,7 +399,7 @@ def hessian_targets(stack: TrialStack, epoch: int) -> Tensor:
     """The ranks of the classes of the images of the first trial."""
     monitor = dict(stack.monitors._entries)["hessian"][1]
     positions = monitor._positions(epoch)  # type: ignore[attr-defined]
-    return stack.training_examples(positions[:, None].expand(-1, 2))[1][:, 0]
+    return stack.examples.at(positions[:, None].expand(-1, 2))[1][:, 0]
 
 
 def test_a_checkpoint_at_a_boundary_holds_what_was_trained(undisturbed: Any) -> None:

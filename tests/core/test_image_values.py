@@ -12,9 +12,12 @@ from dd_core.data.trials import trial_data
 from dd_core.models.build import network_of
 from dd_core.models.stacking import load_state
 from dd_core.store.store import Store
+from dd_core.study.recipe import Loss
 from dd_core.study.study import Arm, Study
 from dd_core.tables.files import read_parquet
 from dd_core.tables.warehouse import connect
+from dd_core.tasks.images import Classification
+from dd_core.tasks.losses import make_loss
 from dd_core.training.session import Session
 from dd_core.training.train import train_arm
 from tests.core.test_resume import Killed, kill_before_step
@@ -121,3 +124,13 @@ def test_values_are_computed_where_they_are_kept_alone(make_study: Any, store: S
     study = make_study(data=SUBSET, evaluation=evaluation, checkpoints=(4,))
     session = Session(study, ARM, store, torch.device("cpu"))
     assert [set(session.stacks[0].evaluate(epoch).values) for epoch in (3, 4)] == [set(), {"el2n"}]
+
+
+def test_with_one_class_there_is_no_margin() -> None:
+    """Of the first task, where it has a single class."""
+    task = Classification(make_loss(Loss()), torch.tensor([[2, 0, 1]]))
+    task.restrict(1)
+    assert task.value("margin", torch.randn(4, 1, 3), torch.zeros(4, 1, dtype=torch.int64)).isnan().all()
+    task.restrict(2)
+    outputs = torch.tensor([[[1.0, 9.0, 3.0]]])
+    assert task.value("margin", outputs, torch.tensor([[0]])).item() == 2

@@ -111,3 +111,8 @@ def test_the_kind_changes_the_labels_alone_and_stands_in_the_runs(make_study: An
 def test_a_data_set_of_which_nobody_says_what_is_taken_for_what_is_refused(make_study: Any) -> None:
     with pytest.raises(ValueError, match="label_noise_kind: nobody says which classes of svhn are taken for which"):
         make_study({"label_noise_kind": "asymmetric"}, data={"dataset": "svhn"})
+
+
+def test_a_kind_of_no_noise_is_refused(make_study: Any) -> None:
+    with pytest.raises(ValueError, match="label_noise_kind: pair_flip changes nothing without label_noise"):
+        make_study({"label_noise": 0.0, "label_noise_kind": "pair_flip"})

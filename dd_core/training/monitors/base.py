@@ -37,7 +37,8 @@ class Watched(Protocol):
             trials' tensors, concatenated along dimension 0; ``.grad`` is the gradient of the last batch, clipped if the
             study says so.
         task: how its outputs are scored.
-        num_train: training examples of each trial.
+        num_train: training examples of each trial, over all tasks. In an epoch only the first
+            ``calendar.examples_of(epoch)`` of them are there to be looked at.
         num_validation: validation examples of each trial.
         calendar: which optimiser steps belong to which epoch. Of an epoch's training examples there are
             ``calendar.examples_of(epoch)``, the first of each trial: all, or those of the classes seen.
