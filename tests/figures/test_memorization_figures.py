@@ -19,6 +19,7 @@ import vl_convert
 from dd_core.analysis import incremental_report, memorization_report
 from dd_core.analysis.intervals import over_trials
 from dd_core.analysis.memorization.sentences import detection_words, words_of
+from dd_core.analysis.plasticity import task_ends
 from dd_core.data.datasets import load
 from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
@@ -100,7 +101,8 @@ def test_one_trial_has_no_interval_and_says_so(store: Store) -> None:
     for name in OF_GROUP["incremental"]:
         specification = drawn(name, study, store)
         assert "one trial, no interval" in title(specification)
-        assert "surely" in title(specification)
+        # Of one trial nobody can say that its change is none: there is no interval that holds 0.
+        assert ("surely" in title(specification)) == (name != "plasticity")
         json.dumps(specification, allow_nan=False)
 
 
@@ -172,6 +174,49 @@ def test_plasticity_says_how_accuracy_on_newest_classes_moves_and_what_mends_it(
     assert points["plain", 5]["value"] == pytest.approx(0.95 - 4 * 0.04)
     assert {series for series, _ in points} == {"plain", "cbp"}
     assert "a fall alone is no loss of plasticity" in subtitle(specification)
+
+
+def test_a_difference_has_a_sign_in_points_and_one_whose_interval_holds_zero_is_not_surely_any(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accuracy(variant: str, trial: int, task: int, epoch: int) -> float:
+        return 0.5 + (variant == "cbp") * (0.01 + 0.02 * (trial - 1)) + 0.01 * (trial - 0.5) * task
+
+    monkeypatch.setattr(made, "made_up_accuracy", accuracy)
+    made.write_incremental(store, INCREMENTAL)
+    specification = drawn("plasticity", INCREMENTAL, store)
+    change = scipy.stats.t.interval(0.95, 2, 0.5, scipy.stats.sem([-0.5, 0.5, 1.5]))
+    gap = scipy.stats.t.interval(0.95, 2, 1, scipy.stats.sem([-1, 1, 3]))
+    assert title(specification) == (
+        f"plain: accuracy on the newest classes changes with every task by +0.5 points (95 % interval "
+        f"\u2212{-change[0]:.1f} to {change[1]:.1f}, 3 trials), which is not surely a change; "
+        f"cbp differs in later tasks by +1.0 points (95 % interval \u2212{-gap[0]:.1f} to {gap[1]:.1f}, "
+        "3 trials), which is not surely a difference"
+    )
+    assert [(row["gap"], row["text"]) for row in rows(specification, "gap", "text")] == [(pytest.approx(1), "+1.0")]
+
+
+def test_of_many_variants_the_first_the_one_that_begins_anew_and_the_best_have_panels(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = {"plain": 0.5, "second": 0.6, "third": 0.8, "fourth": 0.7, "anew": 0.9}
+    monkeypatch.setattr(made, "made_up_accuracy", lambda variant, trial, task, epoch: level[variant])
+    anew = {**made.VARIANT, "interventions": {"shrink_and_perturb": {"shrink": 0.001, "noise": 0.1, "at": "tasks"}}}
+    variants = {name: anew if name == "anew" else made.VARIANT | {"batch_size": 4 + i} for i, name in enumerate(level)}
+    study = made.incremental_study(variants=variants, trials=1)
+    made.write_incremental(store, study)
+    for name in ("curvature_by_class_age", "forgetting_at_boundaries"):
+        specification = draw(name, study, store)
+        assert specification is not None
+        expected = "Variants: 3 of 5, the first, anew and the best of the others in later tasks"
+        assert expected in subtitle(specification)
+        text = json.dumps(specification)
+        assert all(f'"{own}"' in text for own in ("plain", "third", "anew")) and '"fourth"' not in text
+
+
+def test_a_study_that_ends_before_all_classes_came_has_the_tasks_that_it_reaches() -> None:
+    assert task_ends(made.incremental_study()) == [4, 8, 12, 16, 20]
+    assert task_ends(made.incremental_study(epochs=9, checkpoints=(0, 8))) == [4, 8, 9]
 
 
 @pytest.mark.parametrize(
