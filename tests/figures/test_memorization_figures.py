@@ -291,7 +291,7 @@ def test_detection_has_every_score_with_its_interval_and_the_published_numbers_o
     specification = drawn("detection_by_score", MEMORIZATION, filled)
     assert title(specification).startswith(
         "What finds wrong labels (symmetric, 10 %): cumulative sample loss, AUROC 0.95 (95 % interval 0.93 to 0.97); "
-        "exact duplicates: cumulative sample loss, AUROC 0.70"
+        "exact duplicates (some): cumulative sample loss, AUROC 0.70"
     )
     ours = [row for row in rows(specification, "name", "series", "low") if row["series"] == "this study"]
     # Three panels of wrong labels, and duplicates of the first variant.
@@ -369,6 +369,71 @@ def test_the_interval_of_a_rank_correlation_holds_the_true_one_as_often_as_it_sa
         held += low <= true <= high
     assert scipy.stats.binomtest(held, 400, 0.95).pvalue > 0.001
     assert score_ranks.rank_correlation(np.zeros(9), np.arange(9.0)) == pytest.approx((math.nan,) * 3, nan_ok=True)
+
+
+def test_score_ranks_leaves_out_what_is_the_same_for_nearly_all_and_names_how_many_may_be_as_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual: Callable[[Study, str], dict[str, np.ndarray]] = made.made_up_scores
+
+    def nearly(study: Study, variant: str) -> dict[str, np.ndarray]:
+        truth = usual(study, variant)["memorization"]
+        rare = np.where(np.arange(100) < 6, np.arange(100.0), 50.0)
+        return {**usual(study, variant), "csl": truth + 0.001, "loss_sensitivity": truth, "trace_sum": rare}
+
+    monkeypatch.setattr(made, "made_up_scores", nearly)
+    made.write_memorization(store, MEMORIZATION)
+    specification = drawn("score_ranks", MEMORIZATION, store)
+    assert ", not surely more than like 1 more, and least like" in title(specification)
+    assert not any("trace" in row["pair"] for row in rows(specification, "pair"))
+
+
+def test_detection_of_one_target_has_the_width_and_three_digits_near_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch, filled: Store
+) -> None:
+    usual = made.write_rows
+    alone = made.memorization_study(variants={"some": MEMORIZATION.variants["some"].model_dump()})
+
+    def near_one(store: Store, study: Study, table: str, own: list[dict[str, Any]], key: str | None = None) -> None:
+        if table == "memorization_detection":
+            ends = {"auroc_low": 0.9962, "auroc_high": 0.9994}
+            own = [row | {"auroc": 0.9987} | ends for row in own if row["target"] == "wrong label"]
+        usual(store, study, table, own, key)
+
+    monkeypatch.setattr(made, "write_rows", near_one)
+    made.write_memorization(store, alone)
+    specification = drawn("detection_by_score", alone, store)
+    assert "AUROC 0.999 (95 % interval 0.996 to 0.999)" in title(specification)
+    assert {row["text"] for row in rows(specification, "text")} == {"0.999"}
+    widths = {panel["width"] for panel in specification["concat"]}
+    several = drawn("detection_by_score", MEMORIZATION, filled)
+    assert max(panel["width"] for panel in several["concat"]) < min(widths)
+    assert "exact duplicates (some): " in title(several)
+
+
+def test_of_images_that_share_the_highest_value_those_with_the_largest_loss_are_shown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = made.write_rows
+    loss = np.random.default_rng(0).permutation(100).astype(float)
+
+    def tied(store: Store, study: Study, table: str, own: list[dict[str, Any]], key: str | None = None) -> None:
+        if table == "memorization_truth":
+            own = [row | {"memorization": float(row["image_id"] < 70)} for row in own]
+        if table == "memorization":
+            own = [row | {"csl": loss[row["image_id"]]} for row in own]
+        usual(store, study, table, own, key)
+
+    monkeypatch.setattr(made, "write_rows", tied)
+    made.write_memorization(store, MEMORIZATION)
+    specification = drawn("memorized_images", MEMORIZATION, store)
+    assert "70 images share the highest value, 1, of memorisation itself" in subtitle(specification)
+    cells = [row for row in rows(specification, "url") if row["score"] == "memorisation itself"]
+    given = made.made_up_scores(MEMORIZATION, "some")["given_label"]
+    for label in range(made.NUM_CLASSES):
+        own = np.flatnonzero((given == label) & (np.arange(100) < 70))
+        expected = own[np.argsort(-loss[own])][:4].tolist()
+        assert [row["image_id"] for row in cells if row["given_label"] == label] == expected
 
 
 def test_the_gallery_has_the_highest_of_each_label_and_marks_wrong_ones_and_draws_copies_from_their_source(

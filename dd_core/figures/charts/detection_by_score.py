@@ -7,7 +7,7 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.memorization.published import detections
-from dd_core.analysis.memorization.sentences import WRONG_LABEL, detection_words, noise_words, words_of
+from dd_core.analysis.memorization.sentences import WRONG_LABEL, detection_words, digits_of, noise_words, words_of
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch
@@ -16,7 +16,7 @@ from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_PANEL, _COLUMNS = 125, 3
+_PANEL, _ALONE, _COLUMNS = 125, 420, 3
 _ROWS = "SELECT * EXCLUDE (study, recipe) FROM rows WHERE list_contains($drawn, arm) ORDER BY ALL"
 
 Row = dict[str, Any]
@@ -41,8 +41,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     series = [OURS, *dict.fromkeys(row["series"] for own in known.values() for row in own)]
     lowest = min([0.45, *(row["low"] for own in panels.values() for row in _points(own) if row["low"] is not None)])
     scale = alt.Scale(domain=[math.floor(20 * lowest) / 20, 1], nice=False)
+    width = _PANEL if len(panels) > 1 else _ALONE
     drawn = [
-        _panel(name, own, known[name], order, scale, series, labels=i % _COLUMNS == 0)
+        _panel(name, own, known[name], order, scale, series, width, labels=i % _COLUMNS == 0)
         for i, (name, own) in enumerate(panels.items())
     ]
     rates = {row["rate"] for own in known.values() for row in own if row["rate"] is not None}
@@ -72,14 +73,18 @@ def headline(panels: dict[str, list[Row]]) -> str:
     for name, own in panels.items():
         first.setdefault(own[0]["target"], name)
     said = [
-        detection_words(panels[name], f"wrong labels ({name})" if target == WRONG_LABEL else name)
-        for target, name in first.items()
+        detection_words(panels[name], f"{what} ({which})" if which else what)
+        for name in first.values()
+        for what, which in (_heading(name, panels[name]),)
     ]
     return f"What finds {'; '.join(said[:2])}"
 
 
 def _panels(study: Study, rows: list[Row], names: dict[str, str]) -> dict[str, list[Row]]:
-    """Rows by the name of their panel: wrong labels of every arm, then duplicates of the first arm that has any."""
+    """Rows by the name of their panel: wrong labels of every arm, then duplicates of the first arm that has any.
+
+    Where there are several arms the panels of duplicates say, after a comma, which one it is.
+    """
     panels: dict[str, list[Row]] = {}
     several = len({(row["label_noise_kind"], row["label_noise"]) for row in rows if row["target"] == WRONG_LABEL})
     for arm, variant in names.items():
@@ -89,8 +94,18 @@ def _panels(study: Study, rows: list[Row], names: dict[str, str]) -> dict[str, l
             panels[name if several == len(names) or len(names) == 1 else f"{name}, {variant}"] = own
     for target in dict.fromkeys(row["target"] for row in rows if row["target"] != WRONG_LABEL):
         arm = next(arm for arm in names if any((row["arm"], row["target"]) == (arm, target) for row in rows))
-        panels[f"{target}s"] = [row for row in rows if (row["arm"], row["target"]) == (arm, target)]
+        panels[f"{target}s" + (f", {names[arm]}" if len(names) > 1 else "")] = [
+            row for row in rows if (row["arm"], row["target"]) == (arm, target)
+        ]
     return panels
+
+
+def _heading(name: str, rows: list[Row]) -> tuple[str, str | None]:
+    """What a panel has to find, and which of these."""
+    if rows[0]["target"] == WRONG_LABEL:
+        return "wrong labels", name
+    what, _, variant = name.partition(", ")
+    return what, variant or None
 
 
 def _order(panels: dict[str, list[Row]]) -> list[str]:
@@ -103,7 +118,7 @@ def _points(rows: list[Row]) -> list[Row]:
     return [
         {
             "name": words_of(row["score"]), "series": OURS, "value": row["auroc"], "low": row["auroc_low"],
-            "high": row["auroc_high"], "text": f"{row['auroc']:.2f}",
+            "high": row["auroc_high"], "text": f"{row['auroc']:.{digits_of(row['auroc'])}f}",
         }
         for row in rows
     ]  # fmt: skip
@@ -127,15 +142,14 @@ def _published(study: Study, rows: list[Row]) -> list[Row]:
 
 
 def _panel(
-    name: str, rows: list[Row], published: list[Row], order: list[str], scale: alt.Scale, series: list[str], *,
-    labels: bool,
+    name: str, rows: list[Row], published: list[Row], order: list[str], scale: alt.Scale, series: list[str],
+    width: int, *, labels: bool,
 ) -> style.Panel:  # fmt: skip
     x = alt.X("value:Q", scale=scale, title="AUROC", axis=alt.Axis(format=".1f", tickCount=4))
     lines = whiskers(
-        _points(rows), published, x, order, _PANEL, labels=labels, series=series,
+        _points(rows), published, x, order, width, labels=labels, series=series,
         colours=[style.BLACK, style.PUBLISHED, style.PUBLISHED][: len(series)], legend=len(series) > 1,
     )  # fmt: skip
     chance = alt.Chart(style.data([{"value": 0.5}])).mark_rule(color=style.GREY, strokeDash=[4, 3]).encode(x=x)
-    of = "wrong labels" if rows[0]["target"] == WRONG_LABEL else None
-    heading = style.heading(_PANEL, of or name, name if of else None)
-    return alt.layer(chance, *lines, *heading).properties(width=_PANEL, height=ROW * len(order))
+    heading = style.heading(width, *_heading(name, rows))
+    return alt.layer(chance, *lines, *heading).properties(width=width, height=ROW * len(order))
