@@ -56,6 +56,11 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "\u2212")
 
 
+def difference(value: float, digits: int = 2) -> str:
+    """The same with a sign in any case: ``+0.8``."""
+    return f"{'+' if value >= 0 else ''}{signed(value, digits)}"
+
+
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     """The ends of an interval: ``−0.61 to −0.43``; of one that is not known, that it is not."""
     if low is None or high is None or low != low or high != high:

@@ -65,9 +65,9 @@ class Newest:
 
 
 def task_ends(study: Study) -> list[int]:
-    """The last epoch of every task; of the last task that of the study."""
+    """The last epoch of every task that a study reaches; of the last of these that of the study."""
     calendar = study.calendar(next(iter(study.variants)))
-    return [calendar.epochs_of(task, study.epochs).stop - 1 for task in range(1, calendar.num_tasks + 1)]
+    return [calendar.epochs_of(task, study.epochs).stop - 1 for task in range(1, calendar.task_of(study.epochs) + 1)]
 
 
 def newest_classes(study: Study, connection: duckdb.DuckDBPyConnection) -> dict[str, Newest]:
@@ -142,23 +142,32 @@ def plasticity_headline(study: Study, arms: Mapping[str, Newest]) -> str:
 
 
 def _points(estimate: Estimate) -> str:
-    """A difference of accuracies in points, without the sign that a word before it says."""
-    return estimate.words(1, -100 if estimate.sign < 0 else 100, " points")
+    """A difference of accuracies in points; it has a sign where no word before it says in which direction it is."""
+    plus = "+" if not estimate.sign and estimate.mean >= 0 else ""
+    return plus + estimate.words(1, -100 if estimate.sign < 0 else 100, " points")
+
+
+def _doubt(estimate: Estimate, what: str) -> str:
+    """That an interval holds 0. One trial has no interval, and so nothing is known to be unsure."""
+    return f", which is not surely a {what}" if estimate.num_trials > 1 and not estimate.sign else ""
 
 
 def _against_fresh(name: str, gap: Estimate) -> str:
     if not gap.sign:
-        return f"{name} shows no sure loss of plasticity: in later tasks {_points(gap)} against one that begins anew"
+        start = f"{name} shows no sure loss of plasticity" if gap.num_trials > 1 else name
+        return f"{start}: in later tasks {_points(gap)} against one that begins anew"
     verdict, how = ("loses plasticity", "worse") if gap.sign < 0 else ("gains from earlier tasks", "better")
     return f"{name} {verdict}: in later tasks it is {_points(gap)} {how} than one that begins anew"
 
 
 def _over_tasks(name: str, change: Estimate) -> str:
-    verb = {-1: "falls with every task by", 0: "does not surely fall or rise, with every task by", 1: "rises by"}
-    return f"{name}: accuracy on the newest classes {verb[change.sign]} {_points(change)}"
+    start = f"{name}: accuracy on the newest classes"
+    if not change.sign:
+        return f"{start} changes with every task by {_points(change)}{_doubt(change, 'change')}"
+    return f"{start} {'rises' if change.sign > 0 else 'falls'} with every task by {_points(change)}"
 
 
 def _against_first(name: str, gap: Estimate) -> str:
     if not gap.sign:
-        return f"{name} is not surely better or worse in later tasks, by {_points(gap)}"
+        return f"{name} differs in later tasks by {_points(gap)}{_doubt(gap, 'difference')}"
     return f"{name} is {'better' if gap.sign > 0 else 'worse'} in later tasks by {_points(gap)}"

@@ -183,13 +183,13 @@ FIGURES: tuple[Figure, ...] = (
     ),
     _figure(
         "curvature_by_class_age",
-        ("per_image_curvature", "images"),
+        ("per_image_curvature", "images", "class_progress"),
         "Mean curvature at images of the classes of each task, while further classes come.",
         _INCREMENTAL,
     ),
     _figure(
         "forgetting_at_boundaries",
-        ("boundary_forgetting",),
+        ("boundary_forgetting", "class_progress"),
         "Whether loss, curvature and gradients of a task tell which images are forgotten when the next task begins.",
         _INCREMENTAL,
     ),

@@ -61,7 +61,7 @@ class_progress | tables | duckdb parquet | trained_checkpoints |
 computed_curvature | tables | json | tiny/per_image_curvature |
 computed_hessians | tables | json | tiny/hessian |
 curvature | tables | duckdb parquet | computed_curvature |
-curvature_by_class_age | incremental | altair | computed_curvature images |
+curvature_by_class_age | incremental | altair | class_progress computed_curvature images |
 curvature_by_width | figures | altair | curvature training_evals |
 curvature_definitions | figures | altair | computed_curvature curvature training_evals |
 curvature_exports | exports | json numpy | computed_curvature |
@@ -69,7 +69,7 @@ curvature_over_training | figures | altair | curvature training_evals |
 detection_by_score | memorization | altair | memorization_detection |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
-forgetting_at_boundaries | incremental | altair | boundary_forgetting |
+forgetting_at_boundaries | incremental | altair | boundary_forgetting class_progress |
 gpu_hours | figures | altair | runs |
 hessian_by_width | figures | altair | hessian_spectra training_evals |
 hessian_over_training | figures | altair | hessian_spectra training_evals |

@@ -278,6 +278,19 @@ def test_gallery_shows_the_largest_traces_and_marks_wrong_labels(
     assert chart.to_dict()["title"]["text"][0].startswith("10 of the 32 most curved training images at k = 4")
 
 
+def test_errors_of_different_tasks_are_not_compared_and_rules_stand_where_tasks_end(study, write_evals, open_views):
+    data = study.data.model_dump(exclude_none=True) | {"classes": {"first": 2, "add": 4, "every": 2}}
+    noiseless = {name: own.model_dump() | {"label_noise": 0.0} for name, own in study.variants.items()}
+    content = study.model_dump(exclude_none=True) | {"data": data, "variants": noiseless}
+    tasks = type(study).model_validate(content)
+    write_evals(tasks)
+    chart = BY_NAME["training_curves"].draw(tasks, None, open_views()).to_dict()
+    text = json.dumps(chart["title"])
+    assert "the error on all classes seen is" in text and f"at epoch {tasks.epochs}" in text
+    assert "lowest (" not in text and "learned" not in text
+    assert [{"epoch": 2}] in chart["datasets"].values()
+
+
 # Files
 
 

@@ -20,6 +20,7 @@ from dd_core.analysis import incremental_report, memorization_report
 from dd_core.analysis.intervals import over_trials
 from dd_core.analysis.memorization.ranks import as_numbers
 from dd_core.analysis.memorization.sentences import boundary_sentence, detection_words, forecasts, words_of
+from dd_core.analysis.plasticity import task_ends
 from dd_core.data.datasets import load
 from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
@@ -106,7 +107,8 @@ def test_one_trial_has_no_interval_and_says_so(store: Store) -> None:
     for name in OF_GROUP["incremental"]:
         specification = drawn(name, study, store)
         assert "one trial, no interval" in title(specification)
-        assert "surely" in title(specification)
+        # Of one trial nobody can say that its change is none: there is no interval that holds 0.
+        assert ("surely" in title(specification)) == (name != "plasticity")
         json.dumps(specification, allow_nan=False)
 
 
@@ -181,6 +183,49 @@ def test_plasticity_says_how_accuracy_on_newest_classes_moves_and_what_mends_it(
     assert points["plain", 5]["value"] == pytest.approx(0.95 - 4 * 0.04)
     assert {series for series, _ in points} == {"plain", "cbp"}
     assert "a fall alone is no loss of plasticity" in subtitle(specification)
+
+
+def test_a_difference_has_a_sign_in_points_and_one_whose_interval_holds_zero_is_not_surely_any(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accuracy(variant: str, trial: int, task: int, epoch: int) -> float:
+        return 0.5 + (variant == "cbp") * (0.01 + 0.02 * (trial - 1)) + 0.01 * (trial - 0.5) * task
+
+    monkeypatch.setattr(made, "made_up_accuracy", accuracy)
+    made.write_incremental(store, INCREMENTAL)
+    specification = drawn("plasticity", INCREMENTAL, store)
+    change = scipy.stats.t.interval(0.95, 2, 0.5, scipy.stats.sem([-0.5, 0.5, 1.5]))
+    gap = scipy.stats.t.interval(0.95, 2, 1, scipy.stats.sem([-1, 1, 3]))
+    assert title(specification) == (
+        f"plain: accuracy on the newest classes changes with every task by +0.5 points (95 % interval "
+        f"\u2212{-change[0]:.1f} to {change[1]:.1f}, 3 trials), which is not surely a change; "
+        f"cbp differs in later tasks by +1.0 points (95 % interval \u2212{-gap[0]:.1f} to {gap[1]:.1f}, "
+        "3 trials), which is not surely a difference"
+    )
+    assert [(row["gap"], row["text"]) for row in rows(specification, "gap", "text")] == [(pytest.approx(1), "+1.0")]
+
+
+def test_of_many_variants_the_first_the_one_that_begins_anew_and_the_best_have_panels(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = {"plain": 0.5, "second": 0.6, "third": 0.8, "fourth": 0.7, "anew": 0.9}
+    monkeypatch.setattr(made, "made_up_accuracy", lambda variant, trial, task, epoch: level[variant])
+    anew = {**made.VARIANT, "interventions": {"shrink_and_perturb": {"shrink": 0.001, "noise": 0.1, "at": "tasks"}}}
+    variants = {name: anew if name == "anew" else made.VARIANT | {"batch_size": 4 + i} for i, name in enumerate(level)}
+    study = made.incremental_study(variants=variants, trials=1)
+    made.write_incremental(store, study)
+    for name in ("curvature_by_class_age", "forgetting_at_boundaries"):
+        specification = draw(name, study, store)
+        assert specification is not None
+        expected = "Variants: 3 of 5, the first, anew and the best of the others in later tasks"
+        assert expected in subtitle(specification)
+        text = json.dumps(specification)
+        assert all(f'"{own}"' in text for own in ("plain", "third", "anew")) and '"fourth"' not in text
+
+
+def test_a_study_that_ends_before_all_classes_came_has_the_tasks_that_it_reaches() -> None:
+    assert task_ends(made.incremental_study()) == [4, 8, 12, 16, 20]
+    assert task_ends(made.incremental_study(epochs=9, checkpoints=(0, 8))) == [4, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +303,8 @@ def test_of_many_variants_the_first_are_drawn_and_that_is_said_once(store: Store
                                    checkpoints=(0, 4, 8))  # fmt: skip
     made.write_incremental(store, study)
     for name in ("curvature_by_class_age", "forgetting_at_boundaries"):
-        assert re.findall(r"Variants: [^\n]*", subtitle(drawn(name, study, store))) == ["Variants: the first 3 of 9"]
+        (said,) = re.findall(r"Variants: [^\n]*", subtitle(drawn(name, study, store)))
+        assert said.startswith("Variants: 3 of 9, the first")
 
 
 def test_where_classes_come_in_groups_scores_are_said_not_to_be_comparable(store: Store, filled: Store) -> None:
@@ -302,7 +348,7 @@ def test_detection_has_every_score_with_its_interval_and_the_published_numbers_o
     specification = drawn("detection_by_score", MEMORIZATION, filled)
     assert title(specification).startswith(
         "What finds wrong labels (symmetric, 10 %): cumulative sample loss, AUROC 0.95 (95 % interval 0.93 to 0.97); "
-        "exact duplicates: cumulative sample loss, AUROC 0.70"
+        "exact duplicates (some): cumulative sample loss, AUROC 0.70"
     )
     ours = [row for row in rows(specification, "name", "series", "low") if row["series"] == "this study"]
     # Three panels of wrong labels, and duplicates of the first variant.
@@ -388,6 +434,71 @@ def test_the_interval_of_a_rank_correlation_holds_the_true_one_as_often_as_it_sa
         held += low <= true <= high
     assert scipy.stats.binomtest(held, 400, 0.95).pvalue > 0.001
     assert score_ranks.rank_correlation(np.zeros(9), np.arange(9.0)) == pytest.approx((math.nan,) * 3, nan_ok=True)
+
+
+def test_score_ranks_leaves_out_what_is_the_same_for_nearly_all_and_names_how_many_may_be_as_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual: Callable[[Study, str], dict[str, np.ndarray]] = made.made_up_scores
+
+    def nearly(study: Study, variant: str) -> dict[str, np.ndarray]:
+        truth = usual(study, variant)["memorization"]
+        rare = np.where(np.arange(100) < 6, np.arange(100.0), 50.0)
+        return {**usual(study, variant), "csl": truth + 0.001, "loss_sensitivity": truth, "trace_sum": rare}
+
+    monkeypatch.setattr(made, "made_up_scores", nearly)
+    made.write_memorization(store, MEMORIZATION)
+    specification = drawn("score_ranks", MEMORIZATION, store)
+    assert ", not surely more than like 1 more, and least like" in title(specification)
+    assert not any("trace" in row["pair"] for row in rows(specification, "pair"))
+
+
+def test_detection_of_one_target_has_the_width_and_three_digits_near_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch, filled: Store
+) -> None:
+    usual = made.write_rows
+    alone = made.memorization_study(variants={"some": MEMORIZATION.variants["some"].model_dump()})
+
+    def near_one(store: Store, study: Study, table: str, own: list[dict[str, Any]], key: str | None = None) -> None:
+        if table == "memorization_detection":
+            ends = {"auroc_low": 0.9962, "auroc_high": 0.9994}
+            own = [row | {"auroc": 0.9987} | ends for row in own if row["target"] == "wrong label"]
+        usual(store, study, table, own, key)
+
+    monkeypatch.setattr(made, "write_rows", near_one)
+    made.write_memorization(store, alone)
+    specification = drawn("detection_by_score", alone, store)
+    assert "AUROC 0.999 (95 % interval 0.996 to 0.999)" in title(specification)
+    assert {row["text"] for row in rows(specification, "text")} == {"0.999"}
+    widths = {panel["width"] for panel in specification["concat"]}
+    several = drawn("detection_by_score", MEMORIZATION, filled)
+    assert max(panel["width"] for panel in several["concat"]) < min(widths)
+    assert "exact duplicates (some): " in title(several)
+
+
+def test_of_images_that_share_the_highest_value_those_with_the_largest_loss_are_shown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = made.write_rows
+    loss = np.random.default_rng(0).permutation(100).astype(float)
+
+    def tied(store: Store, study: Study, table: str, own: list[dict[str, Any]], key: str | None = None) -> None:
+        if table == "memorization_truth":
+            own = [row | {"memorization": float(row["image_id"] < 70)} for row in own]
+        if table == "memorization":
+            own = [row | {"csl": loss[row["image_id"]]} for row in own]
+        usual(store, study, table, own, key)
+
+    monkeypatch.setattr(made, "write_rows", tied)
+    made.write_memorization(store, MEMORIZATION)
+    specification = drawn("memorized_images", MEMORIZATION, store)
+    assert "70 images share the highest value, 1, of memorisation itself" in subtitle(specification)
+    cells = [row for row in rows(specification, "url") if row["score"] == "memorisation itself"]
+    given = made.made_up_scores(MEMORIZATION, "some")["given_label"]
+    for label in range(made.NUM_CLASSES):
+        own = np.flatnonzero((given == label) & (np.arange(100) < 70))
+        expected = own[np.argsort(-loss[own])][:4].tolist()
+        assert [row["image_id"] for row in cells if row["given_label"] == label] == expected
 
 
 def test_the_gallery_has_the_highest_of_each_label_and_marks_wrong_ones_and_draws_copies_from_their_source(

@@ -27,9 +27,15 @@ def words_of(score: str) -> str:
 def with_interval(row: Row, name: str) -> str:
     """A value of a table and its interval: ``0.95 (95 % interval 0.93 to 0.97)``."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
+    digits = digits_of(row[name])
     if low is None or high is None:
-        return f"{signed(row[name])} (no interval)"
-    return f"{signed(row[name])} (95 % interval {interval(low, high)})"
+        return f"{signed(row[name], digits)} (no interval)"
+    return f"{signed(row[name], digits)} (95 % interval {interval(low, high, digits)})"
+
+
+def digits_of(value: float) -> int:
+    """Two decimals, and three where two would make nearly all into all."""
+    return 3 if value >= 0.985 else 2
 
 
 def overlapping(best: Row, others: Sequence[Row], name: str) -> list[Row]:

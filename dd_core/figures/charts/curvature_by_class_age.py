@@ -13,7 +13,7 @@ from dd_core.figures.charts.training_curves import thin
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.log_axis import clip, is_worth_it, log_axis
 from dd_core.figures.drawing.selection import drawn_arms, fetch, has_view, tidy
-from dd_core.figures.panels.task_lines import boundaries, epoch_axis, one_width
+from dd_core.figures.panels.task_lines import boundaries, epoch_axis, main_arms, one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -46,11 +46,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if study.data.classes is None or not has_view(connection, "per_image_curvature"):
         return None
     arms, left_out = drawn_arms(connection, study, "per_image_curvature")
-    names, notes = one_width(study, arms, _MOST_ARMS)
+    names, notes = one_width(study, arms, len(arms))
     means = _means(study, connection, list(names))
     if not means:
         return None
-    shown = [arm for arm in names if any(row["arm"] == arm for row in means)]
+    present = {row["arm"] for row in means}
+    known = {arm: name for arm, name in names.items() if arm in present}
+    shown, others = main_arms(study, connection, known, _MOST_ARMS)
     title = headline(names[shown[0]], [row for row in means if row["arm"] == shown[0]])
     lines = {names[arm]: _line(study, [row for row in means if row["arm"] == arm]) for arm in shown}
     return style.finish(
@@ -61,6 +63,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "points are means, ticks single trials",
             *(f"{name}: {note}" for name, (_, note) in lines.items() if note),
             *style.describe(study, [names[arm] for arm in shown]),
+            others,
             *notes,
             left_out,
         ],

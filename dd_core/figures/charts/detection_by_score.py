@@ -7,7 +7,7 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.memorization.published import detections
-from dd_core.analysis.memorization.sentences import WRONG_LABEL, detection_words, noise_words, words_of
+from dd_core.analysis.memorization.sentences import WRONG_LABEL, detection_words, digits_of, noise_words, words_of
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch
@@ -83,14 +83,18 @@ def headline(panels: dict[str, list[Row]]) -> str:
     for name, own in panels.items():
         first.setdefault(own[0]["target"], name)
     said = [
-        detection_words(panels[name], f"wrong labels ({name})" if target == WRONG_LABEL else name)
-        for target, name in first.items()
+        detection_words(panels[name], f"{what} ({which})" if which else what)
+        for name in first.values()
+        for what, which in (_heading(name, panels[name]),)
     ]
     return f"What finds {'; '.join(said[:2])}"
 
 
 def _panels(study: Study, rows: list[Row], names: dict[str, str]) -> dict[str, list[Row]]:
-    """Rows by the name of their panel: wrong labels of every arm, then duplicates of the first arm that has any."""
+    """Rows by the name of their panel: wrong labels of every arm, then duplicates of the first arm that has any.
+
+    Where there are several arms the panels of duplicates say, after a comma, which one it is.
+    """
     panels: dict[str, list[Row]] = {}
     several = len({(row["label_noise_kind"], row["label_noise"]) for row in rows if row["target"] == WRONG_LABEL})
     for arm, variant in names.items():
@@ -100,8 +104,18 @@ def _panels(study: Study, rows: list[Row], names: dict[str, str]) -> dict[str, l
             panels[name if several == len(names) or len(names) == 1 else f"{name}, {variant}"] = own
     for target in dict.fromkeys(row["target"] for row in rows if row["target"] != WRONG_LABEL):
         arm = next(arm for arm in names if any((row["arm"], row["target"]) == (arm, target) for row in rows))
-        panels[f"{target}s"] = [row for row in rows if (row["arm"], row["target"]) == (arm, target)]
+        panels[f"{target}s" + (f", {names[arm]}" if len(names) > 1 else "")] = [
+            row for row in rows if (row["arm"], row["target"]) == (arm, target)
+        ]
     return panels
+
+
+def _heading(name: str, rows: list[Row]) -> tuple[str, str | None]:
+    """What a panel has to find, and which of these."""
+    if rows[0]["target"] == WRONG_LABEL:
+        return "wrong labels", name
+    what, _, variant = name.partition(", ")
+    return what, variant or None
 
 
 def _order(panels: dict[str, list[Row]]) -> list[str]:
@@ -114,7 +128,7 @@ def _points(rows: list[Row]) -> list[Row]:
     return [
         {
             "name": words_of(row["score"]), "series": OURS, "value": row["auroc"], "low": row["auroc_low"],
-            "high": row["auroc_high"], "text": f"{row['auroc']:.2f}",
+            "high": row["auroc_high"], "text": f"{row['auroc']:.{digits_of(row['auroc'])}f}",
         }
         for row in rows
     ]  # fmt: skip
@@ -147,6 +161,5 @@ def _panel(
         colours=[style.BLACK, style.PUBLISHED, style.PUBLISHED][: len(series)], legend=len(series) > 1,
     )  # fmt: skip
     chance = alt.Chart(style.data([{"value": 0.5}])).mark_rule(color=style.GREY, strokeDash=[4, 3]).encode(x=x)
-    of = "wrong labels" if rows[0]["target"] == WRONG_LABEL else None
-    heading = style.heading(width, of or name, name if of else None)
+    heading = style.heading(width, *_heading(name, rows))
     return alt.layer(chance, *lines, *heading).properties(width=width, height=ROW * len(order))

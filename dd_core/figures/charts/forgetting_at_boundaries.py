@@ -12,7 +12,7 @@ from dd_core.analysis.memorization.sentences import PREDICTORS, boundary_sentenc
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch, tidy
-from dd_core.figures.panels.task_lines import COLOURS, one_width
+from dd_core.figures.panels.task_lines import COLOURS, main_arms, one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -36,16 +36,17 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     arms, left_out = drawn_arms(connection, study, "boundary_forgetting")
     if not arms:
         return None
-    names, notes = one_width(study, arms, _MOST_ARMS)
+    names, notes = one_width(study, arms, len(arms))
     rows = fetch(connection, study, "boundary_forgetting", _ROWS, drawn=list(names))
-    by_arm = {
-        arm: [row for row in rows if row["arm"] == arm and row["spearman"] is not None] for arm in names
-    }  # fmt: skip
-    shown = {names[arm]: own for arm, own in by_arm.items() if own}
+    rows = [row for row in rows if row["spearman"] is not None]
+    present = {row["arm"] for row in rows}
+    known = {arm: name for arm, name in names.items() if arm in present}
+    kept, others = main_arms(study, connection, known, _MOST_ARMS)
+    shown = {names[arm]: [row for row in rows if row["arm"] == arm] for arm in kept}
     if not shown:
         raise DataMissingError("at no boundary can the change of loss be ordered by what images showed before")
-    present = [name for name in PREDICTORS if any(row["predictor"] == name for own in shown.values() for row in own)]
-    lines = {name: _line(own, present) for name, own in shown.items()}
+    predictors = [name for name in PREDICTORS if any(row["predictor"] == name for own in shown.values() for row in own)]
+    lines = {name: _line(own, predictors) for name, own in shown.items()}
     first, own = next(iter(shown.items()))
     num = len({row["boundary"] for row in own})
     return style.finish(
@@ -57,6 +58,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "Ticks: single boundaries, mean over trials; points: mean over boundaries, 95 % interval over trials "
             "(Student's t). Right: the statistic of each predictor that correlates most",
             *style.describe(study, list(shown)),
+            others,
             *notes,
             left_out,
         ],

@@ -1,6 +1,7 @@
 """The images of each class that are most memorised, most often forgotten, and most atypical, with their scores."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ _NAMES = 84  # pixels left of the images
 _MEMORISED = (TRUTH, "csl", "loss_sensitivity", "trace_sum")
 _FORGOTTEN = ("forgetting_events", "last_learned_epoch")
 _ATYPICAL = ("area_under_margin", "confidence", "trace_sum", "finite_difference_sum")
+_TIES = "csl"
 _UNITS = {TRUTH: "difference of probabilities", "csl": "nats", "forgetting_events": "times"}
 
 Row = dict[str, Any]
@@ -71,6 +73,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "A row for each given label; below an image its score"
             + (", and where the label is wrong (coloured frame) what it is" if noise else ""),
             f"{arm} \u00b7 {len(means.rows):,} images \u00b7 scores are means over the trials that trained on an image",
+            ties_sentence(means, next(iter(kinds.values()))),
             None if len(labels) == count else f"Classes: the {len(labels)} of {count} whose images score highest",
             *style.describe(study, [study.arms[arm].variant]),
             class_ages_line(study),
@@ -91,14 +94,32 @@ def kinds_of(means: ImageMeans) -> dict[str, str]:
 
 
 def most(means: ImageMeans, score: str, label: int, *, right_only: bool = False) -> list[Row]:
-    """The images given a label that are highest in a score, ties by image_id; those with the score alone."""
-    oriented = means.oriented(score)
+    """The images given a label that are highest in a score; those with the score alone.
+
+    Memorisation itself is 1 for many. Ties go by the cumulative loss, then by image_id.
+    """
+    pairs = zip(means.oriented(score).tolist(), np.nan_to_num(means.oriented(_TIES), nan=-np.inf).tolist(), strict=True)
     own = [
-        {**row, "value": row[score], "oriented": value, "score": _name(score), "by": score}
-        for row, value in zip(means.rows, oriented.tolist(), strict=True)
+        {**row, "value": row[score], "oriented": value, "tie": tie, "score": _name(score), "by": score}
+        for row, (value, tie) in zip(means.rows, pairs, strict=True)
         if row["given_label"] == label and math.isfinite(value) and not (right_only and row["is_noisy"])
     ]
-    return sorted(own, key=lambda row: (-row["oriented"], row["image_id"]))[:_EACH]
+    return sorted(own, key=lambda row: (-row["oriented"], -row["tie"], row["image_id"]))[:_EACH]
+
+
+def ties_sentence(means: ImageMeans, score: str) -> str | None:
+    """How many images share the highest value, where they are more than have room for each label."""
+    oriented = means.oriented(score)
+    if not np.isfinite(oriented).any():
+        return None
+    at_top = oriented == np.nanmax(oriented)
+    counts = Counter(row["given_label"] for row, is_tied in zip(means.rows, at_top.tolist(), strict=True) if is_tied)
+    if not counts or max(counts.values()) <= _EACH:
+        return None
+    row = means.rows[int(np.flatnonzero(at_top)[0])]
+    value, name = _written(row[score]), _name(score)
+    tied = f"{at_top.sum():,} images share the highest value, {value}, of {name}"
+    return f"{tied}: shown are those with the largest {words_of(_TIES)}"
 
 
 def shown_classes(means: ImageMeans, score: str) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
-from dd_core.analysis.intervals import over_trials, signed
+from dd_core.analysis.intervals import difference, over_trials
 from dd_core.analysis.plasticity import Newest, begins_anew, newest_classes, plasticity_headline, reference_of
 from dd_core.errors import DataMissingError
 from dd_core.figures.charts.training_curves import thin
@@ -100,20 +100,20 @@ def _newest(shown: dict[str, Newest], names: dict[str, str], colour: alt.Color) 
 
 
 def _differences(shown: dict[str, Newest], names: dict[str, str], reference: str, colour: alt.Color) -> style.Panel:
-    """How much better or worse than the reference each arm is in the later tasks, with its interval."""
+    """How many points better or worse than the reference each arm is in the later tasks, with its interval."""
     rows = []
     for arm in shown:
         gap = shown[arm].minus(shown[reference])
         if arm != reference and gap.num_trials:
-            ends = {"low": tidy(gap.low), "high": tidy(gap.high)}
-            rows.append({"series": names[arm], "gap": tidy(gap.mean), **ends, "text": signed(100 * gap.mean, 1)})
+            points = {"gap": tidy(100 * gap.mean), "low": tidy(100 * gap.low), "high": tidy(100 * gap.high)}
+            rows.append({"series": names[arm], **points, "text": difference(100 * gap.mean, 1)})
     axis = alt.Axis(ticks=False, domain=False, labelLimit=160, labelPadding=8)
     y = alt.Y("series:N", sort=[row["series"] for row in rows], title=None, axis=axis)
     values = [0.0, *(row[name] for row in rows for name in ("gap", "low", "high") if row[name] is not None)]
-    scale = alt.Scale(domain=[max(min(values), -1) - 0.01, min(max(values), 1) + 0.01], nice=False)
-    x = alt.X("gap:Q", scale=scale, title="difference of accuracies", axis=alt.Axis(format="+.0%", tickCount=5))
+    scale = alt.Scale(domain=[max(min(values), -100) - 1, min(max(values), 100) + 1], nice=False)
+    x = alt.X("gap:Q", scale=scale, title="difference of accuracies, points", axis=alt.Axis(format="+f", tickCount=5))
     base = alt.Chart(style.data(rows)).encode(y=y, color=colour)
-    tooltip = ["series:N", *(alt.Tooltip(f"{name}:Q", format="+.1%") for name in ("gap", "low", "high"))]
+    tooltip = ["series:N", *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("gap", "low", "high"))]
     known = "isValid(datum.low) && isValid(datum.high)"
     width = _WIDTH - 100
     aside = base.mark_text(align="left", fontSize=10).encode(

@@ -24,6 +24,7 @@ _MAIN = (
     "area_under_margin", "confidence", "el2n", "final_loss",
 )  # fmt: skip
 _MOST = 6
+_CONSTANT = 0.9  # of the images
 
 
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
@@ -32,7 +33,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if arm is None:
         return None
     means = read_means(connection, study, arm)
-    names = [*([TRUTH] if means.source else []), *[name for name in _MAIN if name in means.scores][:_MOST]]
+    telling = [name for name in _MAIN if name in means.scores and is_telling(percent_ranks(means.oriented(name)))]
+    names = [*([TRUTH] if means.source else []), *telling[:_MOST]]
     if len(names) < 2:
         return None
     ranks = {name: percent_ranks(means.oriented(name)) for name in names}
@@ -64,6 +66,12 @@ def percent_ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
+def is_telling(ranks: np.ndarray) -> bool:
+    """Whether a score orders images: no value is that of nine in ten or more, as of one that is a constant for most."""
+    values, counts = np.unique(ranks[np.isfinite(ranks)], return_counts=True)
+    return len(values) > 1 and counts.max() < _CONSTANT * counts.sum()
+
+
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Spearman's correlation and its 95 % interval by Fisher's z with Bonett & Wright's variance; NaN if undefined."""
     known = np.isfinite(x) & np.isfinite(y)
@@ -91,7 +99,10 @@ def headline(pairs: dict[tuple[str, str], tuple[float, float, float]], means: Im
     among = to_truth or known
     best, worst = (choose(among, key=lambda pair: among[pair][0]) for choose in (max, min))
     if to_truth:
+        # As many intervals reach into that of the best.
+        num = sum(own[2] >= among[best][1] for pair, own in among.items() if pair != best)
         text = f"Memorisation itself orders images most like {words_of(best[1])}, {said(best)}"
+        text += f", not surely more than like {num} more" if num else ""
         return text if best == worst else f"{text}, and least like {words_of(worst[1])}, {said(worst)}"
     text = f"{words_of(best[0])} and {words_of(best[1])} order images most alike, {said(best)}"
     text = text[0].upper() + text[1:]

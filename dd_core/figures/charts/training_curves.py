@@ -12,6 +12,7 @@ import duckdb
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, errors_by_width
 from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.panels.task_lines import boundaries
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 
@@ -44,7 +45,7 @@ _CURVES = f"""
 """
 _MILESTONES = f"""
     SELECT arm, split, min(epoch) FILTER (error <= $epsilon) AS learned, min(error) AS lowest,
-           arg_min(epoch, (error, epoch)) AS lowest_at
+           arg_min(epoch, (error, epoch)) AS lowest_at, arg_max(error, epoch) AS last, max(epoch) AS last_at
     FROM (SELECT arm, epoch, split, avg(error) AS error FROM ({_SPLITS}) WHERE isfinite(error) GROUP BY ALL)
     GROUP BY ALL
 """
@@ -64,6 +65,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if widths:
         variant, found = next(iter(widths.items()))
         default = Arm(variant, found.key_k).key
+    rules = boundaries(study) if study.data.classes is not None else []
     milestones = fetch(connection, study, "training_evals", _MILESTONES, epsilon=EPSILON)
     headlines = {
         arm: style.wrap(headline(study, arm, [row for row in milestones if row["arm"] == arm]))
@@ -75,13 +77,17 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         subtitle=style.wrap_lines(
             [
                 *style.describe(study, list(dict.fromkeys(study.arms[key].variant for key in selection.arms))),
-                f"Learned: mean error at most {style.percent(EPSILON)}. Line: mean of trials; band: lowest to highest",
+                ("" if rules else f"Learned: mean error at most {style.percent(EPSILON)}. ")
+                + "Line: mean of trials; band: lowest to highest",
+                "Dashed: a task ends, and its classes are joined by further ones" if rules else None,
                 selection.note(study),
             ]
         ),
     )
     return style.dress(
-        _panels(curves, max(epochs), style.loss_title(study, study.variants)).add_params(choice).properties(title=title)
+        _panels(curves, max(epochs), style.loss_title(study, study.variants), rules)
+        .add_params(choice)
+        .properties(title=title)
     )
 
 
@@ -101,7 +107,10 @@ def thin(epochs: list[int], most: int = MAX_EPOCHS) -> list[int]:
 
 
 def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> str:
-    """One sentence about when the arm learns what."""
+    """One sentence about when the arm learns what; where classes come by tasks, about the errors at the end.
+
+    Errors of different tasks are of different classes: the lowest of all would be that of the fewest.
+    """
     arm = study.arms[arm_key]
     name = f"At k = {arm.k}" if len(study.variants) == 1 else f"{arm.variant} at k = {arm.k}:"
     by_split = {row["split"]: row for row in milestones}
@@ -111,6 +120,11 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
         return "never" if epoch is None else f"by epoch {epoch}"
 
     parts = []
+    if study.data.classes is not None and milestones:
+        end = max(row["last_at"] for row in milestones)
+        order = [split for split in (_TEST, _VALIDATION, _RIGHT, _WRONG, _ALL) if split in by_split]
+        errors = [f"{style.percent(by_split[own]['last'])} ({own})" for own in order if by_split[own]["last_at"] == end]
+        return f"{name} the error on all classes seen is {style.listed(errors)} at epoch {end}"
     if _RIGHT in by_split:
         parts.append(f"right labels are learned {learned(_RIGHT)}")
     if _WRONG in by_split:
@@ -124,7 +138,7 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
     return f"{name} {', '.join(parts or ['the losses against the epoch'])}"
 
 
-def _panels(curves: list[dict[str, Any]], last_epoch: int, loss_title: str) -> alt.VConcatChart:
+def _panels(curves: list[dict[str, Any]], last_epoch: int, loss_title: str, rules: list[alt.Chart]) -> alt.VConcatChart:
     present = {row["split"] for row in curves}
     colours = {
         _TEST: style.TEST,
@@ -151,7 +165,7 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int, loss_title: str) -> a
         line = base.mark_line(strokeWidth=2).encode(y=alt.Y(f"{value}:Q", title=title))
         alone = base.transform_filter("datum.is_alone == 1").mark_circle(size=42, opacity=1)
         point = alone.encode(y=alt.Y(f"{value}:Q", title=title))
-        return alt.layer(band, line, point).properties(width=style.WIDTH, height=height)
+        return alt.layer(*rules, band, line, point).properties(width=style.WIDTH, height=height)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in curves)]
     titles = {"error": ("error, %", 220), "loss": (loss_title, 170)}

@@ -1,13 +1,14 @@
 """What the figures of class-incremental training share: which arms are drawn, their colours, and where tasks begin."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import duckdb
 
-from dd_core.analysis.plasticity import task_ends
+from dd_core.analysis.plasticity import newest_classes, reference_of, task_ends
 from dd_core.figures.drawing import style
-from dd_core.figures.drawing.selection import shown_variants
+from dd_core.figures.drawing.selection import has_view, shown_variants
 from dd_core.study.study import Arm, Study
 
 COLOURS = (
@@ -31,6 +32,36 @@ def one_width(study: Study, arms: Collection[str], most: int = len(COLOURS)) -> 
     shown = {Arm(name, max(widths[name])).key: name for name in names}
     several = any(len(widths[name]) > 1 for name in names)
     return shown, [others, "Of each variant the widest network" if several else None]
+
+
+def main_arms(
+    study: Study, connection: duckdb.DuckDBPyConnection, names: Mapping[str, str], most: int
+) -> tuple[list[str], str | None]:
+    """The arms with panels of their own, and a sentence if these are not all.
+
+    Where there is no room for all: the first, the one that others are compared with, and the best on newest classes in
+    later tasks; then the next ones.
+
+    Args:
+        study: has the arms.
+        connection: may have ``class_progress``, by which the best is known.
+        names: of the arms with data, in the study's order.
+        most: panels that one can still read.
+    """
+    if len(names) <= most:
+        return list(names), None
+    newest = newest_classes(study, connection) if has_view(connection, "class_progress") else {}
+    known = {arm: newest[arm] for arm in names if arm in newest}
+    chosen = {next(iter(names)): "the first"}
+    if known:
+        reference = reference_of(study, known)
+        chosen.setdefault(reference, names[reference])
+        gaps = {arm: known[arm].minus(known[reference]).mean for arm in known if arm not in chosen}
+        chosen |= {arm: "the best of the others in later tasks" for arm in gaps if gaps[arm] == max(gaps.values())}
+    kept = list(dict.fromkeys([*chosen, *names]))[:most]
+    which = [chosen[arm] for arm in kept if arm in chosen] + ["the next"] * (len(chosen) < most)
+    said = f"Variants: {len(kept)} of {len(names)}, {style.listed(list(dict.fromkeys(which)))}"
+    return [arm for arm in names if arm in kept], said
 
 
 def series_colour(names: Sequence[str], *, legend: bool = True, title: str = "series:N") -> alt.Color:
