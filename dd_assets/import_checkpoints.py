@@ -184,7 +184,7 @@ def _told(done: Any, dry_run: bool, seconds: float) -> str:
     elif done.written:
         speed = f"{done.bytes / 1e6:,.0f} MB in {seconds:.1f} s"
         lines.append(f"  {len(done.written)} files written, {speed}")
-        lines.append("Done. Look at it: dagster asset materialize --select curvature")
+        lines.append("Done. Dagster is not told of it; look at it: dagster asset materialize --select curvature")
     else:
         lines.append("All of it had been imported before; nothing was changed.")
     return "\n".join(lines)

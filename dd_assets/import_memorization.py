@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     print(f"{done.source}: {done.num_images:,} images for {', '.join(done.arms)}")
-    print("Compare scores with it: dagster asset materialize --select memorization_agreement")
+    print("Dagster is not told of it; compare scores with it: dagster asset materialize --select group:memorization")
     return 0
 
 

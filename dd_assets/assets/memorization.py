@@ -57,13 +57,14 @@ def memorization_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
         with shown_as_sentence():
             store = laboratory.store()
             asked = {study.name: study for study in config.asked(studies)}
-            done = _rebuild(context, store, asked)
+            done, missing = _rebuild(context, store, asked)
             if not done:
                 _refuse_or_skip(context, store, asked)
                 return
             facts = _facts(done) | warn_of_harms(context, store, asked.values(), ("image_progress", "runs", *NAMES))
             # Stale until a step does all.
-            is_part = any(_has_images(store, study) for name, study in studies.items() if name not in done)
+            left_out = [study for name, study in studies.items() if name not in asked or name in missing]
+            is_part = any(_has_images(store, study) for study in left_out)
             tags = input_tags({TRAINED.key: ("partial", None)}) if is_part else None
             numbers = _refresh(store)
         for key in sorted(context.selected_asset_keys):
@@ -101,11 +102,13 @@ def _settings(studies: Mapping[str, Study]) -> dg.AssetSpec:
     )
 
 
-def _rebuild(context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study]) -> dict[str, "Rebuilt"]:
-    """Score what has changed of each study; what came of those that have scores."""
+def _rebuild(
+    context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study]
+) -> tuple[dict[str, "Rebuilt"], list[str]]:
+    """Score what has changed of each study; what came of those that have scores, and those whose data are absent."""
     from dd_core.results.memorization import rebuild
 
-    done = {}
+    done, missing = {}, []
     for name, study in studies.items():
         try:
             one = rebuild(store, study)
@@ -113,6 +116,7 @@ def _rebuild(context: dg.AssetExecutionContext, store: Store, studies: Mapping[s
             if len(studies) == 1:
                 raise
             context.log.warning(f"{name}: {error}")
+            missing.append(name)
             continue
         if one.computed:
             context.log.info(f"{name}: {len(one.computed)} arms scored")
@@ -120,7 +124,7 @@ def _rebuild(context: dg.AssetExecutionContext, store: Store, studies: Mapping[s
             context.log.warning(f"{name}/{arm}: diverged and left out: trials {', '.join(map(str, trials))}")
         if one.arms:
             done[name] = one
-    return done
+    return done, missing
 
 
 def _refuse_or_skip(context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study]) -> None:

@@ -117,14 +117,20 @@ def plasticity_sentences(study: Study, arms: Mapping[str, Newest]) -> list[str]:
     others = [arm for arm in arms if arm != reference]
     if begins_anew(study.variants[names[reference]]) and others:
         return [_against_fresh(names[arm], arms[arm].minus(arms[reference])) for arm in others]
-    own = [_over_tasks(names[reference], arms[reference].change_per_task())] if len(arms[reference].tasks) > 1 else []
+    alone = arms[reference]
+    own = [_over_tasks(names[reference], alone.change_per_task())] if len(alone.tasks) > 1 else []
+    if not own and not others:
+        share = alone.at(alone.tasks[0]).words(1, 100, " %") if alone.tasks else "not known for all trials"
+        own = [f"{names[reference]}: accuracy on the newest classes is {share} with one task ended"]
     return own + [_against_first(names[arm], arms[arm].minus(arms[reference])) for arm in others]
 
 
 def plasticity_headline(study: Study, arms: Mapping[str, Newest]) -> str:
     """The same in short: what becomes of the study's first arm, and of the one that does best beside it."""
     reference = reference_of(study, arms)
-    first, *rest = [arm for arm in arms if arm != reference or not begins_anew(study.variants[study.arms[arm].variant])]
+    first, *rest = [
+        arm for arm in arms if arm != reference or not begins_anew(study.variants[study.arms[arm].variant])
+    ] or [reference]
     shown = {first: arms[first]}
     if rest:
         best = max(rest, key=lambda arm: arms[arm].minus(arms[reference]).mean)

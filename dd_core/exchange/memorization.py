@@ -5,6 +5,7 @@ which image of ours each is. Labels prove it.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from dd_core.tables.files import to_arrow, write_result
 
 # Before the name of the file that rows came from.
 IMPORTED = "import-"
+# The source of what a study measures itself.
+MEASURED = "subsets"
 # Labels of CIFAR agree to the last; other orders agree by chance alone.
 _MOST_WRONG = 0.0
+# Raised by members of an archive that was cut off or changed.
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ def import_memorization(store: Store, study: Study, path: Path, index_map: Path 
         UserError: a file is none, lacks a field, or is of other images, as their labels tell; nothing is written.
         DataMissingError: the data set is absent.
     """
+    if path.stem == MEASURED:
+        raise UserError(f"{path}: {MEASURED} is what a study's own measurement is called; rename the file")
     labels, values = _read(path, "tr_labels"), _read(path, "tr_mem").astype(float)
     ours = load(study.data.dataset).labels[: load(study.data.dataset).num_official_train]
     if labels.ndim != 1 or values.shape != labels.shape:
@@ -81,17 +88,20 @@ def _read(path: Path, field: str) -> np.ndarray:
             if field not in content:
                 raise UserError(f"{path} has no field {field}; it has {', '.join(content) or 'none'}")
             values: np.ndarray = content[field]
-            return values
-    except (OSError, ValueError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError, *_DAMAGED) as error:
         raise UserError(f"{path} cannot be read as an .npz file ({type(error).__name__})") from error
+    if values.dtype.kind not in "iuf":
+        raise UserError(f"{path}: {field} holds no numbers but {values.dtype}")
+    return values
 
 
 def _map(path: Path, num: int, most: int) -> np.ndarray:
     try:
-        places = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            places = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read as an .npy file ({type(error).__name__})") from error
-    is_map = isinstance(places, np.ndarray) and places.shape == (num,) and places.dtype.kind in "iu"
+    is_map = places.shape == (num,) and places.dtype.kind in "iu"
     if not is_map or len(np.unique(places)) != num or (num and (places.min() < 0 or places.max() >= most)):
         raise UserError(f"{path}: an index map of {num} images names each of their rows in 0 to {most - 1} once")
     return places.astype(np.int64)

@@ -61,6 +61,7 @@ class ClassSchedule(Strict):
     )
     found: tuple[FoundOrder, ...] = Field(
         default=(),
+        repr=False,  # a line for every trial
         strict=False,
         json_schema_extra={"left_out_of_recipe": True},
         description="what the files of orders say; filled in when the study is read, so that nobody needs them after",

@@ -88,19 +88,23 @@ def _chosen(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:
             if not isinstance(content, Mapping) or part not in content:
                 raise UserError(f"{path}: has no key {key}; {_keys(content)}")
             content = content[part]
-    while isinstance(content, Mapping) and not _is_state(content):
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not _is_state(content):
+    state = _state_in(content)
+    if state is None:
         where = f"what is at {key}" if key else "it"
         raise UserError(f"{path}: {where} is no state_dict, names and tensors; {_keys(content)}; choose one by --key")
-    return dict(content)
+    return dict(state)
 
 
-def _is_state(content: Any) -> bool:
-    return isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
+def _state_in(content: Any) -> Mapping[str, Any] | None:
+    """The state_dict in what may wrap it; wrappers first, as a best accuracy beside them may be a tensor, too."""
+    if not isinstance(content, Mapping):
+        return None
+    for name in WRAPPERS:
+        if (inner := _state_in(content.get(name))) is not None:
+            return inner
+    values = list(content.values())
+    is_state = any(isinstance(v, Tensor) for v in values) and not any(isinstance(v, Mapping) for v in values)
+    return content if is_state else None
 
 
 def _keys(content: Any) -> str:

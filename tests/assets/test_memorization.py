@@ -1,5 +1,7 @@
 """The assets of memorisation: six tables of one step, their checks, and what is said where there is nothing."""
 
+from typing import Any
+
 import dagster as dg
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 
-def materialize(store: Store, studies: dict[str, Study], *only: str) -> dg.ExecuteInProcessResult:
+def materialize(
+    store: Store, studies: dict[str, Study], *only: str, config: dict[str, Any] | None = None
+) -> dg.ExecuteInProcessResult:
     return dg.materialize(
         memorization_assets(studies),
         selection=list(only or NAMES),
         resources={"laboratory": Laboratory(root=str(store.root))},
         raise_on_error=False,
+        run_config=config,
     )
 
 
@@ -33,9 +38,15 @@ def test_six_tables_are_made_in_one_step_and_checked(trained: Store, tiny_study:
     assert passed == dict.fromkeys(
         ("every_image_is_scored", "areas_are_defined", "errors_are_known", "no_trial_diverged"), True
     )
-    again = materialize(trained, {"tiny": tiny_study}, "memorization_detection")
-    (event,) = again.asset_materializations_for_node("memorization")
-    assert event.metadata["arms_computed_now"].value == 0
+    # Evaluated with an earlier recipe, say: it has nothing to be scored, so nothing is left out.
+    studies = {"tiny": tiny_study, "other": tiny_study.model_copy(update={"name": "other"})}
+    trained.table_folder("image_progress", "other").mkdir(parents=True)
+    for asked, is_part in (([], False), (["tiny"], True)):
+        config = {"ops": {"memorization": {"config": {"studies": asked}}}}
+        again = materialize(trained, studies, "memorization_detection", config=config)
+        (event,) = again.asset_materializations_for_node("memorization")
+        assert event.metadata["arms_computed_now"].value == 0
+        assert ("partial" in str(event.tags)) == is_part
 
 
 def test_with_nothing_to_score_one_sentence_says_so(store: Store, tiny_study: Study) -> None:

@@ -205,7 +205,9 @@ def test_wrappers_are_looked_into_and_their_prefixes_stripped(bench: _Bench) -> 
     ema = AveragedModel(network(1))
     state = {f"module._orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
     state |= {"module._orig_mod.bn1.num_batches_tracked": torch.tensor(7)}
-    bench.save("1.pt", {"state_dict": state, "epoch": 3, "ema": {"shadow": ema.state_dict()}})
+    bench.save(
+        "1.pt", {"state_dict": state, "epoch": 3, "best": torch.tensor(76.1), "ema": {"shadow": ema.state_dict()}}
+    )
     bench.save("2.pt", {"model": {"model_state_dict": model.half().state_dict()}})
     torch.save(model.float().state_dict(), bench.files / "3.pt", _use_new_zipfile_serialization=False)
     bench.load(HOW)
@@ -217,7 +219,7 @@ def test_wrappers_are_looked_into_and_their_prefixes_stripped(bench: _Bench) -> 
     assert "is not what was imported" in bench.refuse("--key ema.shadow")
     bench.load("--key ema.shadow --replace")
     same(bench.weights("imported.k002|0001"), 0, network(1).state_dict())
-    assert "has no key swa; its keys are state_dict, epoch, ema" in bench.refuse("--key swa --replace")
+    assert "has no key swa; its keys are state_dict, epoch, best and 1 others" in bench.refuse("--key swa --replace")
 
 
 class _Payload:
@@ -246,6 +248,7 @@ def test_files_that_are_no_weights_of_this_network_are_refused_in_a_sentence(ben
     assert "has fc.bias twice, with and without a prefix" in refused({**state, "module.fc.bias": state["fc.bias"]})
     assert "fc.bias is torch.int32, and should be torch.float32" in refused({**state, "fc.bias": torch.ones(10).int()})
     assert "it is no state_dict" in refused({"epoch": 3})
+    assert "its keys are epoch, net, best; choose" in refused({"epoch": 3, "net": state, "best": torch.tensor(76.1)})
     assert "it is no state_dict" in refused([1, 2])
     for length in (0, 100, good.stat().st_size - 1000):
         (bench.files / "2.pt").write_bytes(good.read_bytes()[:length])
@@ -295,6 +298,9 @@ def test_published_files_come_with_their_orders_of_classes(bench: _Bench, tmp_pa
     compute_curvature(study, study.checkpoint("imported.k002|0003"), bench.store)
     np.save(folder / "index-0.npy", orders[1])
     assert "is another order of classes than that of trial 0" in bench.refuse("", "")
+    np.save(folder / "index-0.npy", orders[0])
+    told = bench.refuse("--classes 2,2,5", "")
+    assert "first=2 add=2 every=3" in told and "first=2 add=2 every=5" in told and "FoundOrder" not in told
 
 
 def test_folders_and_patterns_that_do_not_fit_are_refused(bench: _Bench, tmp_path: Path) -> None:

@@ -206,6 +206,25 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     order.write_bytes(b"none")
     with pytest.raises(UserError, match=r"cannot be read as an .npy file"):
         import_memorization(lab, study, file, order)
+    np.savez(order.with_suffix(""), theirs)
+    for content in (b"", b"PK\x03\x04none", order.with_suffix(".npz").read_bytes()):
+        order.write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot be read as an .npy file"):
+            import_memorization(lab, study, file, order)
+    np.savez(tmp_path / "text.npz", tr_labels=labels, tr_mem=labels.astype(str))
+    with pytest.raises(UserError, match=r"text.npz: tr_mem holds no numbers but <U"):
+        import_memorization(lab, study, tmp_path / "text.npz")
+    np.savez_compressed(tmp_path / "harmed.npz", tr_labels=labels, tr_mem=labels)
+    whole = bytearray((tmp_path / "harmed.npz").read_bytes())
+    whole[300:330] = b"\xff" * 30
+    for content in (b"", bytes(whole)):
+        (tmp_path / "harmed.npz").write_bytes(content)
+        with pytest.raises(UserError, match=r"harmed.npz cannot be read as an .npz file"):
+            import_memorization(lab, study, tmp_path / "harmed.npz")
+    file.rename(tmp_path / "subsets.npz")
+    with pytest.raises(UserError, match=r"subsets is what a study's own measurement is called; rename the file"):
+        import_memorization(lab, study, tmp_path / "subsets.npz")
+    (tmp_path / "subsets.npz").rename(file)
     np.savez(tmp_path / "other.npz", labels=labels)
     with pytest.raises(UserError, match=r"has no field tr_labels; it has labels"):
         import_memorization(lab, study, tmp_path / "other.npz")

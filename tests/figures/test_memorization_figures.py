@@ -18,14 +18,17 @@ import vl_convert
 
 from dd_core.analysis import incremental_report, memorization_report
 from dd_core.analysis.intervals import over_trials
-from dd_core.analysis.memorization.sentences import detection_words, words_of
+from dd_core.analysis.memorization.ranks import as_numbers
+from dd_core.analysis.memorization.sentences import boundary_sentence, detection_words, forecasts, words_of
 from dd_core.analysis.plasticity import task_ends
 from dd_core.data.datasets import load
 from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
 from dd_core.figures.charts import score_ranks
 from dd_core.figures.charts.memorized_images import _IMAGE as IMAGE
+from dd_core.figures.charts.memorized_images import most
 from dd_core.figures.drawing.pixels import data_uri
+from dd_core.figures.panels.image_means import read_means
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
@@ -91,6 +94,9 @@ def test_each_compiles_and_says_on_what_and_a_study_of_the_other_kind_has_none(
     specification = drawn(name, study, filled)
     text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    if name in ("detection_by_score", "scores_against_truth"):
+        width = re.search(r'<svg[^>]* width="([0-9.]+)"', text)
+        assert width and float(width[1]) <= 800, "legible where figures are drawn 800 pixels wide"
     assert "digits" in subtitle(specification) and "nan" not in title(specification) + subtitle(specification)
     assert draw(name, MEMORIZATION if study is INCREMENTAL else INCREMENTAL, filled) is None
 
@@ -250,6 +256,15 @@ def test_a_network_that_begins_anew_is_what_plasticity_is_measured_by(
     assert "anew begins anew with every task" in subtitle(specification)
 
 
+@pytest.mark.parametrize("epochs", [20, 4], ids=["later tasks", "one task"])
+def test_of_a_network_that_begins_anew_alone_its_own_accuracy_is_told(epochs: int, store: Store) -> None:
+    anew = {"shrink_and_perturb": {"shrink": 0.001, "noise": 0.1, "at": "tasks"}}
+    variants = {"anew": {**made.VARIANT, "interventions": anew}}
+    study = made.incremental_study(variants=variants, epochs=epochs, checkpoints=tuple(range(0, epochs + 1, 2)))
+    made.write_incremental(store, study)
+    assert title(drawn("plasticity", study, store)).startswith("anew: accuracy on the newest classes ")
+
+
 def test_curvature_by_age_compares_oldest_with_newest_and_leaves_out_what_was_not_seen(filled: Store) -> None:
     specification = drawn("curvature_by_class_age", INCREMENTAL, filled)
     # Doubled with every task; the first came four tasks before the last.
@@ -261,6 +276,45 @@ def test_curvature_by_age_compares_oldest_with_newest_and_leaves_out_what_was_no
     assert ("2", "4") not in lines and ("2", "6") in lines
     ages = {row["age"]: row["trace"] for row in rows(specification, "age")}
     assert sorted(ages) == [0, 1, 2, 3, 4] and ages[4] / ages[0] == pytest.approx(16, rel=1e-5)
+
+
+def test_what_foretells_forgetting_surely_goes_before_what_does_more_and_no_correlation_is_beyond_one() -> None:
+    found = {("loss", "max"): (0.9, -0.1, 0.5), ("trace", "mean"): (0.40, 0.41, 0.42)}
+    own = [
+        {"predictor": predictor, "statistic": statistic, "trial": trial, "boundary": 1, "spearman": rho}
+        for (predictor, statistic), values in found.items()
+        for trial, rho in enumerate(values)
+    ]
+    assert boundary_sentence("plain", own).startswith(
+        "plain: what images showed before tells what is forgotten at a boundary; mean curvature correlates most of "
+        "those that surely do, \u03c1 = 0.41 (95 % interval 0.39 to 0.43, 3 trials)"
+    )
+    unsure = forecasts(own)["loss", "max"]
+    assert (unsure.mean, unsure.low, unsure.high) == (pytest.approx(1.3 / 3), pytest.approx(-0.817, abs=1e-3), 1.0)
+    assert "nothing that images showed before surely tells" in boundary_sentence("plain", own[:3])
+    assert "one trial, no interval" in boundary_sentence("plain", own[:1])
+
+
+def test_of_many_variants_some_are_drawn_and_which_is_said_once(store: Store) -> None:
+    study = made.incremental_study(variants={f"v{i}": made.VARIANT for i in range(9)}, trials=2, epochs=8,
+                                   checkpoints=(0, 4, 8))  # fmt: skip
+    made.write_incremental(store, study)
+    for name in ("curvature_by_class_age", "forgetting_at_boundaries"):
+        expected = "Variants: 3 of 9, the first and the best of the others in later tasks"
+        assert re.findall(r"Variants: [^\n]*", subtitle(drawn(name, study, store))) == [expected]
+
+
+def test_where_classes_come_in_groups_scores_are_said_not_to_be_comparable(store: Store, filled: Store) -> None:
+    classes = {"first": 2, "add": 2, "every": 2}
+    study = made.memorization_study(
+        data={"dataset": "digits", "num_train": 100, "classes": classes},
+        variants={"some": made.VARIANT},
+    )
+    made.write_memorization(store, study)
+    for name in ("detection_by_score", "scores_against_truth", "score_ranks", "memorized_images"):
+        said = subtitle(drawn(name, study, store)).replace("\n", " ")
+        assert "not comparable between classes that came at different times" in said
+        assert "Classes came" not in subtitle(drawn(name, MEMORIZATION, filled))
 
 
 def test_forgetting_has_the_mean_over_boundaries_of_every_predictor_and_fifths(filled: Store) -> None:
@@ -322,6 +376,14 @@ def test_a_score_at_chance_finds_nothing_and_one_without_an_interval_is_not_sure
     best = {"score": "csl", "auroc": 0.52, "auroc_low": 0.49, "auroc_high": 0.55}
     assert detection_words([best], "near duplicates") == (
         "near duplicates: no score surely; at best cumulative sample loss, AUROC 0.52 (95 % interval 0.49 to 0.55)"
+    )
+    sure = {"score": "el2n", "auroc": 0.51, "auroc_low": 0.505, "auroc_high": 0.52}
+    assert detection_words([best, sure], "copies") == (
+        "copies: EL2N, AUROC 0.51 (95 % interval 0.51 to 0.52), not surely better than cumulative sample loss"
+    ), "what is sure goes before what is larger"
+    contrary = {"score": "el2n", "auroc": 0.3, "auroc_low": 0.2, "auroc_high": 0.4}
+    assert "no score surely, and they surely look less memorised by EL2N, AUROC 0.30" in detection_words(
+        [best, contrary], "copies"
     )
     single = [best | {"auroc": value, "auroc_low": None, "auroc_high": None} for value in (0.9, 0.8)]
     assert detection_words(single, "copies") == (
@@ -477,6 +539,33 @@ def test_the_histogram_has_every_image_and_the_means_of_both_kinds_of_labels(fil
         f"{wrong.mean():.2f} (95 % interval {ends[0]:.2f} to {ends[1]:.2f}) against {right.mean():.2f}"
     )
     assert sum(row["count"] for row in rows(specification, "count")) == 3 * 100
+
+
+def test_never_is_a_number_in_the_mean_over_trials(store: Store) -> None:
+    variant = {"plain": MEMORIZATION.variants["some"].model_dump()}
+    study = made.memorization_study(variants=variant, trials=2)
+    ((key, arm),) = study.arms.items()
+    same = {"variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm), "is_noisy": False}
+    same |= {"true_label": 0, "given_label": 0, "duplicate": "", "num_evaluations": 5}  # of 10
+    found = {0: [1.0, 1.0], 1: [2.0, None], 2: [None, None], 3: [3.0, 0.0]}
+    images = [
+        same | {"trial": trial, "image_id": image, "first_learned_epoch": value, "forgetting_events": value}
+        for image, values in found.items()
+        for trial, value in enumerate(values)
+    ]
+    made.write_rows(store, study, "memorization", images, key)
+    with contextlib.closing(connect(store)) as connection:
+        means = read_means(connection, study, key)
+    expected = np.array([
+        [as_numbers(name, np.array([values[trial] for values in found.values()], float), 6.0)
+         for trial in (0, 1)]
+        for name in ("first_learned_epoch", "forgetting_events")
+    ]).mean(1)  # fmt: skip
+    assert means.oriented("first_learned_epoch").tolist() == expected[0].tolist()
+    assert means.oriented("forgetting_events").tolist() == expected[1].tolist() == [1, 2, 3, 1.5]
+    assert [row["never_right"] for row in means.rows] == [False, False, True, False]
+    (top,) = most(means, "forgetting_events", 0)[:1]
+    assert top["image_id"] == 2
 
 
 def test_a_score_that_no_image_has_is_in_no_figure(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

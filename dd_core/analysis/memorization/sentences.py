@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,19 @@ def detection_words(rows: Sequence[Row], what: str) -> str:
         rows: of ``memorization_detection`` of one arm and target, with an AUROC each; at least one.
         what: is found.
     """
-    best, *others = sorted(rows, key=lambda row: -row["auroc"])
-    said = f"{words_of(best['score'])}, AUROC {with_interval(best, 'auroc')}"
-    if best["auroc_low"] is not None and best["auroc_low"] <= CHANCE:
-        return f"{what}: no score surely; at best {said}"
-    return f"{what}: {said}{_not_surely(overlapping(best, others, 'auroc'))}"
+    ranked = sorted(rows, key=lambda row: -row["auroc"])
+    # One with a larger value may have an interval that reaches chance, and then says less.
+    best = next((row for row in ranked if row["auroc_low"] is None or row["auroc_low"] > CHANCE), None)
+    if best is not None:
+        others = [row for row in ranked if row is not best]
+        return f"{what}: {_area(best)}{_not_surely(overlapping(best, others, 'auroc'))}"
+    if ranked[-1]["auroc_high"] < CHANCE:
+        return f"{what}: no score surely, and they surely look less memorised by {_area(ranked[-1])}"
+    return f"{what}: no score surely; at best {_area(ranked[0])}"
+
+
+def _area(row: Row) -> str:
+    return f"{words_of(row['score'])}, AUROC {with_interval(row, 'auroc')}"
 
 
 def noise_words(row: Row) -> str:
@@ -110,13 +119,17 @@ def labels_sentence(values: Mapping[bool, np.ndarray], name: str | None = None) 
 def forecasts(rows: Sequence[Row]) -> dict[tuple[str, str], Estimate]:
     """Mean rank correlation over boundaries by predictor and statistic, over trials; largest absolute value first.
 
+    Intervals end at -1 and 1: Student's, of few trials, may go beyond what a correlation can be.
+
     Args:
         rows: of ``boundary_forgetting`` of one arm, with a rank correlation each.
     """
     values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         values[row["predictor"], row["statistic"]][row["trial"]].append(row["spearman"])
-    found = {key: over_trials(float(np.mean(own)) for own in by_trial.values()) for key, by_trial in values.items()}
+    means = {key: over_trials(float(np.mean(own)) for own in by_trial.values()) for key, by_trial in values.items()}
+    # NaN, which is no interval, stays: it is first in both.
+    found = {key: replace(own, low=max(own.low, -1.0), high=min(own.high, 1.0)) for key, own in means.items()}
     return dict(sorted(found.items(), key=lambda pair: -abs(pair[1].mean)))
 
 
@@ -135,11 +148,13 @@ def boundary_sentence(name: str, rows: Sequence[Row]) -> str:
         name: of the variant.
         rows: as for ``forecasts``; at least one.
     """
-    (predictor, statistic), best = next(iter(forecasts(rows).items()))
+    found = list(forecasts(rows).items())
+    # Where nothing is sure the largest stands for all.
+    (predictor, statistic), best = next((own for own in found if own[1].sign), found[0])
     verdict = {
         1: "what images showed before tells what is forgotten at a boundary",
         -1: "what images showed before tells what is forgotten at a boundary, less where there was more",
         0: "nothing that images showed before surely tells what is forgotten at a boundary",
     }[best.sign]
-    how = f"{predictor_words(predictor, statistic)} correlates most with it, \u03c1 = {best.words(2)}"
-    return f"{name}: {verdict}; {how}"
+    most = "correlates most with it" if best == found[0][1] else "correlates most of those that surely do"
+    return f"{name}: {verdict}; {predictor_words(predictor, statistic)} {most}, \u03c1 = {best.words(2)}"

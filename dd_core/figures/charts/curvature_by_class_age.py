@@ -46,7 +46,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if study.data.classes is None or not has_view(connection, "per_image_curvature"):
         return None
     arms, left_out = drawn_arms(connection, study, "per_image_curvature")
-    names, notes = one_width(study, arms)
+    names, notes = one_width(study, arms, len(arms))
     means = _means(study, connection, list(names))
     if not means:
         return None

@@ -11,12 +11,21 @@ from dd_core.analysis.memorization.sentences import WRONG_LABEL, detection_words
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch
-from dd_core.figures.panels.memorization import INTERVALS, OURS, ROW, published_sets, source_line, whiskers
+from dd_core.figures.panels.memorization import (
+    INTERVALS,
+    OURS,
+    ROW,
+    class_ages_line,
+    published_sets,
+    source_line,
+    whiskers,
+)
 from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_PANEL, _ALONE, _COLUMNS = 125, 420, 3
+# Widths of panels by how many stand side by side; all of it is legible on 800 pixels.
+_PANELS = {1: 440, 2: 220, 3: 145}
 _ROWS = "SELECT * EXCLUDE (study, recipe) FROM rows WHERE list_contains($drawn, arm) ORDER BY ALL"
 
 Row = dict[str, Any]
@@ -41,15 +50,15 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     series = [OURS, *dict.fromkeys(row["series"] for own in known.values() for row in own)]
     lowest = min([0.45, *(row["low"] for own in panels.values() for row in _points(own) if row["low"] is not None)])
     scale = alt.Scale(domain=[math.floor(20 * lowest) / 20, 1], nice=False)
-    width = _PANEL if len(panels) > 1 else _ALONE
+    columns = min(len(panels), max(_PANELS))
     drawn = [
-        _panel(name, own, known[name], order, scale, series, width, labels=i % _COLUMNS == 0)
+        _panel(name, own, known[name], order, scale, series, labels=i % columns == 0, width=_PANELS[columns])
         for i, (name, own) in enumerate(panels.items())
     ]
     rates = {row["rate"] for own in known.values() for row in own if row["rate"] is not None}
     at = f" at {' and '.join(style.percent(rate) for rate in sorted(rates))} symmetric wrong labels" if rates else ""
     return style.finish(
-        alt.concat(*drawn, columns=_COLUMNS, spacing={"column": 42, "row": 44}),
+        alt.concat(*drawn, columns=columns, spacing={"column": 42, "row": 44}),
         headline(panels),
         [
             f"AUROC: probability that an image to be found scores higher than another; dashed: chance. {INTERVALS}",
@@ -57,10 +66,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             if len(series) > 1
             else None,
             *style.describe(study, list(names.values())),
+            class_ages_line(study),
             *notes,
             left_out,
         ],
-        characters=96,
+        characters=78,
     )  # fmt: skip
 
 
@@ -142,8 +152,8 @@ def _published(study: Study, rows: list[Row]) -> list[Row]:
 
 
 def _panel(
-    name: str, rows: list[Row], published: list[Row], order: list[str], scale: alt.Scale, series: list[str],
-    width: int, *, labels: bool,
+    name: str, rows: list[Row], published: list[Row], order: list[str], scale: alt.Scale, series: list[str], *,
+    labels: bool, width: int,
 ) -> style.Panel:  # fmt: skip
     x = alt.X("value:Q", scale=scale, title="AUROC", axis=alt.Axis(format=".1f", tickCount=4))
     lines = whiskers(

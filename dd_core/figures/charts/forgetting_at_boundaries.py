@@ -36,7 +36,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     arms, left_out = drawn_arms(connection, study, "boundary_forgetting")
     if not arms:
         return None
-    names, notes = one_width(study, arms)
+    names, notes = one_width(study, arms, len(arms))
     rows = fetch(connection, study, "boundary_forgetting", _ROWS, drawn=list(names))
     rows = [row for row in rows if row["spearman"] is not None]
     present = {row["arm"] for row in rows}

@@ -30,7 +30,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     arms, left_out = drawn_arms(connection, study, "memorization_truth")
     if not arms:
         return None
-    names, notes = one_width(study, arms)
+    names, notes = one_width(study, arms, _MOST_ARMS)
     values: dict[str, Values] = {}
     sources: dict[str, str] = {}
     errors: list[float] = []
@@ -42,7 +42,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not values:
         return None
     shown = {name: values[name] for name in names.values() if name in values}
-    shown = dict(list(shown.items())[:_MOST_ARMS])
     panels = [_panel(name if len(shown) > 1 else None, own, last=i == len(shown) - 1)
               for i, (name, own) in enumerate(shown.items())]  # fmt: skip
     first = next(iter(shown))
@@ -55,7 +54,6 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             f"Median standard error of an image: {np.median(errors):.2f}" if errors else None,
             "Intervals of means: over images (Student's t); all images share the same trials",
             *style.describe(study, list(shown)),
-            None if len(shown) == len(values) else f"Variants: the first {len(shown)} of {len(values)}",
             *notes,
             left_out,
         ],

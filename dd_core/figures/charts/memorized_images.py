@@ -14,6 +14,7 @@ from dd_core.data.datasets import load
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.pixels import data_uri
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
+from dd_core.figures.panels.memorization import class_ages_line
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -56,7 +57,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         source = cell["image_id"] if cell["copy_of"] is None else cell["copy_of"]
         cell["url"] = data_uri(images[source], study.data.record, _IMAGE)
         cell["label"] = _caption(study, cell) if cell["is_noisy"] else ""
-        cell["size"] = _written(cell["value"])
+        is_never = cell["never_right"] and cell["by"] == "forgetting_events"
+        cell["size"] = "never right" if is_never else _written(cell["value"])
     count = study.data.record.num_classes
     noise = study.variants[study.arms[arm].variant].label_noise
     titles = {
@@ -74,6 +76,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             ties_sentence(means, next(iter(kinds.values()))),
             None if len(labels) == count else f"Classes: the {len(labels)} of {count} whose images score highest",
             *style.describe(study, [study.arms[arm].variant]),
+            class_ages_line(study),
         ],
         characters=96,
     )  # fmt: skip
@@ -97,7 +100,7 @@ def most(means: ImageMeans, score: str, label: int, *, right_only: bool = False)
     """
     pairs = zip(means.oriented(score).tolist(), np.nan_to_num(means.oriented(_TIES), nan=-np.inf).tolist(), strict=True)
     own = [
-        {**row, "value": row[score], "oriented": value, "tie": tie, "score": _name(score)}
+        {**row, "value": row[score], "oriented": value, "tie": tie, "score": _name(score), "by": score}
         for row, (value, tie) in zip(means.rows, pairs, strict=True)
         if row["given_label"] == label and math.isfinite(value) and not (right_only and row["is_noisy"])
     ]

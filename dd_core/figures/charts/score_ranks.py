@@ -13,6 +13,7 @@ from dd_core.analysis.intervals import interval, signed
 from dd_core.analysis.memorization.sentences import words_of
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
+from dd_core.figures.panels.memorization import class_ages_line
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -47,6 +48,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "over images (Bonett & Wright 2000)",
             f"{arm} \u00b7 {len(means.rows):,} images \u00b7 scores are means over the trials that trained on an image",
             *style.describe(study, [study.arms[arm].variant]),
+            class_ages_line(study),
         ],
         characters=88,
     )  # fmt: skip

@@ -9,12 +9,12 @@ from dd_core.analysis.memorization.published import agreements
 from dd_core.analysis.memorization.sentences import agreement_sentence, words_of
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch
-from dd_core.figures.panels.memorization import INTERVALS, ROW, source_line, whiskers
+from dd_core.figures.panels.memorization import INTERVALS, ROW, class_ages_line, source_line, whiskers
 from dd_core.figures.panels.task_lines import one_width
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_PANEL, _MOST_ARMS = 140, 3
+_PANEL, _MOST_ARMS = 125, 3
 _MEASURES = {
     "spearman": "Spearman's rank correlation",
     "pearson": "Pearson's correlation",
@@ -33,7 +33,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     arms, left_out = drawn_arms(connection, study, "memorization_agreement")
     if not arms:
         return None
-    names, notes = one_width(study, arms)
+    names, notes = one_width(study, arms, _MOST_ARMS)
     rows = fetch(connection, study, "memorization_agreement", _ROWS, drawn=list(names))
     known = [row for row in rows if any(row[measure] is not None for measure in _MEASURES)]
     groups: dict[str, list[Row]] = {}
@@ -55,11 +55,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
                         "scores that vary little"),
             f"Truth: {_truth(first)}",
             *style.describe(study, [name for name in names.values() if any(own.startswith(name) for own in shown)]),
-            None if len(shown) == len(groups) else f"Variants: the first {len(shown)} of {len(groups)}",
             *notes,
+            None if len(shown) == len(groups) else f"Lines: the first {len(shown)} of {len(groups)}",
+            class_ages_line(study),
             left_out,
         ],
-        characters=96,
+        characters=78,
     )  # fmt: skip
 
 

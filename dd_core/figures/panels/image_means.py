@@ -8,15 +8,27 @@ import numpy as np
 
 from dd_core.figures.drawing.selection import fetch, fetch_exact, has_view
 from dd_core.study.study import Study
-from dd_core.tables.memorization import SCORES
+from dd_core.tables.memorization import NEVER_IS_LARGEST, SCORES
 
 TRUTH = "memorization"
+
+
+def _known(name: str) -> str:
+    """A score with a number for "never", as ``as_numbers`` has it: an average would leave null out."""
+    most = f"max({name}) OVER (PARTITION BY trial)"
+    never = f"{most} + 1" if name == "forgetting_events" else f"CASE WHEN {most} IS NOT NULL THEN longest END"
+    return f"coalesce({name}, {never}) AS {name}"
+
 
 _MEANS = f"""
     SELECT image_id, any_value(true_label) AS true_label, any_value(given_label) AS given_label,
            bool_or(is_noisy) AS is_noisy, any_value(copy_of) AS copy_of, any_value(duplicate) AS duplicate,
-           count(*) AS num_trials, {", ".join(f"avg({name}) AS {name}" for name in SCORES)}
-    FROM rows WHERE arm = $arm GROUP BY image_id ORDER BY image_id
+           count(*) AS num_trials, bool_and(is_never_right) AS never_right,
+           {", ".join(f"avg({name}) AS {name}" for name in SCORES)}
+    FROM (SELECT * REPLACE ({", ".join(map(_known, NEVER_IS_LARGEST))}), forgetting_events IS NULL AS is_never_right
+          FROM (SELECT *, list_extract($epochs, max(num_evaluations) OVER ()) + 1 AS longest
+                FROM rows WHERE arm = $arm))
+    GROUP BY image_id ORDER BY image_id
 """
 # Of several sources the study's own measurement comes first.
 _TRUTH = """
@@ -31,7 +43,9 @@ class ImageMeans:
     """The images of one arm.
 
     Attributes:
-        rows: of each image its labels, mean scores, and where it is known ``memorization`` with its standard error.
+        rows: of each image its labels, mean scores ("never" counts as in ``as_numbers``), whether it is ``never_right``
+            in any trial (without forgetting events all are), and where it is known ``memorization`` with its standard
+            error.
         scores: columns with a value for at least half of the images and not all the same, in the order of ``SCORES``.
         source: of the truth; None without.
     """
@@ -48,7 +62,10 @@ class ImageMeans:
 
 def read_means(connection: duckdb.DuckDBPyConnection, study: Study, arm: str) -> ImageMeans:
     """The images of an arm; no rows where none has scores."""
-    rows = fetch_exact(connection, study, "memorization", _MEANS, arm=arm)
+    every = study.evaluation.every
+    evaluated = [epoch for epoch in range(1, study.epochs + 1) if epoch % every == 0 or epoch in study.checkpoints]
+    epochs = [epoch for epoch in evaluated if study.keeps_images(epoch)]
+    rows = fetch_exact(connection, study, "memorization", _MEANS, arm=arm, epochs=epochs)
     truth = (
         {row["image_id"]: row for row in fetch_exact(connection, study, "memorization_truth", _TRUTH, arm=arm)}
         if has_view(connection, "memorization_truth")

@@ -19,6 +19,16 @@ def published_sets(study: Study, present: Collection[str]) -> list[str]:
     return [study.data.title] if study.data.title in present else sorted(present)
 
 
+def class_ages_line(study: Study) -> str | None:
+    """Why scores of images of different classes cannot be compared; None where all classes come at once."""
+    if study.data.classes is None:
+        return None
+    return (
+        "Classes came one group after the other: scores are sums, times and means over the evaluations since an "
+        "image's class came, and not comparable between classes that came at different times"
+    )
+
+
 def whiskers(
     rows: list[dict[str, Any]],
     published: list[dict[str, Any]],

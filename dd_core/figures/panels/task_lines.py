@@ -19,15 +19,16 @@ MOST_BANDS = 4
 _MOST_RULES = 40
 
 
-def one_width(study: Study, arms: Collection[str]) -> tuple[dict[str, str], list[str | None]]:
+def one_width(study: Study, arms: Collection[str], most: int = len(COLOURS)) -> tuple[dict[str, str], list[str | None]]:
     """The arms to draw, one of each variant, with their names, and sentences about the others.
 
     Args:
         study: has the arms.
         arms: keys of those with data.
+        most: arms that one can still read.
     """
     widths = {name: [k for k in study.all_widths if Arm(name, k).key in arms] for name in study.variants}
-    names, others = shown_variants(study, [name for name, ks in widths.items() if ks], len(COLOURS))
+    names, others = shown_variants(study, [name for name, ks in widths.items() if ks], most)
     shown = {Arm(name, max(widths[name])).key: name for name in names}
     several = any(len(widths[name]) > 1 for name in names)
     return shown, [others, "Of each variant the widest network" if several else None]
