@@ -139,6 +139,7 @@ def write_curvature(store: Store) -> Writer:
                 "trial": np.array([row[0] for row in rows]),
                 "epoch": np.array([row[1] for row in rows]),
                 "subset": np.array([row[2] for row in rows]),
+                "num_seen_classes": None, "num_active_classes": None,
                 "num_images": 10, "mean_trace": level, "source_sha256": "0", "mean_trace_standard_error": 0.0,
                 **{f"trace_{name}": factor * level for name, factor in quantiles},
                 **{f"mean_{name}": 1.0 for name in means},
@@ -148,6 +149,7 @@ def write_curvature(store: Store) -> Writer:
             folder = store.table_folder("curvature", study.name, key)
             write_parquet(folder / "summary.parquet", to_arrow("curvature", summary, len(rows)))
             per_image = {
+                "num_seen_classes": None, "num_active_classes": None,
                 **common, "trial": np.repeat(np.arange(study.trials), len(ids)), "epoch": EPOCHS[-1],
                 **{
                     name: np.tile(values, study.trials)
