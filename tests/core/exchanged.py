@@ -35,7 +35,8 @@ def write_rows(
     """Rows of one arm, as the trainer writes them; what a row does not say is null."""
     common = {"variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm)}
     names = [column.name for column in TABLES[table].file_columns]
-    names += [name for name in rows[0] if name in VALUES and name not in names] if rows else []
+    if table == "image_progress" and rows:  # which may have more columns
+        names += [name for name in VALUES if name in rows[0] and name not in names]
     columns = {name: [{**common, **row}.get(name) for row in rows] for name in names}
     path = store.table_folder(table, study.name, arm.key) / f"{part}.parquet"
     write_parquet(path, to_arrow(table, columns, len(rows)))
