@@ -56,7 +56,7 @@ class Speed:
 
 
 def flops(k: int) -> float:
-    """Of training ResNet18k on one image of 32x32x3."""
+    """FLOPs of training ResNet18k on one image of 32x32x3."""
     return 3.0 * forward_flops("preact_resnet18", k, (32, 32, 3), 10)
 
 
@@ -69,7 +69,7 @@ def fit(speeds: list[Speed]) -> tuple[float, float]:
 
 
 def hours(model: tuple[float, float], widths: range) -> float:
-    """Of all trials and epochs of these widths."""
+    """The sum over all trials and epochs of these widths."""
     return sum(model[0] + model[1] * flops(k) for k in widths) * IMAGES_PER_WIDTH / 3600
 
 

@@ -126,7 +126,7 @@ def relative_residual(case: Case, value: float, vector: Tensor) -> float:
 
 
 def iterations_needed(case: Case) -> int:
-    """Of the power method, until the residual is as small as wanted; from the sequence of its vectors."""
+    """Products of the power method, until the residual is as small as wanted; from the sequence of its vectors."""
     operator = case.ours()
     torch.manual_seed(0)
     vector = torch.cat([torch.randn(p.shape).reshape(-1) for p in case.model.parameters()])
@@ -141,7 +141,7 @@ def iterations_needed(case: Case) -> int:
 
 
 def basis_vectors(case: Case) -> int:
-    """Of ARPACK, with which it needs the fewest products; with few of them it may converge to a smaller eigenvalue."""
+    """Vectors of ARPACK with which it needs the fewest products; with few it may find a smaller eigenvalue."""
     operator, products, found = case.ours(), {}, {}
     for num_vectors in (5, 8, 12, 16, 20, 30):
         count = []
@@ -217,7 +217,7 @@ def density_errors(seeds: int) -> dict[str, float]:
 
 
 def probes_needed(case: Case, trace: float, quick: bool) -> int:
-    """Of Hutchinson's, for the wanted standard error, from the spread of a few dozen."""
+    """Products of Hutchinson's estimator, for the wanted standard error, from the spread of a few dozen."""
     operator = case.ours()
     signs = random_signs(32 if quick else 128, operator.size, torch.Generator().manual_seed(1))
     samples = (signs * operator.matmat(signs)).sum(1)

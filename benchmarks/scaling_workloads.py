@@ -38,7 +38,7 @@ class Law:
 
 
 def training_flops(k: int) -> float:
-    """Of ResNet18k on one image of 32x32x3."""
+    """FLOPs of ResNet18k on one image of 32x32x3."""
     return 3.0 * forward_flops("preact_resnet18", k, (32, 32, 3), 10)
 
 

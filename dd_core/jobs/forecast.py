@@ -58,7 +58,7 @@ class Forecast:
 
     @cached_property
     def _gpu_shares(self) -> dict[Arm, float]:
-        """Of each arm, all of whose parts have the same."""
+        """That of each arm; all its parts have the same."""
         return {arm: task.gpu_share for task in self.tasks for arm in task.arms}
 
     def metadata(self, arm: Arm) -> dict[str, float]:

@@ -184,7 +184,7 @@ class Job(BaseModel):
 
     @property
     def names(self) -> set[str]:
-        """Of all that its tasks are about, by which two jobs of one request are compared."""
+        """A digest of all that its tasks are about, by which two jobs of one request are compared."""
         return {name for task in self.tasks for name in task.names}
 
     @property

@@ -380,7 +380,7 @@ def _span(values: list[str]) -> str:
 
 @lru_cache(maxsize=256)
 def _growing_calendar(of_class: int, batch_size: int, num_classes: int, first: int, add: int, every: int) -> Calendar:
-    """Of tasks with so many images of each class. Kept, since a job asks for each of its thousands of tasks."""
+    """The calendar of tasks with so many images of each class; kept, since jobs ask for it thousands of times."""
     classes = ClassSchedule(first=first, add=add, every=every)
     begin, *further = (
         (epoch, of_class * classes.evaluated(epoch, num_classes)) for epoch in classes.first_epochs(num_classes)

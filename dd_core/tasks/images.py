@@ -67,7 +67,7 @@ class Images:
         return Splits(len(seen.train_ids), len(seen.validation_ids), len(seen.test_ids))
 
     def places(self, splits: Splits) -> np.ndarray:
-        """Of each split the first images, int64."""
+        """The first images of each split, int64."""
         whole = self.whole
         sizes = (whole.num_train, whole.num_validation, whole.num_test, whole.num_left_out)
         seen = (splits.num_train, splits.num_validation, splits.num_test, splits.num_left_out)

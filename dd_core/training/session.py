@@ -105,7 +105,7 @@ class Session:
             self._set_multiple(stack)
 
     def _set_multiple(self, stack: TrialStack | ArmInStack) -> None:
-        """Of the learning rate; a plateau is each trial's own, and no network is shared then."""
+        """The multiple of the learning rate; a plateau is each trial's own, and no network is shared then."""
         if self.variant.schedule.name == "plateau":
             stack.multiple = self.progress[stack.trials[0] - self.study.first_trial].multiple
 

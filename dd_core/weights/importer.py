@@ -404,5 +404,5 @@ class _Plan:
 
 
 def _role(trial: int) -> str:
-    """Of a trial's weights in a manifest; roles sort as trials do."""
+    """The role of a trial's weights in a manifest; roles sort as trials do."""
     return f"weights.{trial:03d}"

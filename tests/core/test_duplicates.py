@@ -138,7 +138,7 @@ def test_more_copies_than_images_or_none_are_one_sentence(
 
 
 def test_an_image_alone_in_its_class_has_no_copy(make_study: Any) -> None:
-    """Of 100 digits no more than a pair in each class can be short of two: 45 pairs at least, not always 50."""
+    """Each class of 100 digits can be short of one pair at most: 45 pairs at least, not always 50."""
     study = make_study(data={"dataset": "digits", "num_train": 100, "duplicates": {"exact": 50}})
     with pytest.raises(DataMissingError, match="50 copies need as many pairs of images of one class, and 100 training"):
         trial_data(study, "plain", 0)

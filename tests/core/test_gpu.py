@@ -57,7 +57,7 @@ def test_training_on_a_gpu_follows_the_cpu(mode, precision, make_study):
 
 
 def test_a_graph_is_captured_anew_for_every_task(monkeypatch):
-    """Of the outputs of other classes than before: as without graphs, to the bit."""
+    """A graph of the outputs of other classes than before gives the bits of no graph."""
     prepare_process(threads=1)
     study, losses = make_incremental(), []
     for graphs in ("1", "0"):

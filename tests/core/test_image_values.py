@@ -127,7 +127,7 @@ def test_values_are_computed_where_they_are_kept_alone(make_study: Any, store: S
 
 
 def test_with_one_class_there_is_no_margin() -> None:
-    """Of the first task, where it has a single class."""
+    """The first task may have a single class."""
     task = Classification(make_loss(Loss()), torch.tensor([[2, 0, 1]]))
     task.restrict(1)
     assert task.value("margin", torch.randn(4, 1, 3), torch.zeros(4, 1, dtype=torch.int64)).isnan().all()

@@ -68,7 +68,7 @@ def order_of(trial: int) -> np.ndarray:
 
 
 def made_up_accuracy(variant: str, trial: int, task: int, epoch: int) -> float:
-    """Of the newest classes 4 points less with every task, of plain; forgotten by 1 point an epoch."""
+    """Rows of plain: 4 points less on the newest classes with every task, and 1 point forgotten an epoch."""
     fall = {"plain": 0.04, "cbp": 0.0}.get(variant, 0.0)
     return float(np.clip(0.95 - fall * (task - 1) - 0.01 * max(0, epoch - task * EVERY) + 0.005 * (trial - 1), 0, 1))
 

@@ -131,7 +131,7 @@ def second_split_forgetting(correct: Curve, epochs: Values) -> Values:
 
 
 def probabilities(losses: Curve) -> Curve:
-    """Of the given label, from its cross-entropy in nats."""
+    """Probability of the given label, from its cross-entropy in nats."""
     probable: Curve = np.exp(-losses)
     return probable
 

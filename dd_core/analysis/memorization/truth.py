@@ -116,7 +116,7 @@ def _difference(right_in: np.ndarray, right_out: np.ndarray, num_in: np.ndarray,
 
 
 def _variance(right: np.ndarray, num: np.ndarray) -> np.ndarray:
-    """Of a share: binomial, with one right and one wrong trial added.
+    """Variance of a share: binomial, with one right and one wrong trial added.
 
     Agresti & Caffo 2000, "Simple and effective confidence intervals for proportions and differences of proportions":
     without them a share of 0 or 1 would seem to have no error.

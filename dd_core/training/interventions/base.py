@@ -126,7 +126,7 @@ class Interventions:
             each.end_task(task)
 
     def state(self) -> dict[str, Tensor]:
-        """Of all, by name."""
+        """The states of all, by name."""
         return {f"{name}.{key}": tensor for name, each in self._entries.items() for key, tensor in each.state().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:

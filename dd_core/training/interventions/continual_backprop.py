@@ -63,7 +63,7 @@ class ContinualBackprop(Intervention):
         return self._fresh[1]
 
     def state(self) -> dict[str, Tensor]:
-        """Of every layer its units' and the part of a unit that is due."""
+        """The state of every layer's units, and the part of a unit that is due."""
         found: dict[str, Tensor] = {}
         for index, (layer, turnover) in enumerate(zip(self._layers, self._turnovers, strict=True)):
             found |= {f"{index}.{name}": tensor for name, tensor in layer.state().items()}

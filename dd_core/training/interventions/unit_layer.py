@@ -98,7 +98,7 @@ class UnitLayer:
         self._num_summed.zero_()
 
     def least_useful(self, count: int, step: int) -> Tensor:
-        """Of each trial so many mature units of the lowest utility, of several alike the first, int64 (T, count)."""
+        """So many mature units of each trial, of the lowest utility, int64 (T, count); the first of several alike."""
         ages = step - self._births
         # A trial that has diverged must not choose young units: how many are mature is known from the choices.
         utility = (self._utility / self._weight_of(ages)).nan_to_num()

@@ -61,7 +61,7 @@ class Plasticity(Monitor):
         return dict(found)
 
     def _positions(self, epoch: int) -> Tensor:
-        """Of the images that are trained on in an epoch, which come first, (B, T) on the device."""
+        """Positions among the images trained on in an epoch, which come first: (B, T) on the device."""
         num_seen = self.stack.calendar.examples_of(epoch)
         chosen = np.stack([order[order < num_seen][: self._num_images] for order in self._orders], axis=1)
         return torch.from_numpy(chosen).to(self.stack.device)
