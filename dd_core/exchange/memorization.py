@@ -125,13 +125,13 @@ def _read(path: Path, field: str) -> np.ndarray:
     except (OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError, *_DAMAGED) as error:
         raise UserError(f"{path} cannot be read as an .npz file ({type(error).__name__})") from error
     if values.dtype.kind not in "iuf":
-        raise UserError(f"{path}: {field} holds no numbers but {values.dtype}")
+        raise UserError(f"{path}: {field} holds no real numbers but {values.dtype}")
     return values
 
 
 def _differences(path: Path, values: np.ndarray) -> np.ndarray:
     """Estimates of memorisation, if they are: differences of two shares."""
-    if values.dtype.kind not in "fiub" or not bool((np.abs(values.astype(float)) <= 1).all()):
+    if not bool((np.abs(values.astype(float)) <= 1).all()):
         raise UserError(f"{path}: tr_mem is a difference of two shares, a real number from -1 to 1 for each image")
     return values.astype(float)
 

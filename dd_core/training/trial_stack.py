@@ -285,9 +285,10 @@ class TrialStack:
             UserError: on a CPU, a position is one of a class that is still to come; a GPU is not waited for.
         """
         number = self.calendar.examples_of_tasks[self.task_number - 1]
-        if positions.device.type == "cpu" and (positions >= number).any():
+        # NumPy looks at the memory: what waits for a device is found by the operations of torch.
+        if positions.device.type == "cpu" and (largest := int(positions.numpy().max(initial=0))) >= number:
             raise UserError(
-                f"training example {int(positions.max())} is asked for, but task {self.task_number} has {number}; a "
+                f"training example {largest} is asked for, but task {self.task_number} has {number}; a "
                 "monitor of your own takes the first calendar.examples_of(epoch)"
             )
         return self.examples.at(positions)

@@ -247,7 +247,7 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
         with pytest.raises(UserError, match=r"cannot be read as an .npy file"):
             import_memorization(lab, study, file, order)
     np.savez(tmp_path / "text.npz", tr_labels=labels, tr_mem=labels.astype(str))
-    with pytest.raises(UserError, match=r"text.npz: tr_mem holds no numbers but <U"):
+    with pytest.raises(UserError, match=r"text.npz: tr_mem holds no real numbers but <U"):
         import_memorization(lab, study, tmp_path / "text.npz")
     np.savez_compressed(tmp_path / "harmed.npz", tr_labels=labels, tr_mem=labels)
     whole = bytearray((tmp_path / "harmed.npz").read_bytes())
@@ -266,7 +266,7 @@ def test_published_estimates_are_another_truth_once_their_labels_agree(
     np.save(order, theirs)
     for value in (np.nan, np.inf, 1.5, -2, 1j):
         np.savez(tmp_path / "odd.npz", tr_labels=labels[theirs], tr_mem=np.full(900, value))
-        with pytest.raises(UserError, match=r"tr_mem is a difference of two shares, a real number from -1 to 1"):
+        with pytest.raises(UserError, match=r"tr_mem (is a difference of two shares, a real|holds no real) number"):
             import_memorization(lab, study, tmp_path / "odd.npz", order)
     assert import_memorization(lab, study, file, order).num_images == 900
     assert rebuild(lab, study).computed == ["plain.k001"]

@@ -163,7 +163,8 @@ def test_directional_differences_are_drawn_where_they_say_something(
     images[column] = 1.1 * images["trace"] + 0.01
     names = [c.name for c in TABLES["per_image_curvature"].file_columns] + list(columns_of_step(1.0))
     path = store.table_folder("per_image_curvature", study.name, "plain.k004") / "0004.parquet"
-    table = to_arrow("per_image_curvature", {name: images[name].to_numpy() for name in names}, len(images))
+    known = {name: None if images[name].isna().all() else images[name].to_numpy() for name in names}
+    table = to_arrow("per_image_curvature", known, len(images))
     write_parquet(path, table)
     assert "directional, h = 1" in texts(draw(study, store, open_views))
 
