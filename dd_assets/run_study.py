@@ -56,11 +56,10 @@ def _set_up() -> None:
 
 def _materialize(study: Study) -> int:
     """Run the commands; returns the first exit code that is not 0."""
-    # The Hessian in the weights costs as much again, so it is left to those who ask for it.
-    left_out = {"hessian_spectra", *(() if _asks_what_is_memorized(study) else memorization.NAMES)}
-    tables = [*TRAINING_TABLES, *LOSS_SLOPE_TABLES, *(name for name in memorization.NAMES if name not in left_out)]
+    left_out = _left_out(study)
+    tables = [name for name in (*TRAINING_TABLES, *LOSS_SLOPE_TABLES, *memorization.NAMES) if name not in left_out]
     figures = [figure.name for figure in FIGURES if left_out.isdisjoint(figure.tables)]
-    steps = ["curvature", "loss_slopes", *(["memorization"] if "memorization" in tables else [])]
+    steps = [step for step in ("curvature", "loss_slopes", "memorization") if step not in left_out]
     only = json.dumps({"ops": {step: {"config": {"studies": [study.name]}} for step in steps}})
     for options in (
         training_command(study),
@@ -74,10 +73,15 @@ def _materialize(study: Study) -> int:
     return 0
 
 
-def _asks_what_is_memorized(study: Study) -> bool:
-    """Whether its images are treated apart, or more is kept of each than loss and correctness."""
+def _left_out(study: Study) -> set[str]:
+    """The tables that are left to those who ask for them."""
     data = study.data
-    return any((data.subset, data.duplicates, data.classes, study.evaluation.image_values))
+    left_out = {"hessian_spectra"}  # costs as much again as all others
+    if not any((data.subset, data.duplicates, data.classes, study.evaluation.image_values)):
+        left_out |= set(memorization.NAMES)  # nothing of the study is about single images
+    if data.classes:
+        left_out |= set(LOSS_SLOPE_TABLES)  # the loss jumps with every task: no curve for a power law
+    return left_out
 
 
 def _tell(store: Store, study: Study, started: float) -> int:
