@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from dd_assets.assets.checks import check_result, selected_checks
-from dd_assets.assets.tables import table_spec
+from dd_assets.assets.tables import refreshed, table_results, table_spec
 from dd_assets.compute.local import this_machine
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.harms import warn_of_harms
 from dd_assets.steps.narrowing import OfStudies
 from dd_assets.steps.user_errors import shown_as_sentence
-from dd_assets.steps.versions import TRAINED, digest_of_content, input_tags, table_version
+from dd_assets.steps.versions import TRAINED, digest_of_content, input_tags
 from dd_core.errors import UserError
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -72,19 +72,8 @@ def loss_slope_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
             # Stale until a step does all.
             is_part = any(_has_batches(store, study) for study in others)
             tags = input_tags({TRAINED.key: ("partial", None)}) if is_part else None
-            numbers = _refresh(store)
-        for key in sorted(context.selected_asset_keys):
-            name = key.to_user_string()
-            yield dg.MaterializeResult(
-                asset_key=key,
-                metadata={
-                    "dagster/row_count": numbers[name],
-                    "dagster/uri": str(store.table_folder(name)),
-                    **facts,
-                },
-                data_version=dg.DataVersion(table_version(store, name)),
-                tags=tags,
-            )
+            numbers = refreshed(store, LOSS_SLOPE_TABLES)
+        yield from table_results(context, store, numbers, facts, tags)
         with shown_as_sentence():
             verdicts = _verdicts(store, [asked[name] for name, one in done.items() if one.rows])
             yield from selected_checks(context, _checked(verdicts))
@@ -165,18 +154,6 @@ def _counts(outcomes: Counter[str]) -> str:
 
 def _has_batches(store: Store, study: Study) -> bool:
     return store.table_folder("training_batches", study.name).is_dir()
-
-
-def _refresh(store: Store) -> dict[str, int]:
-    """Rebuild the warehouse file; the number of rows by table."""
-    from dd_core.tables.warehouse import connect, refresh
-
-    refresh(store)
-    numbers = {}
-    with contextlib.closing(connect(store, LOSS_SLOPE_TABLES)) as connection:
-        for name in LOSS_SLOPE_TABLES:
-            ((numbers[name],),) = connection.sql(f"SELECT count(*) FROM {name}").fetchall()
-    return numbers
 
 
 def _verdicts(store: Store, studies: Iterable[Study]) -> list["Verdict"]:

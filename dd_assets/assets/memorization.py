@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from dd_assets.assets.checks import check_result, selected_checks
-from dd_assets.assets.tables import table_spec
+from dd_assets.assets.tables import refreshed, table_results, table_spec
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.harms import warn_of_harms
 from dd_assets.steps.narrowing import OfStudies
 from dd_assets.steps.user_errors import shown_as_sentence
-from dd_assets.steps.versions import TRAINED, digest_of_content, input_tags, stock_of, table_version
+from dd_assets.steps.versions import TRAINED, digest_of_content, input_tags, stock_of
 from dd_core.errors import DataMissingError, UserError
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -66,19 +66,8 @@ def memorization_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
             left_out = [study for name, study in studies.items() if name not in asked or name in missing]
             is_part = any(_has_images(store, study) for study in left_out)
             tags = input_tags({TRAINED.key: ("partial", None)}) if is_part else None
-            numbers = _refresh(store)
-        for key in sorted(context.selected_asset_keys):
-            name = key.to_user_string()
-            yield dg.MaterializeResult(
-                asset_key=key,
-                metadata={
-                    "dagster/row_count": numbers[name],
-                    "dagster/uri": str(store.table_folder(name)),
-                    **facts,
-                },
-                data_version=dg.DataVersion(table_version(store, name)),
-                tags=tags,
-            )
+            numbers = refreshed(store, NAMES)
+        yield from table_results(context, store, numbers, facts, tags)
         with shown_as_sentence():
             yield from selected_checks(context, _checked(store, done))
 
@@ -153,18 +142,6 @@ def _facts(done: Mapping[str, "Rebuilt"]) -> dict[str, Any]:
 
 def _has_images(store: Store, study: Study) -> bool:
     return store.table_folder("image_progress", study.name).is_dir()
-
-
-def _refresh(store: Store) -> dict[str, int]:
-    """Rebuild the warehouse file; the number of rows by table."""
-    from dd_core.tables.warehouse import connect, refresh
-
-    refresh(store)
-    numbers = {}
-    with contextlib.closing(connect(store, NAMES)) as connection:
-        for name in NAMES:
-            ((numbers[name],),) = connection.sql(f"SELECT count(*) FROM {name}").fetchall()
-    return numbers
 
 
 _UNSCORED = """

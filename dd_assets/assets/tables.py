@@ -1,6 +1,7 @@
 """Assets of the tables that training writes: each one's row count, and its view in the warehouse."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -37,6 +38,38 @@ def table_spec(name: str, deps: Iterable[dg.AssetKey], group: str = "tables") ->
         },
         skippable=True,
     )
+
+
+def refreshed(store: Store, names: Iterable[str]) -> dict[str, int]:
+    """Rebuild the warehouse file; the number of rows by table."""
+    from dd_core.tables.warehouse import connect, refresh
+
+    refresh(store)
+    names = tuple(names)
+    with contextlib.closing(connect(store, names)) as connection:
+        counts = [connection.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in names]
+    return dict(zip(names, counts, strict=True))
+
+
+def table_results(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    numbers: Mapping[str, int],
+    facts: Mapping[str, Any],
+    tags: Mapping[str, str] | None,
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """What a step that makes several tables tells of those that were selected.
+
+    ``numbers``: rows by table; ``facts``: metadata of all of them; ``tags``: of staleness.
+    """
+    for key in sorted(context.selected_asset_keys):
+        name = key.to_user_string()
+        yield dg.MaterializeResult(
+            asset_key=key,
+            metadata={"dagster/row_count": numbers[name], "dagster/uri": str(store.table_folder(name)), **facts},
+            data_version=dg.DataVersion(table_version(store, name)),
+            tags=tags,
+        )
 
 
 def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:

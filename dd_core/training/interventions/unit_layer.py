@@ -70,7 +70,8 @@ class UnitLayer:
         self._births = torch.zeros_like(self._utility, dtype=torch.int64)
         self._sums, self._num_summed = torch.zeros_like(self._utility), weights.new_zeros(())
         is_linear = isinstance(model.get_submodule(units.incoming), StackedLinear)
-        self._bias = by_trial(reader.bias.detach(), num_trials) if is_linear else None  # type: ignore[operator]
+        bias = reader.bias if is_linear else None
+        self._bias = by_trial(bias.detach(), num_trials) if isinstance(bias, Tensor) else None
         self._mean = torch.zeros_like(self._utility)  # of the activation, for the bias
         reader.register_forward_pre_hook(self._look)
 
