@@ -4,8 +4,6 @@ Drawn from made-up tables (``loss_slope_campaign``); no network is trained and n
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import math
@@ -19,6 +17,7 @@ import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_slope_campaign import STEPS_PER_EPOCH, campaign_study, made_up_run, write_campaign
+from specifications import rows, subtitle, title
 from statsmodels.stats.proportion import proportion_confint
 
 from dd_core.errors import DataMissingError
@@ -73,23 +72,6 @@ def drawn(name: str, study: Study, store: Store) -> dict[str, Any]:
     specification = draw(f"loss_slope_{name}", study, store)
     assert specification is not None
     return specification
-
-
-def title(specification: dict[str, Any]) -> str:
-    return " ".join(specification["title"]["text"])
-
-
-def subtitle(specification: dict[str, Any]) -> str:
-    return " ".join(specification["title"]["subtitle"])
-
-
-def rows(specification: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
-    """All rows of a chart's data that have some columns."""
-    tables = [
-        list(csv.DictReader(io.StringIO(part))) if isinstance(part, str) else part
-        for part in specification["datasets"].values()
-    ]
-    return [row for table in tables for row in table if set(keys) <= set(row)]
 
 
 # What the campaign says

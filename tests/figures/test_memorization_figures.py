@@ -1,8 +1,6 @@
 """The figures of incremental training and memorisation: what they say of made-up tables whose answers are known."""
 
 import contextlib
-import csv
-import io
 import json
 import math
 import re
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import vl_convert
+from specifications import rows, subtitle, title
 
 from dd_core.analysis import incremental_report, memorization_report
 from dd_core.analysis.intervals import over_trials
@@ -64,23 +63,6 @@ def drawn(name: str, study: Study, store: Store) -> dict[str, Any]:
         assert specification is not None
         DRAWN[key] = specification
     return DRAWN[key]
-
-
-def title(specification: dict[str, Any]) -> str:
-    return " ".join(specification["title"]["text"])
-
-
-def subtitle(specification: dict[str, Any]) -> str:
-    return " ".join(specification["title"]["subtitle"])
-
-
-def rows(specification: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
-    """All rows of a chart's data that have some columns."""
-    tables = [
-        list(csv.DictReader(io.StringIO(part))) if isinstance(part, str) else part
-        for part in specification["datasets"].values()
-    ]
-    return [row for table in tables for row in table if set(keys) <= set(row)]
 
 
 @pytest.mark.parametrize(
