@@ -1,6 +1,8 @@
 """What training costs: FLOPs against PyTorch's counter, times against what was measured, and the order of tasks."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ from dd_core.tables.files import read_parquet
 ARCHITECTURES = ("preact_resnet18", "preact_resnet10", "cnn5")
 # Height, width, channels, classes: both data sets, and sides that do not halve.
 SHAPES = ((8, 8, 1, 10), (32, 32, 3, 100), (13, 11, 2, 7))
+
+MakeStudy = Callable[..., Study]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -83,7 +87,7 @@ def test_the_images_of_a_training_are_those_of_its_tables(tiny_study: Study, tra
 
 
 @pytest.mark.parametrize(("dataset", "num_validation"), [("digits", 0), ("digits", 97), ("cifar10", 5000)])
-def test_all_images_are_evaluated(make_study, dataset: str, num_validation: int) -> None:  # type: ignore[no-untyped-def]
+def test_all_images_are_evaluated(make_study: MakeStudy, dataset: str, num_validation: int) -> None:
     """Of the digits all are; of CIFAR those trained on, those for validation and the 10,000 of the test set."""
     study = make_study(data={"dataset": dataset, "num_train": 1000, "num_validation": num_validation})
     arm = next(iter(study.arms.values()))
@@ -92,7 +96,7 @@ def test_all_images_are_evaluated(make_study, dataset: str, num_validation: int)
     assert once == pytest.approx(2 * images * (OVERHEAD_FLOPS / 10 + training_flops(study, arm) / 3))
 
 
-def test_the_gradient_of_every_image_takes_two_more_forward_passes(make_study) -> None:  # type: ignore[no-untyped-def]
+def test_the_gradient_of_every_image_takes_two_more_forward_passes(make_study: MakeStudy) -> None:
     evaluation = {"image_values": ("gradient_norm",), "image_progress": "checkpoints"}
     plain = make_study(checkpoints=(0, 4))
     study = make_study(checkpoints=(0, 4), evaluation=evaluation)
@@ -103,11 +107,11 @@ def test_the_gradient_of_every_image_takes_two_more_forward_passes(make_study) -
     assert training_cost(study, arm, 3, 4) - training_cost(plain, arm, 3, 4) == pytest.approx(2 * once)
 
 
-def digits_study(make_study, **changes) -> Study:  # type: ignore[no-untyped-def]
+def digits_study(make_study: MakeStudy, **changes: Any) -> Study:
     return make_study(**{"data": {"dataset": "digits", "num_train": 1000}, "widths": (1, 4, 8, 16), **changes})
 
 
-def test_relative_times_are_those_that_were_measured(make_study) -> None:  # type: ignore[no-untyped-def]
+def test_relative_times_are_those_that_were_measured(make_study: MakeStudy) -> None:
     """ResNet10k on 8x8 digits, two trials on one thread of a CPU: 10, 12, 21, 47 s at k = 1, 4, 8, 16."""
     study = digits_study(make_study)
     costs = [training_cost(study, arm, 0, 4) for arm in study.arms.values()]
@@ -116,7 +120,7 @@ def test_relative_times_are_those_that_were_measured(make_study) -> None:  # typ
         assert cost * scale == pytest.approx(seconds, rel=0.08)
 
 
-def test_tasks_come_longest_first_by_flops_times_epochs(make_study) -> None:  # type: ignore[no-untyped-def]
+def test_tasks_come_longest_first_by_flops_times_epochs(make_study: MakeStudy) -> None:
     study = digits_study(make_study, widths=(16, 1, 8))
     wanted = [Checkpoint(Arm("plain", 16), 2), Checkpoint(Arm("plain", 8), 4), Checkpoint(Arm("plain", 1), 4)]
     job = training_job(Path("/nowhere"), study, wanted, 1, 1)

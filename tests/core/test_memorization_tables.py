@@ -352,7 +352,7 @@ def test_forgetting_at_boundaries_is_told_by_what_the_task_before_showed(store: 
     arm, random = study.arms["plain.k001"], np.random.default_rng(0)
     data, losses = trial_data(study, "plain", 0), {}
     for epoch in range(1, 7):
-        for image in data.train_ids[: 10 * study.data.classes.evaluated(epoch, 10)].tolist():  # type: ignore[union-attr]
+        for image in data.train_ids[: study.num_seen_images(epoch)].tolist():
             losses[epoch, image] = float(np.float32(random.random()))
     progress = [
         {"trial": 0, "epoch": e, "image_id": i, "split": "train", "loss": loss, "correct": True}
