@@ -62,13 +62,13 @@ def blocks(k: int, num_classes: int, sizes: tuple[int, ...], num_images: int) ->
 
 
 def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:
-    """Ratios at k = 8, 64 with 10 classes, 8 with 100; then blocks."""
+    """Ratios at k = 8 and 64 with 100 classes, then with 10; then blocks."""
     prepare_process(threads=1)
     if small:
         yield from comparison(1, 10, 128, 1)
         yield from blocks(1, 10, (16,), 32)
         return
-    for k, classes, num_images, epochs in ((8, 10, 4096, 6), (64, 10, 1024, 2), (8, 100, 2048, 4), (64, 100, 256, 1)):
+    for k, classes, num_images, epochs in ((8, 100, 2048, 4), (64, 100, 256, 1), (8, 10, 4096, 6), (64, 10, 1024, 2)):
         yield from comparison(k, classes, num_images, epochs)
         if clock.left < 20:
             return

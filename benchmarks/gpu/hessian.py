@@ -38,6 +38,14 @@ def largest(operator: HessianOperator) -> float:
     return float(extreme_eigenpairs(operator, space, 1, RESIDUAL, both_ends=False).largest[0])
 
 
+def curvlinops_operator(model: nn.Module, images: Tensor, labels: Tensor) -> Any:
+    """The peer's operator over one batch."""
+    from curvlinops import HessianLinearOperator
+
+    loss, parameters = nn.CrossEntropyLoss(), [p for p in model.parameters() if p.requires_grad]
+    return HessianLinearOperator(model, loss, parameters, [(images, labels)], check_deterministic=False)
+
+
 def case(k: int, num_images: int, steps: int) -> dict[str, Any]:
     """Seconds on all images in one batch."""
     forget()
@@ -53,11 +61,7 @@ def case(k: int, num_images: int, steps: int) -> dict[str, Any]:
         "exact trace": lambda: exact_trace(model, images),
     }
     if importlib.util.find_spec("curvlinops"):
-        from curvlinops import HessianLinearOperator
-
-        peer = HessianLinearOperator(
-            model, nn.CrossEntropyLoss(), list(model.parameters()), [(images, labels)], check_deterministic=False
-        )
+        peer = curvlinops_operator(model, images, labels)
         candidates["curvlinops product"] = lambda: peer @ vector
     seconds = medians(candidates, repeats=3, warm_up=1)
     row: dict[str, Any] = {"k": k, "images": num_images, "parameters": operator.size, **seconds}
@@ -73,17 +77,25 @@ def kernels(k: int, num_images: int) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     images = torch.randn(num_images, 3, 32, 32, device=DEVICE)
     labels = torch.randint(0, 10, (num_images,), device=DEVICE)
-    operator = HessianOperator(trained(k, images, labels, 2), images, labels, batch_size=num_images)
+    model = trained(k, images, labels, 2)
+    operator = HessianOperator(model, images, labels, batch_size=num_images)
     vector = torch.randn(operator.size, device=DEVICE)
-    operator.matvec(vector)
-    wait()
-    with torch.profiler.profile() as profile:
-        operator.matvec(vector)
+    products: dict[str, Callable[[], object]] = {"ours": lambda: operator.matvec(vector)}
+    if importlib.util.find_spec("curvlinops"):
+        peer = curvlinops_operator(model, images, labels)
+        products["curvlinops"] = lambda: peer @ vector
+    for who, product in products.items():
+        product()
         wait()
-    averages = sorted(profile.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
-    for event in averages[:8]:
-        milliseconds = event.self_device_time_total / 1000
-        yield {"what": "kernel", "k": k, "name": event.key[:120], "calls": event.count, "ms": milliseconds}
+        with torch.profiler.profile() as profile:
+            product()
+            wait()
+        averages = profile.key_averages()
+        total = sum(event.self_device_time_total for event in averages) / 1000
+        yield {"what": "all kernels", "k": k, "who": who, "name": "", "calls": sum(e.count for e in averages), "ms": total}
+        for event in sorted(averages, key=lambda event: event.self_device_time_total, reverse=True)[:8]:
+            milliseconds = event.self_device_time_total / 1000
+            yield {"what": "kernel", "k": k, "who": who, "name": event.key[:120], "calls": event.count, "ms": milliseconds}
 
 
 def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:
