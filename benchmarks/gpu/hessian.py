@@ -92,10 +92,24 @@ def kernels(k: int, num_images: int) -> Iterator[dict[str, Any]]:
             wait()
         averages = profile.key_averages()
         total = sum(event.self_device_time_total for event in averages) / 1000
-        yield {"what": "all kernels", "k": k, "who": who, "name": "", "calls": sum(e.count for e in averages), "ms": total}
+        yield {
+            "what": "all kernels",
+            "k": k,
+            "who": who,
+            "name": "",
+            "calls": sum(e.count for e in averages),
+            "ms": total,
+        }
         for event in sorted(averages, key=lambda event: event.self_device_time_total, reverse=True)[:8]:
             milliseconds = event.self_device_time_total / 1000
-            yield {"what": "kernel", "k": k, "who": who, "name": event.key[:120], "calls": event.count, "ms": milliseconds}
+            yield {
+                "what": "kernel",
+                "k": k,
+                "who": who,
+                "name": event.key[:120],
+                "calls": event.count,
+                "ms": milliseconds,
+            }
 
 
 def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:

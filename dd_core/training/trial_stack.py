@@ -226,7 +226,7 @@ class TrialStack:
         """Score and correctness of every example, BatchNorm in eval mode, no augmentation, float32 in any precision."""
         self._enter(epoch)
         splits = self.examples.splits(epoch)
-        further = self.study.evaluation.image_values if self.study.keeps_images(epoch) else ()
+        further = self.study.image_values if self.study.keeps_images(epoch) else ()
         with self.evaluating():
             evaluate = functools.partial(self._evaluate_block, splits, further)
             parts = list(in_blocks(evaluate, splits.num_examples, self._eval_size))
