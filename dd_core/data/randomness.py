@@ -21,6 +21,7 @@ Purpose = Literal[
     "new_units",
     "new_head",
     "new_network",
+    "node_features",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
