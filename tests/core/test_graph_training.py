@@ -28,6 +28,7 @@ from dd_core.study.study import Arm, Study
 from dd_core.tasks.graphs import GraphClassification
 from dd_core.tasks.losses import CROSS_ENTROPY
 from dd_core.training.monitors.hessian import Hessian
+from dd_core.training.monitors.vectors import random_signs
 from dd_core.training.step import Stepper
 from dd_core.training.train import train_arm
 from dd_core.training.trial_stack import TrialStack
@@ -219,14 +220,15 @@ def test_the_loss_is_what_its_formula_says() -> None:
 # --- everything that the trainer does
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "plateau": {"variant": {"schedule": {"name": "plateau", "patience": 0, "threshold": 0.5}}},
+    "plateau, float16": {
+        "variant": {"schedule": {"name": "plateau", "patience": 0, "threshold": 0.5}, "precision": "float16"}
+    },
     "early stopping, fresh features": {
         "variant": {"early_stopping": {"patience": 1, "min_delta": 0.5}},
         "of": {"features": "fresh"},
         "nsm": {"domain": "causal", "fusion": "learned"},
     },
     "bfloat16": {"variant": {"precision": "bfloat16"}, "nsm": {"domain": "knowledge_graph"}},
-    "float16": {"variant": {"precision": "float16"}},
 }
 
 
@@ -248,12 +250,12 @@ def test_training_killed_anywhere_has_the_bits_of_an_undisturbed_one(
         {path.name: sha256_of(path) for path in s.best_folder(study.name, ARM.key).glob("*.safetensors")}
         for s in (store, undisturbed)
     )
-    assert ours == theirs and len(ours) == 2
+    assert ours == theirs and len(ours) >= 2
     metrics = set(table(store, study, ARM, "training_monitors").metric)
     assert metrics >= {"loss_val_nats", "grad_norm", "lambda_max", "hutch_trace", "grad_var"}
     endings = set(table(store, study, ARM, "runs").dropna(subset="reason").status)
     rates = table(store, study, ARM, "training_batches").lr
-    assert (recipe == "plateau") == (rates.nunique() > 1)
+    assert ("plateau" in recipe) == (rates.nunique() > 1)
     assert ("early" in recipe) == ("stopped early" in endings)
 
 
@@ -351,13 +353,15 @@ def test_the_hessian_of_the_monitor_is_the_dense_one(graphs: MakeGraphs) -> None
 
     dense = hessian(loss, torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
     assert isinstance(dense, Tensor)
-    size = len(dense)
-    monitor = Hessian(stack, 12, "lanczos", min(size, 60), "hutch_plus_plus", 3 * size)
-    found = monitor.measure(moment(stack))
-    value, (trace, _) = found["lambda_max"], found["hutch_trace"]
-    assert isinstance(value, Tensor)
-    torch.testing.assert_close(value[0], torch.linalg.eigvalsh(dense)[-1], rtol=1e-8, atol=0)
-    torch.testing.assert_close(trace[0], dense.trace(), rtol=1e-8, atol=0)
+    monitor = Hessian(stack, 12, "lanczos", 40, "hutchinson", 4)
+    found = monitor.measure(moment(stack, step=6))
+    _, *probes = random_signs(stack, 6, 5, len(dense), torch.float64)
+    value, residual, (trace, _) = (found[name] for name in ("lambda_max", "lambda_max_residual", "hutch_trace"))
+    assert isinstance(value, Tensor) and isinstance(residual, Tensor)
+    largest = torch.linalg.eigvalsh(dense)[-1]
+    assert abs(value[0] - largest) <= residual[0] + 1e-12 and residual[0] < 1e-3 * largest
+    estimate = torch.stack([(probe[0] @ dense) @ probe[0] for probe in probes]).mean()
+    torch.testing.assert_close(trace[0], estimate, rtol=1e-9, atol=0)
 
 
 # --- what is not for graphs
