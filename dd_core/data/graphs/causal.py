@@ -55,13 +55,11 @@ def _scenario(draws: Draws, number: int) -> list[Sketch]:
         shift = (draws.random() - 0.5) * 0.4
         observed = max(0.1, min(0.95, observed + shift))
     effective = observed > THRESHOLD
+    outcome = "symptom_reduced" if effective else "symptom_persists"
     triples = [
         (taken, "taken_by", "patient", draws.uniform(0.85, 1.0)),
         ("patient", "has_symptom", symptom, draws.uniform(0.9, 1.0)),
-        (
-            "patient",
-            *(("symptom_reduced", symptom, observed) if effective else ("symptom_persists", symptom, 1 - observed)),
-        ),
+        ("patient", outcome, symptom, observed if effective else 1 - observed),
     ]
     if confounder:
         triples.append(("patient", "has_condition", confounder, 1.0))
