@@ -1,6 +1,7 @@
 """Graphs go through the same trainer as images: against a plain loop of PyG, and with everything that it can do."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -228,7 +229,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "of": {"features": "fresh"},
         "nsm": {"domain": "causal", "fusion": "learned"},
     },
-    "bfloat16": {"variant": {"precision": "bfloat16"}, "nsm": {"domain": "knowledge_graph"}},
+    "bfloat16": {
+        "variant": {"precision": "bfloat16", "interventions": {"l2_init": 0.01}},
+        "nsm": {"domain": "knowledge_graph"},
+    },
 }
 
 
@@ -391,3 +395,21 @@ def test_what_is_for_images_alone_is_refused_before_training(
 ) -> None:
     with pytest.raises((StudyError, ValueError), match=sentence):
         graphs(**changes)
+
+
+def test_problems_that_the_network_cannot_take_are_one_sentence(
+    graphs: MakeGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"variants.plain.nsm.num_relations: 2 kinds of edges are too few .* planning"):
+        TrialStack(graphs(nsm={"num_relations": 2}), ARM, [0], CPU, torch.float32)
+    study = graphs()
+    sound = load_problems(study.data.graphs, "planning", study.seed, 84)  # type: ignore[arg-type]
+    odd = {
+        "features of planning are infinite": {"features": np.full_like(sound.features, np.nan)},
+        "graph 0 of planning has no node": {"first_node": np.maximum(sound.first_node, sound.first_node[1])},
+    }
+    for sentence, change in odd.items():
+        problems = dataclasses.replace(sound, **change)
+        monkeypatch.setattr("dd_core.tasks.graphs.load_problems", lambda *_, found=problems: found)
+        with pytest.raises(UserError, match=sentence):
+            TrialStack(study, ARM, [0], CPU, torch.float32)
