@@ -8,7 +8,7 @@ import numpy as np
 
 from dd_core.data.graphs import causal, facts, knowledge_graph, planning, plans
 from dd_core.data.graphs.problems import Problems
-from dd_core.data.graphs.sketch import Sketch
+from dd_core.data.graphs.sketch import Sketch, feature_table
 from dd_core.data.randomness import generator
 from dd_core.study.graphs import DOMAINS, Graphs
 
@@ -18,7 +18,7 @@ GENERATORS: dict[tuple[str, str], tuple[_Generator, tuple[str, ...], tuple[str, 
     ("planning", "as_published"): (planning.published, planning.KINDS, planning.RELATIONS),
     ("planning", "grounded"): (plans.grounded, planning.KINDS, planning.RELATIONS),
     ("causal", "as_published"): (causal.published, causal.KINDS, causal.RELATIONS),
-    ("causal", "grounded"): (causal.grounded, causal.KINDS, causal.RELATIONS),
+    ("causal", "grounded"): (causal.grounded, causal.GROUNDED_KINDS, causal.RELATIONS),
     ("knowledge_graph", "as_published"): (knowledge_graph.published, knowledge_graph.KINDS, knowledge_graph.RELATIONS),
     ("knowledge_graph", "grounded"): (facts.grounded, facts.KINDS, knowledge_graph.RELATIONS),
 }
@@ -43,7 +43,7 @@ def _load(labels: str, features: str, num_features: int, domain: str, seed: int,
     make, kinds, relations = GENERATORS[domain, labels]
     stream = 2 * list(DOMAINS).index(domain) + (labels == "grounded")
     sketches = list(make(seed, stream, num_problems))
-    table = generator(seed, stream, "graph_rules", 1).standard_normal((len(kinds), num_features), np.float32)
+    table = feature_table(kinds, num_features, generator(seed, stream, "graph_rules", 1))
     number_of = {name: number for number, name in enumerate(kinds)}
     relation_of = {name: number for number, name in enumerate(relations)}
     edges = [edge for sketch in sketches for edge in sketch.edges]

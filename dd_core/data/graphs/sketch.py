@@ -1,10 +1,15 @@
-"""One graph while it is made: nodes by name and kind, edges, its label; and the random numbers that it is made of."""
+"""One graph while it is made: nodes by name and kind, edges, its label; its random numbers; and features of kinds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from dd_core.data.randomness import generator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 
@@ -82,3 +87,21 @@ class Sketch:
     def edge(self, source: str, relation: str, target: str, confidence: float) -> None:
         """An edge between two nodes that are there."""
         self.edges.append((self.nodes[source][0], self.nodes[target][0], relation, confidence))
+
+
+def feature_table(kinds: Sequence[str], num_features: int, random: np.random.Generator) -> "NDArray[np.float32]":
+    """What networks see of each kind of node: normal numbers of unit variance, float32 (kinds, num_features).
+
+    A kind whose name has slashes, as person/region_1/7, is the sum of what it shares with others (person, region_1) and
+    a quarter as much of its own, so that its like is known and it can still be told from them.
+    """
+    shared: dict[str, NDArray[np.float64]] = {}
+    rows = []
+    for kind in kinds:
+        *parts, _ = kind.split("/")
+        for part in (*parts, kind):
+            if part not in shared:
+                shared[part] = random.standard_normal(num_features)
+        own = shared[kind] * (0.25 if parts else 1.0)
+        rows.append((own + sum(shared[part] for part in parts)) / np.sqrt(len(parts) + (0.0625 if parts else 1.0)))
+    return np.array(rows, np.float32)
