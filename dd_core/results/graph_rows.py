@@ -129,12 +129,12 @@ def results_of(arm: ArmEvaluations, progress: list[Row]) -> list[Row]:
     """Rows of ``nsm_results``: of every trial, by split, those at its best and at its last epoch."""
     by_place = {(row["trial"], row["epoch"], row["split"]): row for row in progress}
     rows = []
-    for trial, at, epoch in _chosen(arm, by_place):
+    for trial, result, epoch in _chosen(arm, by_place):
         attempt = arm.attempts.get(trial, {})
         about = {name: attempt.get(name) for name in ("status", "num_parameters")}
         for split in SPLITS:
             if (row := by_place.get((trial, epoch, split))) is not None:
-                rows.append({**row, "at": at, **about, **_against_bounds(row)})
+                rows.append({**row, "result": result, **about, **_against_bounds(row)})
     return rows
 
 

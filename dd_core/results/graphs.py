@@ -77,7 +77,8 @@ def _rebuild_arm(store: Store, study: Study, arm: Arm, harmed: Collection[Path],
 
 def _evaluations(study: Study, arm: Arm, progress: Sequence[Path], runs: Sequence[Path]) -> ArmEvaluations:
     recipe = study.recipe_hash(arm)
-    parts = [progress_rows(path, recipe, study.epochs, GRAPH_VALUES) for path in progress]
+    values = ("loss", *GRAPH_VALUES)
+    parts = [progress_rows(path, recipe, study.epochs, values) for path in progress]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return ArmEvaluations(study, arm, rows, last_attempts(runs, recipe))
 
