@@ -71,19 +71,19 @@ class _Measuring:
         if quantity == "nothing here":
             return Measured(None, "nothing here measures it"), ""
         rows = self._rows()
-        if not rows:
-            return Measured(None, self._why_not()), ""
-        if quantity in ("seconds", "dollars"):
+        if rows and quantity in ("seconds", "dollars"):
             return self._of_machine(len(rows))
-        means = {name: float(np.mean([row[name] for row in rows])) for name in ("majority_baseline", "bayes_ceiling")}
+        # What can be expected does not depend on how long it was trained.
+        any_epoch = rows or [row for (_, _, split), row in self._by_place.items() if split == self._split]
         measured = Measured(
-            self._estimate(rows),
-            baseline=means["majority_baseline"],
-            ceiling=means["bayes_ceiling"],
-            floor=float(np.mean([row["cycle_loss_floor"] for row in rows])),
+            self._estimate(rows) if rows else None,
+            self._why_not(),
+            baseline=_mean(any_epoch, "majority_baseline"),
+            ceiling=_mean(any_epoch, "bayes_ceiling"),
+            floor=_mean(any_epoch, "cycle_loss_floor"),
             num_collapsed=sum(row["collapse"] != "none" for row in rows),
         )
-        return measured, self._words(rows)
+        return measured, self._words(rows) if rows else ""
 
     def _rows(self) -> list[Row]:
         """Of every trial that has gone as far as the claim: its last evaluation that is not later."""
@@ -117,7 +117,9 @@ class _Measuring:
             graphs = [self._arm.evaluated(row["trial"], row["epoch"], self._split) for row in rows]
             return mean_over_trials([cycle_loss(own.cycle_loss_1, own.cycle_loss_2) for own in graphs])
         if quantity == "best_epoch":
-            return over_trials([self._best_epoch(row["trial"]) for row in rows])
+            found = over_trials([self._best_epoch(row["trial"]) for row in rows])
+            low, high = max(0.0, found.low), min(float(self._claim.epochs), found.high)  # NaN stays
+            return found if math.isnan(found.low) else Estimate(found.mean, low, high, found.num_trials)
         compared = {
             "accuracy": [0.0] * len(rows),
             "gain": [EARLIER_ACCURACY["causal"]] * len(rows),
@@ -164,6 +166,10 @@ class _Measuring:
         estimate = Estimate(value, math.nan, math.nan, num_trials)
         device = " and ".join(sorted(devices))
         return Measured(estimate, device=device), f"{self._claim.epochs} epochs of one network on {device}"
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    return float(np.mean([row[name] for row in rows])) if rows else math.nan
 
 
 def _hits(row: Row, label: int, total: int) -> int:

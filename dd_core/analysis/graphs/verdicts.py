@@ -9,6 +9,7 @@ from dd_core.analysis.intervals import Estimate
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 # Half of the interval of an accuracy that says something about a claim of some points: the claims are of 4 to 16.
 _NARROW = 0.05
+_DIFFERENCES = ("gain", "learning", "balance")
 # How far apart times and prices may be, which have no interval.
 _FACTOR = 2.0
 
@@ -41,12 +42,17 @@ def verdict(claim: Claim, measured: Measured) -> tuple[str, str]:
         return _of_machines(claim, measured)
     if claim.quantity == "learning" and measured.ceiling <= 0.5:
         return FAILS, "the labels do not depend on the graphs, so that there is nothing to learn: the ceiling is 50 %"
-    if found is None:
-        return UNKNOWN, f"{measured.why_not}{_later(claim)}"
-    if not math.isfinite(found.low):
-        return UNKNOWN, f"one trial measured {_number(claim, found.mean)} and has no interval{_later(claim)}"
-    words = f"measured {_number(claim, found.mean)} ({_number(claim, found.low)} to {_number(claim, found.high)})"
-    return _by_interval(claim, found), f"{words}{_beside(claim, measured)}{_later(claim)}"
+    if found is None or not math.isfinite(found.low):
+        one = "" if found is None else f"one trial measured {_number(claim, found.mean)} and has no interval"
+        word, words = UNKNOWN, one or measured.why_not
+    else:
+        span = f"{_number(claim, found.low)} to {_number(claim, found.high)}"
+        word, words = _by_interval(claim, found), f"measured {_number(claim, found.mean)} ({span})"
+    if claim.quantity == "balance" and found is not None and measured.num_collapsed == found.num_trials:
+        word = FAILS
+    if word == UNKNOWN and claim.quantity == "accuracy" and claim.claimed > measured.ceiling:
+        word = FAILS  # by chance more graphs may be right, and others less often the next time
+    return word, f"{words}{_beside(claim, measured)}{_later(claim)}"
 
 
 def _by_interval(claim: Claim, found: Estimate) -> str:
@@ -89,22 +95,24 @@ def _beside(claim: Claim, measured: Measured) -> str:
     if claim.quantity == "balance" and measured.num_collapsed:
         number = measured.num_collapsed
         return f", and {number} {'trial has' if number == 1 else 'trials have'} collapsed to one label"
-    if claim.quantity in ("accuracy", "gain"):
+    if claim.quantity in ("accuracy", "gain") and math.isfinite(measured.ceiling):
         baseline, ceiling = 100 * measured.baseline, 100 * measured.ceiling
         return f", where always saying one label gives {baseline:.1f} % and the best that can be is {ceiling:.1f} %"
     return ""
 
 
 def _later(claim: Claim) -> str:
-    if claim.later is None or claim.quantity == "best_epoch":
-        return f"; {claim.later_source}" if claim.later_source else ""
+    if claim.quantity == "best_epoch":
+        return f"; elsewhere: {claim.later_source}" if claim.later != claim.claimed else ""
+    if claim.later is None:
+        return ""
     return f"; its authors' later number is {_number(claim, claim.later)}"
 
 
 def _number(claim: Claim, value: float) -> str:
     """With its unit."""
     text = {
-        "fraction": f"{100 * value:.1f} %",
+        "fraction": f"{100 * value:.1f} {'points' if claim.quantity in _DIFFERENCES else '%'}",
         "loss": f"{value:.3f}",
         "epochs": f"epoch {value:.1f}",
         "seconds": f"{value:.0f} s",
