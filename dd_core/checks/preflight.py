@@ -71,7 +71,7 @@ def refused_or_warned(study: Study, variants: Collection[str]) -> list[str]:
 
 
 def _balance(study: Study, name: str, path: str, may_train: bool) -> Finding | None:
-    """Of the training labels of all trials; where a trial has one label alone, of that."""
+    """How even the training labels of all trials are together; where a trial has one label alone, that."""
     from dd_core.data.trials import trial_data
 
     ones = [float(trial_data(study, name, trial).train_labels.mean()) for trial in study.trial_numbers]

@@ -38,9 +38,9 @@ from dd_core.study.curvature import shards
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.access import give_access, httpfs, quoted
 from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.images import write_images
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
-from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.memorization import MEMORIZATION_TABLES
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import ArmBusyError, train_arm
