@@ -101,7 +101,7 @@ def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
         treatment = draws.between(0, len(TREATMENTS) - 1)
         confounder = draws.between(1, len(CONFOUNDERS)) if draws.chance(0.5) else 0
         label = int(table[treatment, confounder] > THRESHOLD)
-        sketch = Sketch(label, float(label), 0.5, "confounded" if confounder else "unconfounded")
+        sketch = Sketch(label, float(label), "confounded" if confounder else "unconfounded", lambda: 0.5)
         sketch.node(TREATMENTS[treatment], TREATMENTS[treatment])
         sketch.node("patient", draws.choice(PATIENTS))
         sketch.edge(TREATMENTS[treatment], "taken_by", "patient", draws.uniform(0.85, 1.0))

@@ -37,11 +37,6 @@ def shifts(seed: int, stream: int) -> dict[str, int]:
     return {relation: int(number) for pair, both in drawn.items() for relation, number in zip(pair, both, strict=True)}
 
 
-def is_true(head: _Entity, relation: str, tail: _Entity, moved: dict[str, int]) -> bool:
-    """Whether a triple is a fact."""
-    return (head[0], tail[0]) == TYPES_OF[relation] and tail[1] == (head[1] + moved[relation]) % NUM_REGIONS
-
-
 def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
     """The first triples: of each twelve six are true and one is corrupted in each way, in an order drawn anew."""
     moved = shifts(seed, stream)
@@ -53,7 +48,7 @@ def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
         if what != "true":
             head, relation, tail = _corrupt(draws, what, head, relation, tail)
         label = int(what == "true")
-        sketch = Sketch(label, float(label), 0.5, what)
+        sketch = Sketch(label, float(label), what, lambda: 0.5)
         for name, (kind, region) in (("head", head), ("tail", tail)):
             sketch.node(name, f"{kind}/region_{region}/{draws.between(0, NUM_ALIKE - 1)}")
         sketch.edge("head", relation, "tail", draws.uniform(0.6, 1.0))

@@ -12,6 +12,9 @@ adds or takes any: neither nodes nor edges nor relations can be counted to tell.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import permutations
+
+import numpy as np
 
 from dd_core.data.graphs.planning import ACTIONS, CAPABILITIES, GOALS, LOCATIONS
 from dd_core.data.graphs.sketch import Draws, Item, Sketch
@@ -45,6 +48,8 @@ PLACES_OF = {
 # Actions whose target is a location; that of all others is an object.
 TO_LOCATIONS = ("move_to", "put_down")
 FLAWS = ("prerequisite", "order", "capability", "location")
+_LOCATION_ORDERS = np.array(list(permutations(range(len(LOCATIONS)))))
+_CAPABILITY_ORDERS = np.array(list(permutations(range(len(CAPABILITIES)))))
 
 
 class Plan:
@@ -107,6 +112,26 @@ class Plan:
             possible = PLACES_OF[self.types[number]]
             self.places[number] = self.draws.choice([name for name in LOCATIONS if name not in possible])
 
+    def probability_without_kinds(self) -> float:
+        """Of being valid, for who sees relations but no kinds of nodes.
+
+        Types of actions show in the relations to their targets, and with them what is required and its order. Locations
+        and capabilities do not say which they are: the likelihood of each way to be broken is the mean over all ways of
+        naming them. Of n actions m are broken with probability m / n * .5 ** (n - 1), as ``_some`` does.
+        """
+        if self.reversed or any(
+            self.types[self.required[i]] != NEEDS[kind] for i, kind in enumerate(self.types) if kind in NEEDS
+        ):
+            return 0.0
+        places = np.array([LOCATIONS.index(name) for name in self.places])
+        is_possible = np.array([[name in PLACES_OF[kind] for name in LOCATIONS] for kind in self.types])
+        valid_places, broken_places = _likelihoods(_LOCATION_ORDERS[:, places], is_possible)
+        taken = np.array([CAPABILITIES.index(name) for name in self.capabilities])
+        is_of_use = np.array([[name == CAPABILITY_OF[kind] for name in CAPABILITIES] for kind in self.types])
+        valid_capabilities, broken_capabilities = _likelihoods(_CAPABILITY_ORDERS[:, taken], is_of_use)
+        valid = 4 * valid_places * valid_capabilities
+        return valid / (valid + broken_places * valid_capabilities + valid_places * broken_capabilities)
+
     def draw(self, sketch: Sketch) -> None:
         """Put it into a graph."""
         sure = self.draws.uniform
@@ -141,6 +166,22 @@ class Plan:
             sketch.edge(f"action_{first}", "enables", f"action_{then}", sure(0.75, 0.88))
 
 
+def _likelihoods(named: np.ndarray, is_right: np.ndarray) -> tuple[float, float]:
+    """How likely neighbours of n actions are if all are right, and if they are broken.
+
+    Args:
+        named: int64 (ways, n), the neighbour of each action in each way of naming them.
+        is_right: bool (n, neighbours), which ones are right for each action.
+    """
+    number = len(is_right)
+    right = is_right[np.arange(number), named]
+    num_right = is_right.sum(axis=1)
+    each = np.where(right, 1 / num_right, 1 / (is_right.shape[1] - num_right)).prod(axis=1)
+    num_wrong = number - right.sum(axis=1)
+    broken = each * num_wrong / number * 0.5 ** (number - 1)
+    return float(np.where(num_wrong == 0, each, 0.0).mean()), float(broken.mean())
+
+
 _BREAKS: dict[str, Callable[[Plan], None]] = {
     "prerequisite": Plan.break_prerequisite,
     "order": Plan.break_order,
@@ -157,6 +198,6 @@ def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
         if flaw != "valid":
             _BREAKS[flaw](plan)
         label = int(flaw == "valid")
-        sketch = Sketch(label=label, probability=float(label), what=flaw)
+        sketch = Sketch(label, float(label), flaw, plan.probability_without_kinds)
         plan.draw(sketch)
         yield sketch

@@ -1,6 +1,6 @@
 """One graph while it is made: nodes by name and kind, edges, its label; its random numbers; and features of kinds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -67,7 +67,7 @@ class Sketch:
     Attributes:
         label: 0 or 1.
         probability: of label 1, given all that the graph shows with the kinds of its nodes.
-        structural: the same, given all but the kinds of nodes; None: the same number.
+        hidden: the same, given all but the kinds of nodes, computed when asked; None: kinds make no difference.
         what: what was done to it, such as the kind of corruption; counted in ``Problems.about``.
         nodes: number and kind by name.
         edges: from, to, relation, confidence.
@@ -75,10 +75,14 @@ class Sketch:
 
     label: int = 0
     probability: float = 0.5
-    structural: float | None = None
     what: str = ""
+    hidden: Callable[[], float] | None = None
     nodes: dict[str, tuple[int, str]] = field(default_factory=dict)
     edges: list[tuple[int, int, str, float]] = field(default_factory=list)
+
+    def probability_without_kinds(self) -> float:
+        """Of label 1, where features are noise, so that the kinds of nodes cannot be seen."""
+        return self.hidden() if self.hidden else self.probability
 
     def node(self, name: str, kind: str) -> int:
         """The number of a node, which is new unless it is there."""
