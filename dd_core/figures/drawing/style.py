@@ -53,11 +53,13 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
     used = [study.variants[name] for name in variants]
     noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
     architecture = " / ".join(sorted({label_of(variant.architecture) for variant in used}))
-    images = f"{study.data.num_train:,}" if study.data.num_train else "all"
+    count = f"{study.data.num_train:,}" if study.data.num_train else "all"
+    graphs = study.data.graphs
+    title = study.data.title + ("" if graphs is None else f" (labels {graphs.labels.replace('_', ' ')})")
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
     when = "" if epoch is None else f" · epoch {epoch} of {study.epochs}"
     return [
-        f"{study.data.title}, {images} training images, {noise} of them mislabelled",
+        f"{title}, {count} training {study.data.examples}, {noise} of them mislabelled",
         f"{architecture} · {trials}{when}",
         *([] if study.width_unit == 1 else [f"Widths are fractions: k = 1 is a width of {study.width_unit:g}"]),
     ]
