@@ -6,15 +6,15 @@ the graphs. What it is compared with is known without error: how frequent labels
 
 import contextlib
 import math
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 
 from dd_core.analysis.double_descent import WidthRow, find_double_descent
-
 from dd_core.analysis.intervals import Estimate, difference, interval, over_trials
 from dd_core.analysis.loss_slope_report import CURRENT, query
 from dd_core.analysis.report import sentence as double_descent_sentence
@@ -29,8 +29,7 @@ _ABOVE = {1: "above", 0: "not surely above or below", -1: "below"}
 _AT = {"best": "at the best epoch", "last": "at the last epoch"}
 
 _RESULTS = f"SELECT * FROM nsm_results WHERE {CURRENT} ORDER BY arm, split, trial"
-# Of no arm: whoever measured them has taken the present recipes.
-_CLAIMS = "SELECT * FROM nsm_claims WHERE study = $study ORDER BY domain, claim"
+_CLAIMS = f"SELECT * FROM nsm_claims WHERE {CURRENT}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,9 @@ def outcomes(results: Mapping[str, list[dict[str, Any]]], at: str) -> dict[str, 
 def _outcome(trials: list[dict[str, Any]]) -> Outcome:
     accuracy = over_trials(row["accuracy"] for row in trials)
     above = over_trials(row["accuracy"] - row["majority_baseline"] for row in trials)
-    baseline, ceiling = (over_trials(row[name] for row in trials).mean for name in ("majority_baseline", "bayes_ceiling"))
+    baseline, ceiling = (
+        over_trials(row[name] for row in trials).mean for name in ("majority_baseline", "bayes_ceiling")
+    )
     if len(trials) == 1:
         low, high = (trials[0][f"accuracy_{end}"] for end in ("low", "high"))
         accuracy = Estimate(accuracy.mean, low, high, 1)
@@ -123,13 +124,12 @@ def name_of(study: Study, arm: str) -> str:
 
 
 def claims_of(study: Study, connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """Its rows of ``nsm_claims``, by domain as DOMAINS has them."""
+    """Its current rows of ``nsm_claims``, of the widest arm of each variant, in the study's order."""
     if study.data.graphs is None:
         return []
-    cursor = connection.execute(_CLAIMS, {"study": study.name})
-    names = [column[0] for column in cursor.description or ()]
-    rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    return sorted(rows, key=lambda row: list(DOMAINS).index(row["domain"]))
+    rows = query(connection, study, _CLAIMS)
+    arms = widest_arms(study, [arm for arm in study.arms if any(row["arm"] == arm for row in rows)])
+    return sorted((row for row in rows if row["arm"] in arms), key=lambda row: (arms.index(row["arm"]), row["claim"]))
 
 
 def claims_sentence(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -142,13 +142,13 @@ def claims_sentence(claims: Sequence[Mapping[str, Any]]) -> str:
     return f"Of {len(claims)} claims about the published networks {parts[0]}, {parts[1]} and {parts[2]}"
 
 
-def claims_listed(claims: Sequence[Mapping[str, Any]], verdict: str) -> str:
-    """The claims of a verdict in words, by domain: ``planning: cycle loss; causal inference: seconds``."""
-    by_domain: dict[str, list[str]] = defaultdict(list)
+def claims_listed(study: Study, claims: Sequence[Mapping[str, Any]], verdict: str) -> str:
+    """The claims of a verdict in words, by arm: ``planning (cycle loss, seconds), causal inference (seconds)``."""
+    by_arm: dict[str, list[str]] = defaultdict(list)
     for row in claims:
         if row["verdict"] == verdict:
-            by_domain[DOMAINS[row["domain"]]].append(row["claim"].replace("_", " "))
-    return "; ".join(f"{domain}: {', '.join(own)}" for domain, own in by_domain.items())
+            by_arm[name_of(study, row["arm"])].append(row["claim"].replace("_", " "))
+    return ", ".join(f"{name} ({', '.join(own)})" for name, own in by_arm.items())
 
 
 def findings(store: Store, study: Study) -> list[str]:
@@ -158,19 +158,20 @@ def findings(store: Store, study: Study) -> list[str]:
     with contextlib.closing(connect(store, _TABLES)) as connection:
         results = results_of(study, connection)
         best, last = outcomes(results, "best"), outcomes(results, "last")
-        claims = claims_of(study, connection) if results else []
+        claims = claims_of(study, connection)
     sentences = [sentence(name_of(study, arm), best[arm], last.get(arm)) for arm in widest_arms(study, best)]
     sentences += over_widths(study, results)
     if claims:
         sentences.append(claims_sentence(claims))
-        sentences += [f"Claims that hold: {held}" for held in [claims_listed(claims, "holds")] if held]
+        sentences += [f"Claims that hold: {held}" for held in [claims_listed(study, claims, "holds")] if held]
     return [f"{text}." for text in sentences]
 
 
-def widest_arms(study: Study, found: Mapping[str, Outcome]) -> list[str]:
-    """The widest arm of every variant."""
-    widest = {study.arms[arm].variant: arm for arm in sorted(found, key=lambda arm: study.arms[arm].k)}
-    return [arm for arm in found if widest[study.arms[arm].variant] == arm]
+def widest_arms(study: Study, arms: Iterable[str]) -> list[str]:
+    """Of every variant the widest of these arms, in their order."""
+    given = list(arms)
+    widest = {study.arms[arm].variant: arm for arm in sorted(given, key=lambda arm: study.arms[arm].k)}
+    return [arm for arm in given if widest[study.arms[arm].variant] == arm]
 
 
 def sentence(name: str, best: Outcome, last: Outcome | None) -> str:
@@ -179,13 +180,14 @@ def sentence(name: str, best: Outcome, last: Outcome | None) -> str:
     trials = "1 trial" if own.num_trials == 1 else f"{own.num_trials} trials"
     text = (
         f"{name}: {best.split} accuracy at the best epoch is {100 * own.mean:.1f} % (95 % interval "
-        f"{interval(100 * own.low, 100 * own.high, 1)}, {trials}), {best.verdict} of {100 * best.baseline:.1f} % ({best.gap})"
+        f"{interval(100 * own.low, 100 * own.high, 1)}, {trials}), {best.verdict} of {100 * best.baseline:.1f} % "
+        f"({best.gap})"
     )
     if math.isfinite(best.ceiling):
         text += f"; at best {100 * best.ceiling:.1f} % can be expected"
     if last is not None:
         text += f"; at the last epoch it is {100 * last.accuracy.mean:.1f} %"
-    text += "".join(f"; {said}" for said in [collapse_words(best)] if said)
+    text += "".join(f"; collapsed: {said}" for said in [collapse_words(best)] if said)
     if best.num_leaks:
         text += f"; {best.num_leaks} of {trials} surely exceed what can be expected: something leaks"
     return text
@@ -209,14 +211,13 @@ def headline(names: Mapping[str, str], found: Mapping[str, Outcome]) -> str:
 
 
 def collapse_words(outcome: Outcome) -> str:
-    """How many trials collapsed: ``1 of 3 trials has collapsed (fully)``; empty: none."""
+    """How many trials collapsed: ``1 of 3 trials, fully``; empty: none."""
     counts, num = outcome.collapsed, len(outcome.trials)
     total = sum(counts.values())
     if not total:
         return ""
     how = "fully" if counts["full"] == total else "partly" if not counts["full"] else f"{counts['full']} fully"
-    trials = "the trial" if num == 1 else f"{total} of {num} trials"
-    return f"{trials} {'has' if total == 1 else 'have'} collapsed ({how})"
+    return f"{total} of {num} {'trial' if num == 1 else 'trials'}, {how}"
 
 
 def over_widths(study: Study, results: Mapping[str, list[dict[str, Any]]]) -> list[str]:
@@ -250,8 +251,7 @@ def width_row(results: Sequence[Mapping[str, Any]], k: int, at: str) -> list[Wid
     def mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
         return over_trials(row[name] for row in rows).mean
 
-    errors = [1 - row["accuracy"] for row in tested]
-    spread = math.sqrt(sum((e - sum(errors) / len(errors)) ** 2 for e in errors) / (len(errors) - 1)) if errors[1:] else math.nan
+    spread = statistics.stdev(row["accuracy"] for row in tested) if len(tested) > 1 else math.nan
     return [
         WidthRow(
             k, len(tested), 1 - mean(trained, "accuracy"), mean(trained, "loss"), 1 - mean(tested, "accuracy"), spread,

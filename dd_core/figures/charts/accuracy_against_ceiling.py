@@ -37,7 +37,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         headline(names, told),
         [
             *style.describe(study, list(dict.fromkeys(study.arms[arm].variant for arm in arms))),
-            "Grey: from the majority baseline (left end) to the Bayes ceiling (right, black), the best that can be expected",
+            "Grey: from the majority baseline (left end) to the Bayes ceiling (right, black), the best to be expected",
             "Thin: trials with Wilson's intervals over their graphs. Thick: means with Student's over trials"
             if study.trials > 1
             else "Intervals: Wilson's, over the graphs of the one trial",
@@ -52,7 +52,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
 
 def _panel(names: Mapping[str, str], found: Mapping[str, Mapping[str, Outcome]], split: str) -> style.Panel:
     spans = [_span(names[arm], found["best"][arm]) for arm in names]
-    marks = [row for at, own in found.items() for arm in names if arm in own for row in _marks(names[arm], at, own[arm])]
+    marks = [
+        row for at, own in found.items() for arm in names if arm in own for row in _marks(names[arm], at, own[arm])
+    ]
     ends = _ends([row[name] for row in (*spans, *marks) for name in ("low", "high") if row[name] is not None])
     scale = alt.Scale(domain=ends, nice=False, zero=False)
     title, axis = f"{split} accuracy", alt.Axis(format=".0%", tickCount=6)

@@ -29,8 +29,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         headline(progress),
         [
             *style.describe(study, [study.arms[arm].variant for arm in progress.names]),
-            f"Of {progress.split} graphs. Mean squared errors of the reconstructed features, each level in its own units",
-            "Floor of level 1: the share of nodes that pooling drops, times the features' variance; .7 of it is the sum's",
+            f"Of {progress.split} graphs. Mean squared errors of the reconstructed features of each level",
+            "Floor of level 1: the share of nodes that poolings drop, times the features' variance; .7 of it the sum's",
             "Entropy of the first pooling's scores, over its largest value: 0, one node takes all; 1, all are alike",
             *progress.notes,
         ],
@@ -48,7 +48,9 @@ def headline(progress: graphs.Progress) -> str:
                 None if rows[-1][column] is None else style.number(rows[-1][column], 3)
                 for column in ("cycle_loss", "cycle_loss_low", "cycle_loss_high", "cycle_loss_floor")
             )
-            aside = [f"trials {low} to {high}"] * (rows[-1]["num_trials"] > 1) + [f"floor {floor}"] * (floor is not None)
+            aside = [f"trials {low} to {high}"] * (rows[-1]["num_trials"] > 1) + [f"floor {floor}"] * (
+                floor is not None
+            )
             parts.append(f"{name} {value}" + (f" ({', '.join(aside)})" if aside else ""))
     return f"Cycle loss at the end: {'; '.join(parts)}" if parts else "Cycle loss by level, over training"
 
@@ -57,14 +59,19 @@ def _losses(progress: graphs.Progress, arm: str, colour: alt.Color, highest: flo
     rows = progress.of(arm, progress.split)
     ends = (0.0, 1.05 * highest or 1.0)
     y = alt.Y(
-        "value:Q", scale=alt.Scale(domain=list(ends), nice=False), title="mean squared error", axis=alt.Axis(tickCount=5)
+        "value:Q",
+        scale=alt.Scale(domain=list(ends), nice=False),
+        title="mean squared error",
+        axis=alt.Axis(tickCount=5),
     )
     floor = rows[-1]["cycle_loss_floor"] if rows else None
     layers = [
-        *graphs.rules(_floors(floor), y, ends),
-        *graphs.lines(graphs.as_series(rows, _LEVELS), graphs.epoch_axis(progress.last, labels=False), y, colour, ".3f"),
+        *graphs.rules(_floors(floor), y, ends, progress.width),
+        *graphs.lines(
+            graphs.as_series(rows, _LEVELS), graphs.epoch_axis(progress.last, labels=False), y, colour, ".3f"
+        ),
     ]
-    return alt.layer(*layers).properties(width=graphs.WIDTH, height=_HEIGHT)
+    return alt.layer(*layers).properties(width=progress.width, height=_HEIGHT)
 
 
 def _floors(floor: float | None) -> dict[str, float]:
@@ -79,4 +86,4 @@ def _entropy(progress: graphs.Progress, arm: str, colour: alt.Color) -> style.Pa
     y = alt.Y("value:Q", scale=alt.Scale(domain=[0, 1]), title="entropy", axis=alt.Axis(tickCount=3))
     rows = graphs.as_series(progress.of(arm, progress.split), _ENTROPY)
     layers = graphs.lines(rows, graphs.epoch_axis(progress.last), y, colour, ".3f")
-    return alt.layer(*layers).properties(width=graphs.WIDTH, height=_LOWER)
+    return alt.layer(*layers).properties(width=progress.width, height=_LOWER)

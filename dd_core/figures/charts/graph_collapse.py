@@ -1,5 +1,6 @@
 """Whether graph networks come to predict one label alone: accuracy by class and share of the label, over training."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ from dd_core.study.study import Study
 
 _CLASSES = {"accuracy_class_0": "accuracy, label 0", "accuracy_class_1": "accuracy, label 1"}
 _SHARE = {"largest_share": "share of the label predicted most"}
-_COLOURS = {"accuracy, label 0": style.BLUE, "accuracy, label 1": style.VERMILLION, _SHARE["largest_share"]: style.BLACK}
+_COLOURS = {
+    "accuracy, label 0": style.BLUE,
+    "accuracy, label 1": style.VERMILLION,
+    _SHARE["largest_share"]: style.BLACK,
+}
 # Light to dark, so that they are told apart without colour.
 _GRADES = {"none": "#F3F3F3", "partial": style.ORANGE, "full": "#7A1F00"}
 _HEIGHT, _LOWER, _STRIP, _MOST_STRIPS = 130, 80, 11, 12
@@ -31,7 +36,7 @@ Row = dict[str, Any]
 
 
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
-    """Draw a column for each domain: accuracy by class, the largest share of predictions, and how far trials collapse."""
+    """Draw a column for each domain: accuracy by class, largest share of predictions, how far trials collapse."""
     progress = graphs.read_progress(study, connection, (*_CLASSES, *_SHARE))
     if progress is None:
         return None
@@ -44,7 +49,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         arm: [
             _lines(progress, arm, _CLASSES, "accuracy", (0.0, 1.0), colour, _HEIGHT),
             _lines(progress, arm, _SHARE, "share", (0.5, 1.0), colour, _LOWER),
-            _strips([row for row in graded if row["arm"] == arm], progress.last),
+            _strips(progress, [row for row in graded if row["arm"] == arm]),
         ]
         for arm in progress.names
     }
@@ -68,11 +73,12 @@ def headline(names: dict[str, str], results: dict[str, list[Row]]) -> str:
     parts = []
     for at in ("best", "last"):
         found = outcomes(results, at)
-        said = [f"{names[arm]}, {words}" for arm, own in found.items() if (words := collapse_words(own))]
+        said = [f"{names[arm]} ({words})" for arm, own in found.items() if (words := collapse_words(own))]
         if found:
-            parts.append(f"at the {at} epoch " + ("; ".join(said) if said else "no trial has collapsed"))
-    text = " \u2013 ".join(parts) or "accuracy by class and the share of the label predicted most, over training"
-    return text[0].upper() + text[1:]
+            parts.append(f"at the {at} epoch {', '.join(said) or 'no trial'}")
+    return (
+        f"Collapsed to one label: {'; '.join(parts)}" if parts else "How even predictions of labels are, over training"
+    )
 
 
 def _lines(
@@ -87,20 +93,24 @@ def _lines(
     x = graphs.epoch_axis(progress.last, labels=False)
     y = alt.Y("value:Q", scale=alt.Scale(domain=list(ends)), title=title, axis=alt.Axis(format=".0%", tickCount=4))
     rows = graphs.as_series(progress.of(arm, progress.split), values)
-    return alt.layer(*graphs.lines(rows, x, y, colour, ".1%")).properties(width=graphs.WIDTH, height=height)
+    return alt.layer(*graphs.lines(rows, x, y, colour, ".1%")).properties(width=progress.width, height=height)
 
 
-def _strips(graded: Sequence[Row], last: int) -> style.Panel:
+def _strips(progress: graphs.Progress, graded: Sequence[Row]) -> style.Panel:
     """A strip for each trial."""
-    x = graphs.epoch_axis(last)
+    x = graphs.epoch_axis(progress.last)
     trials = sorted({row["trial"] for row in graded})
     axis = alt.Axis(ticks=False, domain=False, grid=False, labelFontSize=9)
     y = alt.Y("trial:O", title="trial", axis=axis, scale=alt.Scale(domain=trials, paddingInner=0.15, paddingOuter=0))
     scale = alt.Scale(domain=list(_GRADES), range=list(_GRADES.values()))
     legend = alt.Legend(title="collapse", orient="top", symbolType="square", titleOrient="left")
-    rows = [{name: row[name] for name in ("trial", "epoch", "until", "collapse")} for row in graded]
+    rows = [
+        {"trial": trial, "epoch": own[0]["epoch"], "until": own[-1]["until"], "collapse": grade}
+        for (trial, grade), found in itertools.groupby(graded, key=lambda row: (row["trial"], row["collapse"]))
+        for own in [list(found)]
+    ]
     strips = alt.Chart(style.csv_data(rows)).mark_rect(clip=True).encode(
         x=x, x2="until:Q", y=y, fill=alt.Fill("collapse:N", scale=scale, legend=legend),
         tooltip=["trial:O", "epoch:Q", "collapse:N"],
     )  # fmt: skip
-    return alt.layer(strips).properties(width=graphs.WIDTH, height=max(16, _STRIP * len(trials)))
+    return alt.layer(strips).properties(width=progress.width, height=max(16, _STRIP * len(trials)))

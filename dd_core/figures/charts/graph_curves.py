@@ -63,7 +63,8 @@ def _ends(progress: graphs.Progress) -> tuple[float, float]:
 def _best(results: Sequence[Row], splits: Sequence[str], value: str) -> list[Row]:
     """A point for each trial and split at its best epoch."""
     return [
-        {"series": graphs.SPLITS[row["split"]][0], "trial": row["trial"], "epoch": row["epoch"], "value": tidy(row[value])}
+        {"series": graphs.SPLITS[row["split"]][0], "value": tidy(row[value])}
+        | {"trial": row["trial"], "epoch": row["epoch"]}
         for row in results
         if row["at"] == "best" and row["split"] in splits and row["split"] != "train"
     ]  # fmt: skip
@@ -80,7 +81,9 @@ def _series(progress: graphs.Progress, arm: str, value: str) -> list[Row]:
 def _diamonds(points: list[Row], x: alt.X, y: alt.Y, colour: alt.Color, form: str) -> list[alt.Chart]:
     if not points:
         return []
-    mark = alt.Chart(style.data(points)).mark_point(shape="diamond", size=75, filled=True, opacity=1, stroke="white", strokeWidth=0.7)
+    mark = alt.Chart(style.data(points)).mark_point(
+        shape="diamond", size=75, filled=True, opacity=1, stroke="white", strokeWidth=0.7
+    )
     tooltip = ["series:N", "trial:O", alt.Tooltip("epoch:Q", title="best epoch"), alt.Tooltip("value:Q", format=form)]
     return [mark.encode(x=x, y=y, color=colour, tooltip=tooltip)]
 
@@ -93,11 +96,11 @@ def _accuracy(
     y = alt.Y("value:Q", scale=scale, title="accuracy", axis=alt.Axis(format=".0%", tickCount=5))
     known = progress.of(arm, progress.split)
     layers = [
-        *graphs.rules(_references(known), y, ends),
+        *graphs.rules(_references(known), y, ends, progress.width),
         *graphs.lines(_series(progress, arm, "accuracy"), x, y, colour, ".1%"),
         *_diamonds(best, x, y, colour, ".1%"),
     ]
-    return alt.layer(*layers).properties(width=graphs.WIDTH, height=_HEIGHT)
+    return alt.layer(*layers).properties(width=progress.width, height=_HEIGHT)
 
 
 def _references(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -120,4 +123,4 @@ def _loss(study: Study, progress: graphs.Progress, arm: str, best: list[Row], co
         *graphs.lines(_series(progress, arm, "loss"), x, y, colour, ".3f"),
         *_diamonds(best, x, y, colour, ".3f"),
     ]
-    return alt.layer(*layers).properties(width=graphs.WIDTH, height=_LOWER)
+    return alt.layer(*layers).properties(width=progress.width, height=_LOWER)

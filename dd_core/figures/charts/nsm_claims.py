@@ -4,6 +4,7 @@ Every row is a claim: in words, as numbers on an axis, and as the verdict with i
 a table, too, which can be searched and copied.
 """
 
+import json
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +12,17 @@ from typing import Any
 import altair as alt
 import duckdb
 
-from dd_core.analysis.graph_report import VERDICTS, claims_listed, claims_of, claims_sentence
+from dd_core.analysis.graph_report import VERDICTS, claims_listed, claims_of, claims_sentence, name_of
 from dd_core.figures.drawing import style
+from dd_core.figures.drawing.log_axis import log_axis
 from dd_core.figures.drawing.render import with_table
 from dd_core.figures.drawing.selection import drawn_arms, has_view, tidy
 from dd_core.store.store import Store
-from dd_core.study.graphs import DOMAINS
 from dd_core.study.study import Study
 
-_WIDTH, _ROW, _LINE, _TEXT, _VERDICT = 300, 46, 13, 270, 320
-_SENTENCE, _WHY, _MOST_LINES = 46, 56, 3  # characters of a line, and lines
-_WORDS = {"fraction": "accuracy", "loss": "loss", "seconds": "seconds", "dollars": "dollars"}
+_WIDTH, _ROW, _LINE, _TEXT, _VERDICT = 300, 64, 13, 270, 345
+_SENTENCE, _WHY, _MOST_LINES = 48, 62, 3  # characters of a line, and lines
+_WORDS = {"fraction": "accuracy", "loss": "loss", "epochs": "epochs", "seconds": "seconds", "dollars": "dollars"}
 _SIGNS = {"holds": "\u2713 holds", "does not hold": "\u2717 does not hold", "cannot be told": "? cannot be told"}
 _COLOURS = dict(zip(VERDICTS, (style.GREEN, style.VERMILLION, style.GREY), strict=True))
 _SERIES = {
@@ -30,6 +31,9 @@ _SERIES = {
     "measured": ("measured here", style.BLACK, "circle"),
 }
 
+_TICKS = {"baseline": "majority baseline", "ceiling": "Bayes ceiling", "floor": "lowest value possible"}
+_BEYOND = {"at least": "\u2265 ", "at most": "\u2264 "}
+
 Row = dict[str, Any]
 
 
@@ -37,30 +41,35 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     """Draw a block for each unit, in it a row for each claim."""
     if study.data.graphs is None or not has_view(connection, "nsm_claims"):
         return None
-    arms, left_out = drawn_arms(connection, study, "nsm_results")
-    claims = [{name: tidy(value) for name, value in row.items()} for row in claims_of(study, connection)] if arms else []
+    _, left_out = drawn_arms(connection, study, "nsm_claims")
+    claims = [
+        {name: tidy(value) for name, value in row.items()} | {"who": name_of(study, row["arm"])}
+        for row in claims_of(study, connection)
+    ]
     if not claims:
         return None
     units = {unit: rows for unit in _WORDS if (rows := [row for row in claims if row["unit"] == unit])}
     blocks = [_block(unit, rows, is_first=unit == next(iter(units))) for unit, rows in units.items()]
-    held, refuted = (claims_listed(claims, verdict) for verdict in VERDICTS[:2])
+    held, refuted = (claims_listed(study, claims, verdict) for verdict in VERDICTS[:2])
     figure = style.finish(
-        alt.vconcat(*blocks, spacing=26),
+        alt.vconcat(*blocks, spacing=14),
         claims_sentence(claims),
         [
             f"Holds: {held or 'no claim'}",
             f"Does not hold: {refuted or 'no claim'}",
-            *style.describe(study, list(dict.fromkeys(study.arms[arm].variant for arm in arms))),
-            "Measured here: mean over trials with its 95 % interval. Dotted ticks: majority baseline and Bayes ceiling",
+            *style.describe(study, list(dict.fromkeys(row["variant"] for row in claims))),
+            "Measured here: mean over trials with its 95 % interval. Ticks: majority baseline and Bayes ceiling; "
+            "of a cycle loss the lowest value possible",
             left_out,
         ],
         characters=118,
+        frame="bounds",  # texts stand left of the panels
     )
     return with_table(figure, *_table(claims))
 
 
 def _name(row: Row) -> str:
-    return f"{DOMAINS[row['domain']]}: {row['claim'].replace('_', ' ')}"
+    return f"{row['who']}: {row['claim'].replace('_', ' ')}"
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -69,6 +78,10 @@ def _number(value: float | None, unit: str) -> str:
     if unit == "fraction":
         return f"{100 * value:.1f} %"
     return f"{style.number(value, 3)}{' s' if unit == 'seconds' else ' $' if unit == 'dollars' else ''}"
+
+
+def _claimed(row: Row) -> str:
+    return _BEYOND.get(row["claimed_is"], "") + _number(row["claimed"], row["unit"])
 
 
 def _interval(row: Row) -> str:
@@ -88,7 +101,7 @@ def _block(unit: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
         for row in claims
         for column, (words, *_) in _SERIES.items()
         if row[column] is not None
-        for source in [{"claimed": row["sentence"], "later": row["later_source"]}.get(column) or ""]
+        for source in [row[{"claimed": "source", "later": "later_source", "measured": "measured_of"}[column]] or ""]
     ]
     spans = [
         {"name": _name(row), "low": row["measured_low"], "high": row["measured_high"]}
@@ -98,7 +111,7 @@ def _block(unit: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
     ticks = [
         {"name": _name(row), "value": row[column], "what": words}
         for row in claims
-        for column, words in (("baseline", "majority baseline"), ("ceiling", "Bayes ceiling"))
+        for column, words in _TICKS.items()
         if row[column] is not None
     ]
     values = [own[name] for own in (*points, *spans, *ticks) for name in ("value", "low", "high") if name in own]
@@ -106,17 +119,18 @@ def _block(unit: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
     title = _WORDS[unit]
     x, low = (alt.X(f"{name}:Q", scale=scale, axis=axis, title=title) for name in ("value", "low"))
     colour, shape = _encodings(shown=is_first)
-    offset = alt.YOffset("series:N", scale=alt.Scale(domain=[words for words, *_ in _SERIES.values()], range=[12, 34]))
+    offset = alt.YOffset("series:N", scale=alt.Scale(domain=[words for words, *_ in _SERIES.values()], range=[18, 46]))
     tooltip = ["name:N", "series:N", alt.Tooltip("value:Q", format=".3~f"), "source:N"]
     here = [span | {"series": _SERIES["measured"][0]} for span in spans]
+    separate = alt.Chart(style.data([{"name": name} for name in order])).mark_rule(color="#E4E4E4", yOffset=-_ROW / 2)
     layers = [
-        alt.Chart(style.data([{"name": name} for name in order])).mark_rule(color="#E4E4E4", yOffset=-_ROW / 2).encode(
-            y=y, x=alt.value(-_TEXT), x2=alt.value(_WIDTH + _VERDICT)
-        ),
-        alt.Chart(style.data(ticks)).mark_tick(color=style.GREY, thickness=1.5, size=_ROW - 14, strokeDash=[2, 2]).encode(
+        separate.encode(y=y, x=alt.value(-_TEXT), x2=alt.value(_WIDTH + _VERDICT)),
+        alt.Chart(style.data(ticks)).mark_tick(color=style.GREY, thickness=1.5, size=_ROW - 14).encode(
             x=x, y=y, tooltip=["name:N", "what:N", alt.Tooltip("value:Q", format=".3~f")]
         ),
-        alt.Chart(style.data(here)).mark_rule(strokeWidth=2.2).encode(x=low, x2="high:Q", y=y, yOffset=offset, color=colour),
+        alt.Chart(style.data(here)).mark_rule(strokeWidth=2.2).encode(
+            x=low, x2="high:Q", y=y, yOffset=offset, color=colour
+        ),
         alt.Chart(style.data(points)).mark_point(filled=True, size=65, opacity=1).encode(
             x=x, y=y, yOffset=offset, color=colour, shape=shape, tooltip=tooltip
         ),
@@ -131,9 +145,7 @@ def _scale(unit: str, values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
         return alt.Scale(domain=ends, nice=False, zero=False), alt.Axis(format=".0%", tickCount=6)
     if unit == "loss" or min(values) <= 0:
         return alt.Scale(zero=True), alt.Axis(tickCount=6)
-    return alt.Scale(type="log", domain=[min(values) / 1.5, max(values) * 1.5], nice=False), alt.Axis(
-        tickCount=4, format="~g"
-    )
+    return log_axis(values)
 
 
 def _texts(claims: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
@@ -141,27 +153,31 @@ def _texts(claims: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
     rows = [
         {
             "name": _name(row),
-            "domain": DOMAINS[row["domain"]],
+            "who": row["who"],
             "sentence": _wrapped(row["sentence"], _SENTENCE),
             "verdict": _SIGNS[row["verdict"]],
-            "numbers": f"{_number(row['claimed'], row['unit'])} claimed, {_number(row['later'], row['unit'])} later, "
-            f"{_interval(row)} here",
+            "numbers": f"{_claimed(row)} claimed, {_number(row['later'], row['unit'])} later, {_interval(row)} here",
             "why": _wrapped(row["why"], _WHY),
             "key": row["verdict"],
         }
         for row in claims
     ]
     base = alt.Chart(style.data(rows)).encode(y=y)
-    scale = alt.Scale(domain=list(_COLOURS), range=list(_COLOURS.values()))
-    bold = {"align": "left", "fontWeight": "bold", "fontSize": 11}
+    bold: dict[str, Any] = {"align": "left", "fontWeight": "bold", "fontSize": 11, "dy": -22}
     plain: dict[str, Any] = {"align": "left", "fontSize": 10, "lineBreak": "\n", "lineHeight": _LINE, "baseline": "top"}
     left, right = alt.value(-_TEXT), alt.value(_WIDTH + 12)
+    verdicts = [
+        base.transform_filter(f"datum.key === {json.dumps(key)}")
+        .mark_text(**bold, color=colour)
+        .encode(x=right, text="verdict:N")
+        for key, colour in _COLOURS.items()
+    ]
     return [
-        base.mark_text(**bold, dy=-14).encode(x=left, text="domain:N"),
-        base.mark_text(**plain, dy=-6).encode(x=left, text="sentence:N"),
-        base.mark_text(**bold, dy=-14).encode(x=right, text="verdict:N", color=alt.Color("key:N", scale=scale, legend=None)),
-        base.mark_text(**plain, dy=-7, color=style.GREY).encode(x=right, text="numbers:N"),
-        base.mark_text(**plain, dy=6).encode(x=right, text="why:N"),
+        base.mark_text(**bold).encode(x=left, text="who:N"),
+        base.mark_text(**plain, dy=-13).encode(x=left, text="sentence:N"),
+        *verdicts,
+        base.mark_text(**plain, dy=-14, color=style.GREY).encode(x=right, text="numbers:N"),
+        base.mark_text(**plain, dy=0).encode(x=right, text="why:N"),
     ]  # fmt: skip
 
 
@@ -181,20 +197,21 @@ def _encodings(*, shown: bool) -> tuple[alt.Color, alt.Shape]:
 
 def _table(claims: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the page's table."""
-    head = ["domain", "claim", "claimed", "measured later by the authors", "where", "measured here (95 % interval)"]
+    head = ["domain", "claim", "claimed", "where", "later or elsewhere by the authors", "where", "here (95 % interval)"]
     rows = [
         [
-            DOMAINS[row["domain"]],
+            row["who"],
             row["sentence"],
-            _number(row["claimed"], row["unit"]),
+            _claimed(row),
+            row["source"] or "",
             _number(row["later"], row["unit"]),
             row["later_source"] or "",
             _interval(row),
-            _number(row["baseline"], row["unit"]),
-            _number(row["ceiling"], row["unit"]),
+            row["measured_of"] or "",
+            *(_number(row[name], row["unit"]) for name in _TICKS),
             _SIGNS[row["verdict"]],
             row["why"],
         ]
         for row in claims
     ]
-    return [*head, "majority baseline", "Bayes ceiling", "verdict", "why"], rows
+    return [*head, "of what", *_TICKS.values(), "verdict", "why"], rows

@@ -5,7 +5,7 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import altair as alt
 import vl_convert
@@ -65,16 +65,17 @@ def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Seq
         head: names of the columns.
         rows: plain text, a cell for each column.
     """
-    changed: Any = chart.copy(deep=False)
-    changed.usermeta = {_TABLE: {"head": list(head), "rows": [list(row) for row in rows]}}
-    return changed
+    changed: Any = chart
+    table = {"head": list(head), "rows": [list(row) for row in rows]}
+    return cast("alt.TopLevelMixin", changed.properties(usermeta={_TABLE: table}))
 
 
 def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return f"{_STYLE}<table><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+    body = "".join(line(row, "td") for row in rows)
+    return f"{_STYLE}<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def preview_markdown(picture: Path) -> str:

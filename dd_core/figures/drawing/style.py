@@ -75,7 +75,9 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66) -> alt.TopLevelMixin:
+def finish(
+    chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66, frame: str = "group"
+) -> alt.TopLevelMixin:
     """Give a chart its title, subtitle and the common configuration.
 
     Args:
@@ -83,8 +85,9 @@ def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: i
         title: what is seen, one sentence.
         subtitle: lines; None is left out.
         characters: where lines are broken.
+        frame: where they begin: group, with the first panel, or bounds, with whatever stands farthest left.
     """
-    heading = alt.TitleParams(text=wrap(title, characters), subtitle=wrap_lines(subtitle, characters))
+    heading = alt.TitleParams(text=wrap(title, characters), subtitle=wrap_lines(subtitle, characters), frame=frame)
     return dress(chart.properties(title=heading))
 
 

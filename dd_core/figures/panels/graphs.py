@@ -14,8 +14,12 @@ from dd_core.figures.drawing.selection import drawn_arms, fetch
 from dd_core.figures.panels.task_lines import one_width
 from dd_core.study.study import Study
 
-WIDTH, COLUMNS, MOST_ARMS = 200, 3, 6
-SPLITS = {"train": ("training", style.TRAIN), "validation": ("validation", style.VALIDATION), "test": ("test", style.TEST)}
+_WIDTH, COLUMNS, MOST_ARMS = 200, 3, 6
+SPLITS = {
+    "train": ("training", style.TRAIN),
+    "validation": ("validation", style.VALIDATION),
+    "test": ("test", style.TEST),
+}
 _NEAR = 0.09  # of an axis: labels closer to each other than this would overlap
 
 
@@ -36,6 +40,11 @@ class Progress:
     split: str
     last: int
     notes: list[str | None]
+
+    @property
+    def width(self) -> int:
+        """Of a panel, pixels: of a single domain as wide as other figures."""
+        return style.WIDTH if len(self.names) == 1 else _WIDTH
 
     def of(self, arm: str, split: str | None = None) -> list[dict[str, Any]]:
         """Rows of one arm, of all splits or of one."""
@@ -94,7 +103,8 @@ def lines(rows: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y, colour: alt.Col
 def as_series(rows: Sequence[Mapping[str, Any]], values: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of ``Progress`` as those of ``lines``: a series for each of some values, by column."""
     return [
-        {"series": name, "epoch": row["epoch"], "value": row[value], "low": row[f"{value}_low"], "high": row[f"{value}_high"]}
+        {"series": name, "epoch": row["epoch"], "value": row[value]}
+        | {"low": row[f"{value}_low"], "high": row[f"{value}_high"]}
         for value, name in values.items()
         for row in rows
         if row[value] is not None
@@ -107,7 +117,7 @@ def colour_of(shown: Mapping[str, str]) -> alt.Color:
     return alt.Color("series:N", scale=scale, legend=style.line_legend(4))
 
 
-def rules(values: Mapping[str, float], y: alt.Y, ends: tuple[float, float], width: int = WIDTH) -> list[alt.Chart]:
+def rules(values: Mapping[str, float], y: alt.Y, ends: tuple[float, float], width: int) -> list[alt.Chart]:
     """Layers of dashed lines with their names right of the panel, moved apart where they are close.
 
     Args:
@@ -138,7 +148,9 @@ def rules(values: Mapping[str, float], y: alt.Y, ends: tuple[float, float], widt
 def in_columns(panels: Mapping[str, Sequence[Any]], names: Mapping[str, str]) -> Any:
     """By arm the panels below each other, arms side by side under their names."""
     blocks = [
-        alt.vconcat(*own, spacing=12).properties(title=alt.TitleParams(names[arm], fontSize=12, anchor="start", offset=6))
+        alt.vconcat(*own, spacing=12).properties(
+            title=alt.TitleParams(names[arm], fontSize=12, anchor="start", offset=6)
+        )
         for arm, own in panels.items()
     ]
     return alt.concat(*blocks, columns=COLUMNS, spacing={"column": 28, "row": 34})
@@ -146,7 +158,7 @@ def in_columns(panels: Mapping[str, Sequence[Any]], names: Mapping[str, str]) ->
 
 def characters(num: int) -> int:
     """Where lines of title and subtitle are broken above so many columns of panels."""
-    return 46 if num == 1 else 78 if num == 2 else 112
+    return 66 if num == 1 else 78 if num == 2 else 112
 
 
 def interval_line(study: Study) -> str:
