@@ -52,6 +52,13 @@ class NSM(Strict):
         default="none", description="dual pass: logits from the way up and the way down, fused"
     )
 
+    preflight: Literal["error", "warn"] = Field(
+        default="error",
+        json_schema_extra={"left_out_of_recipe": True},
+        description="what is outside the limits that the published networks are trained within (classes out of "
+        "balance, cycle_weight, learning rate) is refused before training, or only warned of",
+    )
+
     @property
     def relations(self) -> int:
         """Kinds of edges the network knows."""

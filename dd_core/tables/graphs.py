@@ -65,7 +65,7 @@ NSM_RESULTS = Table(
         *ARM,
         *_DOMAIN,
         Column(
-            "at",
+            "result",
             "string",
             "best: the epoch of lowest validation loss, without validation graphs no row; last: the last epoch of the "
             "trial that was evaluated",
