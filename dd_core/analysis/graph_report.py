@@ -1,7 +1,8 @@
 """What a graph study says, as text: accuracy beside baseline and ceiling, collapse, claims, and the curve over widths.
 
-An accuracy is a mean over trials with Student's 95 % interval over them; of one trial the interval is Wilson's, over
-the graphs. What it is compared with is known without error: how frequent labels are, and how they come about.
+An accuracy is a mean over trials with a 95 % interval, at either end the wider of Student's over trials and Wilson's
+over the graphs of one trial. What it is compared with is known exactly: how frequent labels are, and how they come
+about.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from typing import Any
 import duckdb
 
 from dd_core.analysis.double_descent import WidthRow, find_double_descent
+from dd_core.analysis.graphs.intervals import share_over_trials
+from dd_core.analysis.graphs.verdicts import FAILS, HOLDS, UNKNOWN
 from dd_core.analysis.intervals import Estimate, difference, interval, over_trials
 from dd_core.analysis.loss_slope_report import CURRENT, query
 from dd_core.analysis.report import sentence as double_descent_sentence
@@ -23,7 +26,8 @@ from dd_core.study.graphs import DOMAINS
 from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
 
-VERDICTS = ("holds", "does not hold", "cannot be told")
+VERDICTS = (HOLDS, FAILS, UNKNOWN)
+_BY_CHANCE = 0.01  # probability that a mean over trials without a leak is said to have one
 _TABLES = ("nsm_results", "nsm_claims")
 _ABOVE = {1: "above", 0: "not surely above or below", -1: "below"}
 _AT = {"best": "at the best epoch", "last": "at the last epoch"}
@@ -62,8 +66,9 @@ class Outcome:
 
     @property
     def num_leaks(self) -> int:
-        """How many trials are better than can be."""
-        return sum(bool(row["above_ceiling"]) for row in self.trials)
+        """How many trials are right more often than chance explains where the ceiling is the truth."""
+        limit = _BY_CHANCE / len(self.trials)
+        return sum(row["p_above_ceiling"] is not None and row["p_above_ceiling"] < limit for row in self.trials)
 
     @property
     def gap(self) -> str:
@@ -92,23 +97,28 @@ def outcomes(results: Mapping[str, list[dict[str, Any]]], at: str) -> dict[str, 
     found = {}
     for arm, rows in results.items():
         for split in ("test", "validation"):
-            if trials := [row for row in rows if row["at"] == at and row["split"] == split]:
+            if trials := [row for row in rows if row["result"] == at and row["split"] == split]:
                 found[arm] = _outcome(trials)
                 break
     return found
 
 
+def at_best_or_last(results: Mapping[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Outcome]]:
+    """What all arms reach at their best epochs, or with nothing to choose these by at their last ones, and which."""
+    best = outcomes(results, "best")
+    return ("best", best) if best else ("last", outcomes(results, "last"))
+
+
 def _outcome(trials: list[dict[str, Any]]) -> Outcome:
-    accuracy = over_trials(row["accuracy"] for row in trials)
-    above = over_trials(row["accuracy"] - row["majority_baseline"] for row in trials)
-    baseline, ceiling = (
-        over_trials(row[name] for row in trials).mean for name in ("majority_baseline", "bayes_ceiling")
+    accuracies, baselines = ([row[name] for row in trials] for name in ("accuracy", "majority_baseline"))
+    num_graphs = min(row["num_graphs"] for row in trials)  # trials may share theirs
+    return Outcome(
+        trials,
+        share_over_trials(accuracies, num_graphs),
+        share_over_trials(accuracies, num_graphs, baselines),
+        over_trials(baselines).mean,
+        over_trials(row["bayes_ceiling"] for row in trials).mean,
     )
-    if len(trials) == 1:
-        low, high = (trials[0][f"accuracy_{end}"] for end in ("low", "high"))
-        accuracy = Estimate(accuracy.mean, low, high, 1)
-        above = Estimate(above.mean, low - baseline, high - baseline, 1)
-    return Outcome(trials, accuracy, above, baseline, ceiling)
 
 
 def name_of(study: Study, arm: str) -> str:
@@ -124,12 +134,15 @@ def name_of(study: Study, arm: str) -> str:
 
 
 def claims_of(study: Study, connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """Its current rows of ``nsm_claims``, of the widest arm of each variant, in the study's order."""
+    """Its current rows of ``nsm_claims``, of the widest arm of each variant, each claim of all domains in a row."""
     if study.data.graphs is None:
         return []
     rows = query(connection, study, _CLAIMS)
     arms = widest_arms(study, [arm for arm in study.arms if any(row["arm"] == arm for row in rows)])
-    return sorted((row for row in rows if row["arm"] in arms), key=lambda row: (arms.index(row["arm"]), row["claim"]))
+    keys = list(dict.fromkeys(row["claim"] for row in rows))
+    return sorted(
+        (row for row in rows if row["arm"] in arms), key=lambda row: (keys.index(row["claim"]), arms.index(row["arm"]))
+    )
 
 
 def claims_sentence(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -157,9 +170,10 @@ def findings(store: Store, study: Study) -> list[str]:
         return []
     with contextlib.closing(connect(store, _TABLES)) as connection:
         results = results_of(study, connection)
-        best, last = outcomes(results, "best"), outcomes(results, "last")
+        at, found = at_best_or_last(results)
+        last = outcomes(results, "last") if at == "best" else {}
         claims = claims_of(study, connection)
-    sentences = [sentence(name_of(study, arm), best[arm], last.get(arm)) for arm in widest_arms(study, best)]
+    sentences = [sentence(name_of(study, arm), found[arm], at, last.get(arm)) for arm in widest_arms(study, found)]
     sentences += over_widths(study, results)
     if claims:
         sentences.append(claims_sentence(claims))
@@ -174,12 +188,19 @@ def widest_arms(study: Study, arms: Iterable[str]) -> list[str]:
     return [arm for arm in given if widest[study.arms[arm].variant] == arm]
 
 
-def sentence(name: str, best: Outcome, last: Outcome | None) -> str:
-    """Accuracy with its interval, beside baseline and ceiling, and collapse."""
+def sentence(name: str, best: Outcome, at: str, last: Outcome | None) -> str:
+    """Accuracy with its interval, beside baseline and ceiling, and collapse.
+
+    Args:
+        name: of the arm.
+        best: what it reaches.
+        at: ``best`` or ``last``, where that is.
+        last: at the last epoch, if this is another.
+    """
     own = best.accuracy
     trials = "1 trial" if own.num_trials == 1 else f"{own.num_trials} trials"
     text = (
-        f"{name}: {best.split} accuracy at the best epoch is {100 * own.mean:.1f} % (95 % interval "
+        f"{name}: {best.split} accuracy {_AT[at]} is {100 * own.mean:.1f} % (95 % interval "
         f"{interval(100 * own.low, 100 * own.high, 1)}, {trials}), {best.verdict} of {100 * best.baseline:.1f} % "
         f"({best.gap})"
     )
@@ -189,16 +210,17 @@ def sentence(name: str, best: Outcome, last: Outcome | None) -> str:
         text += f"; at the last epoch it is {100 * last.accuracy.mean:.1f} %"
     text += "".join(f"; collapsed: {said}" for said in [collapse_words(best)] if said)
     if best.num_leaks:
-        text += f"; {best.num_leaks} of {trials} surely exceed what can be expected: something leaks"
+        text += f"; {best.num_leaks} of {trials} above what chance explains: something leaks"
     return text
 
 
-def headline(names: Mapping[str, str], found: Mapping[str, Outcome]) -> str:
-    """One sentence: which arms are above the majority baseline at the best epoch, by how much, and which are not.
+def headline(names: Mapping[str, str], found: Mapping[str, Outcome], at: str) -> str:
+    """One sentence: which arms are above the majority baseline, by how much, and which are not.
 
     Args:
         names: by arm.
-        found: the same arms, at least one.
+        found: of these arms, at least one.
+        at: ``best`` or ``last`` epochs.
     """
     parts = []
     for sign in (1, 0, -1):
@@ -207,7 +229,7 @@ def headline(names: Mapping[str, str], found: Mapping[str, Outcome]) -> str:
             said = ", ".join(f"{names[arm]} ({outcome.gap})" for arm, outcome in own.items())
             parts.append(f"{next(iter(own.values())).verdict}: {said}")
     split = next(iter(found.values())).split
-    return f"{split.capitalize()} accuracy at the best epoch is {'; '.join(parts)}"
+    return f"{split.capitalize()} accuracy {_AT[at]} is {'; '.join(parts)}"
 
 
 def collapse_words(outcome: Outcome) -> str:
@@ -242,7 +264,7 @@ def width_row(results: Sequence[Mapping[str, Any]], k: int, at: str) -> list[Wid
         at: ``best`` or ``last``.
     """
     by_split = {
-        split: [row for row in results if row["at"] == at and row["split"] == split] for split in ("train", "test")
+        split: [row for row in results if row["result"] == at and row["split"] == split] for split in ("train", "test")
     }
     tested, trained = by_split["test"], by_split["train"]
     if not tested:

@@ -151,8 +151,12 @@ def write_graphs(store: Store, study: Study, recipe_of: Study | None = None) -> 
         ]
         results = [
             row
-            | {"at": at, "num_parameters": 1000 * arm.k, "above_baseline": row["accuracy"] - row["majority_baseline"]}
-            | {"above_ceiling": row["accuracy_low"] > row["bayes_ceiling"]}
+            | {
+                "result": at,
+                "num_parameters": 1000 * arm.k,
+                "above_baseline": row["accuracy"] - row["majority_baseline"],
+            }
+            | {"above_ceiling": row["accuracy_low"] > row["bayes_ceiling"], "p_above_ceiling": 0.5}
             for row in progress
             for at, epoch in (("best", BEST), ("last", LAST))
             if row["epoch"] == epoch

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
-from dd_core.analysis.graph_report import Outcome, headline, name_of, outcomes, results_of, widest_arms
+from dd_core.analysis.graph_report import Outcome, at_best_or_last, headline, name_of, outcomes, results_of, widest_arms
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, tidy
 from dd_core.store.store import Store
@@ -24,40 +24,42 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         return None
     results = results_of(study, connection)
     found = {at: outcomes(results, at) for at in _SERIES}
-    if not found["best"]:
+    at, told = at_best_or_last(results)
+    if not told:
         return None
     _, left_out = drawn_arms(connection, study, "nsm_results")
-    arms = list(found["best"])[:_MOST_ROWS]
+    arms = list(told)[:_MOST_ROWS]
     names = {arm: name_of(study, arm) for arm in arms}
     leaks = [names[arm] for arm in arms if any(own[arm].num_leaks for own in found.values() if arm in own)]
-    told = {arm: found["best"][arm] for arm in widest_arms(study, found["best"])[:_NAMED]}
-    split = next(iter(told.values())).split
+    shown = {arm: told[arm] for arm in widest_arms(study, arms)[:_NAMED]}
     return style.finish(
-        _panel(names, found, split),
-        headline(names, told),
+        _panel(names, told, found),
+        headline(names, shown, at),
         [
             *style.describe(study, list(dict.fromkeys(study.arms[arm].variant for arm in arms))),
             "Grey: from the majority baseline (left end) to the Bayes ceiling (right, black), the best to be expected",
-            "Thin: trials with Wilson's intervals over their graphs. Thick: means with Student's over trials"
-            if study.trials > 1
-            else "Intervals: Wilson's, over the graphs of the one trial",
-            "All intervals are of 95 %. Best epoch: that of the lowest validation loss",
-            f"Surely above the ceiling, which says that something leaks: {style.listed(leaks)}" if leaks else None,
-            f"The first {_MOST_ROWS} of {len(found['best'])} networks" if len(arms) < len(found["best"]) else None,
+            "Best epoch: that of the lowest validation loss. Intervals: Wilson's over the graphs, 95 %"
+            + ("; thick: of means, at either end the wider of that and of Student's over trials" * (study.trials > 1)),
+            f"Above the ceiling by more than chance explains, so that something leaks: {style.listed(leaks)}"
+            if leaks
+            else None,
+            f"The first {_MOST_ROWS} of {len(told)} networks" if len(arms) < len(told) else None,
             left_out,
         ],
         characters=88,
     )
 
 
-def _panel(names: Mapping[str, str], found: Mapping[str, Mapping[str, Outcome]], split: str) -> style.Panel:
-    spans = [_span(names[arm], found["best"][arm]) for arm in names]
+def _panel(
+    names: Mapping[str, str], told: Mapping[str, Outcome], found: Mapping[str, Mapping[str, Outcome]]
+) -> style.Panel:
+    spans = [_span(names[arm], told[arm]) for arm in names]
     marks = [
         row for at, own in found.items() for arm in names if arm in own for row in _marks(names[arm], at, own[arm])
     ]
     ends = _ends([row[name] for row in (*spans, *marks) for name in ("low", "high") if row[name] is not None])
     scale = alt.Scale(domain=ends, nice=False, zero=False)
-    title, axis = f"{split} accuracy", alt.Axis(format=".0%", tickCount=6)
+    title, axis = f"{next(iter(told.values())).split} accuracy", alt.Axis(format=".0%", tickCount=6)
     x, low = (alt.X(f"{name}:Q", scale=scale, title=title, axis=axis) for name in ("value", "low"))
     rows = list(names.values())
     side = alt.Axis(ticks=False, domain=False, labelLimit=220, labelPadding=8)

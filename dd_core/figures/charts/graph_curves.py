@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
-from dd_core.analysis.graph_report import headline, outcomes, results_of
+from dd_core.analysis.graph_report import at_best_or_last, headline, results_of
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import tidy
 from dd_core.figures.panels import graphs
@@ -37,16 +37,20 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ]
         for arm in progress.names
     }
-    found = outcomes(best, "best")
+    at, found = at_best_or_last(best)
     return style.finish(
         graphs.in_columns(panels, progress.names),
-        headline(progress.names, found) if found else "Accuracy and loss of graph networks while they train, by domain",
+        headline(progress.names, found, at)
+        if found
+        else "Accuracy and loss of graph networks while they train, by domain",
         [
             *style.describe(study, [study.arms[arm].variant for arm in progress.names]),
-            "Diamonds: best epoch of each trial, that of the lowest validation loss" if best else None,
+            "Diamonds: best epoch of each trial, that of the lowest validation loss"
+            if found and at == "best"
+            else None,
             f"Dashed, of {progress.split} graphs: majority, always predicting the label more frequent in training; "
             "ceiling, the best accuracy that can be expected",
-            graphs.interval_line(study),
+            graphs.INTERVALS,
             *progress.notes,
         ],
         characters=graphs.characters(len(panels)),
@@ -66,7 +70,7 @@ def _best(results: Sequence[Row], splits: Sequence[str], value: str) -> list[Row
         {"series": graphs.SPLITS[row["split"]][0], "value": tidy(row[value])}
         | {"trial": row["trial"], "epoch": row["epoch"]}
         for row in results
-        if row["at"] == "best" and row["split"] in splits and row["split"] != "train"
+        if row["result"] == "best" and row["split"] in splits and row["split"] != "train"
     ]  # fmt: skip
 
 

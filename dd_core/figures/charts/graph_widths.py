@@ -87,7 +87,7 @@ def _panel(study: Study, variant: str, by_k: Mapping[int, Sequence[Row]], last: 
                 series | {"k": k, "error": tidy(1 - row["accuracy"]), "trial": row["trial"], "epoch": row["epoch"]}
                 for k, rows in by_k.items()
                 for row in rows
-                if row["at"] == at and _NAMES.get(row["split"]) == split
+                if row["result"] == at and _NAMES.get(row["split"]) == split
             ]
     references = _references({str(k): list(rows) for k, rows in by_k.items()})
     if noise := study.variants[variant].label_noise:

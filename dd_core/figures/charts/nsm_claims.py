@@ -20,9 +20,10 @@ from dd_core.figures.drawing.selection import drawn_arms, has_view, tidy
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
-_WIDTH, _ROW, _LINE, _TEXT, _VERDICT = 300, 64, 13, 270, 345
+_WIDTH, _ROW, _LINE, _TEXT, _VERDICT = 300, 62, 13, 270, 345
 _SENTENCE, _WHY, _MOST_LINES = 48, 62, 3  # characters of a line, and lines
-_WORDS = {"fraction": "accuracy", "loss": "loss", "epochs": "epochs", "seconds": "seconds", "dollars": "dollars"}
+_ACCURACY, _DIFFERENCE = "accuracy", "difference of accuracies"
+_FORMS = {_ACCURACY: ".0%", _DIFFERENCE: ".0%", "loss": "~g", "epochs": "~g", "seconds": "~g", "dollars": "~g"}
 _SIGNS = {"holds": "\u2713 holds", "does not hold": "\u2717 does not hold", "cannot be told": "? cannot be told"}
 _COLOURS = dict(zip(VERDICTS, (style.GREEN, style.VERMILLION, style.GREY), strict=True))
 _SERIES = {
@@ -48,11 +49,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     ]
     if not claims:
         return None
-    units = {unit: rows for unit in _WORDS if (rows := [row for row in claims if row["unit"] == unit])}
-    blocks = [_block(unit, rows, is_first=unit == next(iter(units))) for unit, rows in units.items()]
+    drawn = [row for row in claims if row["measured"] is not None or row["later"] is not None] or claims
+    blocks = {words: rows for words in _FORMS if (rows := [row for row in drawn if _axis_of(row) == words])}
+    panels = [_block(words, rows, is_first=words == next(iter(blocks))) for words, rows in blocks.items()]
     held, refuted = (claims_listed(study, claims, verdict) for verdict in VERDICTS[:2])
     figure = style.finish(
-        alt.vconcat(*blocks, spacing=14),
+        alt.vconcat(*panels, spacing=14),
         claims_sentence(claims),
         [
             f"Holds: {held or 'no claim'}",
@@ -60,12 +62,30 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             *style.describe(study, list(dict.fromkeys(row["variant"] for row in claims))),
             "Measured here: mean over trials with its 95 % interval. Ticks: majority baseline and Bayes ceiling; "
             "of a cycle loss the lowest value possible",
+            f"In the table alone, since nothing measures them: {_undrawn(claims, drawn)}"
+            if len(drawn) < len(claims)
+            else None,
             left_out,
         ],
         characters=118,
         frame="bounds",  # texts stand left of the panels
     )
     return with_table(figure, *_table(claims))
+
+
+def _undrawn(claims: Sequence[Row], drawn: Sequence[Row]) -> str | None:
+    """A sentence about the claims that have no numbers to draw beside them."""
+    shown = {(row["arm"], row["claim"]) for row in drawn}
+    names = dict.fromkeys(row["claim"] for row in claims if (row["arm"], row["claim"]) not in shown)
+    words = ", ".join(name.replace("_", " ") for name in names)
+    return f"In the page's table alone, since nothing measures them: {words}" if names else None
+
+
+def _axis_of(row: Row) -> str:
+    """What the numbers of a claim are; fractions are accuracies or differences of these."""
+    if row["unit"] != "fraction":
+        return str(row["unit"])
+    return _ACCURACY if row["claim"].startswith(_ACCURACY) else _DIFFERENCE
 
 
 def _name(row: Row) -> str:
@@ -92,14 +112,14 @@ def _interval(row: Row) -> str:
     return f"{middle} ({_number(row['measured_low'], row['unit'])} to {_number(row['measured_high'], row['unit'])})"
 
 
-def _block(unit: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
-    """The claims of one unit: words left, numbers in the middle, verdicts right."""
+def _block(words: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
+    """The claims about one quantity: words left, numbers in the middle, verdicts right."""
     order = [_name(row) for row in claims]
     y = alt.Y("name:N", sort=order, scale=alt.Scale(domain=order), axis=None)
     points = [
-        {"name": _name(row), "series": words, "value": row[column], "source": source}
+        {"name": _name(row), "series": series, "value": row[column], "source": source}
         for row in claims
-        for column, (words, *_) in _SERIES.items()
+        for column, (series, *_) in _SERIES.items()
         if row[column] is not None
         for source in [row[{"claimed": "source", "later": "later_source", "measured": "measured_of"}[column]] or ""]
     ]
@@ -109,15 +129,14 @@ def _block(unit: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
         if row["measured_low"] is not None and row["measured_high"] is not None
     ]
     ticks = [
-        {"name": _name(row), "value": row[column], "what": words}
+        {"name": _name(row), "value": row[column], "what": what}
         for row in claims
-        for column, words in _TICKS.items()
-        if row[column] is not None
+        for column, what in _TICKS.items()
+        if row[column] is not None and words in (_ACCURACY, "loss")
     ]
     values = [own[name] for own in (*points, *spans, *ticks) for name in ("value", "low", "high") if name in own]
-    scale, axis = _scale(unit, values)
-    title = _WORDS[unit]
-    x, low = (alt.X(f"{name}:Q", scale=scale, axis=axis, title=title) for name in ("value", "low"))
+    scale, axis = _scale(words, values)
+    x, low = (alt.X(f"{name}:Q", scale=scale, axis=axis, title=words) for name in ("value", "low"))
     colour, shape = _encodings(shown=is_first)
     offset = alt.YOffset("series:N", scale=alt.Scale(domain=[words for words, *_ in _SERIES.values()], range=[18, 46]))
     tooltip = ["name:N", "series:N", alt.Tooltip("value:Q", format=".3~f"), "source:N"]
@@ -139,13 +158,13 @@ def _block(unit: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
     return alt.layer(*layers).properties(width=_WIDTH, height=alt.Step(_ROW))
 
 
-def _scale(unit: str, values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
-    if unit == "fraction":
+def _scale(words: str, values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
+    if words == _ACCURACY:
         ends = [max(min(values) - 0.03, 0.0), min(max(values) + 0.03, 1.0)]
-        return alt.Scale(domain=ends, nice=False, zero=False), alt.Axis(format=".0%", tickCount=6)
-    if unit == "loss" or min(values) <= 0:
-        return alt.Scale(zero=True), alt.Axis(tickCount=6)
-    return log_axis(values)
+        return alt.Scale(domain=ends, nice=False, zero=False), alt.Axis(format=_FORMS[words], tickCount=6)
+    if words in ("seconds", "dollars") and min(values) > 0:
+        return log_axis(values)
+    return alt.Scale(zero=True), alt.Axis(format=_FORMS[words], tickCount=6)
 
 
 def _texts(claims: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
@@ -176,8 +195,7 @@ def _texts(claims: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
         base.mark_text(**bold).encode(x=left, text="who:N"),
         base.mark_text(**plain, dy=-13).encode(x=left, text="sentence:N"),
         *verdicts,
-        base.mark_text(**plain, dy=-14, color=style.GREY).encode(x=right, text="numbers:N"),
-        base.mark_text(**plain, dy=0).encode(x=right, text="why:N"),
+        base.mark_text(**plain, dy=-13).encode(x=right, text="why:N"),
     ]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def finish(
-    chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66, frame: str = "group"
+    chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66, frame: Any = alt.Undefined
 ) -> alt.TopLevelMixin:
     """Give a chart its title, subtitle and the common configuration.
 
@@ -85,7 +85,7 @@ def finish(
         title: what is seen, one sentence.
         subtitle: lines; None is left out.
         characters: where lines are broken.
-        frame: where they begin: group, with the first panel, or bounds, with whatever stands farthest left.
+        frame: where they begin: default, with the first panel; bounds, with whatever stands farthest left.
     """
     heading = alt.TitleParams(text=wrap(title, characters), subtitle=wrap_lines(subtitle, characters), frame=frame)
     return dress(chart.properties(title=heading))

@@ -20,6 +20,7 @@ SPLITS = {
     "validation": ("validation", style.VALIDATION),
     "test": ("test", style.TEST),
 }
+INTERVALS = "Intervals in the title, 95 %: at either end the wider of Student's over trials and Wilson's over one trial's graphs"
 _NEAR = 0.09  # of an axis: labels closer to each other than this would overlap
 
 
@@ -159,9 +160,3 @@ def in_columns(panels: Mapping[str, Sequence[Any]], names: Mapping[str, str]) ->
 def characters(num: int) -> int:
     """Where lines of title and subtitle are broken above so many columns of panels."""
     return 66 if num == 1 else 78 if num == 2 else 112
-
-
-def interval_line(study: Study) -> str:
-    """What the intervals of titles are."""
-    over = "Wilson's, over the graphs of the one trial" if study.trials == 1 else "Student's t, over trials"
-    return f"Intervals in the title: {over}"
