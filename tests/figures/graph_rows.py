@@ -135,7 +135,13 @@ def made_up_claims(domain: str) -> list[dict[str, Any]]:
     return [accuracy, cycle, seconds, dollars]
 
 
-def write_graphs(store: Store, study: Study, recipe_of: Study | None = None) -> None:
+def write_graphs(
+    store: Store,
+    study: Study,
+    recipe_of: Study | None = None,
+    results: tuple[str, ...] = ("best", "last"),
+    p_above_ceiling: float = 0.5,
+) -> None:
     """``graph_progress``, ``nsm_results`` and, of labels as published, ``nsm_claims``."""
     assert study.data.graphs is not None
     for key, arm in study.arms.items():
@@ -149,20 +155,20 @@ def write_graphs(store: Store, study: Study, recipe_of: Study | None = None) -> 
             | made_up_measures(study, settings.domain, arm.k, split, epoch, trial)
             for trial, epoch, split in itertools.product(range(study.trials), range(0, LAST + 1, 2), SPLITS)
         ]
-        results = [
+        rows = [
             row
             | {
                 "result": at,
                 "num_parameters": 1000 * arm.k,
                 "above_baseline": row["accuracy"] - row["majority_baseline"],
             }
-            | {"above_ceiling": row["accuracy_low"] > row["bayes_ceiling"], "p_above_ceiling": 0.5}
+            | {"above_ceiling": row["accuracy_low"] > row["bayes_ceiling"], "p_above_ceiling": p_above_ceiling}
             for row in progress
             for at, epoch in (("best", BEST), ("last", LAST))
-            if row["epoch"] == epoch
+            if row["epoch"] == epoch and at in results
         ]
         write_rows(store, study, "graph_progress", progress, key)
-        write_rows(store, study, "nsm_results", results, key)
+        write_rows(store, study, "nsm_results", rows, key)
         if study.data.graphs.labels == "as_published":
             claims = [common | row for row in made_up_claims(settings.domain)]
             write_rows(store, study, "nsm_claims", claims, key)

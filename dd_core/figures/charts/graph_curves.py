@@ -40,14 +40,10 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     at, found = at_best_or_last(best)
     return style.finish(
         graphs.in_columns(panels, progress.names),
-        headline(progress.names, found, at)
-        if found
-        else "Accuracy and loss of graph networks while they train, by domain",
+        headline(progress.names, found, at) if found else "Accuracy and loss of graph networks over training",
         [
             *style.describe(study, [study.arms[arm].variant for arm in progress.names]),
-            "Diamonds: best epoch of each trial, that of the lowest validation loss"
-            if found and at == "best"
-            else None,
+            "Diamonds: best epoch of each trial, that of the lowest validation loss" if at == "best" else None,
             f"Dashed, of {progress.split} graphs: majority, always predicting the label more frequent in training; "
             "ceiling, the best accuracy that can be expected",
             graphs.INTERVALS,

@@ -23,7 +23,7 @@ from dd_core.study.study import Study
 _WIDTH, _ROW, _LINE, _TEXT, _VERDICT = 300, 62, 13, 270, 345
 _SENTENCE, _WHY, _MOST_LINES = 48, 62, 3  # characters of a line, and lines
 _ACCURACY, _DIFFERENCE = "accuracy", "difference of accuracies"
-_FORMS = {_ACCURACY: ".0%", _DIFFERENCE: ".0%", "loss": "~g", "epochs": "~g", "seconds": "~g", "dollars": "~g"}
+_FORMS = {_ACCURACY: ".0%", _DIFFERENCE: ".0%", "loss": ".3~r", "epochs": ".3~r"}
 _SIGNS = {"holds": "\u2713 holds", "does not hold": "\u2717 does not hold", "cannot be told": "? cannot be told"}
 _COLOURS = dict(zip(VERDICTS, (style.GREEN, style.VERMILLION, style.GREY), strict=True))
 _SERIES = {
@@ -50,7 +50,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not claims:
         return None
     drawn = [row for row in claims if row["measured"] is not None or row["later"] is not None] or claims
-    blocks = {words: rows for words in _FORMS if (rows := [row for row in drawn if _axis_of(row) == words])}
+    blocks = {
+        words: rows
+        for words in (*_FORMS, "seconds", "dollars")
+        if (rows := [row for row in drawn if _axis_of(row) == words])
+    }
     panels = [_block(words, rows, is_first=words == next(iter(blocks))) for words, rows in blocks.items()]
     held, refuted = (claims_listed(study, claims, verdict) for verdict in VERDICTS[:2])
     figure = style.finish(
@@ -62,9 +66,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             *style.describe(study, list(dict.fromkeys(row["variant"] for row in claims))),
             "Measured here: mean over trials with its 95 % interval. Ticks: majority baseline and Bayes ceiling; "
             "of a cycle loss the lowest value possible",
-            f"In the table alone, since nothing measures them: {_undrawn(claims, drawn)}"
-            if len(drawn) < len(claims)
-            else None,
+            _undrawn(claims, drawn),
             left_out,
         ],
         characters=118,
@@ -162,9 +164,9 @@ def _scale(words: str, values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
     if words == _ACCURACY:
         ends = [max(min(values) - 0.03, 0.0), min(max(values) + 0.03, 1.0)]
         return alt.Scale(domain=ends, nice=False, zero=False), alt.Axis(format=_FORMS[words], tickCount=6)
-    if words in ("seconds", "dollars") and min(values) > 0:
+    if words not in _FORMS and min(values) > 0:
         return log_axis(values)
-    return alt.Scale(zero=True), alt.Axis(format=_FORMS[words], tickCount=6)
+    return alt.Scale(zero=True), alt.Axis(format=_FORMS.get(words, "~g"), tickCount=6)
 
 
 def _texts(claims: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
