@@ -190,7 +190,7 @@ def _trial_data(data: Data, seed: int, noise: float, noise_kind: str, trial: int
 
 @lru_cache(maxsize=16)
 def _trial_of_graphs(data: Data, domain: str, seed: int, noise: float, trial: int) -> TrialData:
-    """Graphs take the place of images: ``image_id`` is the index of a problem, and there is nothing to standardise by."""
+    """Graphs take the place of images: ``image_id`` is the index of a problem; there is nothing to standardise by."""
     assert data.graphs is not None and data.num_train is not None
     sizes = [data.num_train, data.num_validation, data.graphs.num_test]
     problems = load_problems(data.graphs, domain, seed, sum(sizes))

@@ -38,7 +38,8 @@ CATEGORIES = (
 )
 RELATIONS = (*FACTS, *CATEGORIES)
 KINDS = (*ENTITIES, *TYPES, "supertype", "typical_property")
-# Expected numbers of triples: relations one of which is drawn, kinds of head and tail, bounds of confidence.
+_POOL = tuple(kind for kind, number in ENTITIES.items() for _ in range(number))
+# Expected numbers of triples, of 2,500: relations one of which is drawn, kinds of head and tail, bounds of confidence.
 _Kinds = tuple[str, ...]
 _SHARES: tuple[tuple[float, _Kinds, _Kinds, _Kinds, tuple[float, float]], ...] = (
     (30.1, ("born_in",), ("person",), ("place",), (0.85, 1.0)),
@@ -51,7 +52,7 @@ _SHARES: tuple[tuple[float, _Kinds, _Kinds, _Kinds, tuple[float, float]], ...] =
     (90.0, ("near", "adjacent_to", "borders"), ("place",), ("place",), (0.6, 0.9)),
     (21.5, ("created", "authored", "composed", "designed"), ("person",), ("work",), (0.8, 1.0)),
     (21.5, ("related_to",), ("work",), ("concept",), (0.7, 0.95)),
-    (160.0, ("instance_of",), tuple(ENTITIES), (), (0.85, 0.99)),
+    (160.0, ("instance_of",), _POOL, (), (0.85, 0.99)),
     (12.0, ("subclass_of",), TYPES, ("supertype",), (0.9, 1.0)),
     (
         6.0,
@@ -63,7 +64,6 @@ _SHARES: tuple[tuple[float, _Kinds, _Kinds, _Kinds, tuple[float, float]], ...] =
     (117.0, ("related_to", "similar_to", "requires", "enables"), ("concept",), ("concept",), (0.5, 0.85)),
 )
 _NUM_TRIPLES = 2500
-_POOL = tuple(kind for kind, number in ENTITIES.items() for _ in range(number))
 
 
 def published(seed: int, stream: int, number: int) -> Iterator[Sketch]:
@@ -81,9 +81,7 @@ def _triple(draws: Draws) -> tuple[str, str, str, float]:
     place = draws.random() * _NUM_TRIPLES
     for share, relations, heads, tails, bounds in _SHARES:
         if place < share:
-            head = (
-                draws.choice(heads if len(heads) < len(ENTITIES) else _POOL) if heads != TYPES else draws.choice(heads)
-            )
+            head = draws.choice(heads)
             tail = draws.choice(tails) if tails else f"type_{head}"
             return head, draws.choice(relations), tail, draws.uniform(*bounds)
         place -= share

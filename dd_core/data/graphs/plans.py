@@ -35,6 +35,7 @@ class Plan:
     """A plan of 4 to 8 actions with what each requires, where it takes place, and the robot's capabilities."""
 
     def __init__(self, draws: Draws) -> None:
+        """Draw a valid plan."""
         self.draws = draws
         self.goal = draws.choice(tuple(GOALS))
         self.objects = [draws.choice(LOCATIONS) for _ in range(draws.between(3, 6))]

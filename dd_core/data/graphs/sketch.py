@@ -17,6 +17,13 @@ class Draws:
     """
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
+        """Begin a problem's random choices.
+
+        Args:
+            seed: of the study.
+            stream: a number for the domain and way of labelling.
+            index: of the problem.
+        """
         self._random = generator(seed, stream, "graph_problem", index)
         self._values: list[float] = []
 
