@@ -1,8 +1,8 @@
 """A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
 
 Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures, the
-scores of memorisation where the study asks for them, and of graphs their results instead of curvature), printed as they are run so that a reader can type them again;
-then what was found, and where it lies.
+scores of memorisation where the study asks for them, and of graphs their results instead of curvature), printed as they
+are run so that a reader can type them again; then what was found, and where it lies.
 """
 
 import argparse

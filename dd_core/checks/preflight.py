@@ -1,8 +1,9 @@
 """What the authors of the graph networks check before they train: balance of labels, cycle weight, learning rate.
 
-The limits are theirs (research-developer/nsm, nsm/evaluation/preflight_checks.py), found on networks that had collapsed:
-a warning beyond the one, an error beyond the other. They are rules of thumb for the published data and no law: labels
-that follow from the graph are learned at higher rates, for which a variant may say ``nsm: {preflight: warn}``.
+The limits are theirs (research-developer/nsm, nsm/evaluation/preflight_checks.py), found on networks that had
+collapsed: a warning beyond the one, an error beyond the other. They are rules of thumb for the published data and no
+law: labels that follow from the graph are learned at higher rates, for which a variant may say
+``nsm: {preflight: warn}``.
 """
 
 from collections.abc import Collection
@@ -70,15 +71,13 @@ def refused_or_warned(study: Study, variants: Collection[str]) -> list[str]:
 
 
 def _balance(study: Study, name: str, path: str, may_train: bool) -> Finding | None:
-    """Of the training labels of all trials; where a trial has one label alone, of that."""
+    """How even the training labels of all trials are together; where a trial has one label alone, that."""
     from dd_core.data.trials import trial_data
 
     ones = [float(trial_data(study, name, trial).train_labels.mean()) for trial in study.trial_numbers]
     lonely = next((trial for trial, share in enumerate(ones) if share in (0.0, 1.0)), None)
     if lonely is not None:
-        sentence = (
-            f"{path}: all training graphs of trial {lonely} have label {ones[lonely]:.0f}; there is nothing to tell"
-        )
+        sentence = f"{path}: all training graphs of trial {lonely} have label {ones[lonely]:.0f}, with nothing to tell"
         return Finding(sentence, True, may_train)
     rarer = min(float(np.mean(ones)), 1 - float(np.mean(ones)))
     warning, error = LEAST_SHARE
