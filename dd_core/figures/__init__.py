@@ -255,8 +255,8 @@ FIGURES: tuple[Figure, ...] = (
         _NSM,
     ),
     _figure(
-        "nsm_claims",
-        ("nsm_claims", "nsm_results"),
+        "nsm_claims_page",
+        ("nsm_claims",),
         "What was claimed of the published graph networks, what their authors measured later, and what is measured "
         "here, with a verdict for each claim.",
         _NSM,

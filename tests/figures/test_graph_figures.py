@@ -29,7 +29,7 @@ WIDTHS = made.width_study()
 DRAWN: dict[tuple[str, str, Path], dict[str, Any]] = {}
 # Those of all studies of graphs, and by study the one that it has alone.
 OF_ALL = ("graph_curves", "graph_collapse", "accuracy_against_ceiling", "cycle_loss")
-ALONE = {"graphs": "nsm_claims", "graph_widths": "graph_widths"}
+ALONE = {"graphs": "nsm_claims_page", "graph_widths": "graph_widths"}
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def test_each_compiles_and_says_on_what(study: Study, filled: Store) -> None:
 
 def test_claims_are_of_published_labels_and_widths_of_three_or_more(filled: Store) -> None:
     assert {*OF_ALL, *ALONE.values()} == {figure.name for figure in FIGURES if figure.group == "nsm"}
-    assert draw("nsm_claims", GROUNDED, filled) is None
+    assert draw("nsm_claims_page", GROUNDED, filled) is None
     assert draw("graph_widths", GROUNDED, filled) is None
     assert draw("graph_widths", made.width_study(widths=(2, 4)), filled) is None
 
 
 def test_results_of_another_recipe_are_not_drawn(store: Store) -> None:
     made.write_graphs(store, PUBLISHED, recipe_of=made.graph_study(seed=1))
-    for name in (*OF_ALL, "nsm_claims"):
+    for name in (*OF_ALL, "nsm_claims_page"):
         assert draw(name, PUBLISHED, store) is None
     assert graph_report.findings(store, PUBLISHED) == []
 
@@ -149,7 +149,7 @@ def test_claims_are_counted_drawn_by_what_they_are_about_and_the_page_has_them_a
     filled: Store, tmp_path: Path
 ) -> None:
     with contextlib.closing(connect(filled)) as connection:
-        chart = BY_NAME["nsm_claims"].draw(PUBLISHED, filled, connection)
+        chart = BY_NAME["nsm_claims_page"].draw(PUBLISHED, filled, connection)
     assert chart is not None
     specification = chart.to_dict()
     assert (

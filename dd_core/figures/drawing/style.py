@@ -160,6 +160,11 @@ INPUT_CURVATURE = "nats per squared standardised pixel"
 TRACE = ["trace of the input Hessian,", INPUT_CURVATURE]
 
 
+def trace_title(study: Study) -> list[str]:
+    """The axis of traces: of images in their pixels, of graphs in the features of their nodes."""
+    return TRACE if study.data.examples == "images" else [TRACE[0], "nats per squared node feature"]
+
+
 def loss_title(study: Study, variants: Iterable[str]) -> str:
     """The axis of losses that evaluations recorded of some variants."""
     words = {study.variants[variant].loss.words for variant in variants}
@@ -203,7 +208,7 @@ def for_log_axis(rows: list[dict[str, Any]], names: Sequence[str], decades: int 
     return f"Values below {floor:.1g}, zero included, are drawn at {floor:.1g}" if lifted else None
 
 
-_SUBSETS = {"all": ("all images", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
+_SUBSETS = {"all": ("all labels", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
 
 
 def by_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
