@@ -91,12 +91,12 @@ def _left_out(study: Study) -> set[str]:
 
 def _tell(store: Store, study: Study, started: float) -> int:
     """Print findings and places; for the quickstart study, fail if the double descent is not there."""
-    from dd_core.analysis import incremental_report, loss_slope_report, memorization_report
+    from dd_core.analysis import graph_report, incremental_report, loss_slope_report, memorization_report
     from dd_core.analysis.double_descent import quickstart_check
     from dd_core.analysis.report import report
 
     text, curves = report(store, study)
-    reports = (loss_slope_report, incremental_report, memorization_report)
+    reports = (loss_slope_report, incremental_report, memorization_report, graph_report)
     print("\n".join(["", text, *(sentence for told in reports for sentence in told.findings(store, study))]))
     passed = True
     if study.name == "quickstart":

@@ -38,6 +38,8 @@ FIGURES = {
     "loss_slope_by_width",
     *("plasticity", "curvature_by_class_age", "forgetting_at_boundaries", "detection_by_score", "scores_against_truth"),
     *("score_ranks", "memorization_histogram", "memorized_images"),
+    *("graph_curves", "graph_collapse", "accuracy_against_ceiling", "cycle_loss", "graph_widths"),
+    "nsm_claims_page",
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
