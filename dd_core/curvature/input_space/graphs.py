@@ -1,9 +1,9 @@
 """Curvature of the loss in the node features of graphs: exact, by double backward, of any differentiable network.
 
 Graph networks normalise and gate (LayerNorm, tanh), so no formula gives the Hessian of the loss in their input as
-``exact.py`` does. Graphs of a batch do not interact: one Hessian-vector product with the i-th basis vector of every graph
-gives the i-th row of every graph's Hessian. A graph of n nodes with F features has d = n F of them. So graphs of about
-the same size share a batch, and no number is an estimate.
+``exact.py`` does. Graphs of a batch do not interact: one Hessian-vector product with the i-th basis vector of every
+graph gives the i-th row of every Hessian. A graph of n nodes with F features has d = n F of them, so graphs of about
+the same size share a batch. No number is an estimate.
 
 What a pooling keeps is a choice, not a function: the derivatives are those of the network with the nodes that it keeps.
 """
