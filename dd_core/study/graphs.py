@@ -13,6 +13,7 @@ Domain = Literal["planning", "causal", "knowledge_graph"]
 DOMAINS: dict[str, str] = {"planning": "planning", "causal": "causal inference", "knowledge_graph": "knowledge graph"}
 # Kinds of edges that the generators make, the last of which the published network gives to loops of its own.
 NUM_RELATIONS: dict[str, int] = {"planning": 16, "causal": 20, "knowledge_graph": 66}
+NUM_BASES: dict[str, int] = {"planning": 8, "causal": 5, "knowledge_graph": 12}
 # What is kept of every evaluation of a graph beside loss and correctness, columns of image_progress.
 GRAPH_VALUES = ("probability", "cycle_loss_1", "cycle_loss_2", "kept_share", "pooling_entropy")
 # Raise it when a generator makes other graphs or labels: it is part of the recipe.
@@ -47,6 +48,11 @@ class NSM(Strict):
     num_relations: int | None = Field(
         default=None, ge=1, description="kinds of edges the network knows; null: those that the domain has"
     )
+    loops: Literal["own", "last"] = Field(
+        default="own",
+        description="relation of the message of every node to itself: one of its own; last: as published, the last of "
+        "the domain's, which some edges have too",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     fusion: Literal["none", "equal", "learned"] = Field(
         default="none", description="dual pass: logits from the way up and the way down, fused"
@@ -56,3 +62,8 @@ class NSM(Strict):
     def relations(self) -> int:
         """Kinds of edges the network knows."""
         return self.num_relations or NUM_RELATIONS[self.domain]
+
+    @property
+    def bases(self) -> int:
+        """Matrices that the relations' weights are made of, not more than there are relations."""
+        return min(self.num_bases or NUM_BASES[self.domain], self.relations)
