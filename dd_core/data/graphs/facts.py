@@ -1,0 +1,79 @@
+"""The domain knowledge graph, grounded: true triples against corrupted ones.
+
+Entities have a type and belong to one of three regions. Twelve relations hold between types, two between the same
+pair of types; such a triple is true if and only if types fit and the tail's region is the head's, moved on by 0, 1 or
+2 as the relation says (drawn from the seed, different for the two of a pair). Half of the triples are corrupted:
+head, tail or relation is replaced, with types still fitting or not, all six equally often.
+"""
+
+from collections.abc import Iterator
+
+from dd_core.data.graphs.sketch import Draws, Sketch
+from dd_core.data.randomness import generator
+
+TYPES = ("person", "place", "organization", "concept", "award")
+NUM_REGIONS = 3
+KINDS = tuple(f"{kind}_of_region_{region}" for kind in TYPES for region in range(NUM_REGIONS))
+# The types of head and tail and the two relations between them.
+PAIRS = {
+    ("person", "place"): ("born_in", "died_in"),
+    ("person", "organization"): ("works_at", "studied_at"),
+    ("person", "award"): ("won", "nominated_for"),
+    ("person", "concept"): ("known_for", "discovered"),
+    ("place", "place"): ("borders", "part_of"),
+    ("organization", "place"): ("located_in", "near"),
+}
+TYPES_OF = {relation: pair for pair, relations in PAIRS.items() for relation in relations}
+CORRUPTIONS = ("head_typed", "head_untyped", "tail_typed", "tail_untyped", "relation_typed", "relation_untyped")
+_Entity = tuple[str, int]
+
+
+def shifts(seed: int, stream: int) -> dict[str, int]:
+    """How far each relation moves the region on from head to tail."""
+    random = generator(seed, stream, "graph_rules")
+    drawn = {relations: random.permutation(NUM_REGIONS)[:2] for relations in PAIRS.values()}
+    return {relation: int(number) for pair, both in drawn.items() for relation, number in zip(pair, both, strict=True)}
+
+
+def is_true(head: _Entity, relation: str, tail: _Entity, moved: dict[str, int]) -> bool:
+    """Whether a triple is a fact."""
+    return (head[0], tail[0]) == TYPES_OF[relation] and tail[1] == (head[1] + moved[relation]) % NUM_REGIONS
+
+
+def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
+    """The first triples: of each twelve six are true and one is corrupted in each way, in an order drawn anew."""
+    moved = shifts(seed, stream)
+    for index in range(number):
+        block = Draws(seed, stream + 100, index // 12).sample((*CORRUPTIONS, *("true",) * 6), 12)
+        what = block[index % 12]
+        draws = Draws(seed, stream, index)
+        head, relation, tail = _fact(draws, moved)
+        if what != "true":
+            head, relation, tail = _corrupt(draws, what, head, relation, tail)
+        label = int(what == "true")
+        sketch = Sketch(label, float(label), 0.5, what)
+        for name, (kind, region) in (("head", head), ("tail", tail)):
+            sketch.node(name, f"{kind}_of_region_{region}")
+        sketch.edge("head", relation, "tail", draws.uniform(0.6, 1.0))
+        yield sketch
+
+
+def _fact(draws: Draws, moved: dict[str, int]) -> tuple[_Entity, str, _Entity]:
+    relation, region = draws.choice(tuple(TYPES_OF)), draws.between(0, NUM_REGIONS - 1)
+    head, tail = TYPES_OF[relation]
+    return (head, region), relation, (tail, (region + moved[relation]) % NUM_REGIONS)
+
+
+def _corrupt(draws: Draws, what: str, head: _Entity, relation: str, tail: _Entity) -> tuple[_Entity, str, _Entity]:
+    """Replace head, tail or relation, so that the triple is no fact."""
+    part, _, typed = what.partition("_")
+    if part == "relation":
+        other = next(name for name in PAIRS[TYPES_OF[relation]] if name != relation)
+        wrong = [name for name, types in TYPES_OF.items() if types != TYPES_OF[relation]]
+        return head, other if typed == "typed" else draws.choice(wrong), tail
+    old = head if part == "head" else tail
+    if typed == "typed":
+        new = (old[0], (old[1] + draws.between(1, NUM_REGIONS - 1)) % NUM_REGIONS)
+    else:
+        new = (draws.choice([kind for kind in TYPES if kind != old[0]]), draws.between(0, NUM_REGIONS - 1))
+    return (new, relation, tail) if part == "head" else (head, relation, new)
