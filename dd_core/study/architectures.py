@@ -109,8 +109,11 @@ class Architecture:
 
     def normalises_single_values(self, shape: Shape, settings: Settings) -> bool:
         """Whether a BatchNorm in it would see one value per channel of a single image, which it cannot normalise."""
-        has_batch_norm = self.positions is not None and self.complete(settings).get("norm", "batch") == "batch"
-        return has_batch_norm and self.positions is not None and self.positions(shape) == 1
+        return self.has_batch_norm(settings) and self.positions is not None and self.positions(shape) == 1
+
+    def has_batch_norm(self, settings: Settings) -> bool:
+        """Whether there is a BatchNorm in it; in code of the user's own there may be."""
+        return self.is_own or (self.positions is not None and self.complete(settings).get("norm", "batch") == "batch")
 
     def is_piecewise_linear_with(self, settings: Settings) -> bool:
         """Whether it is piecewise linear in its input; GroupNorm divides by what it is given."""

@@ -115,6 +115,16 @@ def check_graphs(study: "Study") -> None:
             )
     if graphs.num_features % 2:
         raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
+    if study.monitors.plasticity is not None:
+        raise ValueError("monitors.plasticity: looks at units image by image, and a graph has many nodes; leave it out")
+    for name, variant in study.variants.items():
+        if variant.augmentation != type(variant.augmentation)():
+            raise ValueError(f"variants.{name}.augmentation: is for images, and {record.name} has graphs; leave it out")
+        if variant.compile is not None:
+            raise ValueError(
+                f"variants.{name}.compile: batches of graphs differ in size, so each would be compiled anew; "
+                "leave it out"
+            )
 
 
 def check_data(study: "Study") -> None:

@@ -21,8 +21,7 @@ from dd_core.study.recipe import Optimizer
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
-from dd_core.tasks.images import Classification, Images, RepeatedImages, orders_of
-from dd_core.tasks.losses import make_loss
+from dd_core.tasks.making import make_examples, make_task
 from dd_core.training.interventions import make_interventions
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
@@ -105,10 +104,9 @@ class TrialStack:
         self.study, self.arm, self.device = study, arm, device
         self.trials = trials * max(1, len(of_arms))
         self.variant = study.variants[arm.variant]
-        images = Images(study, arm.variant, trials, device, dtype)
-        self.examples: Examples = RepeatedImages(images, len(of_arms)) if of_arms else images
+        self.examples: Examples = make_examples(study, arm.variant, trials, device, dtype, len(of_arms))
         self.data = self.examples.data
-        self.task: Task = Classification(make_loss(self.variant.loss), orders_of(self.data, device))
+        self.task: Task = make_task(study, arm.variant, self.data, device)
         self.num_train, self.num_validation = self.examples.num_train, self.examples.num_validation
         self.calendar: Calendar = study.calendar(arm.variant)
         self.task_number = 0
