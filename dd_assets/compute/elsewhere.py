@@ -161,10 +161,17 @@ class Request(Protocol):
         """End the job as well as that goes; returns whether there was one of ours to end."""
 
 
-def machine_of(resources: Resources, device: str | None) -> Machine:
-    """As many alike machines as there may be pods; ``device`` is the name of their GPUs."""
+def machine_of(resources: Resources, usual: str | None, device: str | None) -> Machine:
+    """As many alike machines as there may be pods.
+
+    Args:
+        resources: of each.
+        usual: product of GPU that the settings of the place ask for.
+        device: name of those GPUs in PyTorch's words; one that a study asks for is known by its product alone.
+    """
     num_gpus = resources.gpus_per_pod or 0
-    name = (device or "an unknown GPU") if num_gpus else "cpu"
+    known = resources.gpu if resources.gpu != usual else device or resources.gpu
+    name = (known or "an unknown GPU") if num_gpus else "cpu"
     num_cores = resources.cpus_per_pod or max(1, num_gpus)
     return Machine(name, num_gpus, num_cores, resources.workers_per_pod, resources.pods or 1)
 
