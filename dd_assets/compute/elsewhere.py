@@ -176,6 +176,14 @@ def machine_of(resources: Resources, usual: str | None, device: str | None) -> M
     return Machine(name, num_gpus, num_cores, resources.workers_per_pod, resources.pods or 1)
 
 
+def warn_of_cores(product: str, machine: Machine, context: dg.AssetExecutionContext) -> bool:
+    """Say so where a product of GPU is asked for and the work is done on cores; returns whether it is."""
+    if machine.num_gpus:
+        return False
+    context.log.warning(f"{product} is asked for (gpu under resources), but this is done on {machine.describe()}")
+    return True
+
+
 def run_elsewhere(request: Request, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
     """Find a job or submit it, and follow it to its end; see ``dd_assets.compute.Place.run``.
 
@@ -183,6 +191,8 @@ def run_elsewhere(request: Request, context: dg.AssetExecutionContext, job: Job)
         UserError: it cannot run there, or was interrupted and ended.
     """
     asked = _Asked(job)
+    if job.resources and job.resources.gpu:
+        warn_of_cores(job.resources.gpu, request.machine, context)
     while asked.left:  # once more, where the job of an orchestrator before us did not have all that is wanted now
         try:
             following = request.start(_part(job, asked.left, request.machine))

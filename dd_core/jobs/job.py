@@ -228,10 +228,11 @@ def by_machines(job: Job) -> list[Job]:
         parts.setdefault(of, []).append(task)
     if len(parts) == 1:
         return [job]
-    return [
-        job.model_copy(update={"tasks": tuple(tasks), "request": digest_of([job.request, str(ranks), *([gpu] * bool(gpu))])})
-        for (ranks, gpu), tasks in parts.items()
-    ]
+    made = []
+    for (ranks, gpu), tasks in parts.items():
+        request = digest_of([job.request, str(ranks), *([gpu] if gpu else [])])
+        made.append(job.model_copy(update={"tasks": tuple(tasks), "request": request}))
+    return made
 
 
 def predicted_cost(study: Study, task: Task) -> float:

@@ -88,7 +88,7 @@ VIEWS = (
             Column(
                 "predicted_seconds",
                 "float64",
-                "wall time as predicted before it began, s; what was predicted of attempts that take up a lost one does "
+                "wall time as predicted before it began, s; the prediction of an attempt that takes up a lost one does "
                 "not count once more; null: nothing to go by",
             ),
             Column("predicted_cost", "float64", "the same in money"),

@@ -96,6 +96,19 @@ def test_tasks_of_different_ranks_become_jobs_of_their_own(tiny_study: Study) ->
     assert by_machines(one) == [one]
 
 
+def test_studies_that_want_different_products_of_gpu_become_jobs_of_their_own(tiny_study: Study) -> None:
+    dear = tiny_study.model_copy(update={"name": "dear", "resources": Resources(gpu="NVIDIA-H200", pods=3)})
+    studies = {study.name: study for study in (tiny_study, dear)}
+    checkpoints = [(name, checkpoint) for name in studies for checkpoint in list(tiny_study.iter_checkpoints())[:2]]
+    both = result_job("per_image_curvature", "/data", studies, checkpoints, 1, 1)
+    parts = by_machines(both.model_copy(update={"request": "f" * 64}))
+    wants = {task.study: part.resources for part in parts for task in part.tasks}
+    assert len(parts) == len({part.name for part in parts}) == 2
+    assert wants == {tiny_study.name: None, "dear": dear.resources}
+    assert largest([Resources(gpu="a", pods=1), Resources(gpu="b", pods=2)]) == Resources(pods=2)
+    assert largest([Resources(gpu="a"), Resources(pods=2)]) == Resources(gpu="a", pods=2)
+
+
 def test_resources_of_the_study_come_before_those_of_the_place() -> None:
     place = Resources(pods=4, gpus_per_pod=8, memory_gib_per_pod=64.0)
     assert place.overridden_by(Resources(pods=2)) == Resources(pods=2, gpus_per_pod=8, memory_gib_per_pod=64.0)
