@@ -117,7 +117,7 @@ class Cluster:
 
     def let_begin(self, pod: str) -> None:
         """Take the gates away that keep a pod from being scheduled; one that is gone needs none."""
-        body = {"spec": {"schedulingGates": []}}
+        body: Object = {"spec": {"schedulingGates": []}}
         merge = "application/merge-patch+json"  # the client would send a list of JSON patches
         self._if_there(self._core.patch_namespaced_pod, pod, self.namespace, body, _content_type=merge)
 
