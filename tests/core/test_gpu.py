@@ -196,36 +196,6 @@ def test_arms_in_one_network_follow_the_cpu_and_resume_exactly(optimizer, make_s
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("domain", ["planning", "causal", "knowledge_graph"])
-def test_training_on_graphs_on_a_gpu_follows_the_cpu_and_resumes_exactly(domain, make_study, tmp_path):
-    """Sums over edges and nodes have deterministic kernels; draws of dropout differ between devices."""
-    prepare_process(threads=1)
-    graphs = {"labels": "grounded", "num_test": 20, "num_features": 6}
-
-    def study(dropout):
-        return make_study(
-            {
-                "architecture": "nsm",
-                "nsm": {"domain": domain, "cycle_weight": 0.1, "dropout": dropout},
-                "augmentation": {},
-                "batch_size": 16,
-                "optimizer": {"name": "adam", "learning_rate": 0.01, "clip_norm": 0.5},
-            },
-            data={"dataset": "nsm", "num_train": 40, "num_validation": 24, "graphs": graphs},
-            widths=(2,),
-        )
-
-    stacks = [TrialStack(study(0.0), ARM, [0], torch.device(where), torch.float64) for where in ("cpu", "cuda")]
-    losses = [np.concatenate([stack.train_epoch(epoch).loss for epoch in (1, 2)]) for stack in stacks]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
-    weights = []
-    for name, stops in (("whole", (4,)), ("parts", (2, 4))):
-        for until in stops:
-            train_arm(study(0.2), ARM, Store(tmp_path / name), until, device=torch.device("cuda"))
-        weights.append(load_checkpoint(Store(tmp_path / name), study(0.2), Checkpoint(ARM, 4))[0])
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-
-
 @pytest.mark.parametrize("trials", [3, 5, 6, 7])
 def test_groups_of_four_channels_are_not_misread(trials):
     """Their weights are surrounded by NaN here: a kernel that reads beyond them, as cuDNN's did, shows it."""
