@@ -1,6 +1,6 @@
 """The architectures by name, a record each: a new one is one record here and one module with its builder.
 
-Everything that others ask of an architecture is a key of its record, or a method. Needs no torch, so that
+Everything that others ask of an architecture is a key of its record, or a method. Needs nothing but Python, so that
 study files are read and costs predicted before torch is there; a builder is named as ``module:function`` and imported
 when a network is made. FLOPs are as ``torch.utils.flop_counter`` counts them: convolutions and matrix products, two for
 a multiply-add.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dd_core.study.graphs import MEAN_SIZES, NUM_BASES
+from dd_core.study.graph_sizes import MEAN_SIZES, NUM_BASES
 from dd_core.study.own_code import is_own_code
 
 Shape = tuple[int, int, int]  # of an image: height, width, channels

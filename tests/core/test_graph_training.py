@@ -411,6 +411,20 @@ def test_relations_that_the_network_does_not_know_are_one_sentence(graphs: MakeG
         TrialStack(graphs(nsm={"num_relations": 2}), ARM, [0], CPU, torch.float32)
 
 
+def test_the_recipe_is_another_for_other_graphs_and_networks(graphs: MakeGraphs, monkeypatch: Any) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "": {},
+        "domain": {"nsm": {"domain": "causal"}},
+        "loss": {"nsm": {"cycle_weight": 0.2}},
+        "labels": {"of": {"labels": "as_published"}},
+        "test": {"of": {"num_test": 21}},
+    }
+    hashes = {name: graphs(**change).recipe_hash(ARM) for name, change in changes.items()}
+    assert len(set(hashes.values())) == len(changes)
+    monkeypatch.setattr("dd_core.study.study.GENERATOR_VERSION", "of tomorrow")
+    assert graphs().recipe_hash(ARM) not in hashes.values()
+
+
 # --- what it costs
 
 
