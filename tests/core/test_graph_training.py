@@ -388,8 +388,8 @@ def test_graphs_share_no_network(graphs: MakeGraphs) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"variant": {"augmentation": {"flip": True}}}, "variants.plain.augmentation: is for images"),
-        ({"variant": {"compile": "default"}}, "variants.plain.compile: batches of graphs differ in size"),
+        ({"variant": {"augmentation": {"flip": True}}}, "variants.plain.augmentation: shifts, crops"),
+        ({"variant": {"compile": "default"}}, "variants.plain.compile: graphs differ in size"),
         ({"monitors": {"plasticity": {}}}, "monitors.plasticity: looks at units image by image"),
         ({"evaluation": {"image_values": ("margin",)}}, "evaluation.image_values: is for images"),
         (
