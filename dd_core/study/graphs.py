@@ -57,8 +57,8 @@ class NSM(Strict):
     largest_log_scale: float | None = Field(
         default=2.0,
         gt=0,
-        description="bound of a coupling's log-scales, by tanh as in RealNVP; null: none, as published, with which large "
-        "learning rates end in infinities",
+        description="bound of a coupling's log-scales, by tanh as in RealNVP; null: none, as published, with which "
+        "large learning rates end in infinities",
     )
     fusion: Literal["none", "equal", "learned"] = Field(
         default="none", description="dual pass: logits from the way up and the way down, fused"

@@ -16,7 +16,7 @@ class AffineCoupling(nn.Module):
     """
 
     def __init__(self, width: int, unchanged: int, hidden: int, largest: float | None = None):
-        """For (N, width), of which the first ``unchanged`` columns stay; s is within +-``largest``, if that is given."""
+        """For (N, width), of which the first ``unchanged`` columns stay; s is within +-``largest``, if given."""
         super().__init__()
         self.unchanged, self.largest = unchanged, largest
         self.first = nn.Linear(unchanged, 2 * hidden)
