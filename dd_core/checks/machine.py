@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 
 from dd_core.errors import UserError
+from dd_core.machine.disk import cache_folder
 from dd_core.store.files import write_text
 from dd_core.study.architectures import architecture_called
 from dd_core.study.stacks import stacking
@@ -75,8 +76,11 @@ class Network:
 def networks_of(study: Study, arm: Arm, places: int = 1) -> set[Network]:
     """What an arm trains, in a network with so many arms: a network for each size of its stacks."""
     variant = study.variants[arm.variant]
-    if architecture_called(variant.architecture).is_own:
-        return set()  # the fault that is known is kept away from these (dd_core.models.own); others are not looked for
+    record = architecture_called(variant.architecture)
+    if record.is_own or record.examples != "images":
+        # The fault that is known, of convolutions, is kept away from one's own (dd_core.models.own); others are not
+        # looked for, and networks of graphs have no convolution of that kind.
+        return set()
     *sides, channels = study.data.record.image_shape
     precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
     sizes = {len(group) * places for group in stacking(study, arm)}
@@ -160,14 +164,12 @@ def processor() -> tuple[str, str]:
 
 def _folder(threads: int) -> Path | None:
     """Where verdicts of this kind of machine lie; None where there is no home."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+    if (folder := cache_folder("self-test")) is None:
         return None
     settings = [os.environ.get(name, "") for name in _SETTINGS]
     machine = [_TEST_VERSION, *processor(), version("torch"), *settings, threads]
     digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
-    return base / "double-descent-lab" / "self-test" / digest
+    return folder / digest
 
 
 def _unknown(folder: Path | None, networks: Collection[Network]) -> set[Network]:

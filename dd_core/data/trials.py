@@ -10,6 +10,7 @@ import numpy as np
 from dd_core.data.class_schedule import balanced_splits, class_order
 from dd_core.data.datasets import Dataset, load
 from dd_core.data.duplicates import Copies, draw_copies, pixels_of
+from dd_core.data.graphs.load import load_problems
 from dd_core.data.label_noise import confusions, corrupt_labels
 from dd_core.data.randomness import generator
 from dd_core.errors import DataMissingError
@@ -123,6 +124,8 @@ def trial_data(study: Study, variant: str, trial: int) -> TrialData:
         DataMissingError: the data set is absent, or has fewer images than the study asks for.
     """
     recipe = study.variants[variant]
+    if recipe.nsm is not None:
+        return _trial_of_graphs(study.data, recipe.nsm.domain, study.seed, recipe.label_noise, trial)
     return _trial_data(study.data, study.seed, recipe.label_noise, recipe.label_noise_kind, trial, study.name)
 
 
@@ -183,6 +186,20 @@ def _trial_data(data: Data, seed: int, noise: float, noise_kind: str, trial: int
         copies=copies,
         order=order,
     )
+
+
+@lru_cache(maxsize=16)
+def _trial_of_graphs(data: Data, domain: str, seed: int, noise: float, trial: int) -> TrialData:
+    """Graphs take the place of images: ``image_id`` is the index of a problem; there is nothing to standardise by."""
+    assert data.graphs is not None and data.num_train is not None
+    sizes = [data.num_train, data.num_validation, data.graphs.num_test]
+    problems = load_problems(data.graphs, domain, seed, sum(sizes))
+    shuffled = generator(seed, trial, "split").permutation(sum(sizes))
+    train, validation, test = (np.sort(part) for part in np.split(shuffled, np.cumsum(sizes)[:2]))
+    labels = problems.labels
+    noisy = corrupt_labels(labels[train], noise, data.record.num_classes, generator(seed, trial, "label_noise"))
+    nothing = np.zeros(0, np.float32)
+    return TrialData(train, validation, test, noisy, labels[train], labels[validation], labels[test], nothing, nothing)
 
 
 def _splits(data: Data, seed: int, trial: int, dataset: Dataset) -> "list[NDArray[np.int64]]":

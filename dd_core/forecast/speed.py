@@ -68,7 +68,9 @@ def speed_key(recipe: dict[str, Any]) -> tuple[Any, ...]:
     values = (variant.get(name) for name in names)
     network = tuple(sorted(variant.get("network", {}).items()))
     shape = shape_and_classes(recipe["data"]["dataset"])
-    return (recipe["k"], recipe["trials"], shape, *values, variant["optimizer"]["name"], network)
+    # How large graphs are follows from their domain and how they are made.
+    graphs = tuple(sorted({**recipe["data"].get("graphs", {}), **variant.get("nsm", {})}.items()))
+    return (recipe["k"], recipe["trials"], shape, *values, variant["optimizer"]["name"], graphs, network)
 
 
 def as_fast_as(study: Study, probe: Mapping[Arm, Probed]) -> dict[Arm, Probed]:

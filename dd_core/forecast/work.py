@@ -52,7 +52,7 @@ def num_examples(study: Study, arm: Arm, first: int, until: int) -> int:
 def _num_evaluated(study: Study, first: int, until: int) -> int:
     """Images of a trial in all evaluations, each as often as it costs a forward pass."""
     epochs = _evaluations(study, first, until)
-    if "gradient_norm" not in study.evaluation.image_values:
+    if "gradient_norm" not in study.image_values:
         return _num_images(study, epochs)
     # Forward once more, and backward to the pixels, which is one product of a forward pass's size.
     return _num_images(study, epochs) + 2 * _num_images(study, list(filter(study.keeps_images, epochs)))

@@ -59,6 +59,8 @@ class Architecture:
         has_known_units: whether its hidden units are behind ReLUs and ``dd_core.models.hidden_units`` knows what makes
             each and what reads it.
         objection: why it cannot be with an image shape and settings, ``setting: reason``; empty if it can.
+        examples: what it takes, images or graphs; of graphs the builder is called with (k, features of a node, classes,
+            trials) and what the variant says under ``nsm``.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Architecture:
     draws_random_numbers: bool = False
     has_known_units: bool = True
     objection: Callable[..., str] = lambda shape, **settings: ""
+    examples: str = "images"
 
     @property
     def is_own(self) -> bool:
@@ -106,8 +109,11 @@ class Architecture:
 
     def normalises_single_values(self, shape: Shape, settings: Settings) -> bool:
         """Whether a BatchNorm in it would see one value per channel of a single image, which it cannot normalise."""
-        has_batch_norm = self.positions is not None and self.complete(settings).get("norm", "batch") == "batch"
-        return has_batch_norm and self.positions is not None and self.positions(shape) == 1
+        return self.has_batch_norm(settings) and self.positions is not None and self.positions(shape) == 1
+
+    def has_batch_norm(self, settings: Settings) -> bool:
+        """Whether there is a BatchNorm in it; in code of the user's own there may be."""
+        return self.is_own or (self.positions is not None and self.complete(settings).get("norm", "batch") == "batch")
 
     def is_piecewise_linear_with(self, settings: Settings) -> bool:
         """Whether it is piecewise linear in its input; GroupNorm divides by what it is given."""
@@ -206,6 +212,14 @@ def _patches_fit(shape: Shape, patch: int, **settings: Any) -> str:
     return "" if fits else f"patch: {patch} does not divide the {height}x{width} pixels of an image"
 
 
+def _nsm(k: int, shape: Shape, num_classes: int) -> int:
+    """Of a graph of a dozen nodes with eight bases: their products, twice at either of two levels, and couplings."""
+    nodes, bases = 12, 8
+    convolutions = 2 * nodes * (shape[2] * k + 3 * k * k) * (bases + 1)
+    couplings = 2 * nodes * 12 * 2 * k * 128
+    return convolutions + couplings + 2 * (k * (k // 2 + 1) + (k // 2 + 1) * num_classes)
+
+
 def _last_stage(shape: Shape) -> int:
     """Pixels after three strides of 2 that round up."""
     return -(-shape[0] // 8) * -(-shape[1] // 8)
@@ -282,6 +296,20 @@ _RECORDS = (
         is_of_any_size=False,
         has_known_units=False,
         objection=_patches_fit,
+    ),
+    Architecture(
+        name="nsm",
+        label="NSM graph network",
+        builder="dd_core.models.nsm.build:nsm",
+        flops=_nsm,
+        citation="research-developer/nsm: relational graph convolutions, pooling and reversible couplings on three "
+        "levels; k = 64 is the published network",
+        is_stackable=False,
+        is_piecewise_linear=False,
+        is_of_any_size=False,
+        draws_random_numbers=True,
+        has_known_units=False,
+        examples="graphs",
     ),
 )
 

@@ -35,6 +35,7 @@ class DatasetRecord:
         torchvision: the class that can download it; empty where there is none.
         download_options: its arguments for each part that is to be downloaded.
         download_folder: below ``DD_DATASETS``, what that class calls its root.
+        examples: images, or graphs, of which ``image_shape`` is (1, 1, features of a node) and a study says how many.
     """
 
     name: str
@@ -57,6 +58,12 @@ class DatasetRecord:
     torchvision: str = ""
     download_options: tuple[Mapping[str, object], ...] = ({},)
     download_folder: str = ""
+    examples: str = "images"
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its examples are images."""
+        return self.examples == "images"
 
 
 # Patrini et al. 2017, section 5: digits that look alike; truck to automobile, bird to airplane, deer to horse, cat to
@@ -218,6 +225,17 @@ _RECORDS = (
         licence="that of ImageNet: non-commercial research",
         folder="tiny-imagenet-200",
         source="the official archive tiny-imagenet-200.zip of tiny_imagenet",
+    ),
+    DatasetRecord(
+        name="nsm",
+        title="NSM problems",
+        image_shape=(1, 1, 64),
+        num_classes=2,
+        num_train=0,
+        num_test=0,
+        reader="",
+        citation="the generators of research-developer/nsm, a domain for every variant",
+        examples="graphs",
     ),
 )
 

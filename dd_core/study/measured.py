@@ -43,7 +43,7 @@ def asked_later(then: Mapping[str, Any] | None, study: Study) -> list[str]:
     images = [asked["evaluation"]["image_progress"] for asked in (then, now)]
     if images == ["checkpoints", "evaluations"]:
         found.append("values of single images at every evaluation (trained with those at checkpoints)")
-    for name in study.evaluation.image_values:
+    for name in study.evaluation.image_values:  # of graphs the others are always kept
         if name not in then["evaluation"].get("image_values", ()):
             found.append(f"{name} of single images (trained without it)")
     for name, entry in now["monitors"].items():

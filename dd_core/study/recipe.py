@@ -3,6 +3,7 @@
 Everything here that changes the weights is part of the recipe hash (``dd_core.study.study``). Needs no torch.
 """
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -11,6 +12,7 @@ from dd_core.errors import UserError
 from dd_core.study.architectures import ARCHITECTURES, architecture_called
 from dd_core.study.classes import ClassSchedule
 from dd_core.study.datasets import DATASETS, DatasetRecord
+from dd_core.study.graphs import NSM, Graphs
 from dd_core.study.interventions import Interventions
 from dd_core.study.monitors import names_a_class
 from dd_core.study.own_data import DatasetName, OwnDataset
@@ -82,6 +84,7 @@ class Data(Strict):
     duplicates: Duplicates | None = _added(
         None, description="Training images whose pixels and labels are replaced by those of other training images."
     )
+    graphs: Graphs | None = _added(None, description="Of the data set nsm alone, which needs it: how graphs are made.")
 
     @property
     def record(self) -> DatasetRecord:
@@ -94,7 +97,10 @@ class Data(Strict):
             return self.dataset.record
         if self.dataset not in DATASETS:
             raise UserError(f"data.dataset: nothing is known here of a data set {self.dataset!r}")
-        return DATASETS[self.dataset]
+        record = DATASETS[self.dataset]
+        if self.graphs is not None:
+            return dataclasses.replace(record, image_shape=(1, 1, self.graphs.num_features))
+        return record
 
     def num_trained(self, num_images: int) -> int:
         """How many of so many training images each trial is trained on."""
@@ -125,6 +131,11 @@ class Data(Strict):
     def title(self) -> str:
         """The data set's name, for figures."""
         return self.record.title if self.is_known else str(self.dataset)
+
+    @property
+    def examples(self) -> str:
+        """What there is many of, for figures: images or graphs; of data sets that are not known, images."""
+        return self.record.examples if self.is_known else "images"
 
 
 class ResizedCrop(Strict):
@@ -302,6 +313,7 @@ class Variant(Strict):
     loss: Loss = _added(Loss(), description="cross-entropy by default")
     augmentation: Augmentation = Augmentation()
     interventions: Interventions = _added(Interventions(), description="none by default")
+    nsm: NSM | None = _added(None, description="Of the architecture nsm alone, which needs it: domain and network.")
     early_stopping: EarlyStopping | None = _added(None, description="null: every trial trains to the last epoch")
     precision: Precision = _added(
         "float32",

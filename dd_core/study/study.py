@@ -19,6 +19,7 @@ from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.calendar import Calendar
 from dd_core.study.classes import ClassSchedule
 from dd_core.study.curvature import CurvatureSettings, shards
+from dd_core.study.graphs import GENERATOR_VERSION, GRAPH_VALUES
 from dd_core.study.hessian import HessianSettings
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.memorization import MemorizationSettings
@@ -28,6 +29,7 @@ from dd_core.study.possible import (
     LONGEST_STUDY_NAME,
     check_classes,
     check_data,
+    check_graphs,
     check_keys,
     check_limits,
     check_variant,
@@ -142,6 +144,7 @@ class Study(Strict):
         check_limits(self)
         for name, variant in self.variants.items():
             self.variants[name] = _with_source(f"variants.{name}", variant)
+        check_graphs(self)
         check_data(self)
         check_classes(self)
         for name in self.variants:
@@ -229,6 +232,8 @@ class Study(Strict):
     def num_test_images(self) -> int:
         """Test images of each trial: the data set's own, or those that are left."""
         record = self.data.record
+        if self.data.graphs is not None:
+            return self.data.graphs.num_test
         if self.data.classes is not None:
             return record.num_classes * self.data.images_of_each_class[2]
         return record.num_test or record.num_train - self._num_pool_images - self.data.num_validation
@@ -237,6 +242,11 @@ class Study(Strict):
     def num_evaluated_images(self) -> int:
         """Images of each trial in an evaluation: of all splits."""
         return self._num_pool_images + self.data.num_validation + self.num_test_images
+
+    @property
+    def image_values(self) -> tuple[str, ...]:
+        """What is kept of single examples beside loss and correctness: what is asked for, and of graphs all."""
+        return (*self.evaluation.image_values, *(GRAPH_VALUES if self.data.graphs is not None else ()))
 
     def num_classes_at(self, epoch: int) -> int:
         """Classes that are evaluated after an epoch: all, or where they come one group after the other, those seen."""
@@ -345,6 +355,8 @@ class Study(Strict):
         """That of the data; of orders of classes from files, what the files say."""
         content, classes = recipe_of(self.data), self.data.classes
         digest = classes.digest_of_orders(self.whole.trials) if classes else ""
+        if self.data.graphs is not None:
+            content["graphs"]["generator_version"] = GENERATOR_VERSION
         return content | ({"classes": {**content["classes"], "order_sha256": digest}} if digest else {})
 
     def recipe_hash(self, arm: Arm) -> str:

@@ -20,6 +20,7 @@ from dd_core.store.files import local_copy, remove, write_atomically
 from dd_core.store.store import Store
 from dd_core.tables.columns import Table
 from dd_core.tables.curvature import CURVATURE_TABLES
+from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.kinds import KINDS
 from dd_core.tables.loss_slopes import LOSS_SLOPE_FITS, LOSS_SLOPES
 from dd_core.tables.memorization import MEMORIZATION_TABLES
@@ -39,6 +40,7 @@ _ALL = (
     LOSS_SLOPES,
     LOSS_SLOPE_FITS,
     *MEMORIZATION_TABLES,
+    *GRAPH_TABLES,
 )
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 

@@ -238,6 +238,11 @@ TRAINING_TABLES = (
                 "norm of the gradient of loss in the standardised pixels, nats (evaluation.image_values)",
                 is_optional=True,
             ),
+            Column("probability", "float32", "of graphs, that of label 1", is_optional=True),
+            Column("cycle_loss_1", "float32", "of graphs, error of the reconstructed features", is_optional=True),
+            Column("cycle_loss_2", "float32", "of graphs, error of the level above", is_optional=True),
+            Column("kept_share", "float32", "of graphs, share of nodes that both poolings keep", is_optional=True),
+            Column("pooling_entropy", "float32", "of graphs, of the first pooling's scores, 0 to 1", is_optional=True),
         ),
     ),
     Table(

@@ -100,7 +100,7 @@ class Recorder:
             self.image_epochs.append(epoch)
             self.image_losses.append(losses)
             self.image_correct.append(correct)
-            for name in self.study.evaluation.image_values:
+            for name in self.study.image_values:
                 values = np.concatenate([r.values[name] for r in results])
                 self.image_values.setdefault(name, []).append(values)
         return rows
@@ -149,7 +149,7 @@ class Recorder:
         # Of what the study did not ask for when the resume point was written there is nothing.
         nothing = [np.full_like(losses, np.nan) for losses in self.image_losses]
         self.image_values = {
-            name: list(arrays.get(f"image_values.{name}", nothing)) for name in self.study.evaluation.image_values
+            name: list(arrays.get(f"image_values.{name}", nothing)) for name in self.study.image_values
         }
         prefix = "readings."
         self.readings = {n.removeprefix(prefix): [array] for n, array in arrays.items() if n.startswith(prefix)}
