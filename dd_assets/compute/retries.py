@@ -5,8 +5,11 @@ Who starts it again is a matter of the place: the controller of a Kubernetes Job
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from dd_core.study.resources import Resources
+
+_LONGEST_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Retries:
 
     Attributes:
         most: retries; None: as many as the place thinks fit.
-        first_seconds: before the first of them, twice as long before each further one; None: when the place does so.
+        first_seconds: before the first of them, twice as long before each further one, up to an hour; None: when the
+            place does so.
     """
 
     most: int | None = None
@@ -28,7 +32,9 @@ class Retries:
 
     def seconds(self, retry: int) -> float:
         """From the end of an attempt to the retry of that number; 0 for number 0, which is no retry."""
-        return (self.first_seconds or 0.0) * 2 ** (retry - 1) if retry else 0.0
+        first = self.first_seconds or 0.0
+        # Evictions may be without number; 2 to the power of 60 is beyond every limit here, and a number still.
+        return min(first * 2 ** min(retry - 1, 60), max(first, _LONGEST_SECONDS)) if retry else 0.0
 
     def announce(self, attempt: int, otherwise: str, is_last: bool) -> str:
         """What follows the end of the attempt of that number: ``again in 60 s (attempt 2 of 3)``.

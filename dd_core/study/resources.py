@@ -42,7 +42,8 @@ class Resources(Strict):
         default=None,
         ge=0,
         le=7 * 24 * 3600,
-        description="before the first retry, and twice as long before each further one; null: as the place does",
+        description="before the first retry, and twice as long before each further one, up to an hour; null: as the "
+        "place does",
     )
 
     def overridden_by(self, other: "Resources | None") -> "Resources":

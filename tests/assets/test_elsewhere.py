@@ -8,12 +8,14 @@ import dagster as dg
 import pytest
 
 from dd_assets.compute.elsewhere import News, run_elsewhere
+from dd_assets.compute.retries import Retries, named
 from dd_core.errors import UserError
 from dd_core.events import CheckpointWritten, Event, Failed, Finished, Note, Progress, Started
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, TrainTask, training_job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
+from dd_core.study.resources import Resources
 from dd_core.study.study import Study
 
 MakeStudy = Callable[..., Study]
@@ -228,3 +230,21 @@ def test_arms_that_a_found_job_lacks_are_submitted_with_those_of_their_network(
     asked = Asked(store, found=found, failing={found.tasks[0].name})
     assert ends(run(asked, job)) == [(job.tasks[1].name, 1, "failed"), (job.tasks[0].name, 0, "finished")]
     assert [started.tasks for started in asked.started] == [found.tasks, job.tasks[:1]]
+
+
+def test_each_further_retry_waits_twice_as_long_up_to_an_hour() -> None:
+    """Seed 003: two retries, after 60 and 120 s."""
+    retries = Retries.of(Resources(retries=2, retry_seconds=60.0))
+    assert [retries.seconds(retry) for retry in range(4)] == [0, 60, 120, 240]
+    assert retries.seconds(7) == retries.seconds(2000) == 3600
+    assert Retries(first_seconds=7200.0).seconds(5) == 7200
+    assert retries.announce(1, "soon", is_last=False) == "again in 60 s (attempt 2 of 3)"
+    assert retries.announce(2, "soon", is_last=False) == "again in 120 s (attempt 3 of 3)"
+    assert retries.announce(3, "soon", is_last=True) == "that was attempt 3, and the last"
+    assert Retries().announce(4, "soon", is_last=False) == "again soon (attempt 5)"
+
+
+def test_an_attempt_is_called_by_its_tasks() -> None:
+    assert named(["s/a.k001"], "place 0") == "s/a.k001"
+    assert named(["s/a.k001", "s/b.k001", "s/c.k001"], "place 0") == "s/a.k001 and 2 other tasks"
+    assert named([], "place 0") == "place 0"

@@ -5,11 +5,13 @@ import itertools
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE, attempts, results, wait_until
+from support import PATIENCE, TINY, Result, attempts, results, wait_until
 
 from cluster.conftest import ClusterLab, Event, ends, notes
 from dd_core.errors import UserError
@@ -57,19 +59,55 @@ class Once:
             self.action()
 
 
-def test_an_evicted_pod_goes_on_from_its_last_checkpoint_and_no_other_pod_notices(
+# A study of three variants as a user has it: one of them cannot be trained.
+BAD = "  bad: {widths: [1], architecture: cnn5, batch_size: 25, optimizer: {name: sgd, learning_rate: 0.1}}\n"
+VARIANTS = TINY.replace("variants:\n", f"variants:\n{BAD}")
+EVERY_ARM = (*TRAIN[:-1], "bad.k001|0000...plain.k002|0024")
+
+
+def test_variants_are_isolated_and_one_that_is_evicted_goes_on_after_a_while(
     lab: ClusterLab, undisturbed: dict[str, str]
 ) -> None:
-    evict = Once(lambda: lab.cluster.evict(lab.pod(1)), event="checkpoint", task="tiny/plain.k001", epoch=8)
-    events = lab.run(lab.training_job(), evict)
-    assert evict.done
-    assert ends(events) == FINISHED
-    assert "tiny/plain.k001 was evicted (EvictionByEvictionAPI: Eviction API: evicting) (pod dd-" in notes(events)
-    assert "; again as soon as there is room (attempt 2)" in notes(events)
-    assert sorted(lab.pods_made()) == [0, 1, 1]
-    assert results(lab.root) == undisturbed
+    """One fails, one is evicted at a checkpoint and goes on from there, one notices nothing."""
+    lab.write_study("tiny", VARIANTS)
+    lab.write_settings(resources={**RESOURCES, "pods": 3, "retries": 2, "retry_seconds": 1})
+    folder = lab.store.arm_folder("tiny", "bad.k001")
+    folder.parent.mkdir(parents=True)
+    folder.write_text("not a folder", encoding="utf-8")
+    ended: list[Result] = []
+    command = threading.Thread(target=lambda: ended.append(lab.forked_dagster(*EVERY_ARM)))
+    command.start()
+    checkpoint = lab.root / "checkpoints/tiny/plain.k001/0008.json"
+    wait_until(lambda: checkpoint.exists() or ended, "a checkpoint")
+    signal_workers(lab.root, signal.SIGSTOP)
+    try:
+        # While nothing gets any further, Dagster shows what there was.
+        wait_until(lambda: "plain.k001|0000" in lab.recorded("checkpoints"), "its partition", pause=0.2)
+        job = lab.job_folder().read_job()
+        (place,) = [
+            n for n, tasks in enumerate(job.places) if [job.tasks[t].name for t in tasks] == ["tiny/plain.k001"]
+        ]
+        evicted = time.time()
+        lab.cluster.evict(lab.pod(place))
+    finally:
+        signal_workers(lab.root, signal.SIGCONT)
+    command.join(PATIENCE)
+    (result,) = ended
+
+    result.refused(f"1 of 3 arms did not finish (tiny/bad.k001: cannot write {folder}")
+    said = " ".join(result.output.split())
+    assert "tiny/plain.k001 was evicted (EvictionByEvictionAPI: Eviction API: evicting) (pod dd-train-tiny" in said
+    assert "; again in 1 s (attempt 2 of 3)" in said
+    let_begin = [request.time for request in lab.cluster.requests if request.verb == "patch"]
+    assert len(let_begin) == 4 and let_begin[-1] >= evicted + 1
+    assert sorted(lab.pods_made()) == sorted([0, 1, 2, place]), "what failed was not tried again"
     assert attempts(lab.store, "plain.k001") == ["interrupted", "finished"]
     assert attempts(lab.store, "plain.k002") == ["finished"]
+    assert {path: digest for path, digest in results(lab.root).items() if "plain.k" in path} == {
+        path: digest for path, digest in undisturbed.items() if "plain.k" in path
+    }
+    assert len(lab.recorded("checkpoints")) == 8
+    assert lab.job_folder().outcomes().keys() == {0, 1, 2}, "kept for those who look"
 
 
 def test_a_pod_out_of_memory_starts_again_with_half_as_much_at_once(lab: ClusterLab) -> None:
@@ -129,29 +167,21 @@ def test_a_pod_that_crashes_every_time_is_given_up_and_the_others_finish(lab: Cl
     assert sorted(lab.pods_made()) == [0, 1, 1]
 
 
-def test_a_task_that_fails_says_why_itself_and_is_not_tried_again(lab: ClusterLab) -> None:
-    folder = lab.store.arm_folder("tiny", "plain.k001")
-    folder.parent.mkdir(parents=True)
-    folder.write_text("not a folder", encoding="utf-8")
-    events = lab.run(lab.training_job())
-    assert ends(events) == {"tiny/plain.k001": "failed", "tiny/plain.k002": "finished"}
-    (failed,) = (event for event in events if event.name == "failed")
-    assert str(folder) in failed.error
-    assert sorted(lab.pods_made()) == [0, 1]
-    assert lab.job_folder().outcomes().keys() == {0, 1}, "kept for those who look"
-
-
 def test_each_attempt_has_as_long_as_an_attempt_may_take_and_the_last_one_fails(lab: ClusterLab) -> None:
-    resources = {**RESOURCES, "pods": 1, "hours": 0.0002, "retries": 1, "retry_seconds": 0.3}
+    resources = {**RESOURCES, "pods": 1, "hours": 0.0002, "retries": 2, "retry_seconds": 0.5}
     events = lab.run(lab.training_job("k001"), **image(lab, "exec sleep 60"), resources=resources)
     took = "took longer than the 0.0002778 h that an attempt may take (hours under resources)"
-    first, last = (line for line in notes(events).splitlines() if took in line)
-    assert first.endswith("again in 0.3 s (attempt 2 of 2)")
-    assert last.endswith("that was attempt 2, and the last")
+    first, second, last = (line for line in notes(events).splitlines() if took in line)
+    assert first.startswith("tiny/plain.k001 took") and first.endswith("again in 0.5 s (attempt 2 of 3)")
+    assert second.endswith("again in 1 s (attempt 3 of 3)")
+    assert last.endswith("that was attempt 3, and the last")
     (failed,) = (event for event in events if event.name == "failed")
-    assert f"{took} in attempt 2, the last" in failed.error
+    assert f"{took} in attempt 3, the last" in failed.error
     assert "memory" not in notes(events)
-    assert lab.pods_made() == [0, 0]
+    assert lab.pods_made() == [0, 0, 0]
+    begun = [request.time for request in lab.cluster.requests if request.verb == "patch"]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(begun)]
+    assert pauses[0] >= 1 + 0.5 and pauses[1] >= 1 + 1, "an attempt of a second, then as long as was asked for"
 
 
 def test_an_api_server_in_trouble_costs_nothing_but_time(lab: ClusterLab, undisturbed: dict[str, str]) -> None:
