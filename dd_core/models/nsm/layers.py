@@ -52,7 +52,10 @@ class RelationalConvolution(nn.Module):
 
 
 class Scores(nn.Module):
-    """A score of every node from itself and those before it: ``w_0 x_i + sum_j w_1 x_j + b`` (PyG's GraphConv to 1)."""
+    """A score of every node from itself and those before it: ``w_0 x_i + sum_j w_1 x_j + b`` (PyG's GraphConv to 1).
+
+    PyG's SelectTopK multiplies it by the sign of a weight without a gradient, which weight decay turns around.
+    """
 
     def __init__(self, inputs: int):
         """Weights as two linear layers draw them."""

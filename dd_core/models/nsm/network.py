@@ -16,7 +16,7 @@ class Step(nn.Module):
 
     Up: convolution, LayerNorm, ReLU, dropout, coupling, pooling by scores (each kept node times the tanh of its own),
     and above convolution, LayerNorm, ReLU. Down: a linear map of what is above, zeros for nodes that were not kept, and
-    the inverse of a second coupling.
+    the inverse of a second coupling (research-developer/nsm, hierarchical.py; Lee et al. 2019 for the pooling).
 
     Upstream leaves out the convolution above for a whole batch without any edge there, so that the output of a graph
     depends on others of its batch; here it is always done, of the messages to itself alone where there are no edges.
