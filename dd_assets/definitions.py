@@ -9,6 +9,7 @@ import dagster as dg
 from dd_assets.assets.curvature import CURVATURE_ASSETS
 from dd_assets.assets.curvature_exports import curvature_exports_asset
 from dd_assets.assets.figures import figure_assets
+from dd_assets.assets.graphs import graph_assets
 from dd_assets.assets.loss_slopes import loss_slope_assets
 from dd_assets.assets.memorization import memorization_assets
 from dd_assets.assets.metric_exports import metric_exports_asset
@@ -47,15 +48,17 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     trained = {name: study for name, study in found.studies.items() if study.has_checkpoints}
     results = [_SPECIAL.get(kind.name, ResultAssets(kind)) for kind in KINDS.values()]
     for study in trained.values():
-        assets += [checkpoints_asset(study, trained), *(result.of_study(study, trained) for result in results)]
-        settings = (part for kind in KINDS.values() for part in CheckpointResult(kind).declared_settings(study))
+        own = [result for result in results if not result.kind.objection(study)]
+        assets += [checkpoints_asset(study, trained), *(result.of_study(study, trained) for result in own)]
+        settings = (part for result in own for part in CheckpointResult(result.kind).declared_settings(study))
         assets += [dg.AssetsDefinition(specs=[part.spec]) for part in (*recipes(study), *settings)]
     assets += [stock.asset(trained) for stock in STOCKS]
     assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]
     probed = {name: study for name, study in trained.items() if not study.imported}
     assets += [resource_probe_asset(probed), metric_exports_asset(found.studies)]
     assets += [curvature_exports_asset(trained)]
-    assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *figure_assets(found.studies)]
+    assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *graph_assets(found.studies)]
+    assets += figure_assets(found.studies)
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(
         assets=assets,

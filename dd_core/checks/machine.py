@@ -76,8 +76,11 @@ class Network:
 def networks_of(study: Study, arm: Arm, places: int = 1) -> set[Network]:
     """What an arm trains, in a network with so many arms: a network for each size of its stacks."""
     variant = study.variants[arm.variant]
-    if architecture_called(variant.architecture).is_own:
-        return set()  # the fault that is known is kept away from these (dd_core.models.own); others are not looked for
+    record = architecture_called(variant.architecture)
+    if record.is_own or record.examples != "images":
+        # The fault that is known, of convolutions, is kept away from one's own (dd_core.models.own); others are not
+        # looked for, and networks of graphs have no convolution of that kind.
+        return set()
     *sides, channels = study.data.record.image_shape
     precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
     sizes = {len(group) * places for group in stacking(study, arm)}

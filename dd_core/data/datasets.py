@@ -15,6 +15,7 @@ import numpy as np
 from dd_core.errors import DataMissingError
 from dd_core.machine.disk import flush
 from dd_core.study.datasets import DATASETS, DatasetRecord
+from dd_core.study.graphs import GENERATOR_VERSION
 from dd_core.study.own_data import OwnDataset
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ def digest(images: "NDArray[np.uint8]", labels: "NDArray[np.int64]") -> str:
 
 
 def fingerprint(dataset: str | OwnDataset) -> str:
-    """What ``load(dataset).sha256`` is; images of the user's own were looked at when their study was read."""
+    """What ``load(dataset).sha256`` is; images of the user's own were looked at when their study was read.
+
+    Graphs are a function of the recipe and of the version of what makes them.
+    """
+    if isinstance(dataset, str) and dataset in DATASETS and not DATASETS[dataset].has_images:
+        return hashlib.sha256(f"{dataset} {GENERATOR_VERSION}".encode()).hexdigest()
     return dataset.found.sha256 if isinstance(dataset, OwnDataset) else load(dataset).sha256
 
 

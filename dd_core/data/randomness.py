@@ -23,6 +23,7 @@ Purpose = Literal[
     "new_network",
     "graph_problem",
     "graph_rules",
+    "node_features",
 ]
 # Positions are part of every recipe: append, never reorder.
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)

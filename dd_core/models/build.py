@@ -1,6 +1,7 @@
 """From a study's words to a network: the one place that asks an architecture's record for its module."""
 
 import importlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from dd_core.data.randomness import Purpose, torch_seed
 from dd_core.errors import UserError
 from dd_core.models.own import alone, own_network
 from dd_core.models.stacking import load_state, stack_states
-from dd_core.study.architectures import Settings, architecture_called
+from dd_core.study.architectures import Architecture, Settings, architecture_called
 from dd_core.study.study import Arm, Study
 
 
@@ -39,7 +40,7 @@ def build(
 
     Raises:
         KeyError: no such architecture (a validated study cannot name one).
-        UserError: it needs the size of the images, or, of the user's own, cannot be made or trained.
+        UserError: it needs the size of the images, or takes graphs, or, of the user's own, cannot be made or trained.
     """
     record, given = architecture_called(architecture), dict(settings or {})
     if record.is_own:
@@ -47,21 +48,28 @@ def build(
             raise UserError(f"{architecture}: a network of your own is not stacked, so there is no stack of {trials}")
         network = own_network(architecture, k, channels, num_classes, size, given, digest)
         return network if trials is None else alone(network)
+    if record.examples != "images":
+        raise UserError(f"{architecture} takes {record.examples}, not images; its networks are made from a study")
     if size is None and not record.is_of_any_size:
         raise UserError(f"{architecture} depends on the size of images: pass size=(height, width)")
     if reason := record.refused_setting(given):
         raise UserError(f"{architecture}: {reason}")
+    return _made(record, k, (*(size or (0, 0)), channels), num_classes, trials, **record.complete(given))
+
+
+def _made(record: Architecture, *arguments: Any, **settings: Any) -> nn.Module:
     module, _, function = record.builder.partition(":")
-    made: nn.Module = getattr(importlib.import_module(module), function)(
-        k, (*(size or (0, 0)), channels), num_classes, trials, **record.complete(given)
-    )
+    made: nn.Module = getattr(importlib.import_module(module), function)(*arguments, **settings)
     return made
 
 
 def network_of(study: Study, arm: Arm, trials: int | None = None) -> nn.Module:
-    """An untrained network of an arm, plain or stacked, as ``build`` makes it."""
+    """An untrained network of an arm, plain or stacked, as ``build`` makes it; of graphs one for their nodes."""
+    variant, graphs = study.variants[arm.variant], study.data.graphs
+    if graphs is not None:
+        record = architecture_called(variant.architecture)
+        return _made(record, arm.k, graphs.num_features, study.data.record.num_classes, trials, variant.nsm)
     height, width, channels = study.data.record.image_shape
-    variant = study.variants[arm.variant]
     return build(
         variant.architecture,
         arm.k,
@@ -78,10 +86,11 @@ def in_its_memory(network: nn.Module, study: Study, arm: Arm) -> nn.Module:
     """The network in the memory format it is trained in.
 
     Training in channels-last memory is about 1.4 times faster on a CPU for small convolutions; code of others may take
-    views that only PyTorch's own format allows.
+    views that only PyTorch's own format allows, and graphs have no channels.
     """
-    is_own = architecture_called(study.variants[arm.variant].architecture).is_own
-    return network if is_own else network.to(memory_format=torch.channels_last)
+    record = architecture_called(study.variants[arm.variant].architecture)
+    has_own_format = record.is_own or record.examples != "images"
+    return network if has_own_format else network.to(memory_format=torch.channels_last)
 
 
 def build_trials(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dd_core.study.graph_sizes import NUM_BASES
 from dd_core.study.yaml_files import Strict
 
 Domain = Literal["planning", "causal", "knowledge_graph"]
@@ -47,12 +48,35 @@ class NSM(Strict):
     num_relations: int | None = Field(
         default=None, ge=1, description="kinds of edges the network knows; null: those that the domain has"
     )
+    loops: Literal["own", "last"] = Field(
+        default="own",
+        description="relation of the message of every node to itself: one of its own; last: as published, the last of "
+        "the domain's, which some edges have too",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    largest_log_scale: float | None = Field(
+        default=2.0,
+        gt=0,
+        description="bound of a coupling's log-scales, by tanh as in RealNVP; null: none, as published, with which "
+        "large learning rates end in infinities",
+    )
     fusion: Literal["none", "equal", "learned"] = Field(
         default="none", description="dual pass: logits from the way up and the way down, fused"
+    )
+
+    preflight: Literal["error", "warn"] = Field(
+        default="error",
+        json_schema_extra={"left_out_of_recipe": True},
+        description="what is outside the limits that the published networks are trained within (classes out of "
+        "balance, cycle_weight, learning rate) is refused before training, or only warned of",
     )
 
     @property
     def relations(self) -> int:
         """Kinds of edges the network knows."""
         return self.num_relations or NUM_RELATIONS[self.domain]
+
+    @property
+    def bases(self) -> int:
+        """Matrices that the relations' weights are made of, not more than there are relations."""
+        return min(self.num_bases or NUM_BASES[self.domain], self.relations)

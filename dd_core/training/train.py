@@ -11,6 +11,7 @@ from dd_core.errors import UserError
 from dd_core.events import Note, Report
 from dd_core.machine.memory import begin_with, is_out_of_memory
 from dd_core.store.store import Store
+from dd_core.study.architectures import architecture_called
 from dd_core.study.study import Arm, Study
 from dd_core.training.ledger import RunRecord
 from dd_core.training.loop import run
@@ -21,8 +22,8 @@ from dd_core.training.tidying import ArmBusyError, arm_lock, prepare, remove_for
 
 __all__ = ["ArmBusyError", "arm_lock", "train_arm", "train_together"]
 
-# Micro-batches below this are no longer what BatchNorm was made for.
-_SMALLEST_MICRO_BATCH = 16
+# Micro-batches below this are no longer what BatchNorm was made for; without it a single example will do.
+_SMALLEST_FOR_BATCH_NORM = 16
 
 
 def train_arm(study: Study, arm: Arm, store: Store, until: int, **options: Any) -> None:
@@ -44,7 +45,8 @@ def train_arm(study: Study, arm: Arm, store: Store, until: int, **options: Any) 
         ArmBusyError: another process is training this arm and ``wait`` is false.
         DataMissingError: the data set is absent.
         StoreError: the data root cannot be written.
-        UserError: there is not enough memory for 16 images at a time, or a monitor cannot be made.
+        UserError: there is not enough memory for 16 images at a time (without BatchNorm, one), or a monitor cannot be
+            made.
     """
     train_together(study, (arm,), store, until, **options)
 
@@ -96,7 +98,8 @@ def train_together(
             prepare(store, study, arm, report)
         try:
             usual = study.variants[arms[0].variant].batch_size
-            micro_batch = min(usual, max(_SMALLEST_MICRO_BATCH, begin_with(usual)))
+            smallest = _smallest_micro_batch(study, arms)
+            micro_batch = min(usual, max(smallest, begin_with(usual)))
             while True:
                 unfinished = [arm for arm in arms if not sound_checkpoints(store, study, arm, until)]
                 for arm in arms:
@@ -114,7 +117,7 @@ def train_together(
                     return
                 micro_batch = sessions[0].micro_batch or micro_batch
                 del sessions, records
-                micro_batch = _less(micro_batch, shortage, unfinished, device, report)
+                micro_batch = _less(study, micro_batch, shortage, unfinished, device, report)
         finally:
             torch.set_num_threads(threads)
 
@@ -155,7 +158,8 @@ def _attempt(
         shortage, what = "", f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             shortage = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = f"out of memory with {sessions[0].micro_batch} images at a time ({shortage})"
+            examples = sessions[0].study.data.record.examples
+            what = f"out of memory with {sessions[0].micro_batch} {examples} at a time ({shortage})"
         for session, record in zip(sessions, records, strict=True):
             record.close(session, "failed", what)
         if not shortage:
@@ -175,7 +179,18 @@ def _agree_on_micro_batch(sessions: Sequence[Session]) -> None:
             session.share.set_micro_batch(fewest)
 
 
-def _less(micro_batch: int, shortage: str, arms: Sequence[Arm], device: torch.device, report: Report) -> int:
+def _smallest_micro_batch(study: Study, arms: Sequence[Arm]) -> int:
+    return _SMALLEST_FOR_BATCH_NORM if _has_batch_norm(study, arms[0]) else 1
+
+
+def _has_batch_norm(study: Study, arm: Arm) -> bool:
+    variant = study.variants[arm.variant]
+    return architecture_called(variant.architecture).has_batch_norm(variant.network)
+
+
+def _less(
+    study: Study, micro_batch: int, shortage: str, arms: Sequence[Arm], device: torch.device, report: Report
+) -> int:
     """Half the micro-batch, and memory free for it.
 
     Raises:
@@ -185,15 +200,18 @@ def _less(micro_batch: int, shortage: str, arms: Sequence[Arm], device: torch.de
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    half, names = -(-micro_batch // 2), " and ".join(arm.key for arm in arms)
-    if half < _SMALLEST_MICRO_BATCH:
+    half, names, examples = -(-micro_batch // 2), " and ".join(arm.key for arm in arms), study.data.record.examples
+    if half < _smallest_micro_batch(study, arms) or micro_batch == 1:
+        has_batch_norm = _has_batch_norm(study, arms[0])
+        too_few = f", and fewer than {_SMALLEST_FOR_BATCH_NORM} are too few for BatchNorm" if has_batch_norm else ""
         raise UserError(
-            f"out of memory: {names} cannot be trained with {micro_batch} images at a time ({shortage}), and fewer "
-            f"than {_SMALLEST_MICRO_BATCH} are too few for BatchNorm; use a device with more memory, or fewer trials"
+            f"out of memory: {names} cannot be trained with {micro_batch} {examples} at a time ({shortage}){too_few}; "
+            "use a device with more memory, or fewer trials"
         )
     text = (
-        f"{names}: out of memory with {micro_batch} images at a time; going on from the last resume point with "
-        f"{half}, whose gradients are added up. The loss is the same, but BatchNorm sees {half} images"
+        f"{names}: out of memory with {micro_batch} {examples} at a time; going on from the last resume point with "
+        f"{half}, whose gradients are added up. The loss is the same"
+        + (f", but BatchNorm sees {half} images" if _has_batch_norm(study, arms[0]) else "")
     )
     report(Note(text=text))
     return half

@@ -21,8 +21,7 @@ from dd_core.study.recipe import Optimizer
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
-from dd_core.tasks.images import Classification, Images, RepeatedImages, orders_of
-from dd_core.tasks.losses import make_loss
+from dd_core.tasks.making import make_examples, make_task
 from dd_core.training.interventions import make_interventions
 from dd_core.training.monitors import Moment, make_monitors
 from dd_core.training.monitors.timetable import Readings
@@ -105,10 +104,9 @@ class TrialStack:
         self.study, self.arm, self.device = study, arm, device
         self.trials = trials * max(1, len(of_arms))
         self.variant = study.variants[arm.variant]
-        images = Images(study, arm.variant, trials, device, dtype)
-        self.examples: Examples = RepeatedImages(images, len(of_arms)) if of_arms else images
+        self.examples: Examples = make_examples(study, arm.variant, trials, device, dtype, len(of_arms))
         self.data = self.examples.data
-        self.task: Task = Classification(make_loss(self.variant.loss), orders_of(self.data, device))
+        self.task: Task = make_task(study, arm.variant, self.data, device)
         self.num_train, self.num_validation = self.examples.num_train, self.examples.num_validation
         self.calendar: Calendar = study.calendar(arm.variant)
         self.task_number = 0
@@ -185,7 +183,7 @@ class TrialStack:
                     for base in bases
                 ]
                 if self._draws:
-                    torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
+                    self._seed(step)
                 loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), now)
                 self.interventions.after_step(step)
                 self._observe(step, epoch, loss)
@@ -200,6 +198,13 @@ class TrialStack:
                 np.array(times),
                 self.monitors.collect(),
             )
+
+    def _seed(self, step: int) -> None:
+        seed = torch_seed(self.study.seed, self.trials[0], "network", step - 1)
+        if self.device.type == "cpu":  # what other devices would draw takes longer to set than a batch to cut out
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _observe(self, step: int, epoch: int, loss: Tensor) -> None:
         self.monitors.after_step(step, lambda: Moment(step, epoch, loss, self.stepper.gradient_norms))

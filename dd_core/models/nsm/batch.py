@@ -47,10 +47,11 @@ class NSMOutputs(NamedTuple):
         logits: (B, classes).
         cycle_loss: (B, 2), mean squared error of the reconstruction of each level's nodes, per graph: of the features
             of the input, and of the level above.
-        kept_share: (B,), share of the nodes of the input that the first pooling keeps: what is not kept is
-            reconstructed from zeros, so that 1 minus it is the floor of the cycle loss of features of unit variance.
-        pooling_entropy: (B,), entropy of the softmax of the first pooling's scores over a graph's nodes, over the
-            logarithm of their number, 0 to 1 (1 for a graph of one node).
+        kept_share: (B,), share of the nodes of the input that both poolings keep. The way down starts from them alone
+            and makes one of two rows of all other nodes, the same for all graphs, so that 1 minus it is about the floor
+            of the first cycle loss where features are independent and of unit variance.
+        pooling_entropy: (B,), entropy of the softmax, over a graph's nodes, of the first pooling's scores before their
+            tanh, over the logarithm of the number of nodes, 0 to 1 (1 for a graph of one node).
         passes: (B, 2, classes), logits of the two passes, where they are fused; empty (B, 0, classes) otherwise.
     """
 
