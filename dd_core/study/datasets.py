@@ -235,6 +235,7 @@ _RECORDS = (
         num_test=0,
         reader="",
         citation="the generators of research-developer/nsm, a domain for every variant",
+        licence="none needed: made from the study's seed",
         examples="graphs",
     ),
 )
