@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -325,3 +327,16 @@ def test_of_a_training_best_and_errors_are_those_that_training_tells(store: Stor
     sql = """SELECT max(abs(accuracy - CASE split WHEN 'train' THEN 1 - train_error WHEN 'test' THEN 1 - test_error
             ELSE acc_val END)), count(*) FROM graph_progress JOIN training_evals USING (study, arm, trial, epoch)"""
     assert rows(store, sql) == [(pytest.approx(0, abs=1e-9), 2 * 4 * 3)]
+
+
+def test_the_queries_of_graphs_in_the_documentation_run_and_find_rows(store: Store) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "queries.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    queries = [block for block in blocks if any(f"FROM {name} " in block for name in NAMES)]
+    assert len(queries) == 3
+    study = graph_study("planning", "causal", name="nsm_published")
+    for arm in study.arms.values():
+        write_evaluations(store, study, arm, [0, 10], undecided)
+    rebuild(store, study)
+    num_claims = sum(len(claims_of(domain)) for domain in ("planning", "causal"))
+    assert [len(rows(store, query)) for query in queries] == [2 * 2 * 2, num_claims, 2 * 2]
