@@ -57,6 +57,7 @@ SHIPPED = {
 
 # asset | group | kinds | reads | partitions, code version, checks
 SPECS = """
+accuracy_against_ceiling | nsm | altair | nsm_results |
 boundary_forgetting | memorization | duckdb parquet | \
     computed_curvature settings-memorization-DIGEST trained_checkpoints |
 class_progress | tables | duckdb parquet | trained_checkpoints |
@@ -68,12 +69,16 @@ curvature_by_width | figures | altair | curvature training_evals |
 curvature_definitions | figures | altair | computed_curvature curvature training_evals |
 curvature_exports | exports | json numpy | computed_curvature |
 curvature_over_training | figures | altair | curvature training_evals |
+cycle_loss | nsm | altair | graph_progress |
 detection_by_score | memorization | altair | memorization_detection |
 double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
 forgetting_at_boundaries | incremental | altair | boundary_forgetting class_progress |
 gpu_hours | figures | altair | runs |
+graph_collapse | nsm | altair | graph_progress nsm_results |
+graph_curves | nsm | altair | graph_progress nsm_results |
 graph_progress | nsm | duckdb parquet | settings-nsm_results-DIGEST trained_checkpoints |
+graph_widths | nsm | altair | nsm_results |
 hessian_by_width | figures | altair | hessian_spectra training_evals |
 hessian_over_training | figures | altair | hessian_spectra training_evals |
 hessian_spectra | tables | duckdb parquet | computed_hessians |
@@ -105,6 +110,7 @@ memorized_images | memorization | altair | memorization memorization_truth |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
 nsm_claims | nsm | duckdb parquet | settings-nsm_results-DIGEST trained_checkpoints |
+nsm_claims_page | nsm | altair | nsm_claims |
 nsm_results | nsm | duckdb parquet | settings-nsm_results-DIGEST trained_checkpoints |
 plasticity | incremental | altair | class_progress training_monitors |
 resource_probe | tables | duckdb parquet | |
