@@ -48,8 +48,9 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     trained = {name: study for name, study in found.studies.items() if study.has_checkpoints}
     results = [_SPECIAL.get(kind.name, ResultAssets(kind)) for kind in KINDS.values()]
     for study in trained.values():
-        assets += [checkpoints_asset(study, trained), *(result.of_study(study, trained) for result in results)]
-        settings = (part for kind in KINDS.values() for part in CheckpointResult(kind).declared_settings(study))
+        own = [result for result in results if not result.kind.objection(study)]
+        assets += [checkpoints_asset(study, trained), *(result.of_study(study, trained) for result in own)]
+        settings = (part for result in own for part in CheckpointResult(result.kind).declared_settings(study))
         assets += [dg.AssetsDefinition(specs=[part.spec]) for part in (*recipes(study), *settings)]
     assets += [stock.asset(trained) for stock in STOCKS]
     assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]

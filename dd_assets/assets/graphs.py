@@ -151,7 +151,9 @@ def _checked(store: Store, done: Mapping[str, "Rebuilt"]) -> Iterator[dg.AssetCh
         if p < _BY_CHANCE / len(tested)
     ]
     diverged = [
-        f"{name}/{arm}: {len(trials)} trials" for name, one in done.items() for arm, trials in one.diverged.items()
+        f"{name}/{arm}: trials {', '.join(map(str, trials))}"
+        for name, one in done.items()
+        for arm, trials in one.diverged.items()
     ]
     warn, error = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
     yield check_result(_KEY, "collapse", collapsed, len(last), severity=warn)

@@ -61,6 +61,7 @@ class ResultAssets:
 
         def work(context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, config: Any) -> Done:
             asked = _applied(config, study)
+            self.kind.refuse(asked)
             outcome, total, recorded = result.compute_partitions(context, laboratory, store, study, asked)
             return Done(outcome, "checkpoints", total, f"{recorded} of {total} are recorded")
 
@@ -74,8 +75,8 @@ class ResultAssets:
         def drive(context: dg.AssetExecutionContext, config: Any, laboratory: Laboratory) -> Iterator[Any]:
             with shown_as_sentence():
                 store = laboratory.store()
-                asked = {name: _applied(config, study) for name, study in studies.items()}
                 left_out: list[str] = []
+                asked = self._able(store, studies, config, left_out.append)
                 chosen = self._chosen(store, asked, config, left_out.append)
                 for sentence in left_out:
                     context.log.warning(sentence)
@@ -87,6 +88,36 @@ class ResultAssets:
         drive.__annotations__["config"] = self.driver_config
         specs = [table_spec(kind.driver, [stock.key])]
         return dg.multi_asset(name=kind.driver, specs=specs, retry_policy=RETRY, pool=COMPUTE_POOL)(drive)
+
+    def _able(
+        self, store: Store, studies: dict[str, Study], config: Narrowing, warn: Callable[[str], None]
+    ) -> dict[str, Study]:
+        """The studies, with what the run config changes of them, of which the kind is computed.
+
+        Args:
+            store: where checkpoints are.
+            studies: all.
+            config: may change them, or name some.
+            warn: told which of those that are trained are left out.
+
+        Raises:
+            UserError: it is of none, or not of one that the run config names.
+        """
+        able, refused = dict[str, Study](), list[UserError]()
+        for name, study in studies.items():
+            asked = _applied(config, study)
+            try:
+                self.kind.refuse(asked)
+                able[name] = asked
+            except UserError as error:
+                if name in config.studies:
+                    raise
+                refused.append(error)
+                if store.may_have(name):
+                    warn(f"left out: {error}")
+        if refused and not able:
+            raise refused[0]
+        return able
 
     def _chosen(self, store: Store, studies: dict[str, Study], config: Narrowing, warn: Callable[[str], None]) -> Work:
         """The trained checkpoints that the run config asks for, by default at the epochs that the studies name."""

@@ -112,7 +112,12 @@ def _wrong_setting(problem: EvaluationError) -> str:
 def _unknown_asset(names: list[str]) -> str:
     """That there is no such asset, and which study files could not be used, one of which may hold it."""
     from dd_assets.catalogue import catalogue
+    from dd_core.tables.kinds import KINDS
 
+    for study, _, asset in (name.partition("/") for name in names):
+        own = catalogue().studies.get(study)
+        if own is not None and asset in KINDS and (reason := KINDS[asset].objection(own)):
+            return f"there is no asset {study}/{asset}: {reason}"
     known = "; `dagster asset list` shows what there is"
     broken = "".join(f"; not loaded: {reason}" for reason in catalogue().errors.values())
     return f"there is no asset {', '.join(names)}{broken or known}"

@@ -126,12 +126,14 @@ class Stock:
         name: of the node.
         partitioned: the key of the asset of a study.
         manifest: where a checkpoint's manifest lies.
+        concerns: whether a study has such an asset.
     """
 
     name: str
     description: str
     partitioned: Callable[[str], dg.AssetKey]
     manifest: Callable[[Store, Study, Checkpoint], Path]
+    concerns: Callable[[Study], bool] = lambda study: True
 
     @property
     def key(self) -> dg.AssetKey:
@@ -142,7 +144,7 @@ class Stock:
         """The asset, between the partitioned assets and what is made of all of them; seldom materialised by hand."""
         spec = dg.AssetSpec(
             self.key,
-            deps=list(map(self.partitioned, studies)),
+            deps=[self.partitioned(name) for name, study in studies.items() if self.concerns(study)],
             description=self.description,
             group_name="tables",
             kinds={"json"},
@@ -175,7 +177,7 @@ class Stock:
     def record(self, context: dg.AssetExecutionContext, store: Store, studies: Mapping[str, Study]) -> str:
         """Tell Dagster what there is now, after the partitions that a step has recorded; returns the version."""
         version = self.version(store, studies.values())
-        keys = [self.partitioned(name) for name in studies]
+        keys = [self.partitioned(name) for name, study in studies.items() if self.concerns(study)]
         records = context.instance.get_asset_records(keys)
         latest = {r.asset_entry.asset_key: r.asset_entry.last_materialization_storage_id for r in records}
         # 1 is before the first event of any of them: whatever is recorded later is news.
@@ -200,6 +202,7 @@ def _stock(kind: Kind) -> Stock:
         "recorded whenever some were computed, or moved away because their arm was trained anew.",
         partial(result_key, kind),
         kind.manifest_path,
+        lambda study: not kind.objection(study),
     )
 
 

@@ -91,8 +91,10 @@ def by_trial(
 
     Raises:
         StaleError: the checkpoint is absent, damaged or of another recipe.
-        UserError: every trial has diverged, or there are too many ranks; with a group on every rank.
+        UserError: it is not computed of such a study, every trial has diverged, or there are too many ranks; with a
+            group on every rank.
     """
+    kind.refuse(study)
     device = device or torch.device("cpu")
     rank, num_ranks = (group.rank(), group.size()) if group else (0, 1)
     with agreeing(group, device):

@@ -94,7 +94,7 @@ class ArmEvaluations:
             labels = data.train_labels[np.searchsorted(data.train_ids, ids)]
             best = best_with_wrong_labels(best, self.study.variants[self.arm.variant].label_noise)
         right = self.rows["correct"][where].astype(bool)
-        return Evaluated(labels, right, **values, best_probability=best, num_nodes=self.problems.num_nodes[ids])
+        return Evaluated(labels, right, **values, best_probability=best)
 
     def variance(self, trial: int, epoch: int, split: str) -> float:
         """Variance of the features of the nodes of these graphs: of fresh noise 1."""
@@ -108,14 +108,12 @@ class ArmEvaluations:
 
 def progress_of(arm: ArmEvaluations) -> list[Row]:
     """Rows of ``graph_progress``."""
-    nsm = arm.study.variants[arm.arm.variant].nsm
-    assert nsm is not None
     majority = {trial: majority_label(arm.data(trial).train_labels) for trial in arm.trials}
     rows, variances = [], {}
     for trial, epoch, split in arm.places:
         if (trial, split) not in variances:  # the same graphs at every epoch
             variances[trial, split] = arm.variance(trial, epoch, split)
-        found = measure(arm.evaluated(trial, epoch, split), majority[trial], nsm.pool_ratio, variances[trial, split])
+        found = measure(arm.evaluated(trial, epoch, split), majority[trial], variances[trial, split])
         rows.append({"trial": trial, "epoch": epoch, "split": split, **found})
     if not rows:
         return []

@@ -2,7 +2,8 @@
 
 A row is a training image of a trial; rows are numbered trial after trial, in the order of the trial's image ids. Every
 row says whose it is, so that ranges computed apart can be proven to be the whole, each once. Where classes come one
-group after the other, there are rows of the images that a trial has seen, and the loss is that of the classes seen.
+group after the other, there are rows of the images that a trial has seen, and the loss is that of the classes seen. Of
+graphs a row is a training graph, and derivatives are taken in the features of its nodes.
 """
 
 import time
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.input_space.finite_difference import finite_difference_curvature
+from dd_core.curvature.input_space.graphs import graph_curvature
 from dd_core.curvature.input_space.per_image import per_image_curvature
 from dd_core.data.augmentation import PlainImages
 from dd_core.data.datasets import load
@@ -22,6 +24,7 @@ from dd_core.models.build import in_its_memory, network_of
 from dd_core.models.outputs import with_outputs
 from dd_core.models.stacking import load_state
 from dd_core.study.study import Checkpoint, Study
+from dd_core.tasks.graphs import GraphExamples
 from dd_core.tasks.losses import Loss, make_loss
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -109,8 +112,12 @@ def compute_rows(
         labels = data[trial].train_labels[start:stop]
         if study.curvature.logits == "seen":
             model, labels = as_trained(study, checkpoint, model, data[trial]), targets(data[trial], slice(start, stop))
-        values = _of_trial(study, model, data[trial], (start, stop), labels, study.seed + trial, families, device, loss)
         ids = data[trial].train_ids[start:stop]
+        if study.data.graphs is not None:
+            values = _of_graphs(study, checkpoint.arm.variant, trial, model, (start, stop), families, device, loss)
+        else:
+            seed = study.seed + trial
+            values = _of_trial(study, model, data[trial], (start, stop), labels, seed, families, device, loss)
         parts.append({"trial": np.full(len(ids), trial), "image_id": ids, **values})
     if not parts:
         return {"trial": np.zeros(0, int), "image_id": np.zeros(0, int)}, time.monotonic() - started
@@ -162,3 +169,24 @@ def _of_trial(
         )
         columns |= {name: value.numpy() for name, value in values.items()}
     return columns
+
+
+def _of_graphs(
+    study: Study,
+    variant: str,
+    trial: int,
+    model: nn.Module,
+    positions: tuple[int, int],
+    families: Families,
+    device: torch.device,
+    loss: Loss,
+) -> dict[str, np.ndarray]:
+    """The columns of ``exact`` for some training graphs of one trial, with the node features of evaluations."""
+    if not (hessian := families.get("hessian")):
+        return {}
+    dtype = _DTYPES[hessian["precision"]]
+    examples = GraphExamples(study, variant, [trial], device, dtype)
+    graphs, labels = examples.evaluated(examples.whole, *positions)
+    curvature = graph_curvature(model.to(device, dtype), graphs, labels[:, 0], loss=loss)
+    columns = {name: values.numpy() for name, values in curvature.items()}
+    return {**columns, "method": np.full(len(labels), hessian["estimator"])}

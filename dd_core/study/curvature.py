@@ -96,6 +96,19 @@ class CurvatureSettings(Strict):
         """The estimator of the input Hessian."""
         return next(name for name in self.estimators if name != "finite_difference")
 
+    @property
+    def objection_to_graphs(self) -> str:
+        """Which setting is for images alone, ``key: reason``; empty if there is none."""
+        if self.estimators != ("exact",):
+            others = ", ".join(name for name in self.estimators if name != "exact")
+            return f"estimators: {others}: of graphs there is exact alone, which is by double backward"
+        if self.precision == "bfloat16":
+            return "precision: bfloat16 has too few digits to differentiate twice, which graphs need"
+        for key in ("relative_error", "num_probes", "finite_difference"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                return f"{key}: belongs to estimators for images; of graphs there is exact alone"
+        return ""
+
     def families(self, epoch: int) -> dict[str, dict[str, Any]]:
         """The groups of columns a checkpoint gets, each with what determines its values, as plain JSON values."""
         hessian: dict[str, Any] = {"estimator": self.hessian_estimator, "precision": self.precision}

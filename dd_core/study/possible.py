@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dd_core.study.architectures import architecture_called
 from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
+from dd_core.study.hessian import HessianSettings
 
 if TYPE_CHECKING:
     from dd_core.study.recipe import Variant
@@ -98,6 +99,20 @@ def check_graphs(study: "Study") -> None:
             raise ValueError(f"data.{key}: is for images, and {record.name} has graphs; leave it out")
     if study.evaluation.image_values:
         raise ValueError("evaluation.image_values: is for images; of graphs all values are kept anyway")
+    if reason := study.curvature.objection_to_graphs:
+        raise ValueError(f"curvature.{reason}")
+    if study.hessian != HessianSettings():
+        raise ValueError("hessian: is for networks of images; of graphs the monitor hessian looks at the weights")
+    if study.memorization.grand:
+        raise ValueError("memorization.grand: looks at images once more; leave it out, since the data are graphs")
+    for name, variant in study.variants.items():
+        if variant.augmentation != type(variant.augmentation)():
+            raise ValueError(f"variants.{name}.augmentation: shifts, crops and flips are for images; leave it out")
+        if variant.compile is not None:
+            raise ValueError(
+                f"variants.{name}.compile: graphs differ in size from batch to batch, and each would be compiled anew; "
+                "leave it out"
+            )
     if graphs.num_features % 2:
         raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
     if study.monitors.plasticity is not None:

@@ -37,7 +37,7 @@ MEASURES = (
     Column("cycle_loss_1", "float64", "mean squared error of the reconstructed features, mean over graphs"),
     Column("cycle_loss_2", "float64", "of the level above"),
     Column("cycle_loss", "float64", ".7 of the first and .3 of the second"),
-    Column("kept_share", "float64", "share of a graph's nodes that the first pooling keeps, mean over graphs"),
+    Column("kept_share", "float64", "share of a graph's nodes that both poolings keep, mean over graphs"),
     Column(
         "cycle_loss_floor",
         "float64",

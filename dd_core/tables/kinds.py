@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dd_core.errors import UserError
 from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
@@ -47,6 +48,7 @@ class Kind:
         ranks: processes that share the images of a task.
         summary: the table that is made of all results, if it is not their own; the driver is called like it.
         stock: name of the node that stands for all results of all studies.
+        objection: why it is not computed of a study, as a sentence about it; empty: it is.
     """
 
     name: str
@@ -63,6 +65,16 @@ class Kind:
     ranks: Callable[[Study], int] = lambda study: 1
     summary: str = ""
     stock: str = ""
+    objection: Callable[[Study], str] = lambda study: ""
+
+    def refuse(self, study: Study) -> None:
+        """Pass only a study of which it is computed.
+
+        Raises:
+            UserError: it says why it is not.
+        """
+        if reason := self.objection(study):
+            raise UserError(f"{study.name}: {reason}")
 
     @property
     def driver(self) -> str:
@@ -109,6 +121,8 @@ class Kind:
 
     def missing(self, store: Store, study: Study) -> list[Checkpoint]:
         """Trained checkpoints that lack a current result, the file itself included."""
+        if self.objection(study):
+            return []
         trained = trained_checkpoints(store, study)
         present = self.manifests(store, study, trained)
         return [
@@ -121,6 +135,15 @@ class Kind:
 
 def _hessian_settings(study: Study, epoch: int) -> dict[str, Any]:
     return study.hessian.model_dump(mode="json", exclude={"epochs", "batch_size", "block_size", "ranks"})
+
+
+def _needs_images(study: Study) -> str:
+    return (
+        ""
+        if study.data.graphs is None
+        else "the Hessian in the weights is computed of networks of images alone; of graphs the monitor hessian looks "
+        "at the weights while they train"
+    )
 
 
 PER_IMAGE_CURVATURE = Kind(
@@ -138,6 +161,7 @@ PER_IMAGE_CURVATURE = Kind(
     ranges=lambda study, epoch: study.curvature_ranges(epoch),
     summary="curvature",
     stock="computed_curvature",
+    objection=lambda study: "" if study.data.graphs is None else study.curvature.objection_to_graphs,
 )
 HESSIAN = Kind(
     name="hessian",
@@ -153,6 +177,7 @@ HESSIAN = Kind(
     epochs=lambda study: study.hessian_epochs,
     ranks=lambda study: study.hessian.ranks,
     stock="computed_hessians",
+    objection=_needs_images,
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (PER_IMAGE_CURVATURE, HESSIAN)}

@@ -38,15 +38,13 @@ def classified(number: int, seed: int = 0, bias: float = 0.0) -> Evaluated:
     right = (probability > 0.5) == (labels == 1)
     given_to_label = np.where(labels == 1, probability, 1 - probability)
     levels = random.random((2, number))
-    nodes = random.integers(2, 20, number)
-    kept = np.ceil(0.5 * nodes) / nodes
-    own = (levels[0], levels[1], kept, random.random(number), probability, nodes)
+    own = (levels[0], levels[1], random.random(number), random.random(number), probability)
     return Evaluated(labels, right, probability, -np.log(given_to_label), *own)
 
 
 def test_an_evaluation_is_that_of_scikit_learn_and_statsmodels() -> None:
     graphs = classified(500)
-    found = measure(graphs, majority=0, pool_ratio=0.5, variance=1.0)
+    found = measure(graphs, majority=0, variance=1.0)
     labels, predicted, probability = graphs.labels, (graphs.probability > 0.5).astype(int), graphs.probability
     assert (graphs.predicted == predicted).all()
     assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
@@ -77,7 +75,7 @@ def test_an_evaluation_is_that_of_scikit_learn_and_statsmodels() -> None:
 def test_one_label_alone_leaves_null_what_needs_two() -> None:
     graphs = classified(50)
     only = Evaluated(**{name: values[graphs.labels == 1] for name, values in vars(graphs).items()})
-    found = measure(only, majority=1, pool_ratio=0.5, variance=1.0)
+    found = measure(only, majority=1, variance=1.0)
     for name in ("accuracy_class_0", "balanced_accuracy", "class_balance_delta", "auroc"):
         assert math.isnan(float(found[name])), name
     assert found["majority_baseline"] == 1 and found["accuracy"] == found["accuracy_class_1"]
@@ -155,15 +153,13 @@ def test_entropy_of_predictions() -> None:
 
 
 def test_the_floor_of_the_cycle_loss_is_the_variance_of_what_is_dropped() -> None:
+    assert cycle_loss_floor(np.array([0.25, 0.5, 1.0]), 2.0) == pytest.approx(0.7 * 2 * np.mean([0.75, 0.5, 0]))
     random = np.random.default_rng(0)
-    nodes, kept = np.array([8, 8, 3, 2, 1]), np.array([4, 4, 2, 1, 1])
-    found = cycle_loss_floor(nodes, kept / nodes, 0.5, 1.0)
-    assert found == pytest.approx(0.7 * np.mean([0.75, 0.75, 2 / 3, 0.5, 0.0]))
     # What comes back as the best constant for dropped nodes, and is exact for the others.
     features = random.normal(size=(4000, 8, 64))
     features[:, 2:] = features[:, 2:].mean((0, 1)) - features[:, 2:]
     assert 0.7 * (features[:, 2:] ** 2).sum() / features.size == pytest.approx(
-        cycle_loss_floor(np.full(3, 8), np.full(3, 0.5), 0.5, 1.0), rel=5e-3
+        cycle_loss_floor(np.full(3, 0.25), 1.0), rel=5e-3
     )
     table, kinds = random.normal(2, 3, (5, 4)).astype(np.float32), random.integers(0, 5, 300)
     assert feature_variance(table, kinds) == pytest.approx(table[kinds].var(0).mean(), rel=1e-5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,26 +52,28 @@ SMALL = {"labels": "grounded", "num_test": 20, "num_features": 6}
 MakeGraphs = Callable[..., Study]
 
 
+def make_graphs(
+    make_study: Any, variant: dict[str, Any] | None = None, nsm: Any = None, of: Any = None, **changes: Any
+) -> Study:
+    """Forty graphs to train on in batches of 16, 16 and 8, small nodes, dropout."""
+    recipe = {
+        "architecture": "nsm",
+        "nsm": {"domain": "planning", "cycle_weight": 0.1, **(nsm or {})},
+        "augmentation": {},
+        "batch_size": 16,
+        "optimizer": ADAM,
+        "schedule": {"name": "constant"},
+        "label_noise": 0.1,
+        **(variant or {}),
+    }
+    data = {"dataset": "nsm", "num_train": 40, "num_validation": 24, "graphs": {**SMALL, **(of or {})}}
+    made: Study = make_study(recipe, **{"data": data, "widths": (2,), "monitors": OFF, **changes})
+    return made
+
+
 @pytest.fixture
 def graphs(make_study: Any) -> MakeGraphs:
-    """Forty graphs to train on in batches of 16, 16 and 8, small nodes, dropout."""
-
-    def make(variant: dict[str, Any] | None = None, nsm: Any = None, of: Any = None, **changes: Any) -> Study:
-        recipe = {
-            "architecture": "nsm",
-            "nsm": {"domain": "planning", "cycle_weight": 0.1, **(nsm or {})},
-            "augmentation": {},
-            "batch_size": 16,
-            "optimizer": ADAM,
-            "schedule": {"name": "constant"},
-            "label_noise": 0.1,
-            **(variant or {}),
-        }
-        data = {"dataset": "nsm", "num_train": 40, "num_validation": 24, "graphs": {**SMALL, **(of or {})}}
-        made: Study = make_study(recipe, **{"data": data, "widths": (2,), "monitors": OFF, **changes})
-        return made
-
-    return make
+    return functools.partial(make_graphs, make_study)
 
 
 # --- against a plain loop

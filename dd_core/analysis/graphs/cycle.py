@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 LEVELS = (0.7, 0.3)
 
 
-def cycle_loss_floor(
-    num_nodes: "NDArray[np.int64]", kept_share: "NDArray[np.float64]", pool_ratio: float, variance: float
-) -> float:
+def cycle_loss_floor(kept_share: "NDArray[np.float64]", variance: float) -> float:
     """Mean over graphs of .7 times the share of nodes that either pooling drops, times the features' variance.
 
     The way down starts at the top: a node that the first or the second pooling drops comes back as zeros through layers
@@ -25,14 +23,10 @@ def cycle_loss_floor(
     are nearest to 0 lowers it by at most 15 % (the mean square of the lower half of many nodes is .86).
 
     Args:
-        num_nodes: int64 (N,), of each graph.
-        kept_share: float64 (N,), share of them that the first pooling keeps, as measured.
-        pool_ratio: share that each level keeps, rounded up, at least one node.
+        kept_share: float64 (N,), share of each graph's nodes that both poolings keep.
         variance: of the features, mean over their coordinates.
     """
-    first = np.rint(kept_share * num_nodes)
-    second = np.maximum(1, np.ceil(np.round(pool_ratio * first, 9)))
-    return float(LEVELS[0] * variance * (1 - second / num_nodes).mean())
+    return float(LEVELS[0] * variance * (1 - kept_share).mean())
 
 
 def cycle_loss(level_1: np.ndarray, level_2: np.ndarray) -> np.ndarray:

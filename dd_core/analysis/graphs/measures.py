@@ -25,10 +25,9 @@ class Evaluated:
         probability: float64 (N,), that it gives to label 1.
         loss: float64 (N,), cross-entropy, nats.
         cycle_loss_1, cycle_loss_2: float64 (N,), mean squared error of the reconstruction of each level.
-        kept_share: float64 (N,), of the nodes, by the first pooling.
+        kept_share: float64 (N,), of the nodes, by both poolings.
         pooling_entropy: float64 (N,), 0 to 1.
         best_probability: float64 (N,), of label 1, given all that can be seen: that of the labels judged by.
-        num_nodes: int64 (N,).
     """
 
     labels: "NDArray[np.int64]"
@@ -40,7 +39,6 @@ class Evaluated:
     kept_share: "NDArray[np.float64]"
     pooling_entropy: "NDArray[np.float64]"
     best_probability: "NDArray[np.float64]"
-    num_nodes: "NDArray[np.int64]"
 
     @property
     def predicted(self) -> "NDArray[np.int64]":
@@ -48,13 +46,12 @@ class Evaluated:
         return np.where(self.is_right, self.labels, 1 - self.labels)
 
 
-def measure(graphs: Evaluated, majority: int, pool_ratio: float, variance: float) -> dict[str, float | str]:
+def measure(graphs: Evaluated, majority: int, variance: float) -> dict[str, float | str]:
     """The columns ``MEASURES`` without intervals, which ``with_intervals`` adds to many at once.
 
     Args:
         graphs: of one evaluation and split.
         majority: the label that is more frequent in training.
-        pool_ratio: of the network.
         variance: of the nodes' features.
     """
     labels, is_right, predicted = graphs.labels, graphs.is_right, graphs.predicted
@@ -80,7 +77,7 @@ def measure(graphs: Evaluated, majority: int, pool_ratio: float, variance: float
         "cycle_loss_2": float(graphs.cycle_loss_2.mean()),
         "cycle_loss": float(cycle_loss(graphs.cycle_loss_1, graphs.cycle_loss_2).mean()),
         "kept_share": float(graphs.kept_share.mean()),
-        "cycle_loss_floor": cycle_loss_floor(graphs.num_nodes, graphs.kept_share, pool_ratio, variance),
+        "cycle_loss_floor": cycle_loss_floor(graphs.kept_share, variance),
         "pooling_entropy": float(graphs.pooling_entropy.mean()),
         "majority_baseline": _share(labels == majority),
         "bayes_ceiling": float(np.maximum(best, 1 - best).mean()),
