@@ -94,11 +94,20 @@ def check_graphs(study: "Study") -> None:
         return
     if study.data.num_train is None:
         raise ValueError("data.num_train: graphs are made as they are needed; say how many to train on")
+    if graphs.num_features % 2:
+        raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
+    _check_what_is_for_images(study)
+
+
+def _check_what_is_for_images(study: "Study") -> None:
+    """Refuse, of a study of graphs, what only images can be or be done to."""
     for key in ("classes", "subset", "duplicates", "standardisation"):
         if getattr(study.data, key) is not None:
-            raise ValueError(f"data.{key}: is for images, and {record.name} has graphs; leave it out")
+            raise ValueError(f"data.{key}: is for images, and {study.data.record.name} has graphs; leave it out")
     if study.evaluation.image_values:
         raise ValueError("evaluation.image_values: is for images; of graphs all values are kept anyway")
+    if study.monitors.plasticity is not None:
+        raise ValueError("monitors.plasticity: looks at units image by image, and a graph has many nodes; leave it out")
     if reason := study.curvature.objection_to_graphs:
         raise ValueError(f"curvature.{reason}")
     if study.hessian != HessianSettings():
@@ -111,18 +120,6 @@ def check_graphs(study: "Study") -> None:
         if variant.compile is not None:
             raise ValueError(
                 f"variants.{name}.compile: graphs differ in size from batch to batch, and each would be compiled anew; "
-                "leave it out"
-            )
-    if graphs.num_features % 2:
-        raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
-    if study.monitors.plasticity is not None:
-        raise ValueError("monitors.plasticity: looks at units image by image, and a graph has many nodes; leave it out")
-    for name, variant in study.variants.items():
-        if variant.augmentation != type(variant.augmentation)():
-            raise ValueError(f"variants.{name}.augmentation: is for images, and {record.name} has graphs; leave it out")
-        if variant.compile is not None:
-            raise ValueError(
-                f"variants.{name}.compile: batches of graphs differ in size, so each would be compiled anew; "
                 "leave it out"
             )
 
