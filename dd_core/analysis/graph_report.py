@@ -74,7 +74,7 @@ class Outcome:
     def gap(self) -> str:
         """How far it is above the baseline: ``+1.5 points, 95 % interval −1.0 to 4.0``."""
         own = self.above_baseline
-        return f"{difference(100 * own.mean, 1)} points, 95 % interval {interval(100 * own.low, 100 * own.high, 1)}"
+        return f"{difference(100 * own.mean, 1)} points, 95 % interval {_interval(own)}"
 
     @property
     def verdict(self) -> str:
@@ -201,7 +201,7 @@ def sentence(name: str, best: Outcome, at: str, last: Outcome | None) -> str:
     trials = "1 trial" if own.num_trials == 1 else f"{own.num_trials} trials"
     text = (
         f"{name}: {best.split} accuracy {_AT[at]} is {100 * own.mean:.1f} % (95 % interval "
-        f"{interval(100 * own.low, 100 * own.high, 1)}, {trials}), {best.verdict} of {100 * best.baseline:.1f} % "
+        f"{_interval(own)}, {trials}), {best.verdict} of {100 * best.baseline:.1f} % "
         f"({best.gap})"
     )
     if math.isfinite(best.ceiling):
@@ -212,6 +212,11 @@ def sentence(name: str, best: Outcome, at: str, last: Outcome | None) -> str:
     if best.num_leaks:
         text += f"; {best.num_leaks} of {trials} above what chance explains: something leaks"
     return text
+
+
+def _interval(estimate: Estimate) -> str:
+    """Of fractions, in percent or points."""
+    return interval(100 * estimate.low + 0.0, 100 * estimate.high + 0.0, 1)  # no minus zero
 
 
 def headline(names: Mapping[str, str], found: Mapping[str, Outcome], at: str) -> str:

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from dd_core.analysis import graph_report
 from dd_core.analysis.intervals import over_trials
+from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
@@ -224,3 +225,17 @@ def test_what_is_said_of_data_names_graphs_or_images(new_study: Any) -> None:
         "NSM problems (labels grounded), 1,600 training graphs, 0 % of them mislabelled"
     )
     assert "50 training images" in style.describe(new_study(), ["plain"])[0]
+
+
+def test_pictures_of_images_are_not_asked_of_graphs_and_curvature_is_that_of_their_features(
+    store: Store, write_evals: Any, write_curvature: Any
+) -> None:
+    study = made.graph_study("grounded", trials=2, epochs=4, checkpoints=(0, 1, 2, 4))
+    write_evals(study)
+    write_curvature(study)
+    with pytest.raises(DataMissingError, match="there are no images to show, since the study has graphs"):
+        draw("most_curved_images", study, store)
+    for name in ("curvature_by_width", "curvature_over_training"):
+        text = json.dumps(drawn(name, study, store))
+        assert "training graphs" in text and "training images" not in text and "pixel" not in text
+    assert "nats per squared node feature" in json.dumps(drawn("curvature_by_width", study, store))

@@ -37,7 +37,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         headline(names, shown, at),
         [
             *style.describe(study, list(dict.fromkeys(study.arms[arm].variant for arm in arms))),
-            "Grey: from the majority baseline (left end) to the Bayes ceiling (right, black), the best to be expected",
+            "Bar: from the majority baseline (grey end) to the Bayes ceiling (black end), the best to be expected",
             "Best epoch: that of the lowest validation loss. Intervals: Wilson's over the graphs, 95 %"
             + ("; thick: of means, at either end the wider of that and of Student's over trials" * (study.trials > 1)),
             f"Above the ceiling by more than chance explains, so that something leaks: {style.listed(leaks)}"

@@ -52,8 +52,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, list(drawn)),
-            f"Line: median of the {study.data.examples}; bands: 25 to 75 % and 5 to 95 % of them; quantiles averaged over "
-            "trials",
+            f"Line: median of the {study.data.examples}; bands: 25 to 75 % and 5 to 95 % of them; quantiles averaged "
+            "over trials",
             lifted,
             others,
             selection.note(study),

@@ -50,7 +50,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         told if told == title else f"At the last epoch {told[0].lower()}{told[1:]}{_at_best(curves[drawn[0]])}",
         [
             *style.describe(study, drawn),
-            "Line: mean over trials; points: trials. Test graphs have true labels, training graphs the labels given",
+            "Line: mean over trials; points: trials with 95 % Wilson intervals over their graphs",
+            "Test graphs have true labels, training graphs the labels given",
             "Best epoch: that of the lowest validation loss. Level: test errors of always predicting the more frequent "
             "label, and the lowest to be expected; training error with the rule learned, and no wrong label",
             others,
@@ -84,7 +85,9 @@ def _panel(study: Study, variant: str, by_k: Mapping[int, Sequence[Row]], last: 
             series = {"split": split, "at": f"{at} epoch"}
             means += [series | {"k": k, "error": tidy(error)} for k, error in errors.items()]
             points += [
-                series | {"k": k, "error": tidy(1 - row["accuracy"]), "trial": row["trial"], "epoch": row["epoch"]}
+                series
+                | {"k": k, "error": tidy(1 - row["accuracy"]), "trial": row["trial"], "epoch": row["epoch"]}
+                | {"low": tidy(1 - row["accuracy_high"]), "high": tidy(1 - row["accuracy_low"])}
                 for k, rows in by_k.items()
                 for row in rows
                 if row["result"] == at and _NAMES.get(row["split"]) == split
@@ -108,6 +111,9 @@ def _panel(study: Study, variant: str, by_k: Mapping[int, Sequence[Row]], last: 
     layers = [
         *style.threshold_rule(last.threshold, ks, label),
         *rules(references, y, ends, style.WIDTH),
+        alt.Chart(style.data(points)).mark_rule(opacity=0.35, clip=True).encode(
+            x=x, y=alt.Y("low:Q", scale=scale, title="error", axis=axis), y2="high:Q", color=colour
+        ),
         alt.Chart(style.data(points)).mark_circle(size=12, opacity=0.6).encode(
             x=x, y=y, color=colour, tooltip=[*tooltip, "trial:O", "epoch:Q"]
         ),
