@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dd_core.study.architectures import architecture_called
 from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
+from dd_core.study.graphs import NUM_RELATIONS
 from dd_core.study.hessian import HessianSettings
 
 if TYPE_CHECKING:
@@ -94,30 +95,21 @@ def check_graphs(study: "Study") -> None:
         return
     if study.data.num_train is None:
         raise ValueError("data.num_train: graphs are made as they are needed; say how many to train on")
-    for key in ("classes", "subset", "duplicates", "standardisation"):
-        if getattr(study.data, key) is not None:
-            raise ValueError(f"data.{key}: is for images, and {record.name} has graphs; leave it out")
-    if study.evaluation.image_values:
-        raise ValueError("evaluation.image_values: is for images; of graphs all values are kept anyway")
-    if reason := study.curvature.objection_to_graphs:
-        raise ValueError(f"curvature.{reason}")
-    if study.hessian != HessianSettings():
-        raise ValueError("hessian: is for networks of images; of graphs the monitor hessian looks at the weights")
-    if study.memorization.grand:
-        raise ValueError("memorization.grand: looks at images once more; leave it out, since the data are graphs")
-    for name, variant in study.variants.items():
-        if variant.augmentation != type(variant.augmentation)():
-            raise ValueError(f"variants.{name}.augmentation: shifts, crops and flips are for images; leave it out")
-        if variant.compile is not None:
-            raise ValueError(
-                f"variants.{name}.compile: graphs differ in size from batch to batch, and each would be compiled anew; "
-                "leave it out"
-            )
     if graphs.num_features % 2:
         raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
-    if study.monitors.plasticity is not None:
-        raise ValueError("monitors.plasticity: looks at units image by image, and a graph has many nodes; leave it out")
+    _check_what_is_for_images(study)
     for name, variant in study.variants.items():
+        settings = variant.nsm
+        if settings is not None and settings.relations < NUM_RELATIONS[settings.domain]:
+            raise ValueError(
+                f"variants.{name}.nsm.num_relations: {settings.relations} are fewer than the "
+                f"{NUM_RELATIONS[settings.domain]} kinds of edges that {settings.domain} graphs have"
+            )
+        if variant.label_noise_kind != "symmetric":
+            raise ValueError(
+                f"variants.{name}.label_noise_kind: graphs have two labels, of which a wrong one is the other; leave "
+                "it out"
+            )
         if variant.augmentation != type(variant.augmentation)():
             raise ValueError(f"variants.{name}.augmentation: is for images, and {record.name} has graphs; leave it out")
         if variant.compile is not None:
@@ -125,6 +117,23 @@ def check_graphs(study: "Study") -> None:
                 f"variants.{name}.compile: batches of graphs differ in size, so each would be compiled anew; "
                 "leave it out"
             )
+
+
+def _check_what_is_for_images(study: "Study") -> None:
+    for key in ("classes", "subset", "duplicates", "standardisation"):
+        if getattr(study.data, key) is not None:
+            raise ValueError(f"data.{key}: is for images, and {study.data.record.name} has graphs; leave it out")
+    if study.evaluation.image_values:
+        raise ValueError("evaluation.image_values: is for images; of graphs all values are kept anyway")
+    if study.monitors.plasticity is not None:
+        raise ValueError("monitors.plasticity: looks at units image by image, and a graph has many nodes; leave it out")
+    if reason := study.curvature.objection_to_graphs:
+        raise ValueError(f"curvature.{reason}")
+    if study.hessian != HessianSettings():
+        raise ValueError("hessian: is for networks of images; of graphs the monitor hessian looks at the weights")
+    for key in ("grand", "out_of_fold"):
+        if getattr(study.memorization, key):
+            raise ValueError(f"memorization.{key}: looks at images once more, and the data are graphs; leave it out")
 
 
 def check_data(study: "Study") -> None:
