@@ -101,11 +101,11 @@ REFUSED = {
     "image_values": (of_graphs(END, f"{END}\nevaluation: {{image_values: [margin]}}"), "evaluation.image_values: is "),
     "finite_difference": (
         of_graphs(END, f"{END}\ncurvature: {{estimators: [exact, finite_difference]}}"),
-        "curvature.estimators: finite_difference: of graphs there is exact alone",
+        "curvature.estimators: of graphs there is exact alone, by double backward, not finite_difference",
     ),
     "top_directions": (
         of_graphs(END, f"{END}\ncurvature: {{estimators: [top_directions]}}"),
-        "curvature.estimators: top_directions: of graphs there is exact alone",
+        "curvature.estimators: of graphs there is exact alone, by double backward, not top_directions",
     ),
     "bfloat16": (of_graphs(END, f"{END}\ncurvature: {{precision: bfloat16}}"), "curvature.precision: bfloat16 has too"),
     "steps": (
