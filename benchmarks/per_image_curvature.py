@@ -16,6 +16,7 @@ import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from common import interleaved, parse_arguments, write_json
@@ -124,20 +125,40 @@ class Candidate:
 
     Attributes:
         run: does the work on ``num_images`` images.
-        passes: its cost in forward passes, nominally.
-        traces: the traces it gives for the first images, or None.
+        num_images: the first of all.
+        passes: its cost in forward passes, nominally; None: the result tells.
+        has_traces: whether the result has traces that are right but for the method's error.
     """
 
-    run: Callable[[], object]
-    passes: float
+    run: Callable[[], Any]
     num_images: int
-    traces: Tensor | None = None
+    passes: float | None = None
+    has_traces: bool = False
+
+    def passes_of(self, result: Any) -> float:
+        """Forward passes that a result took."""
+        if self.passes is not None:
+            return self.passes
+        return float(1 + result.num_passes + (result.method == "top_directions"))
+
+    def errors(self, result: Any, exact: Tensor) -> Tensor | None:
+        """Relative errors of a result's traces, as far as the exact ones go."""
+        if not self.has_traces:
+            return None
+        traces = result.columns["trace"] if self.passes is None else result
+        num = min(len(traces), len(exact))
+        return (traces[:num].double().cpu() / exact[:num].cpu() - 1).abs()
 
 
 def candidates(
-    k: int, num_classes: int, num_images: int, epochs: int, device: torch.device | str = "cpu"
+    k: int,
+    num_classes: int,
+    num_images: int,
+    epochs: int,
+    device: torch.device | str = "cpu",
+    num_exact: int | None = None,
 ) -> tuple[dict[str, Candidate], Tensor, float]:
-    """All rows, the exact float64 traces, and FLOPs of one forward pass of one image."""
+    """All rows, the exact float64 traces of the first ``num_exact`` images, and FLOPs of a forward pass of an image."""
     made = made_up_images(num_classes, max(num_images, 2000 if num_classes == 10 else 3000))
     images, labels = (tensor.to(device) for tensor in made)
     plain = trained_network(k, images, labels, epochs)
@@ -146,25 +167,19 @@ def candidates(
     frozen = copy.deepcopy(plain).requires_grad_(False)
     fast = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     doubles = copy.deepcopy(plain).double()
-    exact = per_image_curvature(doubles, images.double(), labels).columns["trace"]
+    exact = per_image_curvature(doubles, images[:num_exact].double(), labels[:num_exact]).columns["trace"]
     confidence = plain(images).softmax(1).max(1).values.median().item()
     print(f"\nk = {k}, {num_classes} classes: median largest probability {confidence:.4f}, {num_images} images")
     with FlopCounterMode(display=False) as flops:
         forward(plain, images[:1])
-    one_batch = images[:BATCH], labels[:BATCH]
+    one_batch, both = (images[:BATCH], labels[:BATCH]), 2 + 2 * NUM_PROBES
+    num = len(few[0])
     rows = {
-        "forward": Candidate(functools.partial(forward, fast, images), 1, num_images),
-        "(a) published": Candidate(functools.partial(published, plain, *few), 4 * NUM_PROBES, NUM_FOR_PEERS),
-        "(b) double backward": Candidate(
-            functools.partial(double_backward, frozen, *few),
-            2 + 2 * NUM_PROBES,
-            NUM_FOR_PEERS,
-            double_backward(frozen, *few),
-        ),
-        "(c) n + 1 passes": Candidate(
-            functools.partial(frozen_finite_difference, frozen, *few), 2 + 2 * NUM_PROBES, NUM_FOR_PEERS
-        ),
-        "(d) loop over images": Candidate(functools.partial(loop, frozen, *one_batch), 2 + 2 * NUM_PROBES, BATCH),
+        "forward": Candidate(functools.partial(forward, fast, images), num_images, 1),
+        "(a) published": Candidate(functools.partial(published, plain, *few), num, 4 * NUM_PROBES),
+        "(b) double backward": Candidate(functools.partial(double_backward, frozen, *few), num, both, True),
+        "(c) n + 1 passes": Candidate(functools.partial(frozen_finite_difference, frozen, *few), num, both),
+        "(d) loop over images": Candidate(functools.partial(loop, frozen, *one_batch), BATCH, both),
     }
     ours = {"exact float32": ("exact", torch.float32, 0.01), "exact bfloat16": ("exact", torch.bfloat16, 0.01)}
     for error in (0.1, 0.05, 0.01) if num_classes > 10 else (0.03,):
@@ -176,10 +191,7 @@ def candidates(
         call = functools.partial(
             per_image_curvature, fast, *seen, method=method, precision=precision, relative_error=error
         )
-        result = call()
-        assert result.num_passes is not None
-        passes = 1 + result.num_passes + (1 if method == "top_directions" else 0)
-        rows[name] = Candidate(call, passes, len(seen[0]), result.columns["trace"])
+        rows[name] = Candidate(call, len(seen[0]), has_traces=True)
     return rows, exact, flops.get_total_flops()
 
 
@@ -191,17 +203,16 @@ def main() -> None:
     setups = [(8, 10), (16, 10), (8, 100), (16, 100)]
     for k, num_classes in setups[:3:2] if arguments.quick else setups:
         rows, exact, flops = candidates(k, num_classes, 1024, 6 if num_classes == 10 else 20)
+        results = {name: row.run() for name, row in rows.items()}
         seconds = interleaved({name: row.run for name, row in rows.items()}, arguments.repeats or 5)
         rate = {name: row.num_images / statistics.median(seconds[name]) for name, row in rows.items()}
         print(f"{'':22s} images/s  over (a)      F   GFLOP/s   median error   90 % below")
         for name, row in rows.items():
             over = rate[name] / rate["(a) published"]
-            error = ""
-            if row.traces is not None:
-                relative = (row.traces.double() / exact[: len(row.traces)] - 1).abs()
-                error = f"{relative.median():14.1e} {relative.quantile(0.9):12.1e}"
-            gflops = rate[name] * row.passes * flops / 1e9
-            print(f"{name:22s} {rate[name]:8,.0f} {over:9.2f} {row.passes:6.1f} {gflops:9.0f} {error}", flush=True)
+            errors, passes = row.errors(results[name], exact), row.passes_of(results[name])
+            error = "" if errors is None else f"{errors.median():14.1e} {errors.quantile(0.9):12.1e}"
+            gflops = rate[name] * passes * flops / 1e9
+            print(f"{name:22s} {rate[name]:8,.0f} {over:9.2f} {passes:6.1f} {gflops:9.0f} {error}", flush=True)
             ratios[f"k{k}_c{num_classes}_{name.strip('()').replace(' ', '_')}"] = over
         if (k, num_classes) == (8, 10):
             ratios["exact_float32"] = ratios["k8_c10_exact_float32"]

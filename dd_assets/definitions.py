@@ -9,6 +9,7 @@ import dagster as dg
 from dd_assets.assets.curvature import CURVATURE_ASSETS
 from dd_assets.assets.curvature_exports import curvature_exports_asset
 from dd_assets.assets.figures import figure_assets
+from dd_assets.assets.graphs import graph_assets
 from dd_assets.assets.loss_slopes import loss_slope_assets
 from dd_assets.assets.memorization import memorization_assets
 from dd_assets.assets.metric_exports import metric_exports_asset
@@ -56,7 +57,8 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     probed = {name: study for name, study in trained.items() if not study.imported}
     assets += [resource_probe_asset(probed), metric_exports_asset(found.studies)]
     assets += [curvature_exports_asset(trained)]
-    assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *figure_assets(found.studies)]
+    assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *graph_assets(found.studies)]
+    assets += figure_assets(found.studies)
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(
         assets=assets,

@@ -1,8 +1,8 @@
 """A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
 
-Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures, and
-the scores of memorisation where the study asks for them), printed as they are run so that a reader can type them again;
-then what was found, and where it lies.
+Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures, the
+scores of memorisation where the study asks for them, and of graphs their results instead of curvature), printed as they
+are run so that a reader can type them again; then what was found, and where it lies.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from dd_assets.assets import memorization
+from dd_assets.assets import graphs, memorization
 from dd_assets.assets.loss_slopes import LOSS_SLOPE_TABLES
 from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
@@ -57,13 +57,14 @@ def _set_up() -> None:
 def _materialize(study: Study) -> int:
     """Run the commands; returns the first exit code that is not 0."""
     left_out = _left_out(study)
-    tables = [name for name in (*TRAINING_TABLES, *LOSS_SLOPE_TABLES, *memorization.NAMES) if name not in left_out]
+    names = ("curvature", *TRAINING_TABLES, *LOSS_SLOPE_TABLES, *memorization.NAMES, *graphs.NAMES)
+    tables = [name for name in names if name not in left_out]
     figures = [figure.name for figure in FIGURES if left_out.isdisjoint(figure.tables)]
-    steps = [step for step in ("curvature", "loss_slopes", "memorization") if step not in left_out]
+    steps = [step for step in ("curvature", "loss_slopes", "memorization", "nsm_results") if step not in left_out]
     only = json.dumps({"ops": {step: {"config": {"studies": [study.name]}} for step in steps}})
     for options in (
         training_command(study),
-        f"--select 'curvature,{','.join([*tables, *figures])}' --config-json '{only}'",
+        f"--select '{','.join([*tables, *figures])}' --config-json '{only}'",
     ):
         print(f"\n$ dagster asset materialize {options}", flush=True)
         command = [sys.executable, "-m", "dagster", "asset", "materialize", *shlex.split(options)]
@@ -77,6 +78,10 @@ def _left_out(study: Study) -> set[str]:
     """The tables that are left to those who ask for them."""
     data = study.data
     left_out = {"hessian_spectra"}  # costs as much again as all others
+    if data.graphs is None:
+        left_out |= set(graphs.NAMES)
+    else:
+        left_out.add("curvature")  # that of an image; of graphs whoever wants it asks for it
     if not any((data.subset, data.duplicates, data.classes, study.evaluation.image_values)):
         left_out |= set(memorization.NAMES)  # nothing of the study is about single images
     if data.classes:
@@ -86,12 +91,12 @@ def _left_out(study: Study) -> set[str]:
 
 def _tell(store: Store, study: Study, started: float) -> int:
     """Print findings and places; for the quickstart study, fail if the double descent is not there."""
-    from dd_core.analysis import incremental_report, loss_slope_report, memorization_report
+    from dd_core.analysis import graph_report, incremental_report, loss_slope_report, memorization_report
     from dd_core.analysis.double_descent import quickstart_check
     from dd_core.analysis.report import report
 
     text, curves = report(store, study)
-    reports = (loss_slope_report, incremental_report, memorization_report)
+    reports = (loss_slope_report, incremental_report, memorization_report, graph_report)
     print("\n".join(["", text, *(sentence for told in reports for sentence in told.findings(store, study))]))
     passed = True
     if study.name == "quickstart":

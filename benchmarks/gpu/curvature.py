@@ -5,7 +5,8 @@ method, with the memory each takes.
 """
 
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import per_image_curvature as peers
@@ -13,29 +14,54 @@ import torch
 
 from dd_core.curvature import per_image_curvature
 from dd_core.jobs.worker import prepare_process
-from gpu.timing import DEVICE, forget, medians, peak_memory_gib
+from gpu.timing import DEVICE, forget, medians, peak_memory_gib, wait
+
+# What is wanted most comes first; the last take as long as all others.
+ORDER = ("forward", "(a) published", "exact float32", "exact bfloat16")
+LAST = ("(b) double backward", "(d) loop over images")
+SECONDS = 2.5  # of repetitions of a row
 
 
-def comparison(k: int, num_classes: int, num_images: int, epochs: int) -> Iterator[dict[str, Any]]:
-    """A row for every candidate of the CPU's benchmark."""
+def comparison(
+    clock: Any, k: int, num_classes: int, num_images: int, epochs: int, reserve: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """A row for every candidate of the CPU's benchmark, one after the other, while more than ``reserve`` s are left."""
     forget()
-    rows, exact, flops = peers.candidates(k, num_classes, num_images, epochs, DEVICE)
-    seconds = medians({name: row.run for name, row in rows.items()}, repeats=5, warm_up=1)
-    rate = {name: row.num_images / seconds[name] for name, row in rows.items()}
-    for name, row in rows.items():
-        error = None
-        if row.traces is not None:
-            relative = row.traces.double().cpu() / exact.cpu()[: len(row.traces)] - 1
-            error = statistics.median(relative.abs().tolist())
+    rows, exact, flops = peers.candidates(k, num_classes, num_images, epochs, DEVICE, num_exact=32)
+    order = [*ORDER, *(name for name in rows if name not in ORDER + LAST), *LAST]
+    published, slowest = 0.0, 0.0
+    for name in order:
+        # A row like the slowest one so far would end in time.
+        if clock.left < reserve + 3 + slowest:
+            return
+        row, began = rows[name], time.monotonic()
+        seconds, result = _seconds(row.run)
+        slowest = max(slowest, time.monotonic() - began)
+        rate = row.num_images / seconds
+        published = rate if name == "(a) published" else published
+        errors = row.errors(result, exact)
         yield {
             "k": k,
             "classes": num_classes,
             "method": name,
-            "images/s": rate[name],
-            "over published": rate[name] / rate["(a) published"],
-            "GFLOP/s": rate[name] * row.passes * flops / 1e9,
-            "median error": error,
+            "images/s": rate,
+            "over published": rate / published if published else None,
+            "GFLOP/s": rate * row.passes_of(result) * flops / 1e9,
+            "median error": None if errors is None else errors.median().item(),
         }
+
+
+def _seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """The median of one to five repetitions after a first run, and what that gave."""
+    result = run()
+    wait()
+    taken: list[float] = []
+    while not taken or (len(taken) < 5 and sum(taken) < SECONDS):
+        began = time.perf_counter()
+        run()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken), result
 
 
 def blocks(k: int, num_classes: int, sizes: tuple[int, ...], num_images: int) -> Iterator[dict[str, Any]]:
@@ -65,13 +91,15 @@ def run(clock: Any, small: bool) -> Iterator[dict[str, Any]]:
     """Ratios at k = 8 and 64 with 100 classes, then with 10; then blocks."""
     prepare_process(threads=1)
     if small:
-        yield from comparison(1, 10, 128, 1)
+        yield from comparison(clock, 1, 10, 128, 1)
         yield from blocks(1, 10, (16,), 32)
         return
-    for k, classes, num_images, epochs in ((8, 100, 2048, 4), (64, 100, 256, 1), (8, 10, 4096, 6), (64, 10, 1024, 2)):
-        yield from comparison(k, classes, num_images, epochs)
+    yield from comparison(clock, 8, 100, 512, 4, reserve=clock.left / 2)
+    yield from comparison(clock, 64, 100, 256, 1)
+    for k, num_images, epochs in ((8, 4096, 6), (64, 1024, 2)):
         if clock.left < 20:
             return
+        yield from comparison(clock, k, 10, num_images, epochs)
     yield from blocks(64, 10, (64, 256, 1024), 1024)
     if clock.left > 10:
         yield from blocks(8, 10, (128, 512, 2048), 4096)

@@ -30,7 +30,7 @@ def medians(candidates: dict[str, Callable[[], object]], repeats: int = 5, warm_
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
-def captured(step: Callable[[], None], warm_up: int = 3) -> Callable[[], object]:
+def captured(step: Callable[[], object], warm_up: int = 3) -> Callable[[], object]:
     """The step as a CUDA graph, or itself where there is no CUDA."""
     if DEVICE.type != "cuda":
         return step
@@ -45,7 +45,7 @@ def captured(step: Callable[[], None], warm_up: int = 3) -> Callable[[], object]
     with torch.cuda.graph(graph):
         step()
 
-    def replay(kept: Callable[[], None] = step) -> None:  # the graph reads the memory of what the step holds
+    def replay(kept: Callable[[], object] = step) -> None:  # the graph reads the memory of what the step holds
         graph.replay()
 
     return replay

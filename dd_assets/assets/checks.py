@@ -18,6 +18,7 @@ from dd_core.study.study import Study
 from dd_core.tables.training import METRIC_TABLES
 
 _FILES = "files_match_manifests"
+_PREFLIGHT = "preflight"
 _METRICS = "metrics_complete_and_in_range"
 _ROWS = "one_row_per_image"
 _SEEN = "only_seen_classes"
@@ -34,8 +35,16 @@ def checkpoint_check_specs(study: Study, key: dg.AssetKey) -> list[dg.AssetCheck
     )
     if study.imported:
         return [files]
+    preflight = dg.AssetCheckSpec(
+        _PREFLIGHT,
+        asset=key,
+        description="Labels of training graphs are balanced (45 % at least), the cycle loss weighs at most 0.05 and "
+        "the learning rate is at most 5e-4: beyond that the authors of these networks warn. Looked at before training, "
+        "too, and twice that far refused unless the variant says nsm: {preflight: warn}.",
+    )
     return [
         files,
+        *([preflight] if study.data.graphs is not None else []),
         dg.AssetCheckSpec(
             _METRICS,
             asset=key,
@@ -73,6 +82,11 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
     yield check_result(key, _FILES, *damaged_checkpoints(store, study))
     if study.imported:
         return
+    if study.data.graphs is not None:
+        from dd_core.checks.preflight import preflight
+
+        problems = [finding.sentence for finding in preflight(study)]
+        yield check_result(key, _PREFLIGHT, problems, len(study.variants), severity=dg.AssetCheckSeverity.WARN)
     with contextlib.closing(connect(store, METRIC_TABLES)) as connection:
         problems, num_trials = metric_gaps(store, study, connection)
         largest = largest_batch_loss(study, connection)

@@ -13,6 +13,7 @@ from dd_assets.steps.follow import Outcome, follow
 from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.steps.recording import PartitionRecorder
 from dd_assets.steps.versions import recipes
+from dd_core.checks.preflight import refused_or_warned
 from dd_core.data.datasets import require
 from dd_core.forecast.work import warning_of_size
 from dd_core.jobs.forecast import forecast
@@ -89,6 +90,8 @@ def _train(
     for checkpoint in wanted:
         until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
     unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
+    for sentence in refused_or_warned(study, {arm.variant for arm in unfinished}):
+        context.log.warning(sentence)
     left = [checkpoint for checkpoint in wanted if checkpoint.arm in unfinished]
     job = training_job(store.root, study, left, *machine.workers_and_threads(), machine.num_places)
     todo = [task for task in job.tasks if isinstance(task, TrainTask)]

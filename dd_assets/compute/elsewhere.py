@@ -161,12 +161,27 @@ class Request(Protocol):
         """End the job as well as that goes; returns whether there was one of ours to end."""
 
 
-def machine_of(resources: Resources, device: str | None) -> Machine:
-    """As many alike machines as there may be pods; ``device`` is the name of their GPUs."""
+def machine_of(resources: Resources, usual: str | None, device: str | None) -> Machine:
+    """As many alike machines as there may be pods.
+
+    Args:
+        resources: of each.
+        usual: product of GPU that the settings of the place ask for.
+        device: name of those GPUs in PyTorch's words; one that a study asks for is known by its product alone.
+    """
     num_gpus = resources.gpus_per_pod or 0
-    name = (device or "an unknown GPU") if num_gpus else "cpu"
+    known = resources.gpu if resources.gpu != usual else device or resources.gpu
+    name = (known or "an unknown GPU") if num_gpus else "cpu"
     num_cores = resources.cpus_per_pod or max(1, num_gpus)
     return Machine(name, num_gpus, num_cores, resources.workers_per_pod, resources.pods or 1)
+
+
+def warn_of_cores(product: str, machine: Machine, context: dg.AssetExecutionContext) -> bool:
+    """Say so where a product of GPU is asked for and the work is done on cores; returns whether it is."""
+    if machine.num_gpus:
+        return False
+    context.log.warning(f"{product} is asked for (gpu under resources), but this is done on {machine.describe()}")
+    return True
 
 
 def run_elsewhere(request: Request, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
@@ -176,6 +191,8 @@ def run_elsewhere(request: Request, context: dg.AssetExecutionContext, job: Job)
         UserError: it cannot run there, or was interrupted and ended.
     """
     asked = _Asked(job)
+    if job.resources and job.resources.gpu:
+        warn_of_cores(job.resources.gpu, request.machine, context)
     while asked.left:  # once more, where the job of an orchestrator before us did not have all that is wanted now
         try:
             following = request.start(_part(job, asked.left, request.machine))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from dd_assets.compute.elsewhere import warn_of_cores
 from dd_core.errors import UserError
 from dd_core.events import Event
 from dd_core.jobs.crew import run_crew
@@ -15,7 +16,7 @@ from dd_core.jobs.division import divided
 from dd_core.jobs.job import Job
 from dd_core.jobs.probe.run import run_probe
 from dd_core.jobs.ranks.team import run_ranks
-from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus
+from dd_core.machine.devices import Machine, device_name, num_cores, num_gpus, product_of
 from dd_core.study.resources import Resources
 
 
@@ -57,5 +58,17 @@ class LocalPlace:
         return this_machine()
 
     def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
-        """Run a job and yield its events."""
+        """Run a job and yield its events.
+
+        Raises:
+            UserError: its studies will do with one product of GPU alone, and this machine has another.
+        """
+        product = job.resources.gpu if job.resources else None
+        if product and warn_of_cores(product, this_machine(), context):
+            return run_job(job)
+        if product and product_of(device_name()).lower() != product_of(product).lower():
+            raise UserError(
+                f"the GPU of this machine is {device_name()}, but {product} is the only one that will do (gpu under "
+                f"resources of {', '.join(sorted(job.studies))}); name another there, or run it elsewhere (DD_COMPUTE)"
+            )
         return run_job(job)

@@ -29,7 +29,7 @@ from dd_core.data.datasets import require
 from dd_core.errors import DataMissingError, StaleError, UserError
 from dd_core.events import Event, Finished
 from dd_core.forecast.work import whole_cost
-from dd_core.jobs.job import CheckpointTask, by_ranks, digest_of, result_job
+from dd_core.jobs.job import CheckpointTask, by_machines, digest_of, result_job
 from dd_core.store.manifests import Manifest
 from dd_core.store.provenance import checkpoint_manifest, trained_checkpoints
 from dd_core.store.store import Store
@@ -126,7 +126,7 @@ class CheckpointResult:
 
         context.log.info(f"{self.kind.what} of {len(wanted)} checkpoints on {machine.describe()}")
         outcome = Outcome()
-        for job in by_ranks(whole.model_copy(update={"request": self._request(asked)})):
+        for job in by_machines(whole.model_copy(update={"request": self._request(asked)})):
             outcome.add(follow(context, laboratory, job, on_event))
         return outcome, len(recorded)
 

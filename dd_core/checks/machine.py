@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 
 from dd_core.errors import UserError
+from dd_core.machine.disk import cache_folder
 from dd_core.store.files import write_text
 from dd_core.study.architectures import architecture_called
 from dd_core.study.stacks import stacking
@@ -163,14 +164,12 @@ def processor() -> tuple[str, str]:
 
 def _folder(threads: int) -> Path | None:
     """Where verdicts of this kind of machine lie; None where there is no home."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+    if (folder := cache_folder("self-test")) is None:
         return None
     settings = [os.environ.get(name, "") for name in _SETTINGS]
     machine = [_TEST_VERSION, *processor(), version("torch"), *settings, threads]
     digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
-    return base / "double-descent-lab" / "self-test" / digest
+    return folder / digest
 
 
 def _unknown(folder: Path | None, networks: Collection[Network]) -> set[Network]:

@@ -57,6 +57,7 @@ def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "
 
 
 _SLOPES, _INCREMENTAL, _MEMORIZATION = "loss_slopes", "incremental", "memorization"
+_NSM = "nsm"
 
 FIGURES: tuple[Figure, ...] = (
     _figure(
@@ -222,5 +223,42 @@ FIGURES: tuple[Figure, ...] = (
         ("memorization", "memorization_truth"),
         "The images of each class that are most memorised, most often forgotten and most atypical, with their scores.",
         _MEMORIZATION,
+    ),
+    _figure(
+        "graph_curves",
+        ("graph_progress", "nsm_results"),
+        "Accuracy and loss of graph networks against epoch, by domain, between majority baseline and Bayes ceiling.",
+        _NSM,
+    ),
+    _figure(
+        "graph_collapse",
+        ("graph_progress", "nsm_results"),
+        "Whether graph networks come to predict one label alone: accuracy by class, share of the label, collapse.",
+        _NSM,
+    ),
+    _figure(
+        "accuracy_against_ceiling",
+        ("nsm_results",),
+        "Test accuracy of graph networks at best and at last epochs between majority baseline and Bayes ceiling.",
+        _NSM,
+    ),
+    _figure(
+        "cycle_loss",
+        ("graph_progress",),
+        "How well each level of a graph network is reconstructed, with the floor, and how evenly pooling scores nodes.",
+        _NSM,
+    ),
+    _figure(
+        "graph_widths",
+        ("nsm_results",),
+        "Test and training error of graph networks against width, at best and at last epochs.",
+        _NSM,
+    ),
+    _figure(
+        "nsm_claims_page",
+        ("nsm_claims",),
+        "What was claimed of the published graph networks, what their authors measured later, and what is measured "
+        "here, with a verdict for each claim.",
+        _NSM,
     ),
 )

@@ -5,15 +5,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from dd_core.machine.devices import Machine
+from dd_core.machine.devices import Machine, product_of
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 
 if TYPE_CHECKING:
     import duckdb
 
+# SQL: the device is of a product (``product_of``), which is how a study names a GPU.
+SAME_DEVICE: Final = "trim(regexp_replace(device, '[^A-Za-z0-9.]+', '-', 'g'), '-') = ?"
 # Fewer workers are worth more than the last percents: they leave memory, and less is lost when one is killed.
 _CLOSE_TO_BEST = 0.97
 _UNAVOIDABLE = 0.1  # repetitions differ by as much on any machine, of the highest throughput
@@ -128,9 +130,9 @@ class Probed:
 def read_probe(connection: "duckdb.DuckDBPyConnection", study: Study, machine: Machine) -> dict[Arm, Probed]:
     """What is known of the arms of a study in their present recipe."""
     rows = connection.execute(
-        """SELECT variant, k, recipe, num_workers, threads, samples_per_second, recommended FROM resource_probe
-        WHERE study = ? AND device = ? AND status = 'ok' ORDER BY measured_at""",
-        [study.name, machine.device],
+        f"""SELECT variant, k, recipe, num_workers, threads, samples_per_second, recommended FROM resource_probe
+        WHERE study = ? AND {SAME_DEVICE} AND status = 'ok' ORDER BY measured_at""",
+        [study.name, product_of(machine.device)],
     ).fetchall()
     speeds: dict[Arm, dict[int, float]] = {}
     best: dict[Arm, int] = {}

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dd_core.errors import UserError
-from dd_core.forecast.probe_table import Probed, read_probe
+from dd_core.forecast.probe_table import SAME_DEVICE, Probed, read_probe
 from dd_core.forecast.work import OVERHEAD_FLOPS, equivalent_images, num_examples, training_flops
-from dd_core.machine.devices import Machine
+from dd_core.machine.devices import Machine, product_of
 from dd_core.store.store import Store
 from dd_core.study.architectures import forward_flops
 from dd_core.study.own_data import shape_and_classes
@@ -83,11 +83,11 @@ def as_fast_as(study: Study, probe: Mapping[Arm, Probed]) -> dict[Arm, Probed]:
 def read_runs(connection: "duckdb.DuckDBPyConnection", study: Study, device: str) -> list[Run]:
     """Every arm of any study that has been trained on that kind of device."""
     rows = connection.execute(
-        """SELECT study, recipe, any_value(settings), any_value(threads), any_value(gpu_share),
+        f"""SELECT study, recipe, any_value(settings), any_value(threads), any_value(gpu_share),
             any_value(coalesce(arms_together, 1)), any_value(seconds), any_value(samples_per_second)
-        FROM runs WHERE status IN ('finished', 'stopped early') AND samples_per_second > 0 AND device = ?
+        FROM runs WHERE status IN ('finished', 'stopped early') AND samples_per_second > 0 AND {SAME_DEVICE}
         GROUP BY study, arm, recipe, attempt ORDER BY ALL""",
-        [device],
+        [product_of(device)],
     ).fetchall()
     own = {study.recipe_hash(arm): study.recipe(arm) for arm in study.arms.values()}
     seconds_of: dict[tuple[str, tuple[Any, ...], int | None, float | None, int], float] = defaultdict(float)

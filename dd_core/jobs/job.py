@@ -12,6 +12,7 @@ from dd_core.forecast.work import training_cost
 from dd_core.store.companions import networks
 from dd_core.store.parts import division
 from dd_core.store.store import Store
+from dd_core.study.resources import Resources, largest
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.kinds import KINDS, Rows
 
@@ -183,6 +184,12 @@ class Job(BaseModel):
         return max((task.ranks for task in self.tasks if isinstance(task, CheckpointTask)), default=1)
 
     @property
+    def resources(self) -> Resources | None:
+        """What the studies of its tasks ask for."""
+        names = set(self.studies) if self.is_probe else {task.study for task in self.tasks}
+        return largest(self.studies[name].resources for name in sorted(names))
+
+    @property
     def names(self) -> set[str]:
         """A digest of all that its tasks are about, by which two jobs of one request are compared."""
         return {name for task in self.tasks for name in task.names}
@@ -212,17 +219,20 @@ def digest_of(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def by_ranks(job: Job) -> list[Job]:
-    """The job in parts whose tasks are shared by equally many ranks."""
-    parts: dict[int, list[Task]] = {}
+def by_machines(job: Job) -> list[Job]:
+    """The job in parts whose tasks are shared by equally many ranks and want the same product of GPU."""
+    parts: dict[tuple[int, str | None], list[Task]] = {}
     for task in job.tasks:
-        parts.setdefault(task.ranks if isinstance(task, CheckpointTask) else 1, []).append(task)
+        asked = job.studies[task.study].resources
+        of = (task.ranks if isinstance(task, CheckpointTask) else 1, asked.gpu if asked else None)
+        parts.setdefault(of, []).append(task)
     if len(parts) == 1:
         return [job]
-    return [
-        job.model_copy(update={"tasks": tuple(tasks), "request": digest_of([job.request, str(ranks)])})
-        for ranks, tasks in parts.items()
-    ]
+    made = []
+    for (ranks, gpu), tasks in parts.items():
+        request = digest_of([job.request, str(ranks), *([gpu] if gpu else [])])
+        made.append(job.model_copy(update={"tasks": tuple(tasks), "request": request}))
+    return made
 
 
 def predicted_cost(study: Study, task: Task) -> float:

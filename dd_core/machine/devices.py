@@ -46,6 +46,11 @@ def device_name() -> str:
     return "an unknown GPU"
 
 
+def product_of(device: str) -> str:
+    """A GPU's name as node labels of Kubernetes have it: ``NVIDIA A100-SXM4-40GB`` is ``NVIDIA-A100-SXM4-40GB``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", device).strip("-")
+
+
 @dataclass(frozen=True)
 class Machine:
     """What arms are trained on: its GPUs, or without any the cores of the CPU as one device.

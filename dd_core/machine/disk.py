@@ -1,6 +1,8 @@
-"""Bytes and names that are safe on disk."""
+"""Bytes and names that are safe on disk, and the user's cache folder."""
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -11,3 +13,21 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cache_folder(name: str) -> Path | None:
+    """Where something is kept that can be made again; None: the user has no such place."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # there is no home
+        return None
+    return base / "double-descent-lab" / name
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Put something into the cache, where that can be written; whole or not at all, whoever else writes the same."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(path)

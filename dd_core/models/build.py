@@ -40,7 +40,7 @@ def build(
 
     Raises:
         KeyError: no such architecture (a validated study cannot name one).
-        UserError: it needs the size of the images, or, of the user's own, cannot be made or trained.
+        UserError: it needs the size of the images, or takes graphs, or, of the user's own, cannot be made or trained.
     """
     record, given = architecture_called(architecture), dict(settings or {})
     if record.is_own:
@@ -48,6 +48,8 @@ def build(
             raise UserError(f"{architecture}: a network of your own is not stacked, so there is no stack of {trials}")
         network = own_network(architecture, k, channels, num_classes, size, given, digest)
         return network if trials is None else alone(network)
+    if record.examples != "images":
+        raise UserError(f"{architecture} takes {record.examples}, not images; its networks are made from a study")
     if size is None and not record.is_of_any_size:
         raise UserError(f"{architecture} depends on the size of images: pass size=(height, width)")
     if reason := record.refused_setting(given):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dd_core.results.attempts import last_attempts
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
@@ -98,7 +99,7 @@ def curves_of(study: Study, arm: Arm, sources: Sources) -> Iterator[ImageCurves]
         StaleError: a file is damaged after all.
     """
     recipe = study.recipe_hash(arm)
-    progress = [_progress(path, recipe, study.epochs) for path in sources.progress]
+    progress = [progress_rows(path, recipe, study.epochs) for path in sources.progress]
     progress = [rows for rows in progress if len(rows["trial"])]
     if not progress:
         return
@@ -118,12 +119,16 @@ def curves_of(study: Study, arm: Arm, sources: Sources) -> Iterator[ImageCurves]
 Rows = Mapping[str, np.ndarray]
 
 
-def _progress(path: Path, recipe: str, last_epoch: int) -> dict[str, np.ndarray]:
+def progress_rows(path: Path, recipe: str, last_epoch: int, values: Collection[str] = VALUES) -> dict[str, np.ndarray]:
+    """Rows of a file of ``image_progress`` of a recipe up to an epoch, as arrays; ``values`` as far as they are there.
+
+    A split is told by its place in ``SPLITS``.
+    """
     import pyarrow.compute as pc
 
     table = read_parquet(path)
     table = table.filter(pc.less_equal(table["epoch"], last_epoch))  # the study may have been longer
-    names = ["trial", "epoch", "image_id", "split", "correct", *(n for n in VALUES if n in table.column_names)]
+    names = ["trial", "epoch", "image_id", "split", "correct", *(n for n in values if n in table.column_names)]
     return _own_recipe(table, names, recipe)
 
 
@@ -148,13 +153,13 @@ def _own_recipe(table: "pa.Table", names: list[str], recipe: str) -> dict[str, n
     return found
 
 
-_SPLITS = ("train", "validation", "test", "left_out")
+SPLITS = ("train", "validation", "test", "left_out")
 
 
 def _splits(column: "pa.DictionaryArray") -> np.ndarray:
-    """The place of each row's split in ``_SPLITS``, int8."""
+    """The place of each row's split in ``SPLITS``, int8."""
     names = column.dictionary.to_pylist()
-    places = np.array([_SPLITS.index(name) for name in names], np.int8)
+    places = np.array([SPLITS.index(name) for name in names], np.int8)
     return places[column.indices.to_numpy()]
 
 
@@ -180,13 +185,7 @@ def _of(rows: Rows, trial: int) -> dict[str, np.ndarray]:
 
 def _diverged(paths: list[Path], recipe: str) -> set[int]:
     """Trials whose last attempt ended in a loss that is no number."""
-    last: dict[int, tuple[int, bool, str]] = {}
-    for path in paths:
-        for row in read_parquet(path).select(["recipe", "trial", "attempt", "status"]).to_pylist():
-            if row["recipe"] == recipe:
-                told = (row["attempt"], row["status"] != "running", row["status"])
-                last[row["trial"]] = max(told, last.get(row["trial"], told))
-    return {trial for trial, (_, _, status) in last.items() if status == "diverged"}
+    return {trial for trial, row in last_attempts(paths, recipe).items() if row["status"] == "diverged"}
 
 
 def _trial(
@@ -224,7 +223,7 @@ def _trial(
         values={name: _curve(name, train, epochs, ids, np.float32) for name in names},
         curvature_epochs=checkpoints.astype(np.int64),
         curvatures={name: _curve(name, curvature, checkpoints, ids, np.float64) for name in kinds},
-        last_correct={split: _last(last, place) for place, split in enumerate(_SPLITS)},
+        last_correct={split: _last(last, place) for place, split in enumerate(SPLITS)},
     )
 
 

@@ -5,7 +5,6 @@ An arm has a file in each. It is analysed again only when its metric files, what
 changed; what a file was made from is in its manifest. Needs no torch.
 """
 
-import hashlib
 import json
 import multiprocessing
 import traceback
@@ -18,16 +17,16 @@ from typing import Any
 
 from dd_core.analysis.loss_slopes.run import analyse_run
 from dd_core.errors import UserError
+from dd_core.results.arm_files import ArmFiles, digest_of_sources, remove_others
 from dd_core.results.loss_curves import SOURCES, curves_of, settings_of
-from dd_core.store.files import remove, size_and_sha256
+from dd_core.store.files import size_and_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 from dd_core.tables.damage import damaged_files, lost_files
-from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.tables.files import TABLES, read_parquet, to_arrow
 from dd_core.tables.loss_slopes import LOSS_SLOPE_VERSION
 
 LOSS_SLOPE_TABLES = ("loss_slopes", "loss_slope_fits")
-_FILE = "analysis.parquet"
 # Runs, or bytes of metric files, that take longer than it takes to start processes, some seconds.
 _MANY_RUNS, _MANY_BYTES = 40, 8_000_000
 
@@ -100,11 +99,7 @@ def rebuild(store: Store, study: Study, num_processes: int = 1) -> Rebuilt:
             f"{study.name}: what there is of {keys} is of another recipe than the study file's; train it again"
         )
     kept = {task.arm.key for task in tasks} - {*done.failed, *of_earlier_recipe}
-    for table in LOSS_SLOPE_TABLES:
-        for path in store.table_folder(table, study.name).glob(f"arm=*/{_FILE}"):
-            if path.parent.name.removeprefix("arm=") not in kept:
-                remove(store.manifest_path(path))
-                remove(path)
+    remove_others(store, study, LOSS_SLOPE_TABLES, kept)
     return done
 
 
@@ -129,28 +124,19 @@ def _tasks(store: Store, study: Study, done: Rebuilt) -> list[_Task]:
 
 
 def _task(store: Store, study: Study, arm: Arm, files: dict[str, list[Path]], num_harmed: int) -> _Task:
-    digest, num_bytes = hashlib.sha256(), 0
     settings = {**settings_of(study, arm), "loss_slopes": study.loss_slopes.model_dump(mode="json")}
-    digest.update(json.dumps([LOSS_SLOPE_VERSION, num_harmed, study.imported, settings], sort_keys=True).encode())
-    for path in (path for paths in files.values() for path in paths):
-        found = size_and_sha256(path)
-        if found is not None:
-            digest.update(f"\n{path.relative_to(store.root)} {found[1]()}".encode())
-            num_bytes += found[0]
-    return _Task(arm, files, num_harmed, digest.hexdigest(), num_bytes)
-
-
-def _path(store: Store, study: Study, arm: Arm, table: str) -> Path:
-    return store.table_folder(table, study.name, arm.key) / _FILE
+    asked = json.dumps([LOSS_SLOPE_VERSION, num_harmed, study.imported, settings], sort_keys=True)
+    paths = [path for paths in files.values() for path in paths]
+    num_bytes = sum(found[0] for path in paths if (found := size_and_sha256(path)) is not None)
+    return _Task(arm, files, num_harmed, digest_of_sources(store, asked, paths), num_bytes)
 
 
 def _known_outcomes(store: Store, study: Study, task: _Task) -> Counter[str] | None:
     """What is stored of an arm whose files are there, unharmed and of the same sources; None of another."""
-    for table in LOSS_SLOPE_TABLES:
-        manifest = store.read_manifest(store.manifest_path(_path(store, study, task.arm, table)))
-        if manifest is None or manifest.content.get("source_sha256") != task.digest or not store.is_sound(manifest):
-            return None
-    return Counter(read_parquet(_path(store, study, task.arm, "loss_slopes"))["outcome"].to_pylist())
+    files = ArmFiles(store, study, task.arm, LOSS_SLOPE_TABLES)
+    if files.known(task.digest) is None:
+        return None
+    return Counter(read_parquet(files.path("loss_slopes"))["outcome"].to_pylist())
 
 
 _Analysed = tuple[_Task, Counter[str], str]
@@ -185,11 +171,11 @@ def _analyse(address: str, study: Study, task: _Task) -> tuple[Counter[str], str
         return Counter(), traceback.format_exc()
     if not rows:
         return Counter(), ""
+    tables = {}
     for table, content in zip(LOSS_SLOPE_TABLES, (rows, fits), strict=True):
         names = [column.name for column in TABLES[table].file_columns]
-        columns = {name: [row[name] for row in content] for name in names}
-        path = _path(store, study, task.arm, table)
-        write_result(store, path, to_arrow(table, columns, len(content)), source_sha256=task.digest)
+        tables[table] = to_arrow(table, {name: [row[name] for row in content] for name in names}, len(content))
+    ArmFiles(store, study, task.arm, LOSS_SLOPE_TABLES).write(tables, task.digest)
     return Counter(row["outcome"] for row in rows), ""
 
 

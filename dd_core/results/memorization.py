@@ -5,7 +5,6 @@ changed; what a file was made from is in its manifest. Needs no torch unless a s
 predictions.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 from dd_core.analysis.memorization.truth import reliability
 from dd_core.errors import require_torch
 from dd_core.exchange.memorization import imported_files
+from dd_core.results.arm_files import ArmFiles, digest_of_sources, remove_others
 from dd_core.results.boundary_forgetting import boundary_rows
 from dd_core.results.image_curves import Sources, curves_of, harmed_files, sources_of
 from dd_core.results.memorization_scores import (
@@ -31,15 +31,13 @@ from dd_core.results.memorization_scores import (
     score_rows,
     truth_rows,
 )
-from dd_core.store.files import remove, size_and_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
-from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.tables.files import TABLES, read_parquet, to_arrow
 from dd_core.tables.images import write_images
 from dd_core.tables.memorization import MEMORIZATION_TABLES, MEMORIZATION_VERSION
 
 NAMES = tuple(table.name for table in MEMORIZATION_TABLES)
-_FILE = "analysis.parquet"
 
 
 @dataclass
@@ -75,19 +73,16 @@ def rebuild(store: Store, study: Study) -> Rebuilt:
             sources = sources_of(store, study, arm, harmed)
             if sources.progress:
                 _rebuild_arm(store, study, arm, sources, done)
-    for name in NAMES:
-        for path in store.table_folder(name, study.name).glob(f"arm=*/{_FILE}"):
-            if path.parent.name.removeprefix("arm=") not in done.arms:
-                remove(store.manifest_path(path))
-                remove(path)
+    remove_others(store, study, NAMES, done.arms)
     return done
 
 
 def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: Rebuilt) -> None:
     truths = imported_files(store, study, arm)
     digest = _digest(store, study, arm, [*sources.paths, *truths, *_probed(store, study, arm)])
-    known = _known(store, study, arm, digest)
-    if known is None:
+    files = ArmFiles(store, study, arm, NAMES)
+    about = files.known(digest)
+    if about is None:
         found = ArmScores(study, arm)
         boundaries, probes = [], _probes(store, study, arm)
         for curves in curves_of(study, arm, sources):
@@ -96,8 +91,9 @@ def _rebuild_arm(store: Store, study: Study, arm: Arm, sources: Sources, done: R
             found.add(curves, probes)
         if not found.trials and not found.diverged:
             return  # all of it is of another recipe
-        known = _write(store, study, found, boundaries, probes, _imported(truths), digest)
+        about = _write(files, found, boundaries, probes, _imported(truths), digest)
         done.computed.append(arm.key)
+    known = json.loads(about)
     done.arms.append(arm.key)
     done.num_classes[arm.key] = known["num_classes"]
     if known["diverged"]:
@@ -126,27 +122,7 @@ def _digest(store: Store, study: Study, arm: Arm, paths: Sequence[Path]) -> str:
     settings = study.memorization.model_dump(mode="json")
     # A recipe may be the same for more epochs, or more evaluations.
     asked = [settings, study.epochs, study.evaluation.every]
-    digest = hashlib.sha256(json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), *asked]).encode())
-    for path in paths:
-        found = size_and_sha256(path)
-        if found is not None:
-            digest.update(f"\n{path.relative_to(store.root)} {found[1]()}".encode())
-    return digest.hexdigest()
-
-
-def _path(store: Store, study: Study, arm: Arm, table: str) -> Path:
-    return store.table_folder(table, study.name, arm.key) / _FILE
-
-
-def _known(store: Store, study: Study, arm: Arm, digest: str) -> dict[str, Any] | None:
-    """What is known of an arm whose six files are there, unharmed and of the same sources; None of another."""
-    about = None
-    for name in NAMES:
-        manifest = store.read_manifest(store.manifest_path(_path(store, study, arm, name)))
-        if manifest is None or manifest.content.get("source_sha256") != digest or not store.is_sound(manifest):
-            return None
-        about = manifest.content["about"]
-    return None if about is None else json.loads(about)
+    return digest_of_sources(store, json.dumps([MEMORIZATION_VERSION, study.recipe_hash(arm), *asked]), paths)
 
 
 def _imported(paths: Sequence[Path]) -> dict[str, Membership | dict[int, float]]:
@@ -163,15 +139,15 @@ def _imported(paths: Sequence[Path]) -> dict[str, Membership | dict[int, float]]
 
 
 def _write(
-    store: Store,
-    study: Study,
+    files: ArmFiles,
     found: ArmScores,
     boundaries: list[dict[str, Any]],
     probes: Probes,
     imported: dict[str, Membership | dict[int, float]],
     digest: str,
-) -> dict[str, Any]:
-    """Write the six files of an arm; returns what is known of it."""
+) -> str:
+    """Write the six files of an arm; returns what is known of it, as JSON."""
+    study, arm = files.study, files.arm
     content: dict[str, Columns | list[Columns]] = {name: [] for name in NAMES}
     about: dict[str, Any] = {"diverged": found.diverged, "reliability": None, "num_classes": 0}
     if found.trials:
@@ -190,15 +166,14 @@ def _write(
         content["memorization_detection"] = detection_rows(found)
         content["memorization_agreement"] = agreement_rows(found, truths)
         content["boundary_forgetting"] = boundaries
-    arm = found.arm
     constants = {"variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm)}
+    tables = {}
     for name, rows in content.items():
         columns = {**constants, **_columns(name, rows)}
-        num_rows = len(rows) if isinstance(rows, list) else len(rows["image_id"])
-        table = to_arrow(name, columns, num_rows)
-        facts = {"source_sha256": digest, "about": json.dumps(about)}
-        write_result(store, _path(store, study, arm, name), table, **facts)
-    return about
+        tables[name] = to_arrow(name, columns, len(rows) if isinstance(rows, list) else len(rows["image_id"]))
+    text = json.dumps(about)
+    files.write(tables, digest, text)
+    return text
 
 
 def _columns(name: str, rows: Columns | list[Columns]) -> Mapping[str, Any]:

@@ -54,8 +54,21 @@ class NSM(Strict):
         "the domain's, which some edges have too",
     )
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    largest_log_scale: float | None = Field(
+        default=2.0,
+        gt=0,
+        description="bound of a coupling's log-scales, by tanh as in RealNVP; null: none, as published, with which "
+        "large learning rates end in infinities",
+    )
     fusion: Literal["none", "equal", "learned"] = Field(
         default="none", description="dual pass: logits from the way up and the way down, fused"
+    )
+
+    preflight: Literal["error", "warn"] = Field(
+        default="error",
+        json_schema_extra={"left_out_of_recipe": True},
+        description="what is outside the limits that the published networks are trained within (classes out of "
+        "balance, cycle_weight, learning rate) is refused before training, or only warned of",
     )
 
     @property

@@ -132,6 +132,11 @@ class Data(Strict):
         """The data set's name, for figures."""
         return self.record.title if self.is_known else str(self.dataset)
 
+    @property
+    def examples(self) -> str:
+        """What there is many of, for figures: images or graphs; of data sets that are not known, images."""
+        return self.record.examples if self.is_known else "images"
+
 
 class ResizedCrop(Strict):
     """torchvision's RandomResizedCrop: a crop of random area and shape, enlarged to the whole image, bilinear."""

@@ -1,4 +1,4 @@
-"""What a job may use on a cluster: how many machines, and what of each. Needs nothing but pydantic."""
+"""What a job may use on a cluster: how many machines, what of each, and how often. Needs nothing but pydantic."""
 
 from collections.abc import Iterable
 
@@ -15,13 +15,34 @@ class Resources(Strict):
 
     pods: int | None = Field(default=None, ge=1, le=10_000, description="at most; fewer where there is less to do")
     gpus_per_pod: int | None = Field(default=None, ge=0, le=64, description="0: the cores of the CPU")
+    gpu: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?$",
+        description="the only product of GPU that will do, as the place calls it: NVIDIA-A100-SXM4-40GB; null: any",
+    )
     cpus_per_pod: int | None = Field(default=None, ge=1, le=4096, description="cores")
     memory_gib_per_pod: float | None = Field(default=None, gt=0, description="GiB of main memory")
     workers_per_pod: int | None = Field(
         default=None, ge=1, le=4096, description="worker processes; null: one per GPU, or per core without GPUs"
     )
     hours: float | None = Field(
-        default=None, gt=0, description="after which the place ends a job; null: as the place does by itself"
+        default=None,
+        gt=0,
+        description="after which an attempt of a pod is ended; the next goes on from its last resume point. "
+        "null: as the place does by itself",
+    )
+    retries: int | None = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        description="how often a pod that was lost or ran out of time is tried again; null: after what is no fault of "
+        "its own (eviction, preemption) always, otherwise as long as the place thinks fit",
+    )
+    retry_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="before the first retry, and twice as long before each further one; null: as the place does",
     )
 
     def overridden_by(self, other: "Resources | None") -> "Resources":
@@ -30,8 +51,15 @@ class Resources(Strict):
 
 
 def largest(asked: Iterable[Resources | None]) -> Resources | None:
-    """The most that any of several studies asks for, of each quantity; None if none asks for anything."""
+    """The most that any of several studies asks for, of each quantity; None if none asks for anything.
+
+    Products of GPU have no order: where studies name different ones there is none (``dd_core.jobs.job.by_machines``
+    keeps such studies apart).
+    """
     given = [resources.model_dump(exclude_none=True) for resources in asked if resources]
+    products = {values.pop("gpu") for values in given if "gpu" in values}
     names = {name for values in given for name in values}
     most = {name: max(values[name] for values in given if name in values) for name in names}
+    if len(products) == 1:
+        most["gpu"] = products.pop()
     return Resources(**most) if most else None

@@ -37,7 +37,73 @@ def _rank(score: str) -> str:
     return f"CASE WHEN {is_known} THEN percent_rank() OVER (PARTITION BY {trial} ORDER BY {value}) END AS {score}"
 
 
+# A row of runs is a trial of an attempt, but times are those of the attempt. Trials that train apart are parts of their
+# arm, known by their first trial. An attempt after one that was lost goes on with what was predicted then.
+_COSTS = """
+WITH attempts AS (
+    SELECT study, arm, variant, k, recipe, attempt, min(trial) AS part, count(*) AS num_trials,
+        any_value(first_epoch) AS first_epoch, max(last_epoch) AS last_epoch, any_value(seconds) AS seconds,
+        any_value(cost) AS cost, any_value(predicted_seconds) AS predicted_seconds,
+        any_value(gpu_share) * any_value(price_per_gpu_hour) / 3600 AS price,
+        bool_or(status IN ('running', 'interrupted', 'failed')) AS is_lost,
+        CASE WHEN bool_and(end_epoch IS NOT NULL) THEN max(end_epoch) END AS all_ended,
+        arg_max(status, end_epoch) AS last_ending
+    FROM runs GROUP BY study, arm, variant, k, recipe, attempt
+), ordered AS (
+    SELECT *, lag(is_lost, 1, false) OVER of_part AS goes_on, row_number() OVER newest = 1 AS is_newest,
+        greatest(least(coalesce(all_ended, last_epoch), last_epoch) - first_epoch, 0) AS epochs
+    FROM attempts
+    WINDOW of_part AS (PARTITION BY study, arm, recipe, part ORDER BY attempt),
+        newest AS (PARTITION BY study, arm, recipe, part ORDER BY attempt DESC)
+), parts AS (
+    SELECT study, arm, variant, k, recipe, part, count(*) AS num_attempts, sum(seconds) AS seconds, sum(cost) AS cost,
+        CASE WHEN NOT bool_or(predicted_seconds IS NULL AND NOT goes_on)
+            THEN sum(predicted_seconds) FILTER (NOT goes_on) END AS predicted_seconds,
+        arg_max(price, attempt) AS price, max(num_trials) AS num_trials,
+        sum(seconds) FILTER (NOT is_lost) / nullif(sum(epochs) FILTER (NOT is_lost), 0) AS seconds_per_epoch,
+        coalesce(
+            max(last_epoch - all_ended) FILTER (is_newest AND last_ending = 'stopped early'), 0
+        ) AS epochs_saved
+    FROM ordered GROUP BY study, arm, variant, k, recipe, part
+)
+SELECT study, arm, variant, k, recipe, sum(num_attempts) AS num_attempts,
+    CASE WHEN count(predicted_seconds) = count(*) THEN sum(predicted_seconds) END AS predicted_seconds,
+    CASE WHEN count(predicted_seconds) = count(*) THEN sum(predicted_seconds * price) END AS predicted_cost,
+    sum(seconds) AS seconds, sum(cost) AS cost, sum(epochs_saved * num_trials) AS trial_epochs_saved,
+    sum(CASE WHEN epochs_saved = 0 THEN 0 ELSE epochs_saved * seconds_per_epoch END) AS seconds_saved,
+    sum(price * CASE WHEN epochs_saved = 0 THEN 0 ELSE epochs_saved * seconds_per_epoch END) AS cost_saved
+FROM parts GROUP BY study, arm, variant, k, recipe
+"""
+
 VIEWS = (
+    View(
+        "costs",
+        "What training each arm was predicted to take and cost, what it took and cost, and what early stopping saved. "
+        "Money is in the currency of price_per_gpu_hour, null without one, 0 on a CPU.",
+        ("runs",),
+        _COSTS,
+        (
+            *(column for column in ARM if column != TRIAL),
+            Column("num_attempts", "int64", "with those that were lost, of all parts of the arm"),
+            Column(
+                "predicted_seconds",
+                "float64",
+                "wall time as predicted before it began, s; the prediction of an attempt that takes up a lost one does "
+                "not count once more; null: nothing to go by",
+            ),
+            Column("predicted_cost", "float64", "the same in money"),
+            Column("seconds", "float64", "wall time of all attempts, lost ones too, s"),
+            Column("cost", "float64", "of all attempts, lost ones too"),
+            Column(
+                "trial_epochs_saved",
+                "int64",
+                "epochs times trials that were asked for and not trained, as all trials of the attempt had ended and "
+                "the last of them stopped early; while one trains, those in its network cost as much as before",
+            ),
+            Column("seconds_saved", "float64", "those epochs at the measured time of an epoch, s; 0: none"),
+            Column("cost_saved", "float64", "the same in money"),
+        ),
+    ),
     View(
         "memorization_ranks",
         "Scores made comparable: for each, the share of the trial's images that look less memorised, 0 to 1.",

@@ -74,6 +74,7 @@ class RunRecord:
             "predicted_seconds": predicted_seconds,
             "gpu_share": gpu_share if device.type == "cuda" else 0.0,
             "arms_together": arms_together,
+            "price_per_gpu_hour": self._price,
         }
 
     def open(self, session: Session) -> None:

@@ -129,6 +129,9 @@ def clip_gradients(parameters: Sequence[Tensor], num_trials: int, largest: float
     """
     norms = gradient_norms(parameters, num_trials)
     factors = (largest / (norms + 1e-6)).clamp(max=1).to(parameters[0].dtype)
+    if num_trials == 1:  # the same products in a few calls
+        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], factors[0])
+        return norms
     for parameter in parameters:
         if parameter.grad is not None:
             gradients = by_trial(parameter.grad, num_trials)

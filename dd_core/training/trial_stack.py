@@ -183,7 +183,7 @@ class TrialStack:
                     for base in bases
                 ]
                 if self._draws:
-                    torch.manual_seed(torch_seed(self.study.seed, self.trials[0], "network", step - 1))
+                    self._seed(step)
                 loss, accuracy = self.stepper(batch, *self.calendar.batch_of(step), now)
                 self.interventions.after_step(step)
                 self._observe(step, epoch, loss)
@@ -198,6 +198,13 @@ class TrialStack:
                 np.array(times),
                 self.monitors.collect(),
             )
+
+    def _seed(self, step: int) -> None:
+        seed = torch_seed(self.study.seed, self.trials[0], "network", step - 1)
+        if self.device.type == "cpu":  # what other devices would draw takes longer to set than a batch to cut out
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _observe(self, step: int, epoch: int, loss: Tensor) -> None:
         self.monitors.after_step(step, lambda: Moment(step, epoch, loss, self.stepper.gradient_norms))

@@ -38,6 +38,8 @@ FIGURES = {
     "loss_slope_by_width",
     *("plasticity", "curvature_by_class_age", "forgetting_at_boundaries", "detection_by_score", "scores_against_truth"),
     *("score_ranks", "memorization_histogram", "memorized_images"),
+    *("graph_curves", "graph_collapse", "accuracy_against_ceiling", "cycle_loss", "graph_widths"),
+    "nsm_claims_page",
 }
 TABLES = {
     *("images", "runs", "training_batches", "training_evals", "image_progress", "curvature", "hessian_spectra"),
@@ -45,7 +47,7 @@ TABLES = {
     *("loss_slopes", "loss_slope_fits", "resource_probe", "training_monitors"),
     *("trained_checkpoints", "computed_curvature", "computed_hessians"),
     *("memorization", "memorization_detection", "memorization_truth", "memorization_influence"),
-    *("memorization_agreement", "boundary_forgetting"),
+    *("memorization_agreement", "boundary_forgetting", "graph_progress", "nsm_results", "nsm_claims"),
 }
 EXPORTS = {"metric_exports", "curvature_exports"}
 SHIPPED = {
@@ -71,6 +73,7 @@ double_descent_curve | figures | altair | training_evals |
 epoch_by_width | figures | altair | training_evals |
 forgetting_at_boundaries | incremental | altair | boundary_forgetting class_progress |
 gpu_hours | figures | altair | runs |
+graph_progress | nsm | duckdb parquet | settings-nsm_results-DIGEST trained_checkpoints |
 hessian_by_width | figures | altair | hessian_spectra training_evals |
 hessian_over_training | figures | altair | hessian_spectra training_evals |
 hessian_spectra | tables | duckdb parquet | computed_hessians |
@@ -101,6 +104,8 @@ memorization_truth | memorization | duckdb parquet | \
 memorized_images | memorization | altair | memorization memorization_truth |
 metric_exports | exports | csv json | training_batches training_evals training_monitors |
 most_curved_images | figures | altair | computed_curvature curvature training_evals |
+nsm_claims | nsm | duckdb parquet | settings-nsm_results-DIGEST trained_checkpoints |
+nsm_results | nsm | duckdb parquet | settings-nsm_results-DIGEST trained_checkpoints |
 plasticity | incremental | altair | class_progress training_monitors |
 resource_probe | tables | duckdb parquet | |
 runs | tables | duckdb parquet | trained_checkpoints |
@@ -108,6 +113,7 @@ score_ranks | memorization | altair | memorization memorization_truth |
 scores_against_truth | memorization | altair | memorization_agreement |
 settings-loss_slopes-DIGEST | loss_slopes | yaml | |
 settings-memorization-DIGEST | memorization | yaml | |
+settings-nsm_results-DIGEST | nsm | yaml | |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints tiny/recipe-plain-DIGEST tiny/settings-hessian-DIGEST \

@@ -1,5 +1,6 @@
 """Arms over the GPUs of a machine: as many at a time as their shares allow, each once, whatever becomes of a worker."""
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ from dd_assets.compute import local
 from dd_core.errors import UserError
 from dd_core.events import _TYPES, Event, Started
 from dd_core.jobs import crew
-from dd_core.jobs.job import CheckpointTask, Job, TrainTask
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask, training_job
 from dd_core.jobs.process import News, Process
 from dd_core.machine.devices import Machine
+from dd_core.study.resources import Resources
 from dd_core.study.study import Study
 
 # A worker that imports nothing and tells its process, its GPU and how often it shall halve what it takes at a time. A
@@ -200,3 +203,29 @@ def test_workers_are_as_many_as_the_machine_or_the_user_says(monkeypatch: pytest
     monkeypatch.setenv("DD_WORKERS", "many")
     with pytest.raises(UserError, match="DD_WORKERS must be a positive number, not 'many'"):
         local.this_machine()
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "sentence"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA-A100-SXM4-40GB", ""),
+        ("NVIDIA A100-SXM4-80GB", "NVIDIA-A100-SXM4-40GB", "the GPU of this machine is NVIDIA A100-SXM4-80GB, but NV"),
+        ("cpu", "NVIDIA-A100-SXM4-40GB", "warning"),
+        ("NVIDIA A100-SXM4-80GB", None, ""),
+    ],
+)
+def test_another_product_of_gpu_than_the_study_wants_is_refused_and_cores_are_told(
+    device: str, asked: str | None, sentence: str, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "num_gpus", lambda: int(device != "cpu"))
+    monkeypatch.setattr(local, "device_name", lambda: device)
+    study = tiny_study.model_copy(update={"resources": Resources(gpu=asked)})
+    wanted = list(study.iter_checkpoints())
+    job = training_job("/nowhere", study, wanted, 1, 1)
+    told: list[str] = []
+    context: Any = SimpleNamespace(log=SimpleNamespace(warning=told.append))
+    with pytest.raises(UserError, match=sentence) if "GPU" in sentence else contextlib.nullcontext():
+        local.LocalPlace().run(context, job).close()
+    assert len(told) == (sentence == "warning")
+    if told:
+        assert told[0].startswith("NVIDIA-A100-SXM4-40GB is asked for (gpu under resources), but this is done on the ")

@@ -94,6 +94,12 @@ def test_each_permission_that_is_missing_is_named(lab: ClusterLab, missing: tupl
     refused(lab, f"no permission to {' '.join(missing)} in the namespace default", kubeconfig=kubeconfig)
 
 
+def test_retries_after_a_while_need_one_more_permission(lab: ClusterLab) -> None:
+    resources = {"pods": 1, "gpus_per_pod": 0, "retry_seconds": 60}
+    kubeconfig = kubeconfig_of_account(lab, None)
+    refused(lab, "no permission to patch pods in the namespace default", kubeconfig=kubeconfig, resources=resources)
+
+
 def test_the_permissions_that_are_asked_for_are_enough(lab: ClusterLab) -> None:
     assert set(ends(lab.run(lab.training_job("k001"), kubeconfig=kubeconfig_of_account(lab, None))).values()) == {
         "finished"
@@ -115,6 +121,18 @@ def test_a_folder_that_pods_cannot_reach(lab: ClusterLab) -> None:
 def test_gpus_that_no_node_has(lab: ClusterLab) -> None:
     resources = {"gpus_per_pod": 3, "cpus_per_pod": 1}
     refused(lab, "a pod wants 3 nvidia.com/gpu, but no node of https://", resources=resources)
+
+
+def test_a_product_of_gpu_that_no_node_has(lab: ClusterLab) -> None:
+    resources = {"gpus_per_pod": 1, "cpus_per_pod": 1, "gpu": "NVIDIA-A100-SXM4-40GB"}
+    wanted = "has the GPU NVIDIA-A100-SXM4-40GB, the only one that will do (gpu under resources); "
+    refused(lab, f"{wanted}no node has the label nvidia.com/gpu.product (gpu_label)", resources=resources)
+    for node, product in (("node-a", "NVIDIA-H200"), ("node-b", "NVIDIA-A100-SXM4-80GB")):
+        labels = {"nvidia.com/gpu.product": product}
+        lab.cluster.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}}])
+    refused(lab, f"{wanted}there are NVIDIA-A100-SXM4-80GB, NVIDIA-H200", resources=resources)
+    three = {**resources, "gpu": "NVIDIA-H200", "gpus_per_pod": 3}
+    refused(lab, "a pod wants 3 nvidia.com/gpu, but no node of https://", resources=three)
 
 
 def test_labels_that_no_node_has(lab: ClusterLab) -> None:

@@ -19,6 +19,8 @@ FINISHED = {"tiny/plain.k001": "finished", "tiny/plain.k002": "finished"}
 # One pod does where it makes no difference.
 ONE = {"tiny/plain.k001": "finished"}
 
+RESOURCES = {"pods": 2, "gpus_per_pod": 0, "cpus_per_pod": 1}
+
 TRAIN = (
     "asset",
     "materialize",
@@ -62,7 +64,8 @@ def test_an_evicted_pod_goes_on_from_its_last_checkpoint_and_no_other_pod_notice
     events = lab.run(lab.training_job(), evict)
     assert evict.done
     assert ends(events) == FINISHED
-    assert "loses its place on the node (EvictionByEvictionAPI" in notes(events)
+    assert "tiny/plain.k001 was evicted (EvictionByEvictionAPI: Eviction API: evicting) (pod dd-" in notes(events)
+    assert "; again as soon as there is room (attempt 2)" in notes(events)
     assert sorted(lab.pods_made()) == [0, 1, 1]
     assert results(lab.root) == undisturbed
     assert attempts(lab.store, "plain.k001") == ["interrupted", "finished"]
@@ -119,10 +122,10 @@ def test_a_bug_fails_fast_with_the_log_of_the_pod_that_failed(lab: ClusterLab) -
 def test_a_pod_that_crashes_every_time_is_given_up_and_the_others_finish(lab: ClusterLab) -> None:
     python = Path(sys.executable)
     script = f'[ $JOB_COMPLETION_INDEX = 0 ] && exec {python} "$@"\necho out of cheese; exit 3'
-    events = lab.run(lab.training_job(), **image(lab, script), backoff_limit_per_index=1)
+    events = lab.run(lab.training_job(), **image(lab, script), resources={**RESOURCES, "retries": 1})
     assert ends(events) == {"tiny/plain.k001": "failed", "tiny/plain.k002": "finished"}
     (failed,) = (event for event in events if event.name == "failed")
-    assert "ended with exit code 3 (out of cheese), as 1 before it" in failed.error
+    assert "ended with exit code 3 (out of cheese) in attempt 2, the last" in failed.error
     assert sorted(lab.pods_made()) == [0, 1, 1]
 
 
@@ -138,13 +141,17 @@ def test_a_task_that_fails_says_why_itself_and_is_not_tried_again(lab: ClusterLa
     assert lab.job_folder().outcomes().keys() == {0, 1}, "kept for those who look"
 
 
-def test_a_job_that_takes_longer_than_allowed_is_ended(lab: ClusterLab) -> None:
-    resources = {"pods": 2, "gpus_per_pod": 0, "cpus_per_pod": 1, "hours": 0.0002}
-    events = lab.run(lab.training_job(), **image(lab, "exec sleep 60"), resources=resources)
-    assert ends(events) == dict.fromkeys(FINISHED, "failed")
-    failed = [event for event in events if event.name == "failed"]
-    assert all("took longer than allowed (hours under resources)" in event.error for event in failed)
+def test_each_attempt_has_as_long_as_an_attempt_may_take_and_the_last_one_fails(lab: ClusterLab) -> None:
+    resources = {**RESOURCES, "pods": 1, "hours": 0.0002, "retries": 1, "retry_seconds": 0.3}
+    events = lab.run(lab.training_job("k001"), **image(lab, "exec sleep 60"), resources=resources)
+    took = "took longer than the 0.0002778 h that an attempt may take (hours under resources)"
+    first, last = (line for line in notes(events).splitlines() if took in line)
+    assert first.endswith("again in 0.3 s (attempt 2 of 2)")
+    assert last.endswith("that was attempt 2, and the last")
+    (failed,) = (event for event in events if event.name == "failed")
+    assert f"{took} in attempt 2, the last" in failed.error
     assert "memory" not in notes(events)
+    assert lab.pods_made() == [0, 0]
 
 
 def test_an_api_server_in_trouble_costs_nothing_but_time(lab: ClusterLab, undisturbed: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.manifest_rules import check, quantity, violations
-from dd_assets.compute.kubernetes.manifests import Order, job_manifest, service_manifest
+from dd_assets.compute.kubernetes.manifests import GATE, Order, job_manifest, service_manifest
 from dd_assets.compute.kubernetes.place import KubernetesPlace
 from dd_assets.compute.kubernetes.settings import DataVolume, KubernetesSettings, Toleration
 from dd_core.errors import UserError
@@ -85,7 +85,8 @@ def test_memory_and_gpus_are_reserved_as_they_are_limited(
     assert {**limits, "cpu": str(cpus)} == requests
     assert quantity(limits["memory"]) >= memory * 2**30
     assert int(limits.get("nvidia.com/gpu", 0)) == gpus
-    assert job["spec"].get("activeDeadlineSeconds", 0) >= (hours or 0) * 3600 > -1
+    assert job["spec"]["template"]["spec"].get("activeDeadlineSeconds", 0) >= (hours or 0) * 3600 > -1
+    assert "activeDeadlineSeconds" not in job["spec"], "which would count while pods wait, and over all attempts"
 
 
 def test_a_lost_pod_is_replaced_and_a_bug_is_not_tried_again() -> None:
@@ -98,6 +99,38 @@ def test_a_lost_pod_is_replaced_and_a_bug_is_not_tried_again() -> None:
     assert (second["action"], second["onExitCodes"]["values"]) == ("FailJob", [1, 2, 78])
     assert (third["action"], third["onExitCodes"]["values"]) == ("FailIndex", [42])
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_with_a_number_of_retries_lost_pods_count_and_with_a_delay_each_pod_waits_for_its_time() -> None:
+    job = made(resources=Resources(retries=2, retry_seconds=60.0, hours=2.0))
+    check(job)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["backoffLimitPerIndex"] == 2
+    assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["Count", "FailJob", "FailIndex"]
+    assert pod["schedulingGates"] == [{"name": GATE}]
+    assert pod["activeDeadlineSeconds"] == 7200
+    assert "schedulingGates" not in made()["spec"]["template"]["spec"]
+
+
+def test_a_product_of_gpu_is_a_label_that_nodes_must_have() -> None:
+    asked = Resources(gpus_per_pod=1, gpu="NVIDIA-A100-SXM4-40GB")
+    pinned = PLAIN.model_copy(update={"node_selector": {"pool": "spot", "nvidia.com/gpu.product": "NVIDIA-H200"}})
+    gke = PLAIN.model_copy(update={"gpu_label": "cloud.google.com/gke-accelerator"})
+    selectors = [
+        made(settings, resources=resources)["spec"]["template"]["spec"].get("nodeSelector")
+        for settings, resources in [
+            (PLAIN, asked),
+            (pinned, asked),
+            (gke, Resources(gpus_per_pod=1, gpu="nvidia-tesla-a100")),
+            (PLAIN, asked.model_copy(update={"gpus_per_pod": 0})),
+        ]
+    ]
+    assert selectors == [
+        {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"},
+        {"pool": "spot", "nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"},
+        {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"},
+        None,
+    ]
 
 
 def test_ranks_that_share_a_task_fail_together() -> None:
@@ -171,6 +204,8 @@ def test_forecasts_know_what_pods_there_are() -> None:
     machine = place.machine(Resources(pods=2, workers_per_pod=16))
     assert (machine.device, machine.num_places, machine.num_gpus) == ("NVIDIA H200", 2, 8)
     assert (machine.num_workers, machine.num_devices) == (16, 16)
+    other = place.machine(Resources(gpu="NVIDIA-A100-SXM4-40GB"))
+    assert other.device == "NVIDIA-A100-SXM4-40GB", "what was measured on the usual GPUs does not hold for it"
     on_cores = KubernetesPlace(KubernetesSettings(resources=Resources(gpus_per_pod=0, cpus_per_pod=3))).machine()
     assert (on_cores.device, on_cores.num_gpus, on_cores.num_cores, on_cores.num_places) == ("cpu", 0, 3, 1)
 

@@ -16,7 +16,7 @@ from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job
 from kubernetes.client import ApiClient, AuthorizationV1Api, BatchV1Api, CoreV1Api
 from ruamel.yaml import YAML
 
-from dd_assets.compute.kubernetes.checks import PERMISSION_FOR_RANKS, PERMISSIONS
+from dd_assets.compute.kubernetes.checks import PERMISSION_FOR_DELAYS, PERMISSION_FOR_RANKS, PERMISSIONS
 from dd_assets.compute.kubernetes.manifests import Order, job_manifest
 from dd_assets.compute.kubernetes.settings import KubernetesSettings, read_settings
 from dd_core.study.resources import Resources
@@ -298,7 +298,7 @@ def test_the_role_is_exactly_what_the_code_and_the_run_launcher_ask_for() -> Non
 
 
 def test_the_role_has_what_is_checked_beforehand() -> None:
-    assert {*PERMISSIONS, PERMISSION_FOR_RANKS} <= granted(of_kind(rendered("dev"), "Role"))
+    assert {*PERMISSIONS, PERMISSION_FOR_RANKS, PERMISSION_FOR_DELAYS} <= granted(of_kind(rendered("dev"), "Role"))
 
 
 def test_the_queue_admits_what_the_settings_ask_for(with_everything: tuple[Object, ...], tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from dd_core.study.study import Study
 from tests.core.test_imports import run
 
 DIGITS, CIFAR = (8, 8, 1), (32, 32, 3)
-# Every architecture as it is, and with its other settings.
+# Every architecture of images as it is, and with its other settings.
 KINDS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in ARCHITECTURES),
+    *((name, {}) for name, record in ARCHITECTURES.items() if record.examples == "images"),
     *((name, {"norm": norm}) for name in ("preact_resnet10", "cnn5", "resnet18") for norm in ("group", "none")),
     ("mlp", {"layers": 3}),
     ("vit", {"patch": 2, "depth": 2, "heads": 3}),
@@ -197,8 +197,8 @@ def test_no_other_module_knows_an_architecture_by_name() -> None:
     root = Path(__file__).parents[2]
     for path in [*(root / "dd_core").rglob("*.py"), *(root / "dd_assets").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
-        # Which of our networks a published curve or published weights are of, is no property of the network.
-        is_about_others = path.name in ("double_descent_curve.py", "published_checkpoints.py")
+        # What others published, and how their files are called, is no property of a network.
+        is_about_others = path.name in ("double_descent_curve.py", "published_checkpoints.py", "formats.py")
         if path.name != "architectures.py" and not is_about_others and "models" not in path.parts:
             told = [line for line in text.splitlines() if any(f'"{name}"' in line for name in ARCHITECTURES)]
             assert not told, (path, told)
@@ -257,6 +257,11 @@ def test_each_is_as_piecewise_linear_as_its_record_says(name: str, settings: dic
 def test_what_depends_on_the_size_of_images_says_so() -> None:
     with pytest.raises(UserError, match=r"mlp depends on the size of images: pass size=\(height, width\)"):
         build("mlp", 2, 1, 10)
+
+
+def test_what_takes_graphs_is_not_made_for_images() -> None:
+    with pytest.raises(UserError, match="nsm takes graphs, not images; its networks are made from a study"):
+        build("nsm", 2, 1, 10, size=(8, 8))
 
 
 def test_trials_begin_as_they_would_alone(tiny_study: Study) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dd_core.errors import UserError
 from dd_core.jobs.division import divided
-from dd_core.jobs.job import CheckpointTask, Job, TrainTask, by_ranks, result_job, training_job
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask, by_machines, result_job, training_job
 from dd_core.machine.devices import Machine
 from dd_core.study.resources import Resources, largest
 from dd_core.study.study import Study
@@ -90,10 +90,23 @@ def test_ranks_that_cannot_be_shared_are_refused(tiny_study: Study, ranks: int) 
 def test_tasks_of_different_ranks_become_jobs_of_their_own(tiny_study: Study) -> None:
     one, two = hessian(tiny_study, 1), hessian(tiny_study, 2)
     both = one.model_copy(update={"tasks": one.tasks + two.tasks, "request": "f" * 64})
-    parts = by_ranks(both)
+    parts = by_machines(both)
     assert [(part.ranks, len(part.tasks)) for part in parts] == [(1, 2), (2, 2)]
     assert len({part.name for part in parts}) == 2
-    assert by_ranks(one) == [one]
+    assert by_machines(one) == [one]
+
+
+def test_studies_that_want_different_products_of_gpu_become_jobs_of_their_own(tiny_study: Study) -> None:
+    dear = tiny_study.model_copy(update={"name": "dear", "resources": Resources(gpu="NVIDIA-H200", pods=3)})
+    studies = {study.name: study for study in (tiny_study, dear)}
+    checkpoints = [(name, checkpoint) for name in studies for checkpoint in list(tiny_study.iter_checkpoints())[:2]]
+    both = result_job("per_image_curvature", "/data", studies, checkpoints, 1, 1)
+    parts = by_machines(both.model_copy(update={"request": "f" * 64}))
+    wants = {task.study: part.resources for part in parts for task in part.tasks}
+    assert len(parts) == len({part.name for part in parts}) == 2
+    assert wants == {tiny_study.name: None, "dear": dear.resources}
+    assert largest([Resources(gpu="a", pods=1), Resources(gpu="b", pods=2)]) == Resources(pods=2)
+    assert largest([Resources(gpu="a"), Resources(pods=2)]) == Resources(gpu="a", pods=2)
 
 
 def test_resources_of_the_study_come_before_those_of_the_place() -> None:

@@ -22,6 +22,7 @@ from dd_core.training.trial_stack import TrialStack, stacking
 from .comparison import ARM, table
 from .dense import assert_close, network, pictures, relative_errors
 from .test_class_training import make as make_incremental
+from .test_graph_training import make_graphs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -258,3 +259,29 @@ def test_a_checkpoint_curved_on_a_gpu_has_the_values_of_the_cpu(trained, make_st
     manifest = PER_IMAGE_CURVATURE.manifest(trained, study, checkpoint)
     assert manifest.device == torch.cuda.get_device_name()
     assert manifest.headline["gpu_seconds"] > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_graphs_on_a_gpu_follow_the_cpu_and_resume_exactly(precision, make_study, tmp_path):
+    """And in float32 a step waits for nothing; float16 waits to learn whether its gradient overflowed."""
+    prepare_process(threads=1)
+    plain = make_graphs(make_study, {"precision": precision}, {"dropout": 0.0}, trials=1)
+    here, there = (TrialStack(plain, ARM, [0], torch.device(name), torch.float32) for name in ("cpu", "cuda"))
+    tolerance = 1e-3 if precision == "float32" else 0.05
+    np.testing.assert_allclose(there.train_epoch(1).loss, here.train_epoch(1).loss, rtol=tolerance)
+    np.testing.assert_allclose(there.evaluate(1).loss, here.evaluate(1).loss, rtol=tolerance)
+    plan = there.examples.plan(2)
+    if precision == "float32":
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            there.stepper(lambda start, stop: there.examples.batch(plan, start, stop), 0, 16, [0.01])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    study, weights = make_graphs(make_study, {"precision": precision}), []
+    for name, stops in (("whole", [4]), ("parts", [2, 4])):
+        store = Store(tmp_path / name)
+        for until in stops:
+            train_arm(study, ARM, store, until, device=torch.device("cuda"))
+        weights.append(load_checkpoint(store, study, Checkpoint(ARM, 4))[0])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

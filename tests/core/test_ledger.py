@@ -125,6 +125,7 @@ def test_an_attempt_on_a_share_of_a_gpu_is_charged_that_share(
     record.close(session, "finished", None)
     runs = runs_of(store)
     assert set(runs.device) == {"a GPU"} and set(runs.predicted_seconds) == {12.0}
+    assert set(runs.price_per_gpu_hour) == {3.0}
     np.testing.assert_allclose(runs.gpu_seconds, runs.seconds / 4, rtol=1e-12)
     np.testing.assert_allclose(runs.cost, runs.gpu_seconds / 3600 * 3, rtol=1e-12)
 

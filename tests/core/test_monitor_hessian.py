@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 
 from dd_core.curvature.parameter_space import by_trial as lanczos
 from dd_core.curvature.parameter_space.by_trial import by_trial, hessian_product, hutch_plus_plus, hutchinson, shaped
-from dd_core.curvature.parameter_space.twice_differentiable import TwiceDifferentiable
 from dd_core.study.monitors import (
     HessianMonitor,
 )
@@ -253,38 +252,3 @@ def test_a_matrix_with_nan_leaves_the_others_their_eigenvalues() -> None:
     value, _ = lanczos._largest_eigenpair(matrices)
     assert value[0].isnan()
     assert value[1].item() == pytest.approx(3)
-
-
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize(("stride", "padding", "dilation", "kernel"), [(1, 1, 1, 3), (2, 0, 1, 1), (2, 2, 2, 3)])
-def test_the_quicker_layers_have_pytorchs_values_and_derivatives(groups, stride, padding, dilation, kernel) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(6, 9, kernel, stride, padding, dilation, groups).double()
-    norm = nn.BatchNorm2d(9).double().eval()
-    norm.running_var.uniform_(0.5, 2)
-    norm.running_mean.normal_()
-    images = torch.randn(4, 6, 7, 7, dtype=torch.float64, requires_grad=True)
-    inputs = [images, *conv.parameters(), *norm.parameters()]
-    directions = [torch.randn_like(tensor) for tensor in inputs]
-
-    def derivatives() -> list[Tensor]:
-        out = norm(torch.tanh(conv(images)))
-        gradients = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(gradients, inputs, directions, create_graph=True)
-        third = torch.autograd.grad(second, inputs, directions)
-        return [out, *gradients, *second, *third]
-
-    expected = derivatives()
-    with TwiceDifferentiable():
-        got = derivatives()
-    assert len(got) == 1 + 3 * len(inputs)
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_a_batch_norm_in_training_stays_pytorchs() -> None:
-    norm, images = nn.BatchNorm2d(2), torch.randn(3, 2, 4, 4)
-    with TwiceDifferentiable():
-        got = norm(images)
-    assert norm.running_mean.abs().max() > 0
-    torch.testing.assert_close(got, norm(images))

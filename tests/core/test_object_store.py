@@ -38,6 +38,7 @@ from dd_core.study.curvature import shards
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.access import give_access, httpfs, quoted
 from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.images import write_images
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.memorization import MEMORIZATION_TABLES
@@ -169,8 +170,12 @@ def test_the_warehouse_is_an_object_with_views_and_no_secret_that_any_duckdb_att
     bucket: Store, server: S3Server, tmp_path: Path
 ) -> None:
     views = refresh(bucket)
-    # Nothing was probed or scored, and all classes are there from the beginning.
-    others = {table.name for table in MEMORIZATION_TABLES} | {"resource_probe", "class_progress", "class_schedule"}
+    # Nothing was probed or scored, there are no graphs, and all classes are there from the beginning.
+    others = {table.name for table in (*MEMORIZATION_TABLES, *GRAPH_TABLES)} | {
+        "resource_probe",
+        "class_progress",
+        "class_schedule",
+    }
     assert set(views) == set(TABLES) - others
     content = bucket.warehouse_path.read_bytes()
     for secret in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

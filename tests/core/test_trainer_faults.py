@@ -202,6 +202,7 @@ def test_a_stopped_trial_keeps_its_weights_and_its_evaluations_while_others_trai
     train_arm(study, ARM, store, 6)
     runs = ends(store, study)
     assert runs.status.tolist() == ["stopped early", "finished"]
+    assert runs.last_epoch.tolist() == [6, 6], "what was asked for, from which the view costs takes what was saved"
     assert (runs.end_epoch[0], runs.end_step[0], runs.best_epoch[0]) == (3, 12, 2)
     assert "loss_val_nats has not improved on 0.333333 for 1 evaluations" in runs.reason[0]
     four, _ = load_checkpoint(store, study, Checkpoint(ARM, 4))

@@ -25,6 +25,7 @@ from dd_core.study.curvature_names import columns_of_step
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.images import write_images
 from dd_core.tables.memorization import MEMORIZATION_TABLES
 from dd_core.tables.warehouse import connect, refresh
@@ -67,9 +68,9 @@ def full(trained: Store, tiny_study: Study, make_study: Any) -> Store:
     hessian_of_checkpoint(make_study(hessian=hessian), FIRST, trained)
     compute_curvature(tiny_study, FIRST, trained)
     rebuild(trained, tiny_study)
-    memorization = (table.name for table in MEMORIZATION_TABLES)
+    made_later = (table.name for table in (*MEMORIZATION_TABLES, *GRAPH_TABLES))
     classes = ("class_progress", "class_schedule")
-    for name in ("resource_probe", "loss_slopes", "loss_slope_fits", *classes, *memorization):
+    for name in ("resource_probe", "loss_slopes", "loss_slope_fits", *classes, *made_later):
         nothing = {column.name: None for column in TABLES[name].file_columns}
         folders = {"study": tiny_study.name, "arm": FIRST.arm.key}
         folder = trained.table_folder(name, *(folders[column] for column in TABLES[name].folder_columns))

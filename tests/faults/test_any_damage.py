@@ -32,6 +32,7 @@ from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.attempts import arm_is_complete
 from dd_core.tables.damage import sentences
 from dd_core.tables.files import TABLES, to_arrow, write_result
+from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.images import write_images
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect, refresh
@@ -41,8 +42,8 @@ NUM_DAMAGES = int(os.environ.get("DD_DAMAGES", "50"))
 ARM = Arm("plain", 1)
 # Of their rows nothing can be computed again.
 MEASURED_ONCE = ("runs", "resource_probe")
-# Of studies whose classes come one group after the other.
-WITHOUT_ROWS = {"class_progress", "class_schedule", "boundary_forgetting"}
+# Of studies whose classes come one group after the other, and of studies of graphs.
+WITHOUT_ROWS = {"class_progress", "class_schedule", "boundary_forgetting"} | {table.name for table in GRAPH_TABLES}
 # When and how fast, which another training tells otherwise, and a digest of files that tell it.
 CLOCKS = ("time", "seconds")
 OF_CLOCKS = ("loss_slopes", "source_sha256")

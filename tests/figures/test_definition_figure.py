@@ -187,7 +187,7 @@ def test_without_wrong_labels_there_is_nothing_to_find(
     write_curvature(study, steps=STEPS)
     specification = draw(study, store, open_views)
     assert aurocs(specification) == [] and "AUROC" not in subtitle(specification)
-    assert {row["images"] for row in points(specification)} == {"all images"}
+    assert {row["images"] for row in points(specification)} == {"all labels"}
     assert specification["title"]["text"][0].startswith("Rank correlation of the published finite difference")
 
 

@@ -9,9 +9,10 @@ from .store import Key, Object, Store
 TRACKING = "batch.kubernetes.io/job-tracking"  # the finalizer that keeps a pod until it was counted
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _FAILURES = "batch.kubernetes.io/job-index-failure-count"
+_IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
 
 
-def create_pod(store: Store, job: Object, index: int | None, num_failures: int) -> Object:
+def create_pod(store: Store, job: Object, index: int | None, num_failures: int, num_ignored: int) -> Object:
     """Store a new pod with the names, labels and variables that the real controller gives it."""
     metadata, template = job["metadata"], copy.deepcopy(job["spec"]["template"])
     name, uid, spec = metadata["name"], metadata["uid"], template["spec"]
@@ -23,6 +24,8 @@ def create_pod(store: Store, job: Object, index: int | None, num_failures: int) 
         labels[_INDEX] = annotations[_INDEX] = str(index)
         if job["spec"].get("backoffLimitPerIndex") is not None:
             annotations[_FAILURES] = str(num_failures)
+            if num_ignored:
+                annotations[_IGNORED] = str(num_ignored)
         spec.setdefault("hostname", f"{name}-{index}")
         field = {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX}']"}}
         for container in [*spec["containers"], *(spec.get("initContainers") or [])]:

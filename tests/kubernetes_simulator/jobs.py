@@ -117,7 +117,11 @@ class JobController:
             missing = free if completions is None else completions - record.num_succeeded_pods - len(occupying)
             wanted = [None] * (0 if completions is None and record.num_succeeded_pods else max(missing, 0))
         ready = [index for index in wanted if time.time() >= self._not_before(spec, record, index)]
-        return [create_pod(self._store, job, index, record.failures[index]) for index in ready[: max(free, 0)]]
+        failures, attempts = record.failures, record.attempts
+        return [
+            create_pod(self._store, job, index, failures[index], attempts[index] - failures[index])
+            for index in ready[: max(free, 0)]
+        ]
 
     def _not_before(self, spec: Any, record: _Record, index: int | None) -> float:
         if spec.get("backoffLimitPerIndex") is not None:

@@ -1,10 +1,10 @@
 """The kubelets of all nodes: they take a pod from Pending to its end by running its containers.
 
-Left out: probes, lifecycle hooks, activeDeadlineSeconds of a pod, runAsUser and the rest of the security context,
-sidecars, entry points of images.
+Left out: probes, lifecycle hooks, runAsUser and the rest of the security context, sidecars, entry points of images.
 """
 
 import asyncio
+import contextlib
 import fnmatch
 import ipaddress
 import json
@@ -119,6 +119,11 @@ class Kubelet:
 
     async def _schedule(self, pod: Pod) -> None:
         said = ""
+        while pod.spec.get("schedulingGates"):
+            if not said:
+                said = "Scheduling is blocked due to non-empty scheduling gates"
+                pod.set_conditions("PodScheduled", status="False", reason="SchedulingGated", message=said)
+            await pod.pause(0.02)
         while isinstance(placement := self._place(pod), str):
             if placement != said:
                 said = placement
@@ -213,8 +218,19 @@ class Kubelet:
         pod.update(lambda obj: obj["status"].update(phase="Running"))
         pod.set_conditions("Initialized", "ContainersReady", "Ready")
         write_hosts(self._store, pod.key.namespace, self._folder)
+        if seconds := pod.spec.get("activeDeadlineSeconds"):
+            pod.tasks.append(asyncio.create_task(self._end_after(pod, seconds)))
         codes = await asyncio.gather(*(self._run_container(pod, c) for c in pod.spec["containers"]))
         return "Failed" if any(codes) else "Succeeded"
+
+    async def _end_after(self, pod: Pod, seconds: float) -> None:
+        """The pod's activeDeadlineSeconds, counted here from the start of its containers."""
+        with contextlib.suppress(Stopped):
+            await pod.pause(seconds)
+            if pod.running:
+                message = "Pod was active on the node longer than the specified deadline"
+                pod.ended_by = {"phase": "Failed", "reason": "DeadlineExceeded", "message": message}
+                await self._terminate(pod, pod.spec.get("terminationGracePeriodSeconds", 30))
 
     async def _run_container(self, pod: Pod, container: Any) -> int:
         """Run one container, again where the restart policy says so; its last exit code."""

@@ -108,7 +108,8 @@ def test_what_is_put_back_or_killed_resumes_and_ends_with_the_bits_of_an_undistu
 
     said = " ".join(history.printed.output.split())
     assert re.search(
-        "element 1 of SLURM job [0-9]+ on n[12] ended with exit code 143; it goes back into the queue", said
+        "tiny/plain.k001: element 1 of SLURM job [0-9]+ on n[12] ended with exit code 143; again as soon as SLURM lets",
+        said,
     )
 
 
@@ -119,7 +120,7 @@ def test_a_machine_that_slurm_puts_back_into_the_queue_is_left_to_it(
     with without_delay(site.cluster):
         events = orchestrate(site.training_job("k001"))
     (note,) = [e.text for e in events if e.name == "note" and "waits" not in e.text]
-    assert note.endswith("went back into SLURM's queue; it goes on from its last files")
+    assert note.endswith("went back into SLURM's queue; again as soon as SLURM lets it (attempt 2)")
 
 
 def test_interrupting_the_command_ends_the_job(cluster: Cluster, tmp_path: Path) -> None:
@@ -172,8 +173,9 @@ def test_a_machine_out_of_memory_starts_again_with_fewer_images_at_a_time(
     with without_delay(site.cluster):
         events = orchestrate(site.training_job("k001"))
     notes = " ".join(event.text for event in events if event.name == "note")
-    assert "was killed by signal 9; it goes back into the queue, with 1/2 of the images at a time" in notes
-    assert "was killed by signal 9; it goes back into the queue, with 1/4 of the images at a time" in notes
+    again = "was killed by signal 9; again as soon as SLURM lets it (attempt"
+    assert f"{again} 2), with 1/2 of the images at a time" in notes
+    assert f"{again} 3), with 1/4 of the images at a time" in notes
     (memory,) = site.lab.store.jobs_folder.glob("*/*/memory/0.json")
     assert memory.read_text(encoding="utf-8") == "2", "what the pod reads when it starts"
 
@@ -227,7 +229,28 @@ def test_a_machine_that_gets_no_further_is_given_up_after_three_restarts(
         events
     )
     notes = [event.text for event in events if event.name == "note"]
-    assert len([note for note in notes if "goes back into the queue" in note]) == 3
+    assert len([note for note in notes if "again as soon as SLURM lets it" in note]) == 3
+
+
+def test_retries_are_as_many_as_asked_for_and_begin_when_asked_for(
+    site: Site, machine: Callable[[str], None], tmp_path: Path
+) -> None:
+    """SLURM by itself would let each wait for two minutes."""
+    machine(f"date +%s >> {tmp_path}/times; exit 75")
+    settings = site.settings.read_text(encoding="utf-8")
+    retries = settings.replace("{pods: 2,", "{pods: 2, retries: 2, retry_seconds: 1,")
+    site.settings.write_text(retries, encoding="utf-8")
+    began = time.monotonic()
+    events = orchestrate(site.training_job("k001"))
+    assert "ended with exit code 75 in attempt 3, and 2 retries were asked for" in the_failure(events)
+    said = [event.text for event in events if event.name == "note" and "again in" in event.text]
+    assert [text.partition("75; ")[2] for text in said] == [
+        "again in 1 s (attempt 2 of 3)",
+        "again in 2 s (attempt 3 of 3)",
+    ]
+    first, second, third = map(int, (tmp_path / "times").read_text(encoding="utf-8").split())
+    assert second - first >= 1 and third - second >= 2
+    assert time.monotonic() - began < 100
 
 
 def test_a_defect_ends_the_job_at_once_with_the_end_of_the_log(site: Site, machine: Callable[[str], None]) -> None:

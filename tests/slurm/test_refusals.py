@@ -45,6 +45,14 @@ def test_more_gpus_than_any_node_has(refused: Refused) -> None:
     )
 
 
+def test_a_product_of_gpu_that_no_node_has(refused: Refused) -> None:
+    refused(
+        "resources: {gpus_per_pod: 1, cpus_per_pod: 1, gpu: NVIDIA-A100-SXM4-40GB}\n",
+        "no node of the default partition has the GPU NVIDIA-A100-SXM4-40GB, the only one that will do",
+        "(--gres=gpu:NVIDIA-A100-SXM4-40GB:1); its nodes have 2 cores, 4000 MiB and gpu:2; name another, or",
+    )
+
+
 def test_more_memory_than_any_node_has(refused: Refused) -> None:
     refused("resources: {gpus_per_pod: 0, memory_gib_per_pod: 1000}\n", "has 1 cores and 1000 GiB, which each pod asks")
 

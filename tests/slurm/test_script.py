@@ -125,3 +125,26 @@ def test_only_the_setup_is_taken_as_it_is_and_comes_first(job: Job) -> None:
     assert lines[0] == "#!/bin/bash"
     assert lines[2] == "module load cuda && source ~/venv/bin/activate"
     assert lines[3] == "export DD_ROOT=/shared/data"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options"),
+    [
+        (None, {"--gres=gpu:2", "--constraint=nvlink|ib"}),
+        ("NVIDIA-A100-SXM4-40GB", {"--gres=gpu:a100:2", "--constraint=(nvlink|ib)&a100_40g"}),
+        ("by-node", {"--gres=gpu:2", "--constraint=(nvlink|ib)&v100"}),
+        ("h200", {"--gres=gpu:h200:2", "--constraint=nvlink|ib"}),
+    ],
+)
+def test_a_product_of_gpu_is_a_type_of_gres_or_what_the_settings_make_of_it(
+    job: Job, gpu: str | None, options: set[str]
+) -> None:
+    gpus = {
+        "NVIDIA-A100-SXM4-40GB": {"gres": "gpu:a100", "constraint": "a100_40g"},
+        "by-node": {"constraint": "v100"},
+    }
+    own = {"gpus": gpus, "constraint": "nvlink|ib"}
+    given = submission(job, own, gpus_per_pod=2, gpu=gpu).options()
+    assert {option for option in given if option.startswith(("--gres", "--constraint"))} == options
+    on_cores = submission(job, own, gpus_per_pod=0, gpu=gpu).options()
+    assert not any(option.startswith("--gres") for option in on_cores)

@@ -115,6 +115,12 @@ class Cluster:
         uid = job["metadata"]["uid"]
         return [pod for pod in answer["items"] if any(o["uid"] == uid for o in _owners(pod))]
 
+    def let_begin(self, pod: str) -> None:
+        """Take the gates away that keep a pod from being scheduled; one that is gone needs none."""
+        body: Object = {"spec": {"schedulingGates": []}}
+        merge = "application/merge-patch+json"  # the client would send a list of JSON patches
+        self._if_there(self._core.patch_namespaced_pod, pod, self.namespace, body, _content_type=merge)
+
     def events(self, name: str) -> list[Object]:
         """What the cluster has to say about the object of that name, the latest last; nothing where we may not ask."""
         selector = f"involvedObject.name={name}"

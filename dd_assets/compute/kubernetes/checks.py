@@ -3,6 +3,7 @@
 from typing import Final
 
 from dd_assets.compute.kubernetes.api import Cluster, NotAllowedError, Object
+from dd_assets.compute.kubernetes.manifests import node_selector
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
 from dd_core.errors import UserError
 from dd_core.study.resources import Resources
@@ -18,6 +19,7 @@ PERMISSIONS: Final = (
     ("list", "events", ""),
 )
 PERMISSION_FOR_RANKS: Final = ("create", "services", "")
+PERMISSION_FOR_DELAYS: Final = ("patch", "pods", "")
 
 
 def check_before(
@@ -33,7 +35,8 @@ def check_before(
             f"the cluster {cluster.host} has no namespace {cluster.namespace!r}; make it (see k8s/), or name another "
             "under namespace in the settings file (DD_KUBERNETES)"
         )
-    for verb, resource, group in (*PERMISSIONS, *((PERMISSION_FOR_RANKS,) if ranks > 1 else ())):
+    further = [(PERMISSION_FOR_RANKS, ranks > 1), (PERMISSION_FOR_DELAYS, bool(resources.retry_seconds))]
+    for verb, resource, group in (*PERMISSIONS, *(permission for permission, is_needed in further if is_needed)):
         if not cluster.may(verb, resource, group):
             raise UserError(
                 f"no permission to {verb} {resource} in the namespace {cluster.namespace} of {cluster.host}; ask for "
@@ -68,18 +71,36 @@ def _check_nodes(cluster: Cluster, settings: KubernetesSettings, resources: Reso
     nodes = cluster.nodes()
     if nodes is None:
         return
-    if settings.node_selector:
-        nodes = [node for node in nodes if settings.node_selector.items() <= _labels(node).items()]
+    wanted_gpus, resource = resources.gpus_per_pod or 0, settings.gpu_resource_name
+    if resources.gpu and wanted_gpus:
+        nodes = _with_product(nodes, resources.gpu, cluster, settings)
+    if selector := node_selector(settings, resources):
+        nodes = [node for node in nodes if selector.items() <= _labels(node).items()]
         if not nodes:
             wanted = ", ".join(f"{key}={value}" for key, value in settings.node_selector.items())
-            raise UserError(f"no node of {cluster.host} has the labels {wanted} (node_selector of the settings file)")
-    wanted_gpus, resource = resources.gpus_per_pod or 0, settings.gpu_resource_name
+            of = f" with {resources.gpu}" if resources.gpu and wanted_gpus else ""
+            raise UserError(
+                f"no node{of} of {cluster.host} has the labels {wanted} (node_selector of the settings file)"
+            )
     most = max((_offers(node, resource) for node in nodes), default=0)
     if wanted_gpus > most:
         raise UserError(
             f"a pod wants {wanted_gpus} {resource}, but no node of {cluster.host} has more than {most}; lower "
             "gpus_per_pod, or set check_nodes: false in the settings file if nodes are added on demand"
         )
+
+
+def _with_product(nodes: list[Object], gpu: str, cluster: Cluster, settings: KubernetesSettings) -> list[Object]:
+    """The nodes with that product of GPU, of which there are some."""
+    label = settings.gpu_label
+    found = [node for node in nodes if _labels(node).get(label) == gpu]
+    if found:
+        return found
+    products = sorted({_labels(node)[label] for node in nodes if label in _labels(node)})
+    there_is = f"there are {', '.join(products)}" if products else f"no node has the label {label} (gpu_label)"
+    raise UserError(
+        f"no node of {cluster.host} has the GPU {gpu}, the only one that will do (gpu under resources); {there_is}"
+    )
 
 
 def _labels(node: Object) -> dict[str, str]:

@@ -3,11 +3,22 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dd_assets.compute.kubernetes.manifests import CONTAINER
+from dd_assets.compute.kubernetes.manifests import CONTAINER, GATE
 from dd_core.jobs.exit_codes import KILLED, TOLD_TO_END
 
 Object = dict[str, Any]
 _INDEX: Final = "batch.kubernetes.io/job-completion-index"
+# How often the index of a pod failed before: what counts against the limit, and what does not.
+_FAILURES: Final = "batch.kubernetes.io/job-index-failure-count"
+_IGNORED: Final = "batch.kubernetes.io/job-index-ignored-failure-count"
+# Reasons of the condition DisruptionTarget.
+_DISRUPTIONS: Final = {
+    "EvictionByEvictionAPI": "was evicted",
+    "TerminationByKubelet": "was evicted",
+    "PreemptionByScheduler": "was preempted",
+    "DeletionByTaintManager": "lost its node",
+    "DeletionByPodGC": "lost its node",
+}
 # Reasons of a container that waits, and of events, which more room in the cluster would not mend.
 _FAULTS: Final = {
     **dict.fromkeys(
@@ -41,6 +52,8 @@ class Ending:
         pod: its name.
         exit_code: of the worker's container, if it ran.
         reason: a clause: "was killed for want of memory", "was evicted (...)".
+        attempt: number of the attempt at its place, from 1.
+        failures: how many of those before count against the limit of retries.
         is_out_of_memory: it wanted more memory than it had.
         is_disruption: its node was lost or wanted for somebody else; Kubernetes starts it again.
     """
@@ -49,6 +62,8 @@ class Ending:
     pod: str
     exit_code: int | None
     reason: str
+    attempt: int
+    failures: int
     is_out_of_memory: bool
     is_disruption: bool
 
@@ -80,6 +95,20 @@ def place_of(pod: Object) -> int:
     return int(text) if text is not None else 0
 
 
+def attempt_of(pod: Object) -> int:
+    """The number of the attempt at its place that a pod is, from 1."""
+    return 1 + _count(pod, _FAILURES) + _count(pod, _IGNORED)
+
+
+def _count(pod: Object, annotation: str) -> int:
+    return int((pod["metadata"].get("annotations") or {}).get(annotation) or 0)
+
+
+def is_gated(pod: Object) -> bool:
+    """Whether we keep it from being scheduled until its time has come."""
+    return any(gate["name"] == GATE for gate in pod["spec"].get("schedulingGates") or [])
+
+
 def phase(pod: Object) -> str:
     """Pending, Running, Succeeded or Failed."""
     return str((pod.get("status") or {}).get("phase") or "Pending")
@@ -107,7 +136,10 @@ def why_waiting(pod: Object, events: list[Object]) -> Waiting | None:
         is_fault = "persistentvolumeclaim" in (scheduled.get("message") or "").lower()
         told = [e["message"] for e in events if e.get("reason") == "FailedScheduling" and e.get("message")]
         text = max([scheduled.get("message") or scheduled.get("reason") or "unknown", *told[-1:]], key=len)
-        return Waiting(f"waits for a node ({_line(text)})", is_fault)
+        selector = (pod.get("spec") or {}).get("nodeSelector") or {}
+        labels = ", ".join(f"{key}={value}" for key, value in selector.items())
+        wish = f", with the labels {labels}" if labels and "affinity/selector" in text else ""
+        return Waiting(f"waits for a node ({_line(text)}){wish}", is_fault)
     for event in reversed(events):
         if event.get("type") == "Warning" and (what := _FAULTS.get(event.get("reason", ""))):
             return Waiting(f"{what} ({event['reason']}: {_line(event.get('message') or '')})", True)
@@ -142,17 +174,38 @@ def ending_of(pod: Object) -> Ending | None:
         and code in (None, KILLED, TOLD_TO_END)
     ):
         return None
-    out_of_memory = not disruption and ("OOMKilled" in reasons or (code == KILLED and "Evicted" not in reasons))
+    is_ended = bool({"Evicted", "DeadlineExceeded"} & reasons)
+    out_of_memory = not disruption and ("OOMKilled" in reasons or (code == KILLED and not is_ended))
     if disruption:
-        why = disruption.get("reason") or "DisruptionTarget"
-        reason = f"lost its place on the node ({why}: {_line(disruption.get('message') or 'no message')})"
+        return disrupted(pod)
+    if "DeadlineExceeded" in reasons:
+        hours = (pod["spec"].get("activeDeadlineSeconds") or 0) / 3600
+        reason = f"took longer than the {hours:.4g} h that an attempt may take (hours under resources)"
     elif out_of_memory:
         reason = f"was killed for want of memory (exit code {code})"
     elif code is None:
         reason = f"failed ({_line(status.get('message') or status.get('reason') or 'no reason given')})"
     else:
         reason = f"ended with exit code {code}"
-    return Ending(place_of(pod), pod["metadata"]["name"], code, reason, out_of_memory, disruption is not None)
+    return _ending(pod, code, reason, is_out_of_memory=out_of_memory)
+
+
+def disrupted(pod: Object) -> Ending | None:
+    """How a pod ends whose node was lost or is wanted for somebody else, be it over or on its way; None: it is not."""
+    disruption = condition(pod, "DisruptionTarget")
+    if disruption is None:
+        return None
+    why, message = disruption.get("reason") or "DisruptionTarget", _line(disruption.get("message") or "no message")
+    words = _DISRUPTIONS.get(why, "lost its place on the node")
+    return _ending(pod, _terminated(pod).get("exitCode"), f"{words} ({why}: {message})", is_disruption=True)
+
+
+def _ending(
+    pod: Object, code: int | None, reason: str, is_out_of_memory: bool = False, is_disruption: bool = False
+) -> Ending:
+    attempt, failures = attempt_of(pod), _count(pod, _FAILURES)
+    place, name = place_of(pod), pod["metadata"]["name"]
+    return Ending(place, name, code, reason, attempt, failures, is_out_of_memory, is_disruption)
 
 
 def _terminated(pod: Object) -> Object:

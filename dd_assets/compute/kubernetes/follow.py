@@ -10,13 +10,16 @@ from collections.abc import Generator, Iterator
 
 from dd_assets.compute.elsewhere import News
 from dd_assets.compute.kubernetes.api import ApiUnavailableError, Cluster, Object
+from dd_assets.compute.kubernetes.attempts import Attempts
 from dd_assets.compute.kubernetes.explain import (
     Ending,
     Waiting,
     condition,
+    disrupted,
     ending_of,
     has_ended,
     is_ending,
+    is_gated,
     phase,
     place_of,
     why_no_pods,
@@ -25,6 +28,7 @@ from dd_assets.compute.kubernetes.explain import (
 from dd_assets.compute.kubernetes.logs import EventReader, LogStreams
 from dd_assets.compute.kubernetes.manifests import CONTAINER
 from dd_assets.compute.kubernetes.verdict import Verdict
+from dd_assets.compute.retries import Retries
 from dd_core.errors import UserError
 from dd_core.events import End, Event
 from dd_core.jobs.exit_codes import DEFECTS, NO_JOB_FILE, TASKS_FAILED
@@ -44,7 +48,15 @@ _LOG_ATTEMPTS = 3
 class Following:
     """One Job that the cluster has."""
 
-    def __init__(self, cluster: Cluster, manifest: Object, news: News, reader: EventReader, is_found: bool):
+    def __init__(
+        self,
+        cluster: Cluster,
+        manifest: Object,
+        news: News,
+        reader: EventReader,
+        retries: Retries,
+        is_found: bool,
+    ):
         """``manifest`` is the Job as the cluster has it; ``is_found`` if it was there already."""
         self.cluster, self.settings, self.news = cluster, cluster.settings, news
         self._is_found = is_found
@@ -52,6 +64,7 @@ class Following:
         self._manifest: Object | None = manifest
         self._reader, self._streams = reader, LogStreams(cluster, reader)
         self._held: list[tuple[float, End]] = []
+        self._attempts = Attempts(cluster, manifest, news, retries)
         self._verdict = Verdict(news, self.name)
         self._pods_seen: dict[str, float] = {}
         self._pods_over: set[str] = set()
@@ -166,7 +179,7 @@ class Following:
                 self._streams.has_ended(uid)
             yield from self._disruption(pod)
             ending = ending_of(pod)
-            if ending and uid not in self._pods_over:
+            if ending and not ending.is_disruption and uid not in self._pods_over:
                 yield from self._end(uid, ending)
             if phase(pod) in ("Succeeded", "Failed"):
                 self._pods_over.add(uid)
@@ -174,27 +187,23 @@ class Following:
         for uid in self._pods_seen.keys() - here - self._pods_over:
             self._pods_over.add(uid)
             self._streams.has_ended(uid)
+        if manifest and not is_ending(manifest):
+            self._attempts.let_begin(pods)
         # Last, so that an interrupted look is made again as a whole.
         self._manifest = manifest
         if manifest and not is_ending(manifest):
             yield from self._waiting(manifest, pods)
 
     def _disruption(self, pod: Object) -> Iterator[Event]:
-        uid, place = pod["metadata"]["uid"], place_of(pod)
-        disruption = condition(pod, "DisruptionTarget")
-        if disruption and uid not in self._disrupted:
+        """Say so as soon as it is known: once it has ended, an evicted pod is gone."""
+        uid, ending = pod["metadata"]["uid"], disrupted(pod)
+        if ending and uid not in self._disrupted:
             self._disrupted.add(uid)
-            why = disruption.get("message") or disruption.get("reason")
-            yield self._note(
-                f"the pod {pod['metadata']['name']} loses its place on the node ({disruption.get('reason')}: {why}); "
-                f"another takes up the work of place {place} where it stopped",
-                place,
-            )
+            self._verdict.add(ending, [])
+            yield self._note(self._attempts.describe(ending), ending.place)
 
     def _end(self, uid: str, ending: Ending) -> Iterator[Event]:
         """Draw the consequences of a pod that failed."""
-        if ending.is_disruption:
-            return
         lines: list[str] = []
         if ending.exit_code != TASKS_FAILED:
             try:
@@ -209,12 +218,9 @@ class Following:
             # By count, so that an orchestrator that was started again does not take the same end for another.
             if self.news.folder.halvings(ending.place) < len(seen):
                 self.news.folder.halve(ending.place)
-            text = (
-                f"the pod {ending.pod} {ending.reason}; what is left of place {ending.place} takes half as much at once"
-            )
-            yield self._note(text, ending.place)
+            yield self._note(f"{self._attempts.describe(ending)}, taking half as much at once", ending.place)
         elif ending.exit_code not in (*DEFECTS, TASKS_FAILED, NO_JOB_FILE):
-            yield self._note(f"the pod {ending.pod} {ending.reason}; it may be started again", ending.place)
+            yield self._note(self._attempts.describe(ending), ending.place)
 
     # Waiting
 
@@ -222,7 +228,8 @@ class Following:
         """Say why pods do not run, once per reason; remember since when none does."""
         now = time.monotonic()
         settled = now - 2 * self.settings.poll_seconds
-        idle = [p for p in pods if phase(p) == "Pending" and self._pods_seen[p["metadata"]["uid"]] <= settled]
+        waiting = [pod for pod in pods if phase(pod) == "Pending" and not is_gated(pod)]
+        idle = [pod for pod in waiting if self._pods_seen[pod["metadata"]["uid"]] <= settled]
         why = self._reason(manifest, pods, idle)
         if why is None or any(phase(pod) in ("Running", "Succeeded") for pod in pods):
             self._stuck_since = None

@@ -26,6 +26,10 @@ LABELS: Final = {
     "app.kubernetes.io/part-of": "double-descent",
     "app.kubernetes.io/component": "worker",
 }
+# What keeps a pod that is a retry from being scheduled, and from holding a GPU, until its time has come.
+GATE: Final = "double-descent/retry"
+# So often is tried again what failed by itself, where nobody says how often.
+_USUAL_RETRIES = 3
 # A defect of the program, and a volume that lacks the job file, are the same for every pod and every attempt; tasks
 # that failed have said why.
 _FAIL_JOB, _FAIL_INDEX = (*DEFECTS, NO_JOB_FILE), (TASKS_FAILED,)
@@ -167,13 +171,21 @@ def _problems(error: Exception) -> str:
     return str(error)
 
 
+def node_selector(settings: KubernetesSettings, resources: Resources) -> dict[str, str]:
+    """Labels that a node must have: those of the settings, and the product of GPU that is asked for."""
+    product = {settings.gpu_label: resources.gpu} if resources.gpu and resources.gpus_per_pod else {}
+    return {**settings.node_selector, **product}
+
+
 def _job_spec(settings: KubernetesSettings, order: Order) -> dict[str, Any]:
     """What makes it one pod a place, each with attempts of its own.
 
-    A pod that its node lost counts for nothing. What ended otherwise is tried again by index, up to the limit, but for
-    what would only fail again. Of ranks that share a task none can do without the others.
+    A pod that its node lost counts for nothing, unless a number of retries was asked for. What ended otherwise is
+    tried again by index, up to the limit, but for what would only fail again. Of ranks that share a task none can do
+    without the others.
     """
-    hours = order.resources.hours
+    retries = order.resources.retries
+    lost = "Ignore" if retries is None else "Count"
     if order.ranks > 1:
         failures = [{"action": "FailJob", "on_exit_codes": _exit_codes((*_FAIL_JOB, *_FAIL_INDEX))}]
     else:
@@ -185,16 +197,15 @@ def _job_spec(settings: KubernetesSettings, order: Order) -> dict[str, Any]:
         "completion_mode": "Indexed",
         "completions": order.num_places,
         "parallelism": order.num_places,
-        "backoff_limit_per_index": settings.backoff_limit_per_index,
+        "backoff_limit_per_index": _USUAL_RETRIES if retries is None else retries,
         "pod_replacement_policy": "Failed",
         "pod_failure_policy": {
             "rules": [
-                {"action": "Ignore", "on_pod_conditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": lost, "on_pod_conditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 *failures,
             ]
         },
         "ttl_seconds_after_finished": settings.ttl_seconds_after_finished,
-        **({"active_deadline_seconds": math.ceil(hours * 3600)} if hours else {}),
         **({"suspend": True} if settings.queue else {}),
     }
 
@@ -223,7 +234,10 @@ def _pod_spec(settings: KubernetesSettings, order: Order) -> dict[str, Any]:
             "seccomp_profile": {"type": "RuntimeDefault"},
         },
         **({"subdomain": order.name} if order.ranks > 1 else {}),
-        **({"node_selector": settings.node_selector} if settings.node_selector else {}),
+        **({"node_selector": selector} if (selector := node_selector(settings, order.resources)) else {}),
+        # Of a pod, and so of each attempt; a Job's would go on counting while it waits.
+        **({"active_deadline_seconds": math.ceil(hours * 3600)} if (hours := order.resources.hours) else {}),
+        **({"scheduling_gates": [{"name": GATE}]} if order.resources.retry_seconds else {}),
         **(
             {"tolerations": [t.model_dump(exclude_none=True) for t in settings.tolerations]}
             if settings.tolerations

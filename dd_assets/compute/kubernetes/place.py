@@ -22,13 +22,14 @@ from dd_assets.compute.kubernetes.follow import Following
 from dd_assets.compute.kubernetes.logs import EventReader
 from dd_assets.compute.kubernetes.manifests import JOB_FILE_ANNOTATION, Order, job_manifest, service_manifest
 from dd_assets.compute.kubernetes.settings import KubernetesSettings, settings_from_environment
+from dd_assets.compute.retries import Retries
 from dd_core.errors import UserError
 from dd_core.events import Event
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
-from dd_core.study.resources import Resources, largest
+from dd_core.study.resources import Resources
 
 # A person who cancels a run should not wait for a cluster that does not answer.
 _PATIENCE_OF_CANCELLING = 30.0
@@ -54,7 +55,8 @@ class KubernetesPlace:
 
     def machine(self, asked: Resources | None = None) -> Machine:
         """As many alike machines as there may be pods."""
-        return machine_of(self.settings.resources.overridden_by(asked), self.settings.device)
+        usual = self.settings.resources
+        return machine_of(usual.overridden_by(asked), usual.gpu, self.settings.device)
 
     def run(self, context: dg.AssetExecutionContext, job: Job) -> Generator[Event, None, None]:
         """Run a job, or follow it where it runs already; see ``dd_assets.compute.Place``.
@@ -74,8 +76,8 @@ class _Request:
     ):
         self._settings, self._context, self._session = place.settings, context, session
         self._cluster = Cluster(place.settings, context.log.warning)
-        asked = largest(study.resources for study in job.studies.values())
-        self.machine, self._resources = place.machine(asked), place.settings.resources.overridden_by(asked)
+        self.machine = place.machine(job.resources)
+        self._resources = place.settings.resources.overridden_by(job.resources)
         self.is_inside, self.end = is_inside_cluster(), f"the Job {job.name} was deleted"
         self._name, self._store = job.name, Store(job.root)
         self._reader = EventReader()
@@ -105,7 +107,9 @@ class _Request:
             if job.ranks > 1:
                 service = service_manifest({**found, "metadata": {"namespace": cluster.namespace, **found["metadata"]}})
                 cluster.patiently(partial(cluster.create_service, service))
-            return Following(cluster, found, News(folder, job, wanted), self._reader, is_found)
+            return Following(
+                cluster, found, News(folder, job, wanted), self._reader, Retries.of(self._resources), is_found
+            )
 
     def cancel(self) -> bool:
         """Delete the Job, unless it is none of ours."""

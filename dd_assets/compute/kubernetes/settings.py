@@ -58,8 +58,16 @@ class KubernetesSettings(Strict):
         description="what a job may use, unless its study says otherwise",
     )
     gpu_resource_name: str = Field(default="nvidia.com/gpu", description="as nodes offer GPUs")
+    gpu_label: str = Field(
+        default="nvidia.com/gpu.product",
+        pattern=r"^[\w./-]+$",
+        description="label of nodes that names the product of their GPUs, which resources.gpu asks for; on GKE "
+        "cloud.google.com/gke-accelerator",
+    )
     device: str | None = Field(
-        default=None, description="name of the GPU in PyTorch's words, for forecasts (NVIDIA H100 80GB HBM3)"
+        default=None,
+        description="name of the GPU in PyTorch's words, for forecasts where a study asks for no other "
+        "(NVIDIA H100 80GB HBM3)",
     )
     node_selector: dict[str, str] = Field(default={}, description="labels that a node must have")
     tolerations: list[Toleration] = Field(default=[], description="taints of nodes that pods may ignore")
@@ -75,9 +83,6 @@ class KubernetesSettings(Strict):
     )
     tmp_gib: float = Field(default=8.0, gt=0, description="GiB of scratch at /tmp on the node's disk")
     run_as_user: int = Field(default=1000, ge=1, description="user and group id of the workers, never root")
-    backoff_limit_per_index: int = Field(
-        default=3, ge=0, description="how often a pod may be started again after a failure that is not of its node"
-    )
     ttl_seconds_after_finished: int = Field(
         default=24 * 3600, ge=0, description="how long a Job that has ended, and the logs of its pods, are kept"
     )

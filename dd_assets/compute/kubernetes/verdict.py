@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dd_assets.compute.elsewhere import KEPT, News
 from dd_assets.compute.kubernetes.explain import Ending, Object, condition, indexes
 from dd_core.events import Event
-from dd_core.jobs.exit_codes import DEFECTS, NO_JOB_FILE
+from dd_core.jobs.exit_codes import DEFECTS, KILLED, NO_JOB_FILE, TOLD_TO_END
 
 
 class Verdict:
@@ -35,10 +35,6 @@ class Verdict:
             yield from self._all_failed(text)
         elif culprit := self._culprit(failed):
             yield from self._by_culprit(*culprit)
-        elif failed.get("reason") == "DeadlineExceeded":
-            yield from self._all_failed(
-                f"the Job {self._name} took longer than allowed (hours under resources); {KEPT}"
-            )
         else:
             yield from self._by_place(failed, indexes((manifest.get("status") or {}).get("failedIndexes")))
 
@@ -82,8 +78,8 @@ class Verdict:
             ending, lines = endings[-1]
             if lines:
                 yield self._news.note(_log(ending, lines), min(numbers))
-            times = f", as {len(endings) - 1} before it" if len(endings) > 1 else ""
-            last = f" ({_last(lines)})" if _last(lines) and not ending.is_out_of_memory else ""
+            times = f" in attempt {ending.attempt}, the last" if ending.attempt > 1 else ""
+            last = f" ({_last(lines)})" if _last(lines) and ending.exit_code not in (None, KILLED, TOLD_TO_END) else ""
             yield from self._news.give_up(numbers, f"the pod {ending.pod} {ending.reason}{last}{times}; {KEPT}")
 
 

@@ -1,5 +1,6 @@
 """SLURM's commands and what they answer: sbatch, squeue, scontrol, scancel. No shell, no tables made for people."""
 
+import math
 import os
 import re
 import subprocess
@@ -135,9 +136,24 @@ def cancel(job: int) -> None:
     _call("scancel", str(job))
 
 
+def cancel_element(element: Element, is_array: bool) -> None:
+    """End one element."""
+    _call("scancel", _name(element, is_array))
+
+
 def requeue(element: Element, is_array: bool) -> None:
     """Put an element, running or ended, back into the queue; SLURM lets it wait there for about two minutes."""
-    _call("scontrol", "requeue", f"{element.job}_{element.index}" if is_array else str(element.job))
+    _call("scontrol", "requeue", _name(element, is_array))
+
+
+def begin_after(element: Element, is_array: bool, seconds: float) -> None:
+    """Let an element that waits begin in so many seconds, instead of when SLURM would let it."""
+    start = f"StartTime=now+{math.ceil(seconds)}"
+    _call("scontrol", "update", f"JobId={_name(element, is_array)}", start)
+
+
+def _name(element: Element, is_array: bool) -> str:
+    return f"{element.job}_{element.index}" if is_array else str(element.job)
 
 
 def accounted(job: int, index: int, is_array: bool) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Generator, Hashable, Iterator
 from dataclasses import dataclass
 
 from dd_assets.compute.elsewhere import KEPT
+from dd_assets.compute.retries import Retries, named
 from dd_assets.compute.slurm import commands
 from dd_assets.compute.slurm.commands import NO_FILES, Element, SlurmError, UnreachableError
 from dd_assets.compute.slurm.news import FileNews, last_lines
@@ -13,7 +14,7 @@ from dd_assets.compute.slurm.verdict import Verdict, describe_reason, is_hopeles
 from dd_core.events import Event
 from dd_core.jobs.exit_codes import NO_JOB_FILE, NOT_STARTED
 
-# So often in a row an element is started again without having got any further.
+# So often in a row an element is started again without having got any further, where no number of retries is given.
 _MOST_RESTARTS = 3
 # A shared file system may show a file, and the queue a job, so much later.
 _VISIBLE_SECONDS = 90.0
@@ -46,7 +47,10 @@ class Following:
         self.number, self.submission, self.news = number, submission, news
         self.is_over = False
         self._elements: dict[int, Element] = {}
+        self._retries = Retries.of(submission.resources)
         self._restarts: dict[int, _Restarts] = {}
+        # When an element in the queue shall begin, by the clock of time.monotonic, until SLURM has been told.
+        self._due: dict[int, float] = {}
         self._waits = _Waits()
         self._noted: set[str] = set()
         self._hopeless_looks = 0
@@ -100,13 +104,37 @@ class Following:
                 yield from self._fail(index, f"is not known to SLURM any more{about}; {KEPT}")
             return
         self._waits.over(("unknown", index))
+        if index in self._due and element.is_waiting:
+            seconds = max(0.0, self._due.pop(index) - time.monotonic())
+            commands.begin_after(element, not self.submission.is_together, seconds)
         restarts = self._restarts.setdefault(index, _Restarts(element.restarts))
         if element.restarts > restarts.seen:
             restarts.seen = element.restarts
-            yield self.news.note(f"{self._name(index)} went back into SLURM's queue; it goes on from its last files")
+            yield from self._put_back(element)
         # Not before the news has been read once more: its last outcome may have come after that, right before its end.
         elif element.has_ended and (waited := self._waits.seconds(("ended", index, element.restarts))):
             yield from self._act(element, restarts, waited)
+
+    def _put_back(self, element: Element) -> Iterator[Event]:
+        """SLURM itself has put an element back into the queue, as after a preemption."""
+        if self._retries.most is not None and element.restarts > self._retries.most:
+            commands.cancel_element(element, not self.submission.is_together)
+            yield from self._fail(element.index, f"was lost {element.restarts} times, {self._all_retries}; {KEPT}")
+            return
+        yield self._note_of_retry(element, "went back into SLURM's queue", element.restarts)
+
+    @property
+    def _all_retries(self) -> str:
+        return f"and {self._retries.most} retries were asked for"
+
+    def _note_of_retry(self, element: Element, how: str, retry: int, further: str = "") -> Event:
+        """Say who is tried again and when, and see to it."""
+        tasks = sorted(self._tasks(element.index) & self.news.left)
+        who = named([self.submission.job.tasks[number].name for number in tasks], "what is left")
+        if seconds := self._retries.seconds(retry):
+            self._due[element.index] = time.monotonic() + seconds
+        again = self._retries.announce(retry, "as soon as SLURM lets it", is_last=False)
+        return self.news.note(f"{who}: {self._name(element.index)}{_on(element)} {how}; {again}{further}")
 
     def _act(self, element: Element, restarts: _Restarts, waited: float) -> Iterator[Event]:
         """Do what the end of an element asks for."""
@@ -127,8 +155,12 @@ class Following:
         in_vain = 0 if steps > restarts.steps else restarts.in_vain
         if verdict is not Verdict.AGAIN_AT_ONCE:
             in_vain += 1
-        if in_vain > _MOST_RESTARTS:
+        most = self._retries.most
+        if most is None and in_vain > _MOST_RESTARTS:
             yield from self._fail(index, f"{how}, {in_vain} times without getting any further; {KEPT}")
+            return
+        if most is not None and element.restarts >= most:
+            yield from self._fail(index, f"{how} in attempt {element.restarts + 1}, {self._all_retries}; {KEPT}")
             return
         try:
             commands.requeue(element, not self.submission.is_together)
@@ -141,7 +173,7 @@ class Following:
         if verdict is Verdict.AGAIN_WITH_LESS_MEMORY:
             less = f", with 1/{2 ** self.news.folder.halve(index)} of the images at a time"
         self._restarts[index] = _Restarts(element.restarts + 1, in_vain, steps)
-        yield self.news.note(f"{self._name(index)}{_on(element)} {how}; it goes back into the queue{less}")
+        yield self._note_of_retry(element, how, element.restarts + 1, less)
 
     def _fail(self, index: int, how: str) -> Iterator[Event]:
         """The tasks of an element that are left have failed."""

@@ -23,7 +23,7 @@ from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
-from dd_core.study.resources import Resources, largest
+from dd_core.study.resources import Resources
 
 # Seconds after which an unanswered sbatch is tried again; first it is looked whether the job has got through.
 _SUBMIT_PAUSES = (2.0, 5.0, 10.0, 20.0)
@@ -55,7 +55,7 @@ class SlurmPlace:
 
     def machine(self, asked: Resources | None = None) -> Machine:
         """What jobs get: so many pods alike."""
-        return machine_of(self.resources(asked), self.settings.device)
+        return machine_of(self.resources(asked), self.settings.resources.gpu, self.settings.device)
 
     def resources(self, asked: Resources | None) -> Resources:
         """What to ask for: by the study, by the settings, by default; cores are never left open."""
@@ -79,9 +79,8 @@ class _Request:
     """One job on its way through SLURM."""
 
     def __init__(self, place: SlurmPlace, context: dg.AssetExecutionContext, job: Job):
-        asked = largest(study.resources for study in job.studies.values())
         self._place, self._context, self._job, self._store = place, context, job, Store(job.root)
-        self.machine = place.machine(asked)
+        self.machine = place.machine(job.resources)
         self.is_inside, self.end = "SLURM_JOB_ID" in os.environ, f"the SLURM job {job.name} was ended"
 
     def start(self, job: Job) -> Following:
@@ -118,11 +117,10 @@ class _Request:
                 f"with the data root at {store.address} SLURM needs a folder that all nodes see for what pods print; "
                 f"name one under logs in {self._place.file}"
             )
-        asked = largest(study.resources for study in job.studies.values())
         return Submission(
             job=job,
             settings=settings,
-            resources=self._place.resources(asked),
+            resources=self._place.resources(job.resources),
             root=store.address,
             job_file=folder.job_file,
             comment=_comment(store, folder),

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd_assets.compute.slurm.settings import SlurmSettings
+from dd_assets.compute.slurm.settings import GpuProduct, SlurmSettings
 from dd_core.jobs.job import Job
 from dd_core.study.resources import Resources
 
@@ -48,13 +48,23 @@ class Submission:
         """Elements of the job array; one where there is none."""
         return 1 if self.is_together else len(self.job.places)
 
+    @property
+    def gpu(self) -> GpuProduct:
+        """How to ask for the GPUs that are wanted; ``gres`` is named."""
+        product = self.resources.gpu if self.resources.gpus_per_pod else None
+        if product is None:
+            return GpuProduct(gres=self.settings.gres)
+        known = self.settings.gpus.get(product, GpuProduct(gres=f"gpu:{product}"))
+        return known if known.gres else known.model_copy(update={"gres": self.settings.gres})
+
     def log(self, index: int) -> Path:
         """What the pod of that index prints."""
         return self.logs / ("slurm.log" if self.is_together else f"slurm-{index}.log")
 
     def options(self) -> list[str]:
         """The options of sbatch, each one word."""
-        settings, wanted = self.settings, self.resources
+        settings, wanted, gpu = self.settings, self.resources, self.gpu
+        features = [feature for feature in (settings.constraint, gpu.constraint) if feature]
         num_places = len(self.job.places)
         options: dict[str, str | int | float | bool | None] = {
             "job-name": self.job.name,
@@ -62,12 +72,12 @@ class Submission:
             "partition": settings.partition,
             "account": settings.account,
             "qos": settings.qos,
-            "constraint": settings.constraint,
+            "constraint": "&".join(f"({one})" if len(features) > 1 and "|" in one else one for one in features) or None,
             "reservation": settings.reservation,
             "nodes": num_places if self.is_together else 1,
             "ntasks-per-node": 1,
             "cpus-per-task": wanted.cpus_per_pod,
-            "gres": f"{settings.gres}:{wanted.gpus_per_pod}" if wanted.gpus_per_pod else None,
+            "gres": f"{gpu.gres}:{wanted.gpus_per_pod}" if wanted.gpus_per_pod else None,
             "mem": f"{math.ceil(wanted.memory_gib_per_pod * 1024)}M" if wanted.memory_gib_per_pod else None,
             "time": math.ceil(wanted.hours * 60) if wanted.hours else None,
             "array": None if self.is_together else self._array(num_places),

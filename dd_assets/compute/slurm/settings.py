@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from dd_core.study.resources import Resources
 from dd_core.study.yaml_files import Strict, read_mapping, validated
 
+_GRES = r"^[\w.:-]+$"
 # What the platform itself says to sbatch; a second value would contradict it.
 _OWN_OPTIONS = {
     "array", "chdir", "comment", "cpus-per-task", "error", "gres", "input", "job-name", "mem", "no-requeue",
@@ -16,6 +17,13 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 # Options that have a key of their own in the settings.
 _OWN_KEYS = {"partition", "account", "qos", "constraint", "reservation"}
+
+
+class GpuProduct(Strict):
+    """How a cluster is asked for one product of GPU."""
+
+    gres: str | None = Field(default=None, pattern=_GRES, description="gpu:a100; null: gres of the settings")
+    constraint: str | None = Field(default=None, description="features of its nodes, beside those of the settings")
 
 
 class SlurmSettings(Strict):
@@ -29,7 +37,12 @@ class SlurmSettings(Strict):
     resources: Resources = Field(
         default=Resources(), description="what a study may override; a pod is one array element, on one node"
     )
-    gres: str = Field(default="gpu", pattern=r"^[\w.:-]+$", description="what GPUs are called: gpu, gpu:a100")
+    gres: str = Field(default="gpu", pattern=_GRES, description="what GPUs are called: gpu, gpu:a100")
+    gpus: dict[str, GpuProduct] = Field(
+        default={},
+        description="how to ask for the products that resources.gpu names; one that is not here is a type of gres, "
+        "gpu:NAME",
+    )
     device: str | None = Field(
         default=None, description="name of those GPUs in torch's words, for forecasts: NVIDIA A100-SXM4-80GB"
     )

@@ -7,6 +7,7 @@ divided once by their number, and one graph serves all vectors of a pass (Pearlm
 by the Hessian": Hv is the derivative of g(theta) along v; here the gradient of g . v with the graph of g kept).
 """
 
+import contextlib
 import logging
 from typing import Any
 
@@ -21,6 +22,7 @@ from dd_core.curvature.network import as_tensors, prepared
 from dd_core.curvature.parameter_space.batches import Batches
 from dd_core.curvature.parameter_space.distributed import Group, agreeing, sum_over
 from dd_core.curvature.parameter_space.layers import ChosenLayers, choose_layers
+from dd_core.curvature.parameter_space.twice_differentiable import TwiceDifferentiable
 from dd_core.curvature.second_derivatives import second_derivatives
 from dd_core.errors import UserError
 from dd_core.models.strided_pointwise import SoundConvolutions
@@ -141,7 +143,9 @@ class HessianOperator(CurvatureOperator):
 
     def _gradient(self, images: Tensor, labels: Tensor, create_graph: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss summed over the images, and its gradient by parameter, to be differentiated again if asked for."""
-        with SoundConvolutions(), torch.enable_grad():
+        # The later mode sees a call first, and hands on what it makes of it.
+        again = TwiceDifferentiable() if create_graph else contextlib.nullcontext()
+        with again, SoundConvolutions(), torch.enable_grad():
             logits = logits_of(self.network, images)
             # The loss in float64 keeps saturated images exact; it is small work.
             loss = self.loss.total(logits.double(), labels)

@@ -8,10 +8,10 @@ and response say it, all others say nothing, since the confounder's strength is 
 [.2, .9]. So P(1) = .3 / .7 = 3/7, 2 triples of 6.75 show the label, and the best accuracy is (2 + 4.75 * 4/7) / 6.75
 = .6984.
 
-Grounded, a graph shows a treatment, its patient and, for every other patient, a confounder. A table that follows from
-the seed says how effective each treatment is without and with each confounder; the label is again whether above .6.
-Neither treatments nor confounders nor their number show it alone: confounders reverse the effect of one of two
-families of treatments each, half of which are effective without.
+Grounded, a graph shows a treatment, its patient and, for every other patient, a confounder. The formula is the
+published one, but base effectiveness belongs to the treatment and the shift to the confounder (drawn from the seed,
+both as often above as below by as much), so that the label follows from both. A confounder changes the label of a
+third of its graphs.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,9 @@ SYMPTOMS = tuple(f"symptom_{number}" for number in range(8))
 EFFECTS = tuple(f"effect_{number}" for number in range(8))
 CONFOUNDERS = tuple(f"confounder_{number}" for number in range(12))
 KINDS = ("patient", "response", *TREATMENTS, *SYMPTOMS, *EFFECTS, *CONFOUNDERS)
+# Of patients there are many, who can be told from each other, or wrong labels could not be memorised.
+PATIENTS = tuple(f"patient/{number}" for number in range(200))
+GROUNDED_KINDS = (*TREATMENTS, *CONFOUNDERS, *PATIENTS)
 RELATIONS = (
     *("taken_by", "has_symptom", "symptom_reduced", "symptom_persists", "has_condition", "developed_condition"),
     *("recovered_from", "causes", "treats", "responds_to", "resistant_to", "confounds", "mediates", "moderates"),
@@ -85,11 +88,9 @@ def _triple(source: str, relation: str, target: str, confidence: float, label: i
 def effectiveness(seed: int, stream: int) -> np.ndarray:
     """How effective each treatment is without a confounder (column 0) and with each, float64 (8, 13), in (.2, .95)."""
     random = generator(seed, stream, "graph_rules")
-    treatments, confounders = random.permutation(len(TREATMENTS)), random.permutation(len(CONFOUNDERS))
-    is_effective, family = treatments % 2 == 0, treatments // 2 % 2
-    reverses = np.column_stack([np.zeros(len(family), bool), confounders[None, :] % 2 == family[:, None]])
-    strength = random.uniform(0.05, 0.3, size=reverses.shape)
-    return THRESHOLD + np.where(is_effective[:, None] ^ reverses, strength, -strength)
+    halves = np.array([0.03, 0.07, 0.11, 0.15]), np.array([0.05, 0.08, 0.12, 0.14, 0.17, 0.2])
+    base, shift = (random.permutation(np.concatenate([half, -half])) for half in halves)
+    return THRESHOLD + base[:, None] + np.concatenate([[0.0], shift])
 
 
 def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
@@ -100,9 +101,9 @@ def grounded(seed: int, stream: int, number: int) -> Iterator[Sketch]:
         treatment = draws.between(0, len(TREATMENTS) - 1)
         confounder = draws.between(1, len(CONFOUNDERS)) if draws.chance(0.5) else 0
         label = int(table[treatment, confounder] > THRESHOLD)
-        sketch = Sketch(label, float(label), 0.5, "confounded" if confounder else "unconfounded")
-        for kind in (TREATMENTS[treatment], "patient"):
-            sketch.node(kind, kind)
+        sketch = Sketch(label, float(label), "confounded" if confounder else "unconfounded", lambda: 0.5)
+        sketch.node(TREATMENTS[treatment], TREATMENTS[treatment])
+        sketch.node("patient", draws.choice(PATIENTS))
         sketch.edge(TREATMENTS[treatment], "taken_by", "patient", draws.uniform(0.85, 1.0))
         if confounder:
             kind = CONFOUNDERS[confounder - 1]

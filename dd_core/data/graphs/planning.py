@@ -12,13 +12,13 @@ from dd_core.data.graphs.sketch import Draws, Sketch
 
 LOCATIONS = tuple(f"location_{number}" for number in range(5))
 ACTIONS = ("move_to", "pick_up", "put_down", "stack", "unstack", "push", "pull", "open", "close", "toggle")
-# Each goal, the types of action that it takes in their order, and the capabilities (the latter ours).
-GOALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "stack_blocks": (("pick_up", "move_to", "stack"), ("manipulation", "grasping", "stacking")),
-    "clear_table": (("pick_up", "put_down", "move_to"), ("manipulation", "grasping")),
-    "transport": (("pick_up", "move_to", "put_down"), ("grasping", "navigation")),
-    "organize": (("move_to", "pick_up", "stack", "put_down"), ("grasping", "perception", "planning", "stacking")),
-    "manipulate": (("open", "pick_up", "close", "move_to"), ("manipulation", "perception", "planning")),
+# Each goal and the types of action that it takes.
+GOALS: dict[str, tuple[str, ...]] = {
+    "stack_blocks": ("pick_up", "move_to", "stack"),
+    "clear_table": ("pick_up", "put_down", "move_to"),
+    "transport": ("pick_up", "move_to", "put_down"),
+    "organize": ("move_to", "pick_up", "stack", "put_down"),
+    "manipulate": ("open", "pick_up", "close", "move_to"),
 }
 CAPABILITIES = ("manipulation", "navigation", "perception", "grasping", "planning", "stacking")
 KINDS = ("robot", "object", *LOCATIONS, *ACTIONS, *GOALS, *CAPABILITIES)
@@ -39,7 +39,7 @@ def _published(draws: Draws, index: int) -> Sketch:
     goal = draws.choice(tuple(GOALS))
     sketch.node("goal", goal)
     sketch.edge("robot", "achieve", "goal", draws.uniform(0.7, 0.85))
-    for kind in GOALS[goal][0]:
+    for kind in GOALS[goal]:
         if matching := [action for action in actions if action[1] == kind]:
             name = draws.choice(matching)
             sketch.node(*name)

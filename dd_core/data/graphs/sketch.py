@@ -1,10 +1,15 @@
-"""One graph while it is made: nodes by name and kind, edges, its label; and the random numbers that it is made of."""
+"""One graph while it is made: nodes by name and kind, edges, its label; its random numbers; and features of kinds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from dd_core.data.randomness import generator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 
@@ -62,7 +67,7 @@ class Sketch:
     Attributes:
         label: 0 or 1.
         probability: of label 1, given all that the graph shows with the kinds of its nodes.
-        structural: the same, given all but the kinds of nodes; None: the same number.
+        hidden: the same, given all but the kinds of nodes, computed when asked; None: kinds make no difference.
         what: what was done to it, such as the kind of corruption; counted in ``Problems.about``.
         nodes: number and kind by name.
         edges: from, to, relation, confidence.
@@ -70,10 +75,14 @@ class Sketch:
 
     label: int = 0
     probability: float = 0.5
-    structural: float | None = None
     what: str = ""
+    hidden: Callable[[], float] | None = None
     nodes: dict[str, tuple[int, str]] = field(default_factory=dict)
     edges: list[tuple[int, int, str, float]] = field(default_factory=list)
+
+    def probability_without_kinds(self) -> float:
+        """Of label 1, where features are noise, so that the kinds of nodes cannot be seen."""
+        return self.hidden() if self.hidden else self.probability
 
     def node(self, name: str, kind: str) -> int:
         """The number of a node, which is new unless it is there."""
@@ -82,3 +91,21 @@ class Sketch:
     def edge(self, source: str, relation: str, target: str, confidence: float) -> None:
         """An edge between two nodes that are there."""
         self.edges.append((self.nodes[source][0], self.nodes[target][0], relation, confidence))
+
+
+def feature_table(kinds: Sequence[str], num_features: int, random: np.random.Generator) -> "NDArray[np.float32]":
+    """What networks see of each kind of node: normal numbers of unit variance, float32 (kinds, num_features).
+
+    A kind whose name has slashes, as person/region_1/7, is the sum of what it shares with others (person, region_1) and
+    a quarter as much of its own, so that its like is known and it can still be told from them.
+    """
+    shared: dict[str, NDArray[np.float64]] = {}
+    rows = []
+    for kind in kinds:
+        *parts, _ = kind.split("/")
+        for part in (*parts, kind):
+            if part not in shared:
+                shared[part] = random.standard_normal(num_features)
+        own = shared[kind] * (0.25 if parts else 1.0)
+        rows.append((own + sum(shared[part] for part in parts)) / np.sqrt(len(parts) + (0.0625 if parts else 1.0)))
+    return np.array(rows, np.float32)

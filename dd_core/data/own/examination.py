@@ -11,11 +11,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from dd_core.errors import DataMissingError
+from dd_core.machine.disk import cache_folder, keep
 
 # Raised when the checks or the digest change.
 _VERSION = 2
@@ -98,11 +98,8 @@ def _state_of_files(path: Path) -> list[tuple[str, int, int, int]]:
 
 
 def _cache_file(key: str) -> Path | None:
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # there is no home
-        return None
-    return base / "double-descent-lab" / "own-data" / f"{key}.json"
+    folder = cache_folder("own-data")
+    return folder / f"{key}.json" if folder else None
 
 
 def _kept(key: str) -> dict[str, Any] | None:
@@ -115,15 +112,10 @@ def _kept(key: str) -> dict[str, Any] | None:
 
 
 def _keep(key: str, content: dict[str, Any]) -> None:
-    """Remember an answer, where that can be written; whole or not at all."""
+    """Remember an answer."""
     path = _cache_file(key)
-    if path is None or path.exists():
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(content, file)
-        Path(file.name).replace(path)
+    if path is not None and not path.exists():
+        keep(path, json.dumps(content).encode())
 
 
 def main() -> int:

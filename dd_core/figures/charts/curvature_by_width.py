@@ -18,7 +18,7 @@ _VALUES = ("trace", "low", "high")
 # Mean and extremes over trials of each trial's mean and median over images.
 _TRACES = """
     SELECT variant, k, subset, statistic, avg(value) AS trace, min(value) AS low, max(value) AS high FROM (
-        SELECT variant, k, subset, 'mean of the images' AS statistic, mean_trace AS value FROM rows
+        SELECT variant, k, subset, 'mean' AS statistic, mean_trace AS value FROM rows
         WHERE epoch = $epoch
         UNION ALL
         SELECT variant, k, subset, 'median', trace_p50 FROM rows WHERE epoch = $epoch
@@ -37,9 +37,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     widths = errors_by_width(connection, study, selection)
     errors = test_errors(connection, study, selection)
     variants, others = shown_variants(study, {row["variant"] for row in traces})
-    title = "Test error and curvature at the training images against width, by variant"
+    title = f"Test error and curvature at the training {study.data.examples} against width, by variant"
     if len(variants) == 1:
-        title = headline(traces, widths.get(variants[0]))
+        title = headline(traces, widths.get(variants[0]), study.data.examples)
     shown = style.by_label(traces)
     lifted = style.for_log_axis(shown, _VALUES)
     colour = style.label_colour(shown)
@@ -49,6 +49,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             [row for row in errors if row["variant"] == variant],
             widths[variant].threshold if variant in widths else None,
             colour,
+            style.trace_title(study),
         )
         for variant in variants
     }
@@ -57,7 +58,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, variants, selection.epoch),
-            "Line: mean over trials; band: lowest to highest trial",
+            f"Line: mean over trials of mean and median over {study.data.examples}; band: lowest to highest trial",
             lifted,
             others,
             selection.note(study),
@@ -66,28 +67,33 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def headline(traces: list[dict[str, Any]], widths: Widths | None) -> str:
-    """One sentence on where the mean curvature over all images peaks, and how far it falls from there."""
+def headline(traces: list[dict[str, Any]], widths: Widths | None, examples: str) -> str:
+    """One sentence on where the mean curvature over all images (or graphs) peaks, and how far it falls from there."""
     means = {
         row["k"]: math.log10(row["trace"])
         for row in traces
         if row["subset"] == "all" and row["statistic"] != "median" and row["trace"] > 0
     }
     if len(means) < 3:
-        return "Curvature at the training images against width"
+        return f"Curvature at the training {examples} against width"
     top = peak(means, least=0.1)
     if top is None:
-        return "Mean curvature at the training images has no peak within these widths"
+        return f"Mean curvature at the training {examples} has no peak within these widths"
     fold = 10 ** (top.value - top.after)
     where = f"peaks at k = {top.k}"
     if widths and widths.peak:
         same = widths.peak.k == top.k
         where += ", as test error does," if same else f" (test error: k = {widths.peak.k})"
-    return f"Mean curvature at the training images {where} and falls {style.number(fold)}-fold by k = {top.k_after}"
+    fall = f"falls {style.number(fold)}-fold by k = {top.k_after}"
+    return f"Mean curvature at the training {examples} {where} and {fall}"
 
 
 def _panels(
-    rows: list[dict[str, Any]], errors: list[dict[str, Any]], threshold: int | None, colour: alt.Color
+    rows: list[dict[str, Any]],
+    errors: list[dict[str, Any]],
+    threshold: int | None,
+    colour: alt.Color,
+    title: list[str],
 ) -> alt.VConcatChart:
     ks = sorted({row["k"] for row in rows})
     base = alt.Chart(style.data(rows)).encode(
@@ -97,14 +103,14 @@ def _panels(
     )
     dash = alt.StrokeDash(
         "statistic:N",
-        scale=alt.Scale(domain=["mean of the images", "median"], range=[[1, 0], [5, 3]]),
+        scale=alt.Scale(domain=["mean", "median"], range=[[1, 0], [5, 3]]),
         legend=style.line_legend(),
     )
     scale, axis = style.log_scale(rows, _VALUES)
     trace_band = base.mark_area(opacity=0.15).encode(
-        y=alt.Y("low:Q", scale=scale, title=style.TRACE, axis=alt.Axis(**axis)), y2="high:Q"
+        y=alt.Y("low:Q", scale=scale, title=title, axis=alt.Axis(**axis)), y2="high:Q"
     )
-    trace_line = base.mark_line(strokeWidth=2).encode(y=alt.Y("trace:Q", title=style.TRACE), strokeDash=dash)
+    trace_line = base.mark_line(strokeWidth=2).encode(y=alt.Y("trace:Q", title=title), strokeDash=dash)
     points = base.mark_circle(size=34, opacity=1).encode(y=alt.Y("trace:Q"))
     bottom = alt.layer(*style.threshold_rule(threshold, ks), trace_band, trace_line, points).properties(
         width=style.WIDTH, height=250

@@ -44,10 +44,10 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         parts.append(definition_aurocs.panels(aurocs, drawn))
     return style.finish(
         alt.vconcat(*parts, spacing=36).resolve_scale(color="independent"),
-        headline(scatter, [row for row in aurocs if row["arm"] == arm.key], len(study.variants) > 1),
+        headline(study, scatter, [row for row in aurocs if row["arm"] == arm.key]),
         [
             *style.describe(study, described, selection.epoch),
-            scatter.note(),
+            scatter.note(study.data.examples),
             _about_aurocs(study) if drawn else None,
             None if scatter.has_differences else how_to(study),
             others,
@@ -69,7 +69,7 @@ def with_differences(arm: Arm, computed: list[dict[str, Any]]) -> Arm:
     return arm
 
 
-def headline(scatter: Scatter, aurocs: list[dict[str, Any]], names_arm: bool) -> str:
+def headline(study: Study, scatter: Scatter, aurocs: list[dict[str, Any]]) -> str:
     """One sentence: the definition that finds wrong labels best at the arm drawn, or how the definitions agree."""
     if not aurocs:
         return scatter.title()
@@ -82,9 +82,11 @@ def headline(scatter: Scatter, aurocs: list[dict[str, Any]], names_arm: bool) ->
         others.append(f"{'exact trace' if scatter.is_exact else 'trace'}: {trace['auroc']:.2f}")
     if difference:
         others.append(f"{difference['name']}: {difference['auroc']:.2f}")
-    where = f"{scatter.checkpoint.arm.key}: the" if names_arm else f"At k = {scatter.checkpoint.arm.k} the"
+    where = (
+        f"{scatter.checkpoint.arm.key}: the" if len(study.variants) > 1 else f"At k = {scatter.checkpoint.arm.k} the"
+    )
     rest = "; ".join([f"AUROC {best['auroc']:.2f}", *others])
-    return f"{where} {best['name']} finds the mislabelled images best ({rest})"
+    return f"{where} {best['name']} finds the mislabelled {study.data.examples} best ({rest})"
 
 
 def how_to(study: Study) -> str:
@@ -97,7 +99,8 @@ def how_to(study: Study) -> str:
 
 
 def _about_aurocs(study: Study) -> str:
-    text = "AUROC: probability that a mislabelled image scores above another one; 0.5 (dashed) is chance. "
+    one = study.data.examples.removesuffix("s")
+    text = f"AUROC: probability that a mislabelled {one} scores above another one; 0.5 (dashed) is chance. "
     if study.trials == 1:
         return text + "One trial"
     return text + "Dot and number: mean over trials; bar: lowest to highest trial"

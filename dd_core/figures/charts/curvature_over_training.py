@@ -40,11 +40,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     spread = style.by_label(found)
     if not spread:
         return None
-    title = headline(spread, drawn, selection.epoch)
+    title = headline(spread, drawn, selection.epoch, study.data.examples)
     lifted = style.for_log_axis(spread, _QUANTILES)
     colour = style.label_colour(spread)
     lines = {
-        variant: _line(names, [row for row in spread if row["variant"] == variant], colour)
+        variant: _line(names, [row for row in spread if row["variant"] == variant], colour, style.trace_title(study))
         for variant, names in drawn.items()
     }
     return style.finish(
@@ -52,7 +52,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, list(drawn)),
-            "Line: median of the images; bands: 25 to 75 % and 5 to 95 % of them; quantiles averaged over trials",
+            f"Line: median of the {study.data.examples}; bands: 25 to 75 % and 5 to 95 % of them; quantiles averaged over "
+            "trials",
             lifted,
             others,
             selection.note(study),
@@ -61,21 +62,21 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def headline(spread: list[dict[str, Any]], drawn: dict[str, dict[int, str]], epoch: int) -> str:
-    """One sentence that compares the medians at wrongly and rightly labelled images."""
+def headline(spread: list[dict[str, Any]], drawn: dict[str, dict[int, str]], epoch: int, examples: str) -> str:
+    """One sentence that compares the medians at wrongly and rightly labelled images, or graphs."""
     if len(drawn) > 1:
-        return "Curvature at the training images over training, by variant and width"
+        return f"Curvature at the training {examples} over training, by variant and width"
     ratios = []
     for k in next(iter(drawn.values())):
         medians = {row["images"]: row["p50"] for row in spread if row["k"] == k and row["epoch"] == epoch}
         if medians.get("right label") and medians.get("wrong label"):
             ratios.append(f"{style.number(medians['wrong label'] / medians['right label'])} times (k = {k})")
     if not ratios:
-        return "Curvature at the training images over training"
-    return f"By epoch {epoch} mislabelled images reach {style.listed(ratios)} the median curvature of the others"
+        return f"Curvature at the training {examples} over training"
+    return f"By epoch {epoch} mislabelled {examples} reach {style.listed(ratios)} the median curvature of the others"
 
 
-def _line(names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color) -> alt.HConcatChart:
+def _line(names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color, words: list[str]) -> alt.HConcatChart:
     scale, ticks = style.epoch_scale(max(row["epoch"] for row in spread))
     y_scale, log_axis = style.log_scale(spread, _QUANTILES)
 
@@ -84,7 +85,7 @@ def _line(names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color
             x=alt.X("epoch:Q", scale=scale, axis=alt.Axis(values=ticks, labelOverlap="greedy"), title="epoch"),
             color=colour,
         )
-        title = style.TRACE if first else None
+        title = words if first else None
         axis = alt.Axis(labels=first, ticks=first, **log_axis)
 
         def band(lower: str, upper: str, opacity: float) -> alt.Chart:

@@ -11,6 +11,7 @@ import numpy as np
 
 from dd_core.analysis.memorization.sentences import words_of
 from dd_core.data.datasets import load
+from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.pixels import data_uri
 from dd_core.figures.panels.image_means import TRUTH, ImageMeans, looked_at, read_means
@@ -36,11 +37,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     """Draw the gallery for one arm, scores averaged over the trials that trained on an image.
 
     Raises:
-        DataMissingError: the images are not on this machine.
+        DataMissingError: the images are not on this machine, or the study has graphs.
     """
     arm = looked_at(connection, study)
     if arm is None:
         return None
+    if study.data.graphs is not None:
+        raise DataMissingError("there are no images to show, since the study has graphs")
     means = read_means(connection, study, arm)
     kinds = kinds_of(means)
     if not kinds:

@@ -9,6 +9,7 @@ import numpy as np
 from dd_core.data.datasets import load
 from dd_core.data.duplicates import images_of
 from dd_core.data.trials import trial_data
+from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import errors_by_width, key_arm
 from dd_core.figures.drawing.pixels import data_uri
@@ -34,11 +35,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     """Draw the gallery for trial 0 of one arm.
 
     Raises:
-        DataMissingError: the images are not on this machine.
+        DataMissingError: the images are not on this machine, or the study has graphs.
     """
     selection = select(connection, study, "curvature")
     if selection is None:
         return None
+    if study.data.graphs is not None:
+        raise DataMissingError("there are no images to show, since the study has graphs")
     checkpoint = choose(connection, study, selection)
     found = fetch(
         connection, study, "per_image_curvature", _EXTREMES,

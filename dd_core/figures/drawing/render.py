@@ -1,8 +1,11 @@
 """A chart as files: a page that works offline, a picture and the specification; and a preview for Dagster's UI."""
 
 import base64
+import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import altair as alt
 import vl_convert
@@ -12,6 +15,11 @@ from dd_core.store.store import write_text
 # Dagster stores metadata with every materialisation and loads it with the asset's page.
 PREVIEW_BYTES = 150_000
 _PNG_SCALES = (1.5, 1.0, 0.75, 0.5, 0.35, 0.25)
+_TABLE = "table"  # in the specification's usermeta, which Vega ignores
+_STYLE = """<style>
+table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
+th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; vertical-align: top }
+</style>"""
 _VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
@@ -33,8 +41,12 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     """
     specification = chart.to_dict()
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
+    page = vl_convert.vegalite_to_html(text, vl_version=_VEGA_LITE, bundle=True)
+    if table := specification.get("usermeta", {}).get(_TABLE):
+        before, end, after = page.rpartition("</body>")
+        page = f"{before}{_as_html(**table)}{end}{after}"
     contents = {
-        "html": vl_convert.vegalite_to_html(text, vl_version=_VEGA_LITE, bundle=True),
+        "html": page,
         "svg": vl_convert.vegalite_to_svg(text, vl_version=_VEGA_LITE),
         "json": text,
     }
@@ -43,6 +55,27 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
         paths[kind] = folder / f"{stem}.{kind}"
         write_text(paths[kind], content)
     return paths
+
+
+def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Sequence[str]]) -> alt.TopLevelMixin:
+    """A chart whose page has a table below it, for words and numbers that one may want to search or copy.
+
+    Args:
+        chart: what is drawn.
+        head: names of the columns.
+        rows: plain text, a cell for each column.
+    """
+    changed: Any = chart
+    table = {"head": list(head), "rows": [list(row) for row in rows]}
+    return cast("alt.TopLevelMixin", changed.properties(usermeta={_TABLE: table}))
+
+
+def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"{_STYLE}<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def preview_markdown(picture: Path) -> str:

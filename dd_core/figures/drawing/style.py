@@ -53,11 +53,13 @@ def describe(study: Study, variants: Sequence[str], epoch: int | None = None) ->
     used = [study.variants[name] for name in variants]
     noise = " / ".join(percent(share) for share in sorted({variant.label_noise for variant in used}))
     architecture = " / ".join(sorted({label_of(variant.architecture) for variant in used}))
-    images = f"{study.data.num_train:,}" if study.data.num_train else "all"
+    count = f"{study.data.num_train:,}" if study.data.num_train else "all"
+    graphs = study.data.graphs
+    title = study.data.title + ("" if graphs is None else f" (labels {graphs.labels.replace('_', ' ')})")
     trials = "1 trial" if study.trials == 1 else f"{study.trials} trials"
     when = "" if epoch is None else f" · epoch {epoch} of {study.epochs}"
     return [
-        f"{study.data.title}, {images} training images, {noise} of them mislabelled",
+        f"{title}, {count} training {study.data.examples}, {noise} of them mislabelled",
         f"{architecture} · {trials}{when}",
         *([] if study.width_unit == 1 else [f"Widths are fractions: k = 1 is a width of {study.width_unit:g}"]),
     ]
@@ -73,7 +75,9 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66) -> alt.TopLevelMixin:
+def finish(
+    chart: Any, title: str, subtitle: Iterable[str | None], characters: int = 66, frame: Any = alt.Undefined
+) -> alt.TopLevelMixin:
     """Give a chart its title, subtitle and the common configuration.
 
     Args:
@@ -81,8 +85,9 @@ def finish(chart: Any, title: str, subtitle: Iterable[str | None], characters: i
         title: what is seen, one sentence.
         subtitle: lines; None is left out.
         characters: where lines are broken.
+        frame: where they begin: default, with the first panel; bounds, with whatever stands farthest left.
     """
-    heading = alt.TitleParams(text=wrap(title, characters), subtitle=wrap_lines(subtitle, characters))
+    heading = alt.TitleParams(text=wrap(title, characters), subtitle=wrap_lines(subtitle, characters), frame=frame)
     return dress(chart.properties(title=heading))
 
 
@@ -155,6 +160,11 @@ INPUT_CURVATURE = "nats per squared standardised pixel"
 TRACE = ["trace of the input Hessian,", INPUT_CURVATURE]
 
 
+def trace_title(study: Study) -> list[str]:
+    """The axis of traces: of images in their pixels, of graphs in the features of their nodes."""
+    return TRACE if study.data.examples == "images" else [TRACE[0], "nats per squared node feature"]
+
+
 def loss_title(study: Study, variants: Iterable[str]) -> str:
     """The axis of losses that evaluations recorded of some variants."""
     words = {study.variants[variant].loss.words for variant in variants}
@@ -198,7 +208,7 @@ def for_log_axis(rows: list[dict[str, Any]], names: Sequence[str], decades: int 
     return f"Values below {floor:.1g}, zero included, are drawn at {floor:.1g}" if lifted else None
 
 
-_SUBSETS = {"all": ("all images", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
+_SUBSETS = {"all": ("all labels", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
 
 
 def by_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -73,13 +73,13 @@ class Scatter:
         trace = "exact trace" if self.is_exact else "trace"
         return f"Rank correlation of {what} with the {trace} at k = {self.checkpoint.arm.k}: {listed or 'undefined'}"
 
-    def note(self) -> str:
+    def note(self, examples: str) -> str:
         """What is drawn, in a sentence or two for the subtitle."""
         some = f"{len(self.images):,} of the {self.num_images:,} " if len(self.images) < self.num_images else ""
-        text = f"Points: {some}training images of {self.checkpoint.arm.key}, trial 0; rank correlation: Spearman's"
+        text = f"Points: {some}training {examples} of {self.checkpoint.arm.key}, trial 0; rank correlation: Spearman's"
         text += f", over all {self.num_images:,}" if some else ""
         if self.has_differences:
-            text += ". g: gradient of the loss in the image x, r: random signs"
+            text += ". g: gradient of the loss in the input x, r: random signs"
         num_panels = sum(definition.column.startswith("fd_norm") for definition in self.shown)
         if self.num_steps > num_panels:
             text += f". {num_panels} of {self.num_steps} steps are drawn"
@@ -87,7 +87,7 @@ class Scatter:
             shares = _range([style.percent(share, 2) for share in sorted(self.hidden.values())])
             known = [self.correlations[definition.column][0] for definition in self.hidden]
             ranks = _range([_two_digits(value) for value in sorted(v for v in known if v is not None)])
-            text += f". Not drawn: {next(iter(self.hidden)).axis}; negative at {shares} of these images"
+            text += f". Not drawn: {next(iter(self.hidden)).axis}; negative at {shares} of these {examples}"
             text += f", rank correlation with the trace {ranks}" if ranks else ""
         return text
 
@@ -149,7 +149,7 @@ def read(
 
 def panels(scatter: Scatter, has_noise: bool) -> alt.VConcatChart:
     """One panel for each definition, three in a row; finite differences of one kind share an axis."""
-    names = {False: "right label" if has_noise else "all images", True: "wrong label"}
+    names = {False: "right label" if has_noise else "all labels", True: "wrong label"}
     rows = [{**row, "images": names[row["is_noisy"]]} for row in scatter.images]
     rows.sort(key=lambda row: row["is_noisy"])  # the few wrong labels are drawn over the others
     columns = [definition.column for definition in scatter.shown]

@@ -71,7 +71,7 @@ def about(study: Study, rows: list[dict[str, Any]]) -> str:
     restricted = sorted({", ".join(row["layers"] or ()) for row in rows})
     weights = " / ".join(f"the weights of {layers}" if layers else "all weights" for layers in restricted)
     words = " / ".join(sorted({study.variants[row["variant"]].loss.words for row in rows}))
-    return f"Hessian of the mean {words} of {images} training images in {weights}"
+    return f"Hessian of the mean {words} of {images} training {study.data.examples} in {weights}"
 
 
 def about_marks(rows: list[dict[str, Any]]) -> str:

@@ -15,10 +15,10 @@ class AffineCoupling(nn.Module):
     at zero, so that the map begins as the identity. The Jacobian is triangular with exp(s) on its diagonal.
     """
 
-    def __init__(self, width: int, unchanged: int, hidden: int):
-        """For (N, width), of which the first ``unchanged`` columns stay."""
+    def __init__(self, width: int, unchanged: int, hidden: int, largest: float | None = None):
+        """For (N, width), of which the first ``unchanged`` columns stay; s is within +-``largest``, if given."""
         super().__init__()
-        self.unchanged = unchanged
+        self.unchanged, self.largest = unchanged, largest
         self.first = nn.Linear(unchanged, 2 * hidden)
         bound = 1 / math.sqrt(hidden)
         self.weight = nn.Parameter(torch.empty(2, hidden, hidden).uniform_(-bound, bound))
@@ -43,6 +43,8 @@ class AffineCoupling(nn.Module):
         hidden = self.first(kept).relu().unflatten(1, (2, -1)).transpose(0, 1)
         hidden = torch.baddbmm(self.bias, hidden, self.weight).relu()
         scale, shift = torch.baddbmm(self.last_bias, hidden, self.last_weight).to(kept.dtype).unbind()
+        if self.largest is not None:
+            scale = self.largest * torch.tanh(scale / self.largest)
         return scale, shift
 
 
@@ -52,8 +54,8 @@ class Coupling(nn.Module):
     It is always the first columns that stay, as published: the first third passes through all three.
     """
 
-    def __init__(self, width: int, hidden: int):
-        """For (N, width).
+    def __init__(self, width: int, hidden: int, largest: float | None = None):
+        """For (N, width); ``largest``: bound of each log-scale, None: there is none.
 
         Raises:
             UserError: the width is odd.
@@ -62,7 +64,7 @@ class Coupling(nn.Module):
         if width < 2 or width % 2:
             raise UserError(f"a coupling halves the width of a node's features, so {width} must be an even number")
         unchanged = (width // 2, max(1, width // 3), width // 2)
-        self.layers = nn.ModuleList(AffineCoupling(width, columns, hidden) for columns in unchanged)
+        self.layers = nn.ModuleList(AffineCoupling(width, columns, hidden, largest) for columns in unchanged)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width) to the same shape."""

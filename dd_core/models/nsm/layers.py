@@ -39,7 +39,8 @@ class RelationalConvolution(nn.Module):
             products = x @ torch.cat([*self.bases, loop, self.root], 1)
             sent = products[:, : -2 * outputs].index_select(0, level.sources).unflatten(1, (-1, outputs))
             coefficients = self.coefficients.index_select(0, level.relations) * level.edge_weights.unsqueeze(1)
-            messages = torch.bmm(coefficients.unsqueeze(1), sent).squeeze(1).to(level.edge_weights.dtype)
+            # Not bmm: its backward pass over matrices of one row takes three times as long.
+            messages = (sent * coefficients.unsqueeze(2)).sum(1)
         own, root = products[:, -2 * outputs :].chunk(2, 1)
         still = torch.addcmul(root + self.bias, own, level.loop_weights.unsqueeze(1))
         return still.index_add(0, level.targets, messages.to(still.dtype))

@@ -31,12 +31,12 @@ class Step(nn.Module):
         self.convolution_below = RelationalConvolution(below, k, *sizes)
         self.norm_below = nn.LayerNorm(k)
         self.dropout = nn.Dropout(settings.dropout)
-        self.coupling_up = Coupling(k, 2 * k)
+        self.coupling_up = Coupling(k, 2 * k, settings.largest_log_scale)
         self.scores = Scores(k)
         self.convolution_above = RelationalConvolution(k, k, *sizes)
         self.norm_above = nn.LayerNorm(k)
         self.linear_down = nn.Linear(k, below)
-        self.coupling_down = Coupling(below, 2 * k)
+        self.coupling_down = Coupling(below, 2 * k, settings.largest_log_scale)
 
     def up(self, x: Tensor, level: Level) -> tuple[Tensor, Level, Tensor, Tensor]:
         """From (N, below) to (M, k) above, its level, the number there of each node below, the entropy of scores."""
