@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from dd_core.study.architectures import architecture_called
 from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
-from dd_core.study.graphs import NUM_RELATIONS
 from dd_core.study.hessian import HessianSettings
 
 if TYPE_CHECKING:
@@ -99,12 +98,6 @@ def check_graphs(study: "Study") -> None:
         raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
     _check_what_is_for_images(study)
     for name, variant in study.variants.items():
-        settings = variant.nsm
-        if settings is not None and settings.relations < NUM_RELATIONS[settings.domain]:
-            raise ValueError(
-                f"variants.{name}.nsm.num_relations: {settings.relations} are fewer than the "
-                f"{NUM_RELATIONS[settings.domain]} kinds of edges that {settings.domain} graphs have"
-            )
         if variant.label_noise_kind != "symmetric":
             raise ValueError(
                 f"variants.{name}.label_noise_kind: graphs have two labels, of which a wrong one is the other; leave "

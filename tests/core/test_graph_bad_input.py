@@ -73,10 +73,6 @@ REFUSED = {
         "variants.causal.nsm.domain: Input should be 'planning', 'causal' or 'knowledge_graph' (got 'chess')",
     ),
     "no_number": (of_graphs("num_train: 12, ", ""), "data.num_train: graphs are made as they are needed"),
-    "fewer_relations_than_there_are": (
-        of_graphs("{domain: causal}", "{domain: causal, num_relations: 3}"),
-        "variants.causal.nsm.num_relations: 3 are fewer than the 20 kinds of edges that causal graphs have",
-    ),
     "nothing_kept": (
         of_graphs("{domain: causal}", "{domain: causal, pool_ratio: 0}"),
         "variants.causal.nsm.pool_ratio: Input should be greater than 0 (got 0)",
