@@ -33,6 +33,7 @@ widths: [2]
 trials: 2
 epochs: 2
 checkpoints: [0, 2]
+curvature: {precision: float64}
 """
 MATERIALIZE = ("asset", "materialize", "--select")
 
@@ -59,16 +60,16 @@ def test_rows_are_the_curvature_of_each_training_graph(lab: Lab) -> None:
     weights, _ = load_checkpoint(lab.store, study, checkpoint)
     for trial in range(2):
         own = found[found.trial == trial]
-        examples = GraphExamples(study, "causal", [trial], torch.device("cpu"), torch.float32)
+        examples = GraphExamples(study, "causal", [trial], torch.device("cpu"), torch.float64)
         assert own.image_id.tolist() == examples.data[0].train_ids.tolist()
         assert own.given_label.tolist() == examples.data[0].train_labels.tolist()
         assert own.is_noisy.sum() == 3 and set(own.method) == {"exact"}
         for row in own.iloc[:2].itertuples():  # each by itself: no company, no order
             place = examples.data[0].train_ids.tolist().index(row.image_id)
             graphs, labels = examples.evaluated(examples.whole, place, place + 1)
-            model = trained_network(study, checkpoint, weights, trial)
+            model = trained_network(study, checkpoint, weights, trial).double()
             for name, values in graph_curvature(model, graphs, labels[:, 0]).items():
-                np.testing.assert_allclose(getattr(row, name), values[0], rtol=1e-3, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(getattr(row, name), values[0], rtol=1e-8, atol=1e-14, err_msg=name)
 
 
 def test_the_summary_has_every_subset(lab: Lab) -> None:
