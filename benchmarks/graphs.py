@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from common import interleaved, load_average, median_ratio, parse_arguments, write_json
+from setups import NSM_OPTIMIZER, nsm_study
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dd_assets.compute.local import this_machine
 from dd_core.data.graphs.load import load_problems
 from dd_core.data.randomness import torch_seed
 from dd_core.data.trials import trial_data
@@ -43,30 +43,7 @@ with warnings.catch_warnings():
     from torch_geometric.loader import DataLoader
     from torch_geometric.nn import GraphConv, RGCNConv, SAGPooling, global_mean_pool
 
-RATE, DECAY, LARGEST_NORM = 1e-4, 1e-5, 1.0
-
-
-def study_of(domain: str, num_train: int) -> Study:
-    """The published sizes: k = 64, 64 features, batches of 64."""
-    settings = {"cycle_weight": 0.05, "pool_ratio": 0.13} if domain == "knowledge_graph" else {}
-    variant = {
-        "architecture": "nsm",
-        "nsm": {"domain": domain, **settings},
-        "batch_size": 64,
-        "optimizer": {"name": "adam", "learning_rate": RATE, "weight_decay": DECAY, "clip_norm": LARGEST_NORM},
-    }
-    content = {
-        "name": "benchmark",
-        "description": "speed",
-        "data": {"dataset": "nsm", "num_train": num_train, "graphs": {"labels": "as_published", "num_test": 0}},
-        "variants": {"plain": variant},
-        "widths": (64,),
-        "trials": 1,
-        "epochs": 1000,
-        "checkpoints": (1000,),
-        "monitors": dict.fromkeys(("validation", "norms", "hessian", "noise")),
-    }
-    return Study.model_validate(content)
+RATE, DECAY, LARGEST_NORM = (NSM_OPTIMIZER[name] for name in ("learning_rate", "weight_decay", "clip_norm"))
 
 
 def listed(study: Study, dtype: torch.dtype) -> list[Data]:
@@ -239,7 +216,7 @@ def largest_difference(study: Study, arm: Arm) -> float:
 
 def measure(domain: str, num_train: int, repeats: int) -> dict[str, float]:
     """Check, time and print a domain; its ratios by key."""
-    study, arm = study_of(domain, num_train), Arm("plain", 64)
+    study, arm = nsm_study(domain, num_train), Arm("plain", 64)
     difference = largest_difference(study, arm)
     assert difference < 1e-9, f"the losses of {domain} differ by {difference:.1e}"
     stack = TrialStack(study, arm, [0], torch.device("cpu"), torch.float32)
@@ -266,6 +243,8 @@ def measure(domain: str, num_train: int, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Run and print."""
+    from dd_assets.compute.local import this_machine  # needs Dagster, which a machine that imports this may lack
+
     arguments = parse_arguments(__doc__)
     torch.set_num_threads(1)
     num_train, repeats = (640, 3) if arguments.quick else (2000, 7)

@@ -37,6 +37,7 @@ SECTIONS = {
     "quickstart": 0.12,
     "hessian": 0.1,
     "curvature": 0.16,
+    "graphs": 0.16,
     "training:rest": 0.16,
     "compiled": 0.12,
     "workers": 0.1,

@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augmentation": {"shift_x": 1},
     },
 }
+NSM_OPTIMIZER = {"name": "adam", "learning_rate": 1e-4, "weight_decay": 1e-5, "clip_norm": 1.0}
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,26 @@ def use_made_up_cifar(folder: Path) -> None:
     *CIFAR10.train_list, test = [[name, sum_of(name)] for name in names]
     CIFAR10.test_list = [test]
     CIFAR10.meta = {**CIFAR10.meta, "md5": sum_of("batches.meta")}
+
+
+def nsm_study(domain: str, num_train: int, **settings: Any) -> Study:
+    """Graph networks of the published sizes: k = 64, 64 features, batches of 64. ``settings``: of the network."""
+    own = {"cycle_weight": 0.05, "pool_ratio": 0.13} if domain == "knowledge_graph" else {}
+    variant = {
+        "architecture": "nsm",
+        "nsm": {"domain": domain, **own, **settings},
+        "batch_size": 64,
+        "optimizer": NSM_OPTIMIZER,
+    }
+    content = {
+        "name": "benchmark",
+        "description": "speed",
+        "data": {"dataset": "nsm", "num_train": num_train, "graphs": {"labels": "as_published", "num_test": 0}},
+        "variants": {"plain": variant},
+        "widths": (64,),
+        "trials": 1,
+        "epochs": 1000,
+        "checkpoints": (1000,),
+        "monitors": dict.fromkeys(("validation", "norms", "hessian", "noise")),
+    }
+    return Study.model_validate(content)

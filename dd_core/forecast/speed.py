@@ -49,8 +49,8 @@ class Run:
     @property
     def flops(self) -> int:
         """Seconds of training on an image."""
-        k, _, (image_shape, num_classes), architecture, *_, network = self.content
-        return 3 * forward_flops(architecture, k, image_shape, num_classes, dict(network))
+        k, _, (image_shape, num_classes), architecture, *_, graphs, network = self.content
+        return 3 * forward_flops(architecture, k, image_shape, num_classes, dict(network or graphs))
 
 
 @dataclass(frozen=True)

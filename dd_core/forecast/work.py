@@ -26,7 +26,8 @@ def training_flops(study: Study, arm: Arm) -> int:
     """FLOPs of training one trial of an arm on one image: three forward passes."""
     record, variant = study.data.record, study.variants[arm.variant]
     shape, num_classes = record.image_shape, record.num_classes
-    return 3 * forward_flops(variant.architecture, arm.k, shape, num_classes, variant.network)
+    settings = variant.network if variant.nsm is None else variant.nsm.model_dump()
+    return 3 * forward_flops(variant.architecture, arm.k, shape, num_classes, settings)
 
 
 def num_evaluations(study: Study, first: int, until: int) -> int:

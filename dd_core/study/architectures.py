@@ -6,10 +6,12 @@ when a network is made. FLOPs are as ``torch.utils.flop_counter`` counts them: c
 a multiply-add.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dd_core.study.graph_sizes import MEAN_SIZES, NUM_BASES
 from dd_core.study.own_code import is_own_code
 
 Shape = tuple[int, int, int]  # of an image: height, width, channels
@@ -212,12 +214,30 @@ def _patches_fit(shape: Shape, patch: int, **settings: Any) -> str:
     return "" if fits else f"patch: {patch} does not divide the {height}x{width} pixels of an image"
 
 
-def _nsm(k: int, shape: Shape, num_classes: int) -> int:
-    """Of a graph of a dozen nodes with eight bases: their products, twice at either of two levels, and couplings."""
-    nodes, bases = 12, 8
-    convolutions = 2 * nodes * (shape[2] * k + 3 * k * k) * (bases + 1)
-    couplings = 2 * nodes * 12 * 2 * k * 128
-    return convolutions + couplings + 2 * (k * (k // 2 + 1) + (k // 2 + 1) * num_classes)
+def _nsm(
+    k: int,
+    shape: Shape,
+    num_classes: int,
+    domain: str = "planning",
+    num_bases: int | None = None,
+    pool_ratio: float = 0.5,
+    **others: Any,
+) -> int:
+    """Of a graph of the domain's mean size; what does not depend on its nodes and edges is done once for a batch."""
+    nodes, edges = MEAN_SIZES[domain]
+    bases, features = num_bases or NUM_BASES[domain], shape[2]
+    above = math.ceil(pool_ratio * nodes)
+    top = math.ceil(pool_ratio * above)
+    convolutions = nodes * features * (bases + 2) + edges * bases + (2 * above + top) * k * 3
+    couplings = (nodes + above + top) * _coupling(k, 2 * k) + top * _coupling(features, 2 * k)
+    linear = top * k * (k + features) + k * (k // 2) + k // 2 * num_classes
+    return 2 * round(convolutions * k + couplings + linear)
+
+
+def _coupling(width: int, hidden: int) -> int:
+    """Multiplications of three affine couplings, each with two perceptrons of two hidden layers."""
+    parts = (width // 2, max(1, width // 3), width // 2)
+    return sum(2 * hidden * (part + hidden + width - part) for part in parts)
 
 
 def _last_stage(shape: Shape) -> int:

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from dd_core.study.graph_sizes import NUM_BASES
 from dd_core.study.yaml_files import Strict
 
 Domain = Literal["planning", "causal", "knowledge_graph"]
 DOMAINS: dict[str, str] = {"planning": "planning", "causal": "causal inference", "knowledge_graph": "knowledge graph"}
 # Kinds of edges that the generators make, the last of which the published network gives to loops of its own.
 NUM_RELATIONS: dict[str, int] = {"planning": 16, "causal": 20, "knowledge_graph": 66}
-NUM_BASES: dict[str, int] = {"planning": 8, "causal": 5, "knowledge_graph": 12}
 # What is kept of every evaluation of a graph beside loss and correctness, columns of image_progress.
 GRAPH_VALUES = ("probability", "cycle_loss_1", "cycle_loss_2", "kept_share", "pooling_entropy")
 # Raise it when a generator makes other graphs or labels: it is part of the recipe.

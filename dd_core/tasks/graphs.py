@@ -5,12 +5,10 @@ import torch
 from torch import Tensor
 
 from dd_core.data import randomness
+from dd_core.data.graphs.check import check_problems
 from dd_core.data.graphs.load import load_problems
-from dd_core.data.graphs.problems import Problems
 from dd_core.data.trials import trial_data
-from dd_core.errors import UserError
 from dd_core.models.nsm.batch import GraphBatch, NSMOutputs
-from dd_core.study.graphs import NSM
 from dd_core.study.study import Study
 from dd_core.tasks.base import Splits
 from dd_core.tasks.graph_sequence import GraphSequence
@@ -22,30 +20,6 @@ LEVEL_SHARES = (0.7, 0.3)
 FUSED_SHARE, PASS_SHARE = 0.5, 0.25
 # Epochs that are trained count from 1; what evaluations and monitors see is drawn for this one.
 _EVALUATION = 0
-
-
-def refuse(problems: Problems, settings: NSM, path: str) -> None:
-    """See that a network can take some problems.
-
-    Args:
-        problems: of its domain.
-        settings: of the network.
-        path: of the settings, for people.
-
-    Raises:
-        UserError: they have relations that it does not know, a graph has no node, or a value is infinite or NaN.
-    """
-    largest = int(problems.relations.max(initial=-1))
-    if largest >= settings.relations:
-        raise UserError(
-            f"{path}.num_relations: {settings.relations} kinds of edges are too few for the domain {problems.domain}, "
-            f"which has edges of kind {largest}, counted from 0; leave it out, or set at least {largest + 1}"
-        )
-    if not problems.num_nodes.all():
-        raise UserError(f"{path}.domain: graph {int(problems.num_nodes.argmin())} of {problems.domain} has no node")
-    for name in ("features", "confidences"):
-        if not np.isfinite(getattr(problems, name)).all():
-            raise UserError(f"{path}.domain: {name} of {problems.domain} are infinite or no number (NaN)")
 
 
 class GraphExamples:
@@ -63,6 +37,9 @@ class GraphExamples:
             trials: number of the trial, one: graph networks are not stacked.
             device: where to.
             dtype: floating point type of the batches.
+
+        Raises:
+            UserError: nothing can be learned from them, or the network does not know all their relations.
         """
         (trial,) = trials
         graphs, settings = study.data.graphs, study.variants[variant].nsm
@@ -73,7 +50,7 @@ class GraphExamples:
         self.whole = Splits(self.num_train, self.num_validation, len(own.test_ids))
         self._seed, self._trial, self._is_fresh = study.seed, trial, graphs.features == "fresh"
         problems = load_problems(graphs, settings.domain, study.seed, study.num_evaluated_images)
-        refuse(problems, settings, f"variants.{variant}.nsm")
+        check_problems(problems, settings.relations)
         labels = torch.from_numpy(own.given_labels).to(device)
         ordered = GraphSequence.of(problems, device, dtype).pick(own.image_ids).with_labels(labels)
         self._evaluated = self._with_noise(ordered, _EVALUATION)

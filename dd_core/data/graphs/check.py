@@ -26,6 +26,10 @@ def check_problems(problems: Problems, num_relations: int) -> None:
     if not np.isin(labels, (0, 1)).all():
         raise UserError(f"{name}: labels must be 0 or 1, not {', '.join(map(str, labels))}")
     num_edges = np.diff(problems.first_edge)
+    unknown = (problems.nodes < 0) | (problems.nodes >= len(problems.features))
+    if unknown.any():
+        graph = np.repeat(np.arange(problems.num_problems), problems.num_nodes)[unknown][0]
+        raise UserError(f"{name}: graph {graph} has a node of kind {problems.nodes[unknown][0]}, which has no features")
     _refuse(name, problems.num_nodes < 2, "has fewer than two nodes, so that no edge can say anything")
     _refuse(name, num_edges < 1, "has no edges")
     graph = np.repeat(np.arange(problems.num_problems), num_edges)

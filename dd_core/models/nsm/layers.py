@@ -91,4 +91,4 @@ def entropy(scores: Tensor, order: Tensor, level: Level) -> Tensor:
     shares = below.exp()
     total, product = level.mean(torch.stack([shares, shares * below], 1)).unbind(1)
     entropies = (total * level.num_nodes).log() - product / total
-    return torch.where(level.num_nodes > 1, entropies / level.num_nodes.clamp(min=2).log(), 1)
+    return torch.where(level.num_nodes > 1, entropies / level.num_nodes.clamp(min=2).to(scores.dtype).log(), 1)
