@@ -151,9 +151,12 @@ def load(dataset: str | OwnDataset) -> Dataset:
     """Load a data set into memory.
 
     Raises:
-        DataMissingError: its files are not there, or not the official ones, or not those that the study was read with.
+        DataMissingError: its files are not there, or not the official ones, or not those that the study was read with;
+            or its examples are no images.
     """
     require(dataset)
+    if isinstance(dataset, str) and not DATASETS[dataset].has_images:
+        raise DataMissingError(f"{dataset} is made of graphs, a domain for every variant; there are no images of it")
     if isinstance(dataset, OwnDataset):
         return _load_own(dataset)
     record = DATASETS[dataset]

@@ -107,6 +107,8 @@ def _step(study: Study, checkpoint: Checkpoint, curvature: Manifest, asked: floa
     """The step to be exported."""
     there = curvature.settings.get("finite_difference", {}).get("steps", [])
     where = f"{study.name}/{checkpoint.key}"
+    if study.data.graphs is not None:
+        raise UserError(f"{where}: what is exported is a finite difference in images, and there is none of graphs")
     if not there:
         raise UserError(
             f"{where} has no finite difference, which is what is exported; say in the study file {HOW}, and run: "

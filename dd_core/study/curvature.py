@@ -101,7 +101,7 @@ class CurvatureSettings(Strict):
         """Which setting is for images alone, ``key: reason``; empty if there is none."""
         if self.estimators != ("exact",):
             others = ", ".join(name for name in self.estimators if name != "exact")
-            return f"estimators: {others}: of graphs there is exact alone, which is by double backward"
+            return f"estimators: of graphs there is exact alone, by double backward, not {others}"
         if self.precision == "bfloat16":
             return "precision: bfloat16 has too few digits to differentiate twice, which graphs need"
         for key in ("relative_error", "num_probes", "finite_difference"):

@@ -101,9 +101,10 @@ def check_graphs(study: "Study") -> None:
 
 def _check_what_is_for_images(study: "Study") -> None:
     """Refuse, of a study of graphs, what only images can be or be done to."""
+    name_of_data = study.data.record.name
     for key in ("classes", "subset", "duplicates", "standardisation"):
         if getattr(study.data, key) is not None:
-            raise ValueError(f"data.{key}: is for images, and {study.data.record.name} has graphs; leave it out")
+            raise ValueError(f"data.{key}: is for images, and {name_of_data} has graphs; leave it out")
     if study.evaluation.image_values:
         raise ValueError("evaluation.image_values: is for images; of graphs all values are kept anyway")
     if study.monitors.plasticity is not None:
@@ -112,9 +113,15 @@ def _check_what_is_for_images(study: "Study") -> None:
         raise ValueError(f"curvature.{reason}")
     if study.hessian != HessianSettings():
         raise ValueError("hessian: is for networks of images; of graphs the monitor hessian looks at the weights")
-    if study.memorization.grand:
-        raise ValueError("memorization.grand: looks at images once more; leave it out, since the data are graphs")
+    for key in ("grand", "out_of_fold"):
+        if getattr(study.memorization, key):
+            raise ValueError(f"memorization.{key}: looks at images once more, and the data are graphs; leave it out")
     for name, variant in study.variants.items():
+        if variant.label_noise_kind != "symmetric":
+            raise ValueError(
+                f"variants.{name}.label_noise_kind: graphs have two labels, of which a wrong one is the other; leave "
+                "it out"
+            )
         if variant.augmentation != type(variant.augmentation)():
             raise ValueError(f"variants.{name}.augmentation: shifts, crops and flips are for images; leave it out")
         if variant.compile is not None:

@@ -1,5 +1,7 @@
 """Curvature in node features against dense float64 Hessians of graphs of different sizes, one by one."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,13 @@ from torch.nn.functional import cross_entropy
 
 from dd_core.curvature.input_space import graphs as graph_curvatures
 from dd_core.curvature.input_space.graphs import chosen_graphs, graph_curvature
+from dd_core.data.graphs.load import load_problems
 from dd_core.errors import UserError
 from dd_core.models.nsm.batch import GraphBatch, NSMOutputs
+from dd_core.models.nsm.build import nsm
 from dd_core.study.curvature_names import CURVATURE_COLUMNS
+from dd_core.study.graphs import NSM, Domain, Graphs
+from dd_core.tasks.graph_sequence import GraphSequence
 from dd_core.tasks.losses import CROSS_ENTROPY, CrossEntropy, Loss
 
 FEATURES = 3
@@ -22,12 +28,14 @@ class SmallNetwork(nn.Module):
     """Messages by relation, LayerNorm, and a gate; means of nodes. Smooth, so that a Hessian is no matter of luck."""
 
     def __init__(self) -> None:
+        """Three features, two relations."""
         super().__init__()
         self.relation = nn.Parameter(torch.randn(2, FEATURES, 5))
         self.own, self.norm, self.head = nn.Linear(FEATURES, 5), nn.LayerNorm(5), nn.Linear(5, 2)
         self.gate = nn.Linear(5, 1)
 
     def forward(self, graphs: GraphBatch) -> NSMOutputs:
+        """Logits are all that counts here."""
         source, target = graphs.edges
         messages = torch.einsum("ef,efk->ek", graphs.features[source], self.relation[graphs.relations])
         messages = messages * graphs.confidences[:, None]
@@ -42,7 +50,7 @@ def batch_of(sizes: tuple[int, ...] = SIZES) -> GraphBatch:
     random = np.random.default_rng(1)
     first = np.cumsum(sizes) - sizes
     pairs = [(n, random.integers(0, size, 2)) for n, size in enumerate(sizes) for _ in range(size)]
-    random.shuffle(pairs)  # type: ignore[arg-type]
+    pairs = [pairs[place] for place in random.permutation(len(pairs))]  # edges in no order
     return GraphBatch(
         torch.from_numpy(random.standard_normal((sum(sizes), FEATURES))),
         torch.from_numpy(np.array([first[n] + pair for n, pair in pairs]).T.copy()),
@@ -93,6 +101,30 @@ def dense(model: nn.Module, graphs: GraphBatch, labels: Tensor, smoothing: float
 
 
 LABELS = torch.tensor([0, 1, 1, 0, 0])
+
+
+def nsm_network(domain: Domain, fusion: Literal["none", "learned"]) -> nn.Module:
+    """As after some training: all weights away from their initialisation, that of couplings being the identity."""
+    torch.manual_seed(0)
+    model = nsm(4, 2, 2, None, NSM(domain=domain, fusion=fusion)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("domain", "fusion"), [("planning", "none"), ("causal", "learned"), ("knowledge_graph", "none")]
+)
+def test_so_it_is_of_the_networks_and_graphs_of_each_domain(domain: Domain, fusion: Literal["none", "learned"]) -> None:
+    settings = Graphs(labels="grounded", num_test=0, num_features=2)
+    problems = load_problems(settings, domain, 0, 3)
+    sequence = GraphSequence.of(problems, torch.device("cpu"), torch.float64)
+    graphs, labels = sequence.with_labels(torch.from_numpy(problems.labels)).cut(0, 3)
+    model = nsm_network(domain, fusion)
+    expected = dense(model, graphs, labels[:, 0])
+    assert (expected["frobenius_norm"] > 0).all()
+    torch.testing.assert_close(graph_curvature(model, graphs, labels[:, 0]), expected, rtol=1e-8, atol=1e-14)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
