@@ -21,7 +21,7 @@ from dd_core.training import resume_point
 from dd_core.training.recorder import EVAL_METRICS, Recorder
 from dd_core.training.shared_stack import ArmInStack
 from dd_core.training.trial_progress import TrialProgress
-from dd_core.training.trial_stack import BatchMetrics, TrialStack, beginning_with, stacking
+from dd_core.training.trial_stack import BatchMetrics, Evaluation, TrialStack, beginning_with, stacking
 
 _PROGRESS = TypeAdapter(list[TrialProgress])
 
@@ -65,6 +65,7 @@ class Session:
         )
         self.recorder = Recorder(self.study, self.arm, [data for stack in self.stacks for data in stack.data])
         self.progress = [TrialProgress() for _ in range(self.study.trials)]
+        self._results: list[Evaluation] = []  # of the last evaluation, by stack
 
     @property
     def calendar(self) -> Calendar:
@@ -143,7 +144,8 @@ class Session:
         """
         training = [trial.is_training for trial in self.progress]
         steps = [trial.ending.step if trial.ending else self.step for trial in self.progress]
-        results = [stack.evaluate(self.epoch) for stack in self.stacks]
+        self._results = [self._evaluation(number, stack) for number, stack in enumerate(self.stacks)]
+        results = self._results
         rows = self.recorder.add_evaluation(self.epoch, steps, results, self.study.keeps_images(self.epoch))
         for trial, progress in enumerate(self.progress):
             metrics = dict(zip(EVAL_METRICS, rows[trial].tolist(), strict=True))
@@ -156,6 +158,14 @@ class Session:
             self._note(trial, metrics)
         ended = [trial for trial, was in enumerate(training) if was and not self.progress[trial].is_training]
         return {name: _mean(rows[:, i]) for i, name in enumerate(EVAL_METRICS)}, ended
+
+    def _evaluation(self, number: int, stack: TrialStack | ArmInStack) -> Evaluation:
+        """That of now, or of a stack whose trials have all ended the one before: its weights stay as they are."""
+        if self._results and self.study.data.classes is None and len(self.ended(stack)) == len(stack.trials):
+            before = self._results[number]
+            if before.values or not (self.study.image_values and self.study.keeps_images(self.epoch)):
+                return before
+        return stack.evaluate(self.epoch)
 
     def _note(self, trial: int, metrics: dict[str, float]) -> None:
         progress = self.progress[trial]
@@ -240,6 +250,7 @@ class Session:
             self._to_join = {}
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
+        self._results = []
         self.recorder.load_state(beginning_with("recorder.", tensors))
         for index, stack in enumerate(self.stacks):
             state = beginning_with(f"stack{index}.", tensors)

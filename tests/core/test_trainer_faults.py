@@ -218,6 +218,27 @@ def test_a_stopped_trial_keeps_its_weights_and_its_evaluations_while_others_trai
     assert batches[batches.trial == 0].step.max() == 12 and batches[batches.trial == 1].step.max() == 24
 
 
+def test_an_arm_whose_trials_have_all_ended_is_not_evaluated_again_but_its_rows_go_on(
+    make_study: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = {"metric": "loss_val_nats", "patience": 1, "min_delta": 100.0}
+    study = make_study({"early_stopping": stopping}, **VALIDATED, epochs=6, checkpoints=(0, 6))
+    usual, evaluated = TrialStack.evaluate, []
+
+    def evaluate(stack: TrialStack, epoch: int) -> Any:
+        evaluated.append(epoch)
+        return usual(stack, epoch)
+
+    monkeypatch.setattr(TrialStack, "evaluate", evaluate)
+    train_arm(study, ARM, store, 6)
+    assert evaluated == [0, 1, 2], "all have stopped after two evaluations"
+    evals = table(store, study, "training_evals")
+    assert evals[evals.trial == 1].epoch.tolist() == list(range(7))
+    images = table(store, study, "image_progress")
+    last, stopped = (images[images.epoch == epoch].reset_index(drop=True) for epoch in (6, 2))
+    assert last.drop(columns="epoch").equals(stopped.drop(columns="epoch"))
+
+
 def test_a_plateau_lowers_the_rate_of_one_trial_alone(
     make_study: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
