@@ -21,6 +21,8 @@ LONGEST_STUDY_NAME, _LONGEST_VARIANT_NAME = 100, 80
 # What is trained here has partition keys of three digits, and this project's networks are no wider.
 _MOST_TRAINED_K = 999
 _MOST_TRAINED_TRIALS = 1000
+# Of all splits together; they are made one by one, and kept in memory.
+_MOST_GRAPHS = 1_000_000
 
 
 def has_room(name: str, most: int, where: str) -> None:
@@ -132,10 +134,14 @@ def _check_what_is_for_images(study: "Study") -> None:
 
 
 def check_data(study: "Study") -> None:
-    """Refuse more images than there are, and shares and copies of them that cannot be."""
-    if study.data.graphs is not None:
-        return
+    """Refuse more images than there are, and shares and copies of them that cannot be; and graphs without end."""
     num_train, num_validation = study.data.num_train, study.data.num_validation
+    if (graphs := study.data.graphs) is not None:
+        if (num_graphs := (num_train or 0) + num_validation + graphs.num_test) > _MOST_GRAPHS:
+            raise ValueError(
+                f"data: {num_graphs:,} graphs of each trial are more than the {_MOST_GRAPHS:,} there may be"
+            )
+        return
     record = study.data.record
     if (num_train or 2) + num_validation > record.num_train:
         and_more = f" and {num_validation} for validation" if num_validation else ""
@@ -286,7 +292,8 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
     for key, metric in variant.watched_metrics.items():
         if metric in ("loss_val_nats", "acc_val") and not study.data.num_validation:
             raise ValueError(
-                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation"
+                f"variants.{name}.{key}: {metric} needs validation {study.data.record.examples}; "
+                "set data.num_validation"
                 + ("" if key.startswith("interventions") else ", or name train_loss or train_error")
             )
     classes, last, longest, what = study.data.classes, study.epochs, study.epochs, ""
