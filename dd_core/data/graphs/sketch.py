@@ -66,7 +66,8 @@ class Sketch:
 
     Attributes:
         label: 0 or 1.
-        probability: of label 1, given all that the graph shows with the kinds of its nodes.
+        probability: of label 1, given all that the graph shows with the kinds of its nodes; NaN: whatever it shows, the
+            label follows from its index, so that label 1 is as probable as it is frequent.
         hidden: the same, given all but the kinds of nodes, computed when asked; None: kinds make no difference.
         what: what was done to it, such as the kind of corruption; counted in ``Problems.about``.
         nodes: number and kind by name.
