@@ -77,6 +77,7 @@ def make_problems(labels: str, features: str, num_features: int, domain: str, se
         domain=domain,
         labels_kind=labels,
         labels=given,
+        group=np.array([i if sketch.group is None else sketch.group for i, sketch in enumerate(sketches)], np.int64),
         first_node=np.cumsum([0, *(len(sketch.nodes) for sketch in sketches)]),
         first_edge=np.cumsum([0, *(len(sketch.edges) for sketch in sketches)]),
         nodes=np.array([number_of[kind] for sketch in sketches for _, kind in sketch.nodes.values()], np.int64),

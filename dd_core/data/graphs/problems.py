@@ -17,6 +17,7 @@ class Problems:
     Attributes:
         domain, labels_kind: as a study names them.
         labels: int64 (N,), 0 or 1.
+        group: int64 (N,), graphs of one group have one label: the scenario of published causal triples, else the index.
         first_node: int64 (N + 1,), nodes of graph i are ``first_node[i]:first_node[i + 1]``.
         first_edge: int64 (N + 1,), likewise.
         nodes: int64 (M,), the row of ``features`` of each node.
@@ -33,6 +34,7 @@ class Problems:
     domain: str
     labels_kind: str
     labels: "NDArray[np.int64]"
+    group: "NDArray[np.int64]"
     first_node: "NDArray[np.int64]"
     first_edge: "NDArray[np.int64]"
     nodes: "NDArray[np.int64]"
