@@ -53,6 +53,11 @@ class NSM(Strict):
         description="relation of the message of every node to itself: one of its own; last: as published, the last of "
         "the domain's, which some edges have too",
     )
+    above: Literal["always", "with_edges"] = Field(
+        default="always",
+        description="whether graphs that a pooling leaves no edge are convolved above it; with_edges: as published, "
+        "their nodes stay as the pooling left them",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     largest_log_scale: float | None = Field(
         default=2.0,

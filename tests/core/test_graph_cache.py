@@ -146,6 +146,7 @@ def changed(**arrays: Any) -> Problems:
         domain="causal",
         labels_kind="grounded",
         labels=np.array([0, 1, 1]),
+        group=np.arange(3),
         first_node=np.array([0, 2, 4, 6]),
         first_edge=np.array([0, 1, 2, 3]),
         nodes=np.zeros(6, np.int64),
