@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dd_core.study.architectures import architecture_called
 from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
+from dd_core.study.graph_sizes import USED_RELATIONS
 from dd_core.study.hessian import HessianSettings
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def check_graphs(study: "Study") -> None:
                 f"variants.{name}.nsm: belongs to the architecture nsm alone; leave it out"
                 if variant.nsm
                 else f"variants.{name}.nsm: say which domain it learns, for example {{domain: causal}}"
+            )
+        if variant.nsm and variant.nsm.relations < (used := USED_RELATIONS[variant.nsm.domain]):
+            raise ValueError(
+                f"variants.{name}.nsm.num_relations: {variant.nsm.relations} are fewer than the {used} kinds of edges "
+                f"of {variant.nsm.domain}; raise it, or leave it out"
             )
         if graphs is not None and (odd := next((k for k in study.widths_of(name) if k % 2), None)):
             raise ValueError(f"widths: k = {odd} is odd, but a coupling halves the width; take even widths")
@@ -245,7 +251,10 @@ def check_variant(study: "Study", name: str) -> None:
     sizes = calendar.examples_of_tasks[: calendar.task_of(study.epochs)]
     if size > sizes[0]:
         when = " in the first task" if len(sizes) > 1 else ""
-        raise ValueError(f"variants.{name}.batch_size: {size} images in a batch but only {sizes[0]} to train on{when}")
+        raise ValueError(
+            f"variants.{name}.batch_size: {size} {study.data.record.examples} in a batch but only {sizes[0]} to train "
+            f"on{when}"
+        )
     # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
     is_narrow = network.normalises_single_values(shape, variant.network)
     single = [task for task, images in enumerate(sizes, 1) if size == 1 or images % size == 1]

@@ -85,6 +85,10 @@ REFUSED = {
         of_graphs("{domain: causal}", "{domain: causal, pool_ratio: 0}"),
         "variants.causal.nsm.pool_ratio: Input should be greater than 0 (got 0)",
     ),
+    "few_graphs": (
+        of_graphs("batch_size: 6", "batch_size: 13"),
+        "variants.causal.batch_size: 13 graphs in a batch but only 12 to train on",
+    ),
     "augmentation": (
         of_graphs("    batch_size", "    augmentation: {shift_x: 1}\n    batch_size"),
         "variants.causal.augmentation: ",
