@@ -24,7 +24,7 @@ def test_blocks_begin_smaller_but_never_with_nothing() -> None:
         *((0, 4, 4), (4, 8, 4), (8, 10, 4))
     ]
     assert memory.begin_with(3) == 1
-    with pytest.raises(UserError, match="at least one image, not 0"):
+    with pytest.raises(UserError, match="at least one example, not 0"):
         list(memory.in_blocks(lambda *_: None, 10, 0))
 
 
