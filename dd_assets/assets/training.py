@@ -13,8 +13,9 @@ from dd_assets.steps.follow import Outcome, follow
 from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.steps.recording import PartitionRecorder
 from dd_assets.steps.versions import recipes
-from dd_core.checks.preflight import refused_or_warned
+from dd_core.checks.preflight import refused_and_warned
 from dd_core.data.datasets import require
+from dd_core.errors import StudyError
 from dd_core.forecast.work import warning_of_size
 from dd_core.jobs.forecast import forecast
 from dd_core.jobs.job import TrainTask, digest_of, training_job
@@ -90,8 +91,13 @@ def _train(
     for checkpoint in wanted:
         until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
     unfinished = {arm for arm, epoch in until.items() if not arm_is_complete(store, study, arm, epoch)}
-    for sentence in refused_or_warned(study, {arm.variant for arm in unfinished}):
+    refusals, warnings = refused_and_warned(study, {arm.variant for arm in unfinished})
+    refused = {f"{study.name}/{arm.key}": refusals[arm.variant] for arm in unfinished if arm.variant in refusals}
+    if refused and len(refused) == len(until):
+        raise StudyError("; ".join(dict.fromkeys(refused.values())))
+    for sentence in warnings:
         context.log.warning(sentence)
+    unfinished = {arm for arm in unfinished if arm.variant not in refusals}
     left = [checkpoint for checkpoint in wanted if checkpoint.arm in unfinished]
     job = training_job(store.root, study, left, *machine.workers_and_threads(), machine.num_places)
     todo = [task for task in job.tasks if isinstance(task, TrainTask)]
@@ -115,8 +121,9 @@ def _train(
     _blame_each_arm(outcome, study, todo, {c.arm for c in wanted if c not in recorder.recorded})
     if not outcome.failed:
         missing = {f"{study.name}/{c.arm.key}" for c in wanted if c not in recorder.recorded}
-        outcome.failed |= dict.fromkeys(missing, "trained, but not all there; run the same command again")
-    what, total = ("parts of arms", len(todo)) if in_parts else ("arms", len(until))
+        outcome.failed |= dict.fromkeys(missing - {*refused}, "trained, but not all there; run the same command again")
+    outcome.failed |= refused
+    what, total = ("parts of arms", len(todo) + len(refused)) if in_parts else ("arms", len(until))
     return Done(outcome, what, total, f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded")
 
 

@@ -1,7 +1,7 @@
 """What a graph study says, as text: accuracy beside baseline and ceiling, collapse, claims, and the curve over widths.
 
 An accuracy is a mean over trials with a 95 % interval, at either end the wider of Student's over trials and Wilson's
-over the graphs of one trial. What it is compared with is known exactly: how frequent labels are, and how they come
+over their graphs. What it is compared with is known exactly: how frequent labels are, and how they come
 about.
 """
 
@@ -16,7 +16,10 @@ from typing import Any
 import duckdb
 
 from dd_core.analysis.double_descent import WidthRow, find_double_descent
-from dd_core.analysis.graphs.intervals import share_over_trials
+from dd_core.analysis.graphs.claims import GENERAL
+from dd_core.analysis.graphs.intervals import effective_graphs, share_over_trials
+from dd_core.analysis.graphs.measures import best_constant
+from dd_core.analysis.graphs.published import PUBLISHED_WIDTH
 from dd_core.analysis.graphs.verdicts import FAILS, HOLDS, UNKNOWN
 from dd_core.analysis.intervals import Estimate, difference, interval, over_trials
 from dd_core.analysis.loss_slope_report import CURRENT, query
@@ -43,8 +46,9 @@ class Outcome:
     Attributes:
         trials: its rows of ``nsm_results``, one for each trial.
         accuracy: fraction.
-        above_baseline: accuracy minus that of the majority, fraction.
-        baseline: accuracy of predicting the label that is more frequent in training, mean over trials.
+        above_baseline: accuracy minus ``baseline``, fraction.
+        baseline: accuracy of the better of always saying one label, mean over trials: where labels are even the one
+            that is more frequent in training may be the other.
         ceiling: best accuracy that can be expected, mean over trials; NaN if unknown.
     """
 
@@ -92,26 +96,26 @@ def results_of(study: Study, connection: duckdb.DuckDBPyConnection) -> dict[str,
     return {arm: rows[arm] for arm in study.arms if arm in rows}
 
 
-def outcomes(results: Mapping[str, list[dict[str, Any]]], at: str) -> dict[str, Outcome]:
+def outcomes(study: Study, results: Mapping[str, list[dict[str, Any]]], at: str) -> dict[str, Outcome]:
     """What all arms reach at their ``best`` or ``last`` epochs, on test graphs or else those for validation."""
     found = {}
     for arm, rows in results.items():
         for split in ("test", "validation"):
             if trials := [row for row in rows if row["result"] == at and row["split"] == split]:
-                found[arm] = _outcome(trials)
+                found[arm] = _outcome(trials, study.data.num_problems)
                 break
     return found
 
 
-def at_best_or_last(results: Mapping[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Outcome]]:
+def at_best_or_last(study: Study, results: Mapping[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Outcome]]:
     """What all arms reach at their best epochs, or with nothing to choose these by at their last ones, and which."""
-    best = outcomes(results, "best")
-    return ("best", best) if best else ("last", outcomes(results, "last"))
+    best = outcomes(study, results, "best")
+    return ("best", best) if best else ("last", outcomes(study, results, "last"))
 
 
-def _outcome(trials: list[dict[str, Any]]) -> Outcome:
-    accuracies, baselines = ([row[name] for row in trials] for name in ("accuracy", "majority_baseline"))
-    num_graphs = min(row["num_graphs"] for row in trials)  # trials may share theirs
+def _outcome(trials: list[dict[str, Any]], num_problems: int) -> Outcome:
+    accuracies, baselines = [row["accuracy"] for row in trials], [best_constant(r["majority_baseline"]) for r in trials]
+    num_graphs = effective_graphs(trials[0]["num_graphs"], len(trials), num_problems)
     return Outcome(
         trials,
         share_over_trials(accuracies, num_graphs),
@@ -134,11 +138,17 @@ def name_of(study: Study, arm: str) -> str:
 
 
 def claims_of(study: Study, connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """Its current rows of ``nsm_claims``, of the widest arm of each variant, each claim of all domains in a row."""
+    """Its current rows of ``nsm_claims``, of one arm of each variant, each claim of all domains in a row.
+
+    It is the arm of the published width, or else the widest.
+    """
     if study.data.graphs is None:
         return []
     rows = query(connection, study, _CLAIMS)
-    arms = widest_arms(study, [arm for arm in study.arms if any(row["arm"] == arm for row in rows)])
+    told = [arm for arm in study.arms if any(row["arm"] == arm for row in rows)]
+    published = {study.arms[arm].variant for arm in told if study.arms[arm].k == PUBLISHED_WIDTH}
+    own = [arm for arm in told if study.arms[arm].variant not in published or study.arms[arm].k == PUBLISHED_WIDTH]
+    arms = widest_arms(study, own)
     keys = list(dict.fromkeys(row["claim"] for row in rows))
     return sorted(
         (row for row in rows if row["arm"] in arms), key=lambda row: (keys.index(row["claim"]), arms.index(row["arm"]))
@@ -146,13 +156,14 @@ def claims_of(study: Study, connection: duckdb.DuckDBPyConnection) -> list[dict[
 
 
 def claims_sentence(claims: Sequence[Mapping[str, Any]]) -> str:
-    """How many claims hold, do not hold and cannot be told."""
-    counts = Counter(row["verdict"] for row in claims)
+    """How many claims hold, do not hold and cannot be told; those about no domain count once."""
+    verdicts = {(row["claim"], "" if row["claim"] in GENERAL else row["arm"]): row["verdict"] for row in claims}
+    counts = Counter(verdicts.values())
     words = {"holds": "hold" if counts["holds"] != 1 else "holds", "does not hold": "do not hold"}
     if counts["does not hold"] == 1:
         words["does not hold"] = "does not hold"
     parts = [f"{counts[verdict] or 'none'} {words.get(verdict, verdict)}" for verdict in VERDICTS]
-    return f"Of {len(claims)} claims about the published networks {parts[0]}, {parts[1]} and {parts[2]}"
+    return f"Of {len(verdicts)} claims about the published networks {parts[0]}, {parts[1]} and {parts[2]}"
 
 
 def claims_listed(study: Study, claims: Sequence[Mapping[str, Any]], verdict: str) -> str:
@@ -170,8 +181,8 @@ def findings(store: Store, study: Study) -> list[str]:
         return []
     with contextlib.closing(connect(store, _TABLES)) as connection:
         results = results_of(study, connection)
-        at, found = at_best_or_last(results)
-        last = outcomes(results, "last") if at == "best" else {}
+        at, found = at_best_or_last(study, results)
+        last = outcomes(study, results, "last") if at == "best" else {}
         claims = claims_of(study, connection)
     sentences = [sentence(name_of(study, arm), found[arm], at, last.get(arm)) for arm in widest_arms(study, found)]
     sentences += over_widths(study, results)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dd_core.errors import StudyError
 from dd_core.study.study import Study
 
 # The smallest share of the rarer label, and the largest weight and rate, without a warning and without an error.
@@ -25,11 +24,13 @@ class Finding:
     """Something outside a limit.
 
     Attributes:
+        variant: whose it is.
         sentence: about it, with the path of the key.
         is_error: it is outside the wider limit.
         may_train: the study says that it shall be trained nevertheless.
     """
 
+    variant: str
     sentence: str
     is_error: bool
     may_train: bool
@@ -51,23 +52,25 @@ def preflight(study: Study, variants: Collection[str] | None = None) -> list[Fin
             if value > warning:
                 limit = error if value > error else warning
                 sentence = f"{path}.{key}: {value:g} is above {limit:g}, beyond which {why}, as its authors say"
-                found.append(Finding(sentence, value > error, may_train))
+                found.append(Finding(name, sentence, value > error, may_train))
         if (finding := _balance(study, name, path, may_train)) is not None:
             found.append(finding)
     return found
 
 
-def refused_or_warned(study: Study, variants: Collection[str]) -> list[str]:
-    """Warnings before some variants are trained.
+def refused_and_warned(study: Study, variants: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Of some variants those that are not to be trained, with the reason, and warnings about the others.
 
-    Raises:
-        StudyError: something is outside the wider limits, and the study does not say that this is meant.
+    Something of theirs is outside the wider limits, and the study does not say that this is meant.
     """
     found = preflight(study, variants)
-    refused = [finding.sentence for finding in found if finding.is_error and not finding.may_train]
-    if refused:
-        raise StudyError(f"{'; '.join(refused)}; if it is meant, say nsm: {{preflight: warn}} in the variant")
-    return [finding.sentence for finding in found]
+    why: dict[str, list[str]] = {}
+    for finding in found:
+        if finding.is_error and not finding.may_train:
+            why.setdefault(finding.variant, []).append(finding.sentence)
+    meant = "if it is meant, say nsm: {preflight: warn} in the variant"
+    refused = {variant: f"{'; '.join(sentences)}; {meant}" for variant, sentences in why.items()}
+    return refused, [finding.sentence for finding in found if finding.variant not in refused]
 
 
 def _balance(study: Study, name: str, path: str, may_train: bool) -> Finding | None:
@@ -78,7 +81,7 @@ def _balance(study: Study, name: str, path: str, may_train: bool) -> Finding | N
     lonely = next((trial for trial, share in enumerate(ones) if share in (0.0, 1.0)), None)
     if lonely is not None:
         sentence = f"{path}: all training graphs of trial {lonely} have label {ones[lonely]:.0f}, with nothing to tell"
-        return Finding(sentence, True, may_train)
+        return Finding(name, sentence, True, may_train)
     rarer = min(float(np.mean(ones)), 1 - float(np.mean(ones)))
     warning, error = LEAST_SHARE
     if rarer >= warning:
@@ -88,4 +91,4 @@ def _balance(study: Study, name: str, path: str, may_train: bool) -> Finding | N
         f"{path}: {100 * rarer:.1f} % of the training graphs have label {label}, fewer than {100 * limit:.0f} %, below "
         "which networks collapse to the other label, as its authors say"
     )
-    return Finding(sentence, rarer < error, may_train)
+    return Finding(name, sentence, rarer < error, may_train)

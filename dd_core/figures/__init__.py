@@ -257,7 +257,7 @@ FIGURES: tuple[Figure, ...] = (
     _figure(
         "nsm_claims_page",
         ("nsm_claims",),
-        "What was claimed of the published graph networks, what their authors measured later, and what is measured "
+        "What was claimed of the published graph networks, what their authors said later, and what is measured "
         "here, with a verdict for each claim.",
         _NSM,
     ),

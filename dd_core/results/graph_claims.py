@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from dd_core.analysis.graphs.claims import EARLIER_ACCURACY, Claim, claims_of
+from dd_core.analysis.graphs.claims import EARLIER_CAUSAL, Claim, claims_of
 from dd_core.analysis.graphs.cycle import cycle_loss
-from dd_core.analysis.graphs.intervals import difference_over_trials, mean_over_trials, share_over_trials
-from dd_core.analysis.graphs.verdicts import Measured, verdict
+from dd_core.analysis.graphs.intervals import (
+    difference_over_trials,
+    effective_graphs,
+    mean_over_trials,
+    share_over_trials,
+)
+from dd_core.analysis.graphs.measures import best_constant
+from dd_core.analysis.graphs.verdicts import Measured, interval_of, verdict
 from dd_core.analysis.intervals import Estimate, over_trials
 from dd_core.results.graph_rows import ArmEvaluations, Row
 
@@ -33,19 +39,24 @@ def claims_rows(arm: ArmEvaluations, progress: list[Row], attempts: list[Row]) -
     by_place = {(row["trial"], row["epoch"], row["split"]): row for row in progress}
     rows = []
     for claim in claims_of(nsm.domain):
-        measured, of = _Measuring(arm, by_place, attempts, claim).measure()
+        measured, measured_of = _Measuring(arm, by_place, attempts, claim).measure()
         word, why = verdict(claim, measured)
         estimate = measured.estimate or Estimate(math.nan, math.nan, math.nan, 0)
         is_accuracy = claim.quantity in ("accuracy", "gain", "learning")
         about = ("sentence", "source", "claimed", "claimed_is", "later", "later_source", "unit")
+        claimed, later = (
+            interval_of(share, of) for share, of in ((claim.claimed, claim.claimed_of), (claim.later, claim.later_of))
+        )
         rows.append(
             {
                 "claim": claim.key,
                 **{name: getattr(claim, name) for name in about},
+                **dict(zip(("claimed_low", "claimed_high"), claimed, strict=True)),
+                **dict(zip(("later_low", "later_high"), later, strict=True)),
                 "measured": estimate.mean,
                 "measured_low": estimate.low,
                 "measured_high": estimate.high,
-                "measured_of": of or None,
+                "measured_of": measured_of or None,
                 "baseline": measured.baseline if is_accuracy else math.nan,
                 "ceiling": measured.ceiling if is_accuracy else math.nan,
                 "floor": measured.floor if claim.quantity == "cycle_loss" else math.nan,
@@ -100,13 +111,17 @@ class _Measuring:
         return found
 
     def _why_not(self) -> str:
+        if self._claim.quantity == "best_epoch" and not any(of == "validation" for _, _, of in self._by_place):
+            return "no validation graphs tell which epoch is best"
         longest = max((epoch for _, epoch, _ in self._by_place), default=0)
         if self._claim.epochs > longest:
             return f"trained for {longest} epochs here, and the claim is about {self._claim.epochs}"
         return f"no trial has {self._split} graphs and an end other than divergence"
 
-    def _estimate(self, rows: list[Row]) -> Estimate:
+    def _estimate(self, rows: list[Row]) -> Estimate | None:
         quantity = self._claim.quantity
+        if quantity == "collapse":
+            return Estimate(sum(row["collapse"] != "none" for row in rows) / len(rows), math.nan, math.nan, len(rows))
         if quantity == "balance":
             ones = [round(row["label_1_share"] * row["num_graphs"]) for row in rows]
             zeros = [row["num_graphs"] - one for row, one in zip(rows, ones, strict=True)]
@@ -117,21 +132,26 @@ class _Measuring:
             graphs = [self._arm.evaluated(row["trial"], row["epoch"], self._split) for row in rows]
             return mean_over_trials([cycle_loss(own.cycle_loss_1, own.cycle_loss_2) for own in graphs])
         if quantity == "best_epoch":
-            found = over_trials([self._best_epoch(row["trial"]) for row in rows])
-            low, high = max(0.0, found.low), min(float(self._claim.epochs), found.high)  # NaN stays
-            return found if math.isnan(found.low) else Estimate(found.mean, low, high, found.num_trials)
+            return self._best_epochs(rows)
         compared = {
             "accuracy": [0.0] * len(rows),
-            "gain": [EARLIER_ACCURACY["causal"]] * len(rows),
-            "learning": [row["majority_baseline"] for row in rows],
+            "gain": [EARLIER_CAUSAL] * len(rows),
+            "learning": [best_constant(row["majority_baseline"]) for row in rows],
         }[quantity]
-        return share_over_trials([row["accuracy"] for row in rows], self._num_graphs(rows), compared)
+        num_graphs = effective_graphs(rows[0]["num_graphs"], len(rows), self._arm.study.data.num_problems)
+        return share_over_trials([row["accuracy"] for row in rows], num_graphs, compared)
 
-    def _best_epoch(self, trial: int) -> float:
-        """The epoch of lowest validation loss up to the claim's; NaN without validation graphs."""
-        epochs = [epoch for epoch in self._arm.epochs(trial, "validation") if epoch <= self._claim.epochs]
-        losses = {epoch: self._by_place[trial, epoch, "validation"]["loss"] for epoch in epochs}
-        return float(min(losses, key=lambda epoch: losses[epoch])) if losses else math.nan
+    def _best_epochs(self, rows: list[Row]) -> Estimate | None:
+        """Those of lowest validation loss up to the claim's; what lies between two evaluations may be better still."""
+        trials = [row["trial"] for row in rows]
+        best = [self._arm.best_epoch(trial, self._by_place, self._claim.epochs) for trial in trials]
+        found = over_trials(best)
+        if not found.num_trials:
+            return None
+        epochs = [0] + [epoch for epoch in self._arm.epochs(trials[0], "validation") if epoch <= self._claim.epochs]
+        between = max(int(np.diff(epochs).max()) - 1, 0)
+        low, high = max(1.0, found.low - between), min(float(self._claim.epochs), found.high + between)
+        return found if math.isnan(found.low) else Estimate(found.mean, low, high, found.num_trials)
 
     def _num_graphs(self, rows: list[Row]) -> int:
         """Different graphs: trials that share some count them once."""
@@ -155,10 +175,13 @@ class _Measuring:
             per_attempt.setdefault(row["attempt"], []).append(row)
         for rows in per_attempt.values():
             value, first, last = rows[0][column], rows[0]["first_epoch"], rows[0]["last_epoch"]
-            if value is None or last is None:
+            # Of a lost attempt nobody knows how many epochs its time was for.
+            is_lost = any(row["status"] in ("running", "interrupted", "failed") for row in rows)
+            if is_lost or value is None or last is None:
                 continue
             spent += value
-            trained += sum((row["end_epoch"] or last) - first for row in rows)
+            ends = [last if row["end_epoch"] is None else row["end_epoch"] for row in rows]
+            trained += sum(max(0, end - first) for end in ends)
             devices.add(rows[0]["device"])
         if trained <= 0:
             return Measured(None, "no price is known here" if column == "cost" else "no attempt has told its time"), ""

@@ -47,9 +47,8 @@ class ArmEvaluations:
     def problems(self) -> Problems:
         """Those that the study's variant learns."""
         data, nsm = self.study.data, self.study.variants[self.arm.variant].nsm
-        assert data.graphs is not None and data.num_train is not None and nsm is not None
-        number = data.num_train + data.num_validation + data.graphs.num_test
-        return load_problems(data.graphs, nsm.domain, self.study.seed, number)
+        assert data.graphs is not None and nsm is not None
+        return load_problems(data.graphs, nsm.domain, self.study.seed, data.num_problems)
 
     @cached_property
     def places(self) -> "dict[tuple[int, int, str], np.ndarray]":
@@ -78,6 +77,15 @@ class ArmEvaluations:
         attempt = self.attempts.get(trial, {})
         end = attempt.get("end_epoch") if attempt.get("status") == "stopped early" else None
         return [epoch for epoch in found if end is None or epoch <= end]
+
+    def best_epoch(self, trial: int, by_place: Mapping[tuple[int, int, str], Row], limit: int = 0) -> int | None:
+        """That of lowest validation loss, up to a limit if one is given, and as for checkpoints never the untrained."""
+        losses = {
+            epoch: loss
+            for epoch in self.epochs(trial, "validation")
+            if 1 <= epoch <= (limit or epoch) and math.isfinite(loss := by_place[trial, epoch, "validation"]["loss"])
+        }
+        return min(losses, key=lambda epoch: losses[epoch]) if losses else None
 
     def data(self, trial: int) -> TrialData:
         """Split and labels of a trial."""
@@ -145,13 +153,8 @@ def results_of(arm: ArmEvaluations, progress: list[Row]) -> list[Row]:
 def _chosen(arm: ArmEvaluations, by_place: Mapping[tuple[int, int, str], Row]) -> Iterator[tuple[int, str, int]]:
     """Trial, which of its epochs, and the epoch."""
     for trial in arm.trials:
-        losses = {
-            epoch: loss
-            for epoch in arm.epochs(trial, "validation")
-            if math.isfinite(loss := by_place[trial, epoch, "validation"]["loss"])
-        }
-        if losses:
-            yield trial, "best", min(losses, key=lambda epoch: losses[epoch])
+        if (best := arm.best_epoch(trial, by_place)) is not None:
+            yield trial, "best", best
         if epochs := arm.epochs(trial, "train"):
             yield trial, "last", epochs[-1]
 

@@ -133,6 +133,13 @@ class Data(Strict):
         return self.record.title if self.is_known else str(self.dataset)
 
     @property
+    def num_problems(self) -> int:
+        """Graphs that every trial splits; 0 of other data."""
+        if self.graphs is None or self.num_train is None:
+            return 0
+        return self.num_train + self.num_validation + self.graphs.num_test
+
+    @property
     def examples(self) -> str:
         """What there is many of, for figures: images or graphs; of data sets that are not known, images."""
         return self.record.examples if self.is_known else "images"

@@ -3,7 +3,7 @@
 from dd_core.tables.columns import ARM, EPOCH, SPLIT, Column, Table
 
 # Raise it when results change: they are computed again.
-GRAPHS_VERSION = "1"
+GRAPHS_VERSION = "2"
 
 
 def _wilson(name: str, of: str) -> tuple[Column, ...]:
@@ -67,8 +67,8 @@ NSM_RESULTS = Table(
         Column(
             "result",
             "string",
-            "best: the epoch of lowest validation loss, without validation graphs no row; last: the last epoch of the "
-            "trial that was evaluated",
+            "best: the trained epoch (1 or later) of lowest validation loss, without validation graphs no row; last: "
+            "the last epoch of the trial that was evaluated",
         ),
         EPOCH,
         Column("status", "string", "of the trial's last attempt, as in runs; null: unknown"),
@@ -92,8 +92,8 @@ NSM_RESULTS = Table(
 )
 NSM_CLAIMS = Table(
     "nsm_claims",
-    "What was claimed of the published networks, what their authors measured later, and what is measured here; of "
-    "labels as_published alone, since nothing was claimed of others.",
+    "What was claimed of the published networks, what their authors' repository says later, and what is measured here; "
+    "of labels as_published alone, since nothing was claimed of others.",
     (
         *(column for column in ARM if column.name != "trial"),
         *_DOMAIN,
@@ -101,17 +101,26 @@ NSM_CLAIMS = Table(
         Column("sentence", "string", "the claim in words"),
         Column("source", "string", "where it is claimed"),
         Column("claimed", "float64", "the number claimed, in unit"),
+        Column("claimed_low", "float64", "95 % Wilson interval where it is a share of so many graphs; null: unknown"),
+        Column("claimed_high", "float64", "upper end"),
         Column("claimed_is", "string", "value: it is this; at least, at most: it is beyond this"),
         Column("later", "float64", "what the authors' repository says later or elsewhere, in unit; null: nothing"),
+        Column("later_low", "float64", "95 % Wilson interval where it is a share of so many graphs; null: unknown"),
+        Column("later_high", "float64", "upper end"),
         Column("later_source", "string", "where, and of how many graphs"),
         Column("unit", "string", "fraction, loss, epochs, seconds or dollars"),
         Column("measured", "float64", "here, mean over trials; null: not measured yet, or nothing here measures it"),
-        Column("measured_low", "float64", "95 % interval, lower end: the wider of that over trials and over graphs"),
+        Column(
+            "measured_low",
+            "float64",
+            "95 % interval, lower end. Of accuracies, gains and learning the wider of Student's over trials and "
+            "Wilson's over graphs; else over trials, and of a best epoch wider by what lies between evaluations",
+        ),
         Column("measured_high", "float64", "upper end"),
         Column("measured_of", "string", "what was measured: epoch, split, graphs and trials"),
         Column("baseline", "float64", "majority baseline, where it is an accuracy"),
         Column("ceiling", "float64", "Bayes ceiling, where it is an accuracy"),
-        Column("floor", "float64", "lowest value possible, where it is a cycle loss"),
+        Column("floor", "float64", "what dropped nodes alone give, where it is a cycle loss: about, no bound"),
         Column("verdict", "string", "holds, does not hold, or cannot be told, by the interval"),
         Column("why", "string", "one sentence"),
     ),

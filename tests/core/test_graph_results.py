@@ -18,13 +18,13 @@ from graph_evaluations import (
     write_attempt,
     write_evaluations,
 )
+from statsmodels.stats.proportion import proportion_confint
 
 from dd_core.analysis.graphs.claims import Claim, claims_of
 from dd_core.analysis.graphs.verdicts import Measured, verdict
 from dd_core.analysis.intervals import Estimate
-from dd_core.checks.preflight import preflight, refused_or_warned
+from dd_core.checks.preflight import preflight, refused_and_warned
 from dd_core.data.trials import trial_data
-from dd_core.errors import StudyError
 from dd_core.results.graphs import NAMES, rebuild
 from dd_core.store.store import Store
 from dd_core.study.graphs import DOMAINS
@@ -186,19 +186,23 @@ def test_claims_stand_beside_what_is_measured(store: Store) -> None:
                  "AND split = 'test' AND result = 'last'")[0]  # fmt: skip
     learned = found["causal", "learns"]
     assert learned[0] == pytest.approx(tests[0] - tests[1])
-    assert learned[3] == ("holds" if learned[1] >= 0 else "cannot be told") and learned[1] < learned[0] < learned[2]
+    assert learned[1] < learned[0] < learned[2] and learned[3] == "holds"
     gain = found["causal", "gain_over_earlier"]
     assert gain[0] == pytest.approx(tests[0] - 0.529)
     collapsed = found["planning", "no_collapse"]
     assert collapsed[0] == 1.0 and collapsed[3] == "does not hold"
-    assert "5 trials have collapsed to one label" in collapsed[4] and "95.3 points" in collapsed[4]
+    assert "5 of 5 trials have collapsed to one label" in collapsed[4] and "1 of 226 and 173 of 174" in collapsed[4]
+    even = found["planning", "even_labels"]
+    assert (even[0], even[3]) == (1.0, "does not hold") and "95.3 points" in even[4]
+    assert found["causal", "no_collapse"][0] == 0 and found["causal", "no_collapse"][3] == "holds"
     assert found["knowledge_graph", "learns"][3] == "does not hold", "there is nothing to learn"
     assert "measured" not in found["planning", "learns"][4] and found["planning", "learns"][6] == 0.5
     # Ten epochs of five networks took 50 s.
     assert found["planning", "seconds_10_epochs"][0] == pytest.approx(10.0)
     assert found["planning", "seconds_10_epochs"][3:5] == (
-        "does not hold",
-        "the authors themselves measured 34 s, 14 times less, on the same kind of GPU; 10 s here, on cpu",
+        "cannot be told",
+        "it takes an A100 to tell; 10 s here, on cpu; elsewhere: notes/DUAL_PASS_VALIDATION_RESULTS.md: 33.97 s for 10 "
+        "epochs of 1,600 graphs on an A100-40GB, and about 10 minutes in the same document",
     )
     assert found["causal", "seconds_10_epochs"][3:5] == ("cannot be told", "no attempt has told its time")
     assert found["causal", "dollars_100_epochs"][0] is None
@@ -206,7 +210,57 @@ def test_claims_stand_beside_what_is_measured(store: Store) -> None:
         assert found["causal", claim][3] == "cannot be told"
     assert found["causal", "accuracy_100_epochs"][3] == "cannot be told"
     assert "trained for 10 epochs here, and the claim is about 100" in found["causal", "accuracy_100_epochs"][4]
-    assert found["knowledge_graph", "accuracy_100_epochs"][3] == "does not hold", "above the ceiling"
+    above = found["knowledge_graph", "accuracy_100_epochs"]
+    assert above[3] == "does not hold" and above[4].startswith("55.0 % is above the best that can be expected, 50.0 %")
+    assert (
+        "above the best that can be expected, 50.0 %, by chance of 70 graphs"
+        in found["planning", "accuracy_10_epochs"][4]
+    )
+    sql = "SELECT claimed_low, claimed_high, later_low, later_high FROM nsm_claims WHERE claim = 'accuracy_10_epochs' "
+    shares = [*proportion_confint(40, 70, method="wilson"), *proportion_confint(174, 400, method="wilson")]
+    assert rows(store, f"{sql} AND domain = 'planning'") == [pytest.approx(tuple(shares))]
+    shares = [*proportion_confint(396, 671, method="wilson")]
+    assert rows(store, f"{sql} AND domain = 'causal'") == [(*map(pytest.approx, shares), None, None)]
+
+
+def test_the_time_of_an_attempt_that_was_lost_counts_for_no_epoch(store: Store) -> None:
+    study = graph_study(trials=2)
+    arm = study.arms["planning.k002"]
+    write_evaluations(store, study, arm, [0, 10], undecided)
+    told = {"seconds": 30.0, "device": "cpu"}
+    # Evicted at epoch 4; its successor trains on from there to the end, one of its trials already at its end.
+    write_attempt(store, study, arm, 1, **told, status="interrupted", last_epoch=4)
+    write_attempt(
+        store, study, arm, 2, **told, first_epoch=5, status=["stopped early", "finished"], end_epoch=[3, None]
+    )
+    rebuild(store, study)
+    sql = "SELECT measured FROM nsm_claims WHERE claim = 'seconds_10_epochs'"
+    assert rows(store, sql) == [(pytest.approx(60.0),)], "10 epochs of one network, 5 of which took 30 s"
+
+
+@pytest.mark.parametrize("num_validation", [0, 40])
+def test_the_best_epoch_is_one_that_was_trained_and_known_as_well_as_evaluations_are_near(
+    store: Store, num_validation: int
+) -> None:
+    graphs = {"labels": "as_published", "num_test": 60, "features": "fresh", "num_features": 4}
+    data = {"dataset": "nsm", "num_train": 100, "num_validation": num_validation, "graphs": graphs}
+    study = graph_study("causal", data=data)
+    arm = study.arms["causal.k002"]
+    sure = {0: 0.6, 5: 0.55, 10: 0.51}  # worse and worse, the untrained best of all
+
+    def forgets(trial: int, epoch: int, data: Any, problems: Any) -> np.ndarray:
+        return np.where(problems.labels[data.image_ids] == 1, sure[epoch], 1 - sure[epoch])
+
+    write_evaluations(store, study, arm, list(sure), forgets)
+    rebuild(store, study)
+    sql = "SELECT measured, measured_low, measured_high, verdict, why FROM nsm_claims WHERE claim = 'best_epoch'"
+    (found,) = rows(store, sql)
+    if num_validation:
+        assert found[:4] == (5.0, 1.0, 9.0, "does not hold")
+        assert rows(store, "SELECT DISTINCT epoch FROM nsm_results WHERE result = 'best'") == [(5,)]
+    else:
+        assert found[0] is None and found[3] == "cannot be told"
+        assert found[4].startswith("no validation graphs tell which epoch is best")
 
 
 def test_nothing_was_claimed_of_labels_that_follow_from_the_graph(store: Store) -> None:
@@ -225,15 +279,15 @@ def claim_called(domain: str, key: str) -> Claim:
 @pytest.mark.parametrize(
     ("domain", "key", "interval", "expected"),
     [
-        ("causal", "accuracy_10_epochs", (0.55, 0.58), "does not hold"),
-        ("causal", "accuracy_10_epochs", (0.57, 0.62), "holds"),
+        ("causal", "accuracy_10_epochs", (0.51, 0.54), "does not hold"),
+        ("causal", "accuracy_10_epochs", (0.55, 0.58), "holds"),  # the claim's own interval is 55.3 to 62.7 %
         ("causal", "accuracy_10_epochs", (0.45, 0.69), "cannot be told"),
-        ("causal", "accuracy_10_epochs", (0.60, 0.63), "holds"),
+        ("causal", "accuracy_10_epochs", (0.66, 0.68), "holds"),
         ("planning", "accuracy_10_epochs", (0.45, 0.60), "does not hold"),
         ("causal", "gain_over_earlier", (0.03, 0.09), "does not hold"),
-        ("causal", "no_collapse", (0.0, 0.08), "holds"),
-        ("causal", "no_collapse", (0.05, 0.4), "cannot be told"),
-        ("causal", "no_collapse", (0.2, 0.4), "does not hold"),
+        ("causal", "even_labels", (0.0, 0.08), "holds"),
+        ("causal", "even_labels", (0.05, 0.4), "cannot be told"),
+        ("causal", "even_labels", (0.2, 0.4), "does not hold"),
         ("planning", "cycle_loss", (0.7, 0.8), "does not hold"),
         ("causal", "learns", (0.01, 0.2), "holds"),
         ("causal", "learns", (-0.1, 0.1), "cannot be told"),
@@ -252,6 +306,12 @@ def test_verdicts_are_by_the_interval(domain: str, key: str, interval: tuple[flo
     assert why and not why.endswith(".") and "nan" not in why
 
 
+@pytest.mark.parametrize(("num", "expected"), [(0, "holds"), (1, "cannot be told"), (3, "does not hold")])
+def test_collapse_is_judged_by_trials(num: int, expected: str) -> None:
+    found = Measured(Estimate(num / 3, math.nan, math.nan, 3), num_collapsed=num)
+    assert verdict(claim_called("causal", "no_collapse"), found)[0] == expected
+
+
 def test_times_are_compared_on_the_same_kind_of_gpu_alone() -> None:
     claim = claim_called("causal", "seconds_10_epochs")
     for seconds, device, expected in ((300, "NVIDIA A100-SXM4-40GB", "holds"), (30, "NVIDIA A100", "does not hold")):
@@ -260,17 +320,9 @@ def test_times_are_compared_on_the_same_kind_of_gpu_alone() -> None:
     assert verdict(claim, Measured(Estimate(300, math.nan, math.nan, 1), device="cpu"))[0] == "cannot be told"
 
 
-def test_what_was_claimed_contradicts_itself_where_the_documents_do() -> None:
-    """Numbers of the published report and notes, as they were found."""
-    later = {domain: claim_called(domain, "accuracy_100_epochs").later for domain in DOMAINS}
-    assert later == {"planning": 0.433, "causal": 0.570, "knowledge_graph": 0.528}
-    assert claim_called("causal", "gain_over_earlier").later == pytest.approx(0.0612), (
-        "against its own earlier accuracy"
-    )
-    assert claim_called("planning", "dollars_100_epochs").later == pytest.approx(0.104, abs=5e-4)
-    assert pytest.approx(1.467, abs=1e-3) == 60 * 80 / 3600 * 1.1, "80 minutes cost more than the $1.43 claimed"
-    assert claim_called("planning", "dollars_100_epochs").claimed == 1.43
+def test_prices_claimed_add_up_to_the_total_that_is_claimed() -> None:
     assert sum(claim_called(domain, "dollars_100_epochs").claimed for domain in DOMAINS) == pytest.approx(3.85)
+    assert sum(claim_called(domain, "seconds_100_epochs").claimed for domain in DOMAINS) == 3.5 * 3600
 
 
 def test_limits_are_looked_at_before_training() -> None:
@@ -281,7 +333,8 @@ def test_limits_are_looked_at_before_training() -> None:
     shares = [trial_data(causal, "causal", trial).train_labels.mean() for trial in (0, 1)]
     assert 0.40 < np.mean(shares) < 0.45 and not finding.is_error
     assert f"{100 * np.mean(shares):.1f} % of the training graphs have label 1, fewer than 45 %" in finding.sentence
-    assert refused_or_warned(causal, {"causal"}) == [finding.sentence] and refused_or_warned(causal, set()) == []
+    assert refused_and_warned(causal, {"causal"}) == ({}, [finding.sentence])
+    assert refused_and_warned(causal, set()) == ({}, [])
     for nsm, rate, num_errors, num_warnings in (
         ({"cycle_weight": 0.05}, 5e-4, 0, 0),
         ({"cycle_weight": 0.1}, 1e-3, 0, 2),
@@ -292,15 +345,16 @@ def test_limits_are_looked_at_before_training() -> None:
         found = preflight(study)
         assert [sum(f.is_error for f in found), sum(not f.is_error for f in found)] == [num_errors, num_warnings]
         willing = graph_study(variant=changed, nsm={**nsm, "preflight": "warn"})
-        assert len(refused_or_warned(willing, {"planning"})) == num_errors + num_warnings
+        assert len(refused_and_warned(willing, {"planning"})[1]) == num_errors + num_warnings
         arm = study.arms["planning.k002"]
         assert study.recipe_hash(arm) == willing.recipe_hash(arm), "it changes no weight"
         if num_errors:
             sentence = (
                 r"graphs: variants.planning.nsm.cycle_weight: 0.11 is above 0.1.*optimizer.learning_rate: 0.0011 is"
             )
-            with pytest.raises(StudyError, match=f"{sentence}.*say nsm: .preflight: warn. in the variant"):
-                refused_or_warned(study, {"planning"})
+            refused, warned = refused_and_warned(study, {"planning"})
+            assert warned == []
+            assert re.search(f"{sentence}.*say nsm: .preflight: warn. in the variant", refused["planning"])
 
 
 def test_a_study_of_images_has_no_limits_of_graphs(tiny_study: Study, store: Store) -> None:

@@ -16,6 +16,7 @@ from dd_core.analysis.graphs.collapse import best_1_share, collapse, prediction_
 from dd_core.analysis.graphs.cycle import cycle_loss_floor, feature_variance
 from dd_core.analysis.graphs.intervals import (
     difference_over_trials,
+    effective_graphs,
     independent_graphs,
     mean_over_trials,
     p_above,
@@ -241,3 +242,12 @@ def test_labels_by_noise_and_majority() -> None:
     flipped = np.where(random.random(200_000) < 0.2, 0, 1)
     assert best_with_wrong_labels(np.array([1.0]), 0.2)[0] == pytest.approx(flipped.mean(), abs=5e-3)
     assert [majority_label(np.array(labels)) for labels in ([0, 0, 1], [0, 1], [1, 1, 0])] == [0, 1, 1]
+
+
+def test_trials_that_share_graphs_say_less_than_all_their_graphs() -> None:
+    random, found = np.random.default_rng(0), []
+    for _ in range(200):
+        m = np.bincount(np.concatenate([random.permutation(300)[:120] for _ in range(4)]))
+        found.append(m.sum() ** 2 / (m**2).sum())
+    assert effective_graphs(120, 4, 300) == pytest.approx(np.mean(found), rel=5e-3)
+    assert effective_graphs(120, 1, 300) == 120 and effective_graphs(300, 4, 300) == 300

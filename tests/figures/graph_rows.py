@@ -119,6 +119,7 @@ def made_up_claims(domain: str) -> list[dict[str, Any]]:
     }  # fmt: skip
     if domain != "planning":
         return [accuracy]
+    accuracy |= {"claimed_low": 0.45, "claimed_high": 0.68}
     cycle = {
         "claim": "cycle_loss", "sentence": "The cycle loss falls below 0.2", "unit": "loss", "claimed": 0.2,
         "claimed_is": "at most", "later": 0.794, "later_source": "notes", "measured": 0.41, "measured_low": 0.40,

@@ -183,7 +183,7 @@ class Following:
             return
         less = ""
         if verdict is Verdict.AGAIN_WITH_LESS_MEMORY:
-            less = f", with 1/{2 ** self.news.folder.halve(index)} of the images at a time"
+            less = f", with 1/{2 ** self.news.folder.halve(index)} of the batch at a time"
         self._restarts[index] = _Restarts(element.restarts + 1, in_vain, steps)
         yield self._note_of_retry(element, how, element.restarts + 1, less)
 

@@ -41,9 +41,10 @@ def refusal(error: SlurmError, submission: Submission, settings_file: str) -> Us
             f"under gpus in {settings_file}"
         )
     if key is None and any(words in lowered for words in _TOO_MUCH):
+        other = ", or for another gpu, or say under gpus how this cluster calls it" if wanted.gpu else ""
         return UserError(
             f"no node of {where} has {_describe(submission)}, which each pod asks for{have}; ask for less under "
-            f"resources in the study file or in {settings_file}"
+            f"resources in the study file or in {settings_file}{other}"
         )
     at = f"{key} in {settings_file}" if key else settings_file
     return UserError(f"SLURM refuses the job ({said}); check {at}")

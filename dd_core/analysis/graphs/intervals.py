@@ -25,8 +25,23 @@ def wilson(hits: "ArrayLike", totals: "ArrayLike") -> "tuple[NDArray[np.float64]
     return np.where(totals > 0, low, np.nan), np.where(totals > 0, high, np.nan)
 
 
+def effective_graphs(num_graphs: int, num_trials: int, num_problems: int) -> float:
+    """How many different graphs a mean over trials says as much as, each of which has drawn its own of all problems.
+
+    (sum m)^2 / sum m^2, where m trials have drawn a problem: those of one trial where all draw the same, those of all
+    together where none is drawn twice. Expected are sum m = T n and sum m^2 = T n + T (T - 1) n^2 / P, since two trials
+    have n^2 / P problems in common.
+
+    Args:
+        num_graphs: n of each trial.
+        num_trials: T.
+        num_problems: P that they are drawn of.
+    """
+    return num_trials * num_graphs / (1 + (num_trials - 1) * num_graphs / num_problems)
+
+
 def share_over_trials(
-    shares: "Sequence[float]", num_graphs: int, compared: "Sequence[float] | None" = None
+    shares: "Sequence[float]", num_graphs: float, compared: "Sequence[float] | None" = None
 ) -> Estimate:
     """Mean share of some trials, above what it is compared with, with a 95 % interval: at either end the wider of two.
 
@@ -36,7 +51,7 @@ def share_over_trials(
 
     Args:
         shares: one for each trial, fractions; at least one.
-        num_graphs: different graphs that they are shares of: trials that meet the same graph count it once.
+        num_graphs: that the mean says as much as: ``effective_graphs``.
         compared: subtracted from each, exactly known; None: nothing.
     """
     away = np.zeros(len(shares)) if compared is None else np.asarray(compared, np.float64)

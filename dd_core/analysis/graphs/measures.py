@@ -101,6 +101,11 @@ def best_with_wrong_labels(best_probability: "NDArray[np.float64]", label_noise:
     return best_probability * (1 - label_noise) + (1 - best_probability) * label_noise
 
 
+def best_constant(baseline: float) -> float:
+    """The better of the two accuracies of always saying one label, of which ``baseline`` is one."""
+    return max(baseline, 1 - baseline)
+
+
 def majority_label(labels: "NDArray[np.int64]") -> int:
     """The label that is more frequent, 1 where they are even."""
     return int(2 * (labels == 1).sum() >= len(labels))

@@ -23,8 +23,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if study.data.graphs is None:
         return None
     results = results_of(study, connection)
-    found = {at: outcomes(results, at) for at in _SERIES}
-    at, told = at_best_or_last(results)
+    found = {at: outcomes(study, results, at) for at in _SERIES}
+    at, told = at_best_or_last(study, results)
     if not told:
         return None
     _, left_out = drawn_arms(connection, study, "nsm_results")

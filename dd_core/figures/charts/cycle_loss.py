@@ -30,7 +30,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         [
             *style.describe(study, [study.arms[arm].variant for arm in progress.names]),
             f"Of {progress.split} graphs. Mean squared errors of the reconstructed features of each level",
-            "Floor of level 1: the share of nodes that poolings drop, times the features' variance; .7 of it the sum's",
+            "Floor, no strict bound, of level 1: the share of nodes that poolings drop, times the features' variance; "
+            ".7 of it the sum's",
             "Entropy of the first pooling's scores, over its largest value: 0, one node takes all; 1, all are alike",
             *progress.notes,
         ],
@@ -75,7 +76,7 @@ def _losses(progress: graphs.Progress, arm: str, colour: alt.Color, highest: flo
 
 
 def _floors(floor: float | None) -> dict[str, float]:
-    """Of the cycle loss and of its first level, which alone has one: nodes dropped come back as zeros."""
+    """Of the cycle loss and of its first level, which alone has one: nodes dropped come back as one constant."""
     if floor is None:
         return {}
     first = floor / 0.7

@@ -56,7 +56,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     results = {arm: rows for arm, rows in results_of(study, connection).items() if arm in progress.names}
     return style.finish(
         graphs.in_columns(panels, progress.names),
-        headline(progress.names, results),
+        headline(study, progress.names, results),
         [
             *style.describe(study, [study.arms[arm].variant for arm in progress.names]),
             f"Of {progress.split} graphs. A network that ignores its input has one class right and the other wrong",
@@ -68,11 +68,11 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
-def headline(names: dict[str, str], results: dict[str, list[Row]]) -> str:
+def headline(study: Study, names: dict[str, str], results: dict[str, list[Row]]) -> str:
     """One sentence: in which domains how many trials have collapsed at their best and last epochs."""
     parts = []
     for at in ("best", "last"):
-        found = outcomes(results, at)
+        found = outcomes(study, results, at)
         said = [f"{names[arm]} ({words})" for arm, own in found.items() if (words := collapse_words(own))]
         if found:
             parts.append(f"at the {at} epoch {', '.join(said) or 'no trial'}")

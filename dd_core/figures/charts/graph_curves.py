@@ -37,7 +37,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ]
         for arm in progress.names
     }
-    at, found = at_best_or_last(best)
+    at, found = at_best_or_last(study, best)
     return style.finish(
         graphs.in_columns(panels, progress.names),
         headline(progress.names, found, at) if found else "Accuracy and loss of graph networks over training",
@@ -46,6 +46,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             "Diamonds: best epoch of each trial, that of the lowest validation loss" if at == "best" else None,
             f"Dashed, of {progress.split} graphs: majority, always predicting the label more frequent in training; "
             "ceiling, the best accuracy that can be expected",
+            "Training graphs are judged by the labels they were given",
             graphs.INTERVALS,
             *progress.notes,
         ],

@@ -92,7 +92,7 @@ def _panel(study: Study, variant: str, by_k: Mapping[int, Sequence[Row]], last: 
                 for row in rows
                 if row["result"] == at and _NAMES.get(row["split"]) == split
             ]
-    references = _references({str(k): list(rows) for k, rows in by_k.items()})
+    references = _references(study, {str(k): list(rows) for k, rows in by_k.items()})
     if noise := study.variants[variant].label_noise:
         references[f"wrong labels {style.percent(noise)}"] = noise
     highest = max(*(1 - row["accuracy"] for rows in by_k.values() for row in rows), *references.values())
@@ -123,9 +123,9 @@ def _panel(study: Study, variant: str, by_k: Mapping[int, Sequence[Row]], last: 
     return alt.layer(*layers).properties(width=style.WIDTH, height=_HEIGHT)
 
 
-def _references(results: Mapping[str, list[Row]]) -> dict[str, float]:
+def _references(study: Study, results: Mapping[str, list[Row]]) -> dict[str, float]:
     """Errors that nothing learned and all learned would have, mean over widths, and the share of wrong labels."""
-    own = list(outcomes(results, "last").values())
+    own = list(outcomes(study, results, "last").values())
     found: dict[str, float] = {}
     if own:
         baseline = statistics.mean(outcome.baseline for outcome in own)

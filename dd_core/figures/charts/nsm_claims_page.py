@@ -1,4 +1,4 @@
-"""What was claimed of the published graph networks, what their authors measured later, and what is measured here.
+"""What was claimed of the published graph networks, what their authors said later, and what is measured here.
 
 Every row is a claim: in words, as numbers on an axis, and as the verdict with its reason. The page has the same rows as
 a table, too, which can be searched and copied.
@@ -13,6 +13,7 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.graph_report import VERDICTS, claims_listed, claims_of, claims_sentence, name_of
+from dd_core.analysis.graphs.published import PUBLISHED_WIDTH, unlike_published
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.log_axis import log_axis
 from dd_core.figures.drawing.render import with_table
@@ -28,11 +29,12 @@ _SIGNS = {"holds": "\u2713 holds", "does not hold": "\u2717 does not hold", "can
 _COLOURS = dict(zip(VERDICTS, (style.GREEN, style.VERMILLION, style.GREY), strict=True))
 _SERIES = {
     "claimed": ("claimed", style.PURPLE, "triangle-up"),
-    "later": ("measured later by the authors", style.ORANGE, "square"),
+    "later": ("later or elsewhere by the authors", style.ORANGE, "square"),
     "measured": ("measured here", style.BLACK, "circle"),
 }
 
-_TICKS = {"baseline": "majority baseline", "ceiling": "Bayes ceiling", "floor": "lowest value possible"}
+_TICKS = {"baseline": "majority baseline", "ceiling": "Bayes ceiling", "floor": "what dropped nodes alone give"}
+_IN_POINTS = ("gain_over_earlier", "learns", "even_labels")
 _BEYOND = {"at least": "\u2265 ", "at most": "\u2264 "}
 
 Row = dict[str, Any]
@@ -64,8 +66,9 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
             f"Holds: {held or 'no claim'}",
             f"Does not hold: {refuted or 'no claim'}",
             *style.describe(study, list(dict.fromkeys(row["variant"] for row in claims))),
-            "Measured here: mean over trials with its 95 % interval. Ticks: majority baseline and Bayes ceiling; "
-            "of a cycle loss the lowest value possible",
+            *_unlike(study, claims),
+            "Lines: 95 % intervals, here over trials and graphs, of the authors' shares over their graphs (Wilson). "
+            "Ticks: majority baseline and Bayes ceiling; of a cycle loss what dropped nodes alone give, about",
             _undrawn(claims, drawn),
             left_out,
         ],
@@ -73,6 +76,18 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         frame="bounds",  # texts stand left of the panels
     )
     return with_table(figure, *_table(claims))
+
+
+def _unlike(study: Study, claims: Sequence[Row]) -> list[str]:
+    """By arm what is not as it was published."""
+    arms = {row["arm"]: row["who"] for row in claims}
+    found = {
+        who: ", ".join(unlike_published(study, study.arms[arm].variant, study.arms[arm].k)) for arm, who in arms.items()
+    }
+    if len(set(found.values())) == 1:
+        (own,) = set(found.values())
+        return [f"Unlike the published: {own}" if own else f"As published, k = {PUBLISHED_WIDTH}"]
+    return [f"Unlike the published, {who}: {own or 'nothing'}" for who, own in found.items()]
 
 
 def _undrawn(claims: Sequence[Row], drawn: Sequence[Row]) -> str | None:
@@ -94,24 +109,25 @@ def _name(row: Row) -> str:
     return f"{row['who']}: {row['claim'].replace('_', ' ')}"
 
 
-def _number(value: float | None, unit: str) -> str:
+def _number(value: float | None, row: Row) -> str:
+    unit = row["unit"]
     if value is None:
         return "\u2013"
     if unit == "fraction":
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f} {'points' if row['claim'] in _IN_POINTS else '%'}"
     return f"{style.number(value, 3)}{' s' if unit == 'seconds' else ' $' if unit == 'dollars' else ''}"
 
 
 def _claimed(row: Row) -> str:
-    return _BEYOND.get(row["claimed_is"], "") + _number(row["claimed"], row["unit"])
+    return _BEYOND.get(row["claimed_is"], "") + _interval(row, "claimed")
 
 
-def _interval(row: Row) -> str:
-    """What is measured here, with its interval."""
-    middle = _number(row["measured"], row["unit"])
-    if row["measured_low"] is None or row["measured_high"] is None:
-        return middle
-    return f"{middle} ({_number(row['measured_low'], row['unit'])} to {_number(row['measured_high'], row['unit'])})"
+def _interval(row: Row, column: str) -> str:
+    """What is claimed, was later or is measured here, with its interval."""
+    middle, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if low is None or high is None:
+        return _number(middle, row)
+    return f"{_number(middle, row)} ({_number(low, row)} to {_number(high, row)})"
 
 
 def _block(words: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
@@ -126,9 +142,10 @@ def _block(words: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
         for source in [row[{"claimed": "source", "later": "later_source", "measured": "measured_of"}[column]] or ""]
     ]
     spans = [
-        {"name": _name(row), "low": row["measured_low"], "high": row["measured_high"]}
+        {"name": _name(row), "series": series, "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
         for row in claims
-        if row["measured_low"] is not None and row["measured_high"] is not None
+        for column, (series, *_) in _SERIES.items()
+        if row[f"{column}_low"] is not None and row[f"{column}_high"] is not None
     ]
     ticks = [
         {"name": _name(row), "value": row[column], "what": what}
@@ -142,14 +159,13 @@ def _block(words: str, claims: Sequence[Row], *, is_first: bool) -> style.Panel:
     colour, shape = _encodings(shown=is_first)
     offset = alt.YOffset("series:N", scale=alt.Scale(domain=[words for words, *_ in _SERIES.values()], range=[18, 46]))
     tooltip = ["name:N", "series:N", alt.Tooltip("value:Q", format=".3~f"), "source:N"]
-    here = [span | {"series": _SERIES["measured"][0]} for span in spans]
     separate = alt.Chart(style.data([{"name": name} for name in order])).mark_rule(color="#E4E4E4", yOffset=-_ROW / 2)
     layers = [
         separate.encode(y=y, x=alt.value(-_TEXT), x2=alt.value(_WIDTH + _VERDICT)),
         alt.Chart(style.data(ticks)).mark_tick(color=style.GREY, thickness=1.5, size=_ROW - 14).encode(
             x=x, y=y, tooltip=["name:N", "what:N", alt.Tooltip("value:Q", format=".3~f")]
         ),
-        alt.Chart(style.data(here)).mark_rule(strokeWidth=2.2).encode(
+        alt.Chart(style.data(spans)).mark_rule(strokeWidth=2.2).encode(
             x=low, x2="high:Q", y=y, yOffset=offset, color=colour
         ),
         alt.Chart(style.data(points)).mark_point(filled=True, size=65, opacity=1).encode(
@@ -177,7 +193,7 @@ def _texts(claims: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
             "who": row["who"],
             "sentence": _wrapped(row["sentence"], _SENTENCE),
             "verdict": _SIGNS[row["verdict"]],
-            "numbers": f"{_claimed(row)} claimed, {_number(row['later'], row['unit'])} later, {_interval(row)} here",
+            "numbers": f"{_claimed(row)} claimed, {_interval(row, 'later')} later, {_interval(row, 'measured')} here",
             "why": _wrapped(row["why"], _WHY),
             "key": row["verdict"],
         }
@@ -224,11 +240,11 @@ def _table(claims: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             row["sentence"],
             _claimed(row),
             row["source"] or "",
-            _number(row["later"], row["unit"]),
+            _interval(row, "later"),
             row["later_source"] or "",
-            _interval(row),
+            _interval(row, "measured"),
             row["measured_of"] or "",
-            *(_number(row[name], row["unit"]) for name in _TICKS),
+            *(_number(row[name], row | {"claim": ""}) for name in _TICKS),
             _SIGNS[row["verdict"]],
             row["why"],
         ]

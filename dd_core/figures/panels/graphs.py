@@ -20,9 +20,7 @@ SPLITS = {
     "validation": ("validation", style.VALIDATION),
     "test": ("test", style.TEST),
 }
-INTERVALS = (
-    "Intervals in the title: at either end the wider of Student's over trials and Wilson's over one trial's graphs"
-)
+INTERVALS = "Intervals in the title: at either end the wider of Student's over trials and Wilson's over their graphs"
 _NEAR = 0.09  # of an axis: labels closer to each other than this would overlap
 
 
