@@ -89,7 +89,7 @@ class _Measuring:
         measured = Measured(
             self._estimate(rows) if rows else None,
             self._why_not(),
-            baseline=_mean(any_epoch, "majority_baseline"),
+            baseline=_mean([{"constant": best_constant(row["majority_baseline"])} for row in any_epoch], "constant"),
             ceiling=_mean(any_epoch, "bayes_ceiling"),
             floor=_mean(any_epoch, "cycle_loss_floor"),
             num_collapsed=sum(row["collapse"] != "none" for row in rows),
