@@ -183,8 +183,8 @@ def test_a_task_whose_worker_lacked_memory_is_tried_with_less(run_on, monkeypatc
     assert [halvings[f"tiny/plain.k{k:03d}"] for k in (77, 1)] == [2, 0]
     notes = [event.text for event in events if event.name == "note" and "k077" in event.task]
     assert [note.partition("again with ")[2] for note in notes] == [
-        "1/2 of the images at a time",
-        "1/4 of the images at a time",
+        "1/2 of the batch at a time",
+        "1/4 of the batch at a time",
     ]
     assert sum(event.name == "note" and "k013" in event.task for event in events) == 3
 

@@ -264,8 +264,7 @@ async def _body(request: web.Request) -> Any:
 
 def merge(target: Any, patch: Any) -> Any:
     """JSON merge patch (RFC 7386), and lists whose entries are deleted by name."""
-    if isinstance(patch, list) and patch and all(entry.get("$patch") == "delete" for entry in patch):
-        gone = {entry["name"] for entry in patch}
+    if isinstance(patch, list) and (gone := [e["name"] for e in patch if isinstance(e, dict) and "$patch" in e]):
         return [copy.deepcopy(entry) for entry in target or [] if entry["name"] not in gone]
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
