@@ -47,8 +47,7 @@ class Outcome:
         trials: its rows of ``nsm_results``, one for each trial.
         accuracy: fraction.
         above_baseline: accuracy minus ``baseline``, fraction.
-        baseline: accuracy of the better of always saying one label, mean over trials: where labels are even the one
-            that is more frequent in training may be the other.
+        baseline: accuracy of the better of always saying one label, at most the ceiling, mean over trials.
         ceiling: best accuracy that can be expected, mean over trials; NaN if unknown.
     """
 
@@ -114,7 +113,7 @@ def at_best_or_last(study: Study, results: Mapping[str, list[dict[str, Any]]]) -
 
 
 def _outcome(trials: list[dict[str, Any]], num_problems: int) -> Outcome:
-    accuracies, baselines = [row["accuracy"] for row in trials], [best_constant(r["majority_baseline"]) for r in trials]
+    accuracies, baselines = [row["accuracy"] for row in trials], [best_constant(row) for row in trials]
     num_graphs = effective_graphs(trials[0]["num_graphs"], len(trials), num_problems)
     return Outcome(
         trials,

@@ -89,9 +89,9 @@ class _Measuring:
         measured = Measured(
             self._estimate(rows) if rows else None,
             self._why_not(),
-            baseline=_mean(any_epoch, "majority_baseline"),
-            ceiling=_mean(any_epoch, "bayes_ceiling"),
-            floor=_mean(any_epoch, "cycle_loss_floor"),
+            baseline=_mean([best_constant(row) for row in any_epoch]),
+            ceiling=_mean([row["bayes_ceiling"] for row in any_epoch]),
+            floor=_mean([row["cycle_loss_floor"] for row in any_epoch]),
             num_collapsed=sum(row["collapse"] != "none" for row in rows),
         )
         return measured, self._words(rows) if rows else ""
@@ -136,7 +136,7 @@ class _Measuring:
         compared = {
             "accuracy": [0.0] * len(rows),
             "gain": [EARLIER_CAUSAL] * len(rows),
-            "learning": [best_constant(row["majority_baseline"]) for row in rows],
+            "learning": [best_constant(row) for row in rows],
         }[quantity]
         num_graphs = effective_graphs(rows[0]["num_graphs"], len(rows), self._arm.study.data.num_problems)
         return share_over_trials([row["accuracy"] for row in rows], num_graphs, compared)
@@ -191,8 +191,8 @@ class _Measuring:
         return Measured(estimate, device=device), f"{self._claim.epochs} epochs of one network on {device}"
 
 
-def _mean(rows: list[Row], name: str) -> float:
-    return float(np.mean([row[name] for row in rows])) if rows else math.nan
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def _hits(row: Row, label: int, total: int) -> int:

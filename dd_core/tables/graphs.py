@@ -118,7 +118,7 @@ NSM_CLAIMS = Table(
         ),
         Column("measured_high", "float64", "upper end"),
         Column("measured_of", "string", "what was measured: epoch, split, graphs and trials"),
-        Column("baseline", "float64", "majority baseline, where it is an accuracy"),
+        Column("baseline", "float64", "accuracy of the better of always saying either label, at most the ceiling"),
         Column("ceiling", "float64", "Bayes ceiling, where it is an accuracy"),
         Column("floor", "float64", "what dropped nodes alone give, where it is a cycle loss: about, no bound"),
         Column("verdict", "string", "holds, does not hold, or cannot be told, by the interval"),

@@ -7,6 +7,7 @@ import duckdb
 
 from dd_core.tables.access import quoted
 from dd_core.tables.columns import ARM, CLASS_RANK, EPOCH, IMAGE, LABELS, SPLIT, STUDY, TRIAL, VARIANT, Column
+from dd_core.tables.graphs import NSM_RESULTS
 from dd_core.tables.memorization import NEVER_IS_LARGEST, SCORES
 
 
@@ -78,6 +79,13 @@ SELECT study, arm, variant, k, recipe, sum(num_attempts) AS num_attempts,
 FROM parts GROUP BY study, arm, variant, k, recipe
 """
 
+_TRIAL_AND_SPLIT = tuple(c for c in NSM_RESULTS.columns if c in ARM or c.name in ("domain", "labels", "split"))
+_OF_RESULT = tuple(c for c in NSM_RESULTS.columns if c not in _TRIAL_AND_SPLIT and c.name != "result")
+_AT = {"best": "at the best epoch: ", "last": "at the last epoch: "}
+_BESIDE = ", ".join(
+    f"any_value({c.name}) FILTER (result = '{at}') AS {at}_{c.name}" for at in _AT for c in _OF_RESULT
+)  # fmt: skip
+
 VIEWS = (
     View(
         "costs",
@@ -125,6 +133,21 @@ VIEWS = (
             *(
                 Column(score, "float64", f"by {title}; ties have the lowest of their ranks")
                 for score, (title, _) in SCORES.items()
+            ),
+        ),
+    ),
+    View(
+        "nsm_best_and_last",
+        "The results of a trial on graphs at its best and at its last epoch beside each other, by split; null: it has "
+        "no best one.",
+        ("nsm_results",),
+        f"SELECT {', '.join(c.name for c in _TRIAL_AND_SPLIT)}, {_BESIDE} FROM nsm_results GROUP BY ALL",
+        (
+            *_TRIAL_AND_SPLIT,
+            *(
+                Column(f"{at}_{c.name}", c.type, f"{words}{c.description}")
+                for at, words in _AT.items()
+                for c in _OF_RESULT
             ),
         ),
     ),

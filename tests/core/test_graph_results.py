@@ -118,6 +118,11 @@ def test_best_and_last_are_rows_of_their_own(store: Store) -> None:
         (2, "last", 2, "diverged", 77),
     ]
     assert rows(store, "SELECT count(*), count(DISTINCT split) FROM nsm_results") == [(18, 3)]
+    sql = "SELECT trial, best_epoch, last_epoch FROM nsm_best_and_last WHERE split = 'test' ORDER BY trial"
+    assert rows(store, sql) == [(0, 4, 10), (1, 4, 6), (2, 2, 2)]
+    sql = """SELECT count(*) FROM nsm_best_and_last b JOIN nsm_results r USING (arm, trial, split)
+        WHERE result = 'best' AND (r.loss, r.collapse) = (best_loss, best_collapse)"""
+    assert rows(store, sql) == [(9,)]
     # The columns are those of the evaluation.
     joined = "nsm_results r JOIN graph_progress p USING (study, arm, trial, epoch, split)"
     sql = f"SELECT count(*) FROM {joined} WHERE (r.accuracy, r.loss, r.collapse) = (p.accuracy, p.loss, p.collapse)"

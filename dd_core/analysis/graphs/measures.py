@@ -1,7 +1,7 @@
 """All that an evaluation of some graphs says: the columns ``MEASURES`` of the tables."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from dd_core.analysis.graphs.cycle import cycle_loss, cycle_loss_floor
 from dd_core.analysis.graphs.intervals import wilson
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 
@@ -101,9 +103,16 @@ def best_with_wrong_labels(best_probability: "NDArray[np.float64]", label_noise:
     return best_probability * (1 - label_noise) + (1 - best_probability) * label_noise
 
 
-def best_constant(baseline: float) -> float:
-    """The better of the two accuracies of always saying one label, of which ``baseline`` is one."""
-    return max(baseline, 1 - baseline)
+def best_constant(row: "Mapping[str, Any]") -> float:
+    """The better of the two accuracies of always saying one label, as far as it is not chance: at most the ceiling.
+
+    Labels that are even in all are not so in a split, where the label that was more frequent in training may be rarer.
+
+    Args:
+        row: with ``majority_baseline``, one of the two, and ``bayes_ceiling``, which may be None.
+    """
+    better = max(row["majority_baseline"], 1 - row["majority_baseline"])
+    return better if row["bayes_ceiling"] is None else min(better, row["bayes_ceiling"])
 
 
 def majority_label(labels: "NDArray[np.int64]") -> int:

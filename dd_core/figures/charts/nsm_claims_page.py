@@ -23,7 +23,7 @@ from dd_core.study.study import Study
 
 _WIDTH, _ROW, _LINE, _TEXT, _VERDICT = 300, 62, 13, 270, 345
 _SENTENCE, _WHY, _MOST_LINES = 48, 62, 3  # characters of a line, and lines
-_ACCURACY, _DIFFERENCE = "accuracy", "difference of accuracies"
+_ACCURACY, _DIFFERENCE = "accuracy", "difference of accuracies, or share of trials"
 _FORMS = {_ACCURACY: ".0%", _DIFFERENCE: ".0%", "loss": ".3~r", "epochs": ".3~r"}
 _SIGNS = {"holds": "\u2713 holds", "does not hold": "\u2717 does not hold", "cannot be told": "? cannot be told"}
 _COLOURS = dict(zip(VERDICTS, (style.GREEN, style.VERMILLION, style.GREY), strict=True))
