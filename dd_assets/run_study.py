@@ -81,7 +81,7 @@ def _left_out(study: Study) -> set[str]:
     if data.graphs is None:
         left_out |= set(graphs.NAMES)
     else:
-        left_out.add("curvature")  # that of an image; of graphs whoever wants it asks for it
+        left_out |= {"curvature", *LOSS_SLOPE_TABLES}  # of graphs whoever wants them asks for them
     if not any((data.subset, data.duplicates, data.classes, study.evaluation.image_values)):
         left_out |= set(memorization.NAMES)  # nothing of the study is about single images
     if data.classes:

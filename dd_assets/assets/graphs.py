@@ -34,8 +34,8 @@ _CHECKS: Final = {
     "collapse": "No network has collapsed to one label at its last epoch, as its test graphs show, or without such the "
     "validation graphs.",
     "above_ceiling": "No network is right more often on test graphs than can be expected of anybody who has not seen "
-    "their labels, at its best and at its last epoch: what is, has a leak. Over all of these this fails by chance once "
-    "in a hundred times.",
+    "their labels, at its best and at its last epoch: what is, has a leak. By chance this fails at most "
+    "once in a hundred times.",
     "no_trial_diverged": "No trial has diverged; rows of those that have end before that.",
 }
 

@@ -54,6 +54,8 @@ def memorization_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
     def memorization(
         context: dg.AssetExecutionContext, config: MemorizationConfig, laboratory: Laboratory
     ) -> Iterator[Any]:
+        from dd_core.results.memorization import has_images
+
         with shown_as_sentence():
             store = laboratory.store()
             asked = {study.name: study for study in config.asked(studies)}
@@ -64,7 +66,7 @@ def memorization_assets(studies: dict[str, Study]) -> list[dg.AssetsDefinition]:
             facts = _facts(done) | warn_of_harms(context, store, asked.values(), ("image_progress", "runs", *NAMES))
             # Stale until a step does all.
             left_out = [study for name, study in studies.items() if name not in asked or name in missing]
-            is_part = any(_has_images(store, study) for study in left_out)
+            is_part = any(has_images(store, study) for study in left_out)
             tags = input_tags({TRAINED.key: ("partial", None)}) if is_part else None
             numbers = refreshed(store, NAMES)
         yield from table_results(context, store, numbers, facts, tags)
@@ -100,6 +102,8 @@ def _rebuild(
 
     done, missing = {}, []
     for name, study in studies.items():
+        if study.data.graphs is not None:
+            context.log.info(f"{name} is left out: scores are of images; of single graphs image_progress tells")
         try:
             one = rebuild(store, study)
         except DataMissingError as error:
@@ -138,10 +142,6 @@ def _facts(done: Mapping[str, "Rebuilt"]) -> dict[str, Any]:
         "trials_diverged": sum(len(trials) for one in done.values() for trials in one.diverged.values()),
         **({"reliability_of_truth": dg.MetadataValue.json(reliabilities)} if reliabilities else {}),
     }
-
-
-def _has_images(store: Store, study: Study) -> bool:
-    return store.table_folder("image_progress", study.name).is_dir()
 
 
 _UNSCORED = """

@@ -9,7 +9,7 @@ from pydantic import Field
 from dd_assets.assets.tables import table_spec
 from dd_assets.compute import COMPUTE_POOL
 from dd_assets.laboratory import Laboratory
-from dd_assets.steps.follow import follow
+from dd_assets.steps.follow import Outcome, follow
 from dd_assets.steps.narrowing import OfStudies, refuse_unknown
 from dd_assets.steps.partitions import checkpoints_key
 from dd_assets.steps.user_errors import shown_as_sentence
@@ -18,7 +18,7 @@ from dd_core.errors import DataMissingError, UserError
 from dd_core.events import Event, Finished, Measured
 from dd_core.forecast.speed import speed_key
 from dd_core.forecast.work import training_cost
-from dd_core.jobs.job import probe_job
+from dd_core.jobs.job import probe_jobs
 from dd_core.jobs.probe.run import default_counts
 from dd_core.machine.devices import Machine
 from dd_core.study.study import Arm, Study
@@ -121,18 +121,18 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 elif isinstance(event, Finished):
                     ended.append(event)
 
-            named = {study.name: study for study, _ in arms}
-            asked = [(study.name, arm) for study, arm in arms]
-            job = probe_job(store.root, named, asked, counts, config.seconds)
-            follow(context, laboratory, job, on_event).raise_if_failed("probes", 1, "")
+            jobs, outcome = probe_jobs(store.root, arms, counts, config.seconds), Outcome()
+            for job in jobs:
+                outcome.add(follow(context, laboratory, job, on_event))
+            outcome.raise_if_failed("probes", len(jobs), "")
             refresh(store)
         yield dg.MaterializeResult(
             asset_key="resource_probe",
             metadata={
-                "dagster/row_count": ended[0].rows,
+                "dagster/row_count": sum(end.rows or 0 for end in ended),
                 "dagster/uri": str(store.table_folder("resource_probe")),
-                "machine": ended[0].machine,
-                "recommended_workers": ended[0].recommended,
+                "machine": ", ".join(dict.fromkeys(end.machine or "" for end in ended)),
+                "recommended_workers": {arm: best for end in ended for arm, best in (end.recommended or {}).items()},
             },
         )
 

@@ -67,8 +67,9 @@ class LocalPlace:
         if product and warn_of_cores(product, this_machine(), context):
             return run_job(job)
         if product and product_of(device_name()).lower() != product_of(product).lower():
+            studies = sorted({task.study for task in job.tasks})
             raise UserError(
                 f"the GPU of this machine is {device_name()}, but {product} is the only one that will do (gpu under "
-                f"resources of {', '.join(sorted(job.studies))}); name another there, or run it elsewhere (DD_COMPUTE)"
+                f"resources of {', '.join(studies)}); name another there, or run it elsewhere (DD_COMPUTE)"
             )
         return run_job(job)

@@ -126,8 +126,18 @@ class CheckpointResult:
 
         context.log.info(f"{self.kind.what} of {len(wanted)} checkpoints on {machine.describe()}")
         outcome = Outcome()
-        for job in by_machines(whole.model_copy(update={"request": self._request(asked)})):
-            outcome.add(follow(context, laboratory, job, on_event))
+        jobs = by_machines(whole.model_copy(update={"request": self._request(asked)}))
+        for job in jobs:
+            try:
+                outcome.add(follow(context, laboratory, job, on_event))
+            except UserError as error:  # a product of GPU that is not to be had keeps no other study from its results
+                is_interrupted = not isinstance(error.__cause__, Exception | None)
+                if len(jobs) == 1 or is_interrupted:
+                    raise
+                context.log.error(str(error))
+                of = {task.name: names[task.name] for task in job.tasks}
+                left = [name for name, (study, checkpoint) in of.items() if (study.name, checkpoint) not in recorded]
+                outcome.failed |= dict.fromkeys(left, str(error))
         return outcome, len(recorded)
 
     def compute_partitions(

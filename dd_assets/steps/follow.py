@@ -19,6 +19,7 @@ from dd_core.jobs.job import Job, TrainTask, predicted_cost
 _LOG_SECONDS = 10.0
 # Each takes a tenth of a second to write.
 _MOST_REASONS = 100
+_MOST_NAMES = 3
 # Asked now, at import: while a step runs, Dagster has stderr in its own hands, to keep it in the compute log.
 _ON_A_TERMINAL = sys.stderr.isatty()
 
@@ -65,7 +66,10 @@ class Outcome:
         """
         if not self.failed:
             return
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.failed.items()))
+        named: dict[str, list[str]] = {}
+        for name, reason in sorted(self.failed.items()):
+            named.setdefault(reason, []).append(name)
+        reasons = "; ".join(f"{_listed(names)}: {reason}" for reason, names in named.items())
         message = f"{len(self.failed)} of {total} {what} did not finish ({reasons}). {kept}"
         error = WorkerError("\n\n".join([message, *self.defects])) if self.defects else UserError(message)
         error.__dict__["reasons"] = self.failed
@@ -77,6 +81,11 @@ class Outcome:
         with contextlib.suppress(UserError) if self.failed else contextlib.nullcontext():
             yield
         self.raise_if_failed(what, total, kept)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} other{'s' if more > 1 else ''}" if more > 0 else "")
 
 
 @contextlib.contextmanager

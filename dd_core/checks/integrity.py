@@ -69,7 +69,7 @@ def curvature_gaps(store: Store, study: Study, connection: duckdb.DuckDBPyConnec
     for (arm, epoch), count in expected.items():
         there, distinct, sound = found.get((arm, epoch), (0, 0, True))
         if (there, distinct) != (count, count):
-            problems.append(f"{arm}|{epoch:04d}: {there} rows with {distinct} images, its manifest says {count}")
+            problems.append(f"{arm}|{epoch:04d}: {there} rows with {distinct} examples, its manifest says {count}")
         if not sound:
             problems.append(f"{arm}|{epoch:04d}: a value is not finite or impossible")
     return problems, len(expected)

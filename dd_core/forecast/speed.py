@@ -61,6 +61,10 @@ class Prediction:
     source: str
 
 
+# How large graphs are follows from the first two.
+_OF_GRAPHS = ("domain", "labels", "num_features", "pool_ratio", "num_bases", "num_relations", "fusion")
+
+
 def speed_key(recipe: dict[str, Any]) -> tuple[Any, ...]:
     """The part of a recipe that decides how fast an arm trains on a given device."""
     variant = recipe["variant"]
@@ -68,8 +72,10 @@ def speed_key(recipe: dict[str, Any]) -> tuple[Any, ...]:
     values = (variant.get(name) for name in names)
     network = tuple(sorted(variant.get("network", {}).items()))
     shape = shape_and_classes(recipe["data"]["dataset"])
-    # How large graphs are follows from their domain and how they are made.
-    graphs = tuple(sorted({**recipe["data"].get("graphs", {}), **variant.get("nsm", {})}.items()))
+    known = {**recipe["data"].get("graphs", {}), **variant.get("nsm", {})}
+    if known and shape:
+        shape = (1, 1, known["num_features"]), shape[1]
+    graphs = tuple((name, known[name]) for name in _OF_GRAPHS if name in known)
     return (recipe["k"], recipe["trials"], shape, *values, variant["optimizer"]["name"], graphs, network)
 
 

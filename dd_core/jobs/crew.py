@@ -136,7 +136,7 @@ def _crashed_again(before: str, now: str) -> str:
 
 
 def _less_memory(name: str, halvings: int) -> str:
-    return f"{name}: its worker was killed for want of memory; again with 1/{2**halvings} of the images at a time"
+    return f"{name}: its worker was killed for want of memory; again with 1/{2**halvings} of the batch at a time"
 
 
 def run_crew(

@@ -321,13 +321,17 @@ def result_job(
     return _job(root, studies, tasks, num_workers, threads)
 
 
-def probe_job(
-    root: Path | str, studies: dict[str, Study], arms: Sequence[tuple[str, Arm]], counts: Sequence[int], seconds: float
-) -> Job:
-    """Measure how fast these arms of these studies train; it takes one machine."""
-    named = tuple((study, arm.variant, arm.k) for study, arm in arms)
-    task = ProbeTask(study=arms[0][0], arms=named, counts=tuple(counts), seconds=seconds)
-    return _job(root, studies, [task], 1, 1)
+def probe_jobs(root: Path | str, arms: Sequence[tuple[Study, Arm]], counts: Sequence[int], seconds: float) -> list[Job]:
+    """Measure how fast these arms of studies train: on one machine for each product of GPU that studies want."""
+    by_product: dict[str | None, list[tuple[Study, Arm]]] = {}
+    for study, arm in arms:
+        by_product.setdefault(study.resources.gpu if study.resources else None, []).append((study, arm))
+    jobs = []
+    for chosen in by_product.values():
+        named = tuple((study.name, arm.variant, arm.k) for study, arm in chosen)
+        task = ProbeTask(study=named[0][0], arms=named, counts=tuple(counts), seconds=seconds)
+        jobs.append(_job(root, {study.name: study for study, _ in chosen}, [task], 1, 1))
+    return jobs
 
 
 def _job(root: Path | str, studies: dict[str, Study], tasks: Sequence[Task], num_workers: int, threads: int) -> Job:

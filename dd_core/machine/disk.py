@@ -26,8 +26,10 @@ def cache_folder(name: str) -> Path | None:
 
 def keep(path: Path, content: bytes) -> None:
     """Put something into the cache, where that can be written; whole or not at all, whoever else writes the same."""
-    with contextlib.suppress(OSError):
+    # What is half written goes: a full disk is not made fuller.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            stack.callback(Path(file.name).unlink, missing_ok=True)
             file.write(content)
         Path(file.name).replace(path)

@@ -56,7 +56,7 @@ def in_blocks(compute: Callable[[int, int, int], T], total: int, size: int) -> I
         UserError: there is not enough memory for one item, or no size.
     """
     if size < 1:
-        raise UserError(f"a batch must have at least one image, not {size}")
+        raise UserError(f"a batch must have at least one example, not {size}")
     start, given = 0, size
     size = begin_with(size)
     while start < total:
@@ -75,13 +75,13 @@ def in_blocks(compute: Callable[[int, int, int], T], total: int, size: int) -> I
             continue
         if size == 1:
             raise UserError(
-                f"out of memory even with 1 image per pass, after beginning with {given} ({shortage}); use a device "
+                f"out of memory even with 1 example per pass, after beginning with {given} ({shortage}); use a device "
                 "with more memory or a smaller model"
             )
         size //= 2
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        _LOG.warning("out of memory with %d images per pass, going on with %d", stop - start, size)
+        _LOG.warning("out of memory with %d examples per pass, going on with %d", stop - start, size)
 
 
 def reset_peak_memory(device: "torch.device") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dd_core.analysis.graphs.cycle import feature_variance
-from dd_core.analysis.graphs.intervals import p_above
+from dd_core.analysis.graphs.intervals import independent_graphs, p_above
 from dd_core.analysis.graphs.measures import (
     Evaluated,
     best_with_wrong_labels,
@@ -104,6 +104,11 @@ class ArmEvaluations:
         right = self.rows["correct"][where].astype(bool)
         return Evaluated(labels, right, **values, best_probability=best)
 
+    def independent(self, trial: int, epoch: int, split: str) -> float:
+        """How many graphs without common labels leave as much to chance as those of an evaluation."""
+        ids = self.rows["image_id"][self.places[trial, epoch, split]].astype(np.int64)
+        return independent_graphs(self.problems.best_probability[ids], self.problems.group[ids])
+
     def variance(self, trial: int, epoch: int, split: str) -> float:
         """Variance of the features of the nodes of these graphs: of fresh noise 1."""
         assert self.study.data.graphs is not None
@@ -140,7 +145,8 @@ def results_of(arm: ArmEvaluations, progress: list[Row]) -> list[Row]:
         about = {name: attempt.get(name) for name in ("status", "num_parameters")}
         for split in SPLITS:
             if (row := by_place.get((trial, epoch, split))) is not None:
-                rows.append({**row, "result": result, **about, **_against_bounds(row)})
+                bounds = _against_bounds(row, arm.independent(trial, epoch, split))
+                rows.append({**row, "result": result, **about, **bounds})
     return rows
 
 
@@ -153,11 +159,11 @@ def _chosen(arm: ArmEvaluations, by_place: Mapping[tuple[int, int, str], Row]) -
             yield trial, "last", epochs[-1]
 
 
-def _against_bounds(row: Row) -> Row:
+def _against_bounds(row: Row, num_independent: float) -> Row:
     """Where an accuracy lies beside what is trivial and what is possible."""
     hits = round(row["accuracy"] * row["num_graphs"])
     is_seen = row["split"] == "train"
-    p = math.nan if is_seen else p_above(hits, row["num_graphs"], row["bayes_ceiling"])
+    p = math.nan if is_seen else p_above(hits, row["num_graphs"], row["bayes_ceiling"], num_independent)
     return {
         "above_baseline": row["accuracy"] - row["majority_baseline"],
         "above_ceiling": None if is_seen else bool(row["accuracy_low"] > row["bayes_ceiling"]),

@@ -59,6 +59,11 @@ class Rebuilt:
     num_classes: dict[str, int] = field(default_factory=dict)
 
 
+def has_images(store: Store, study: Study) -> bool:
+    """Whether single images of a study were evaluated; single graphs are told of by image_progress alone."""
+    return study.data.graphs is None and store.table_folder("image_progress", study.name).is_dir()
+
+
 def rebuild(store: Store, study: Study) -> Rebuilt:
     """Write the study's part of all six tables; arms that have not changed stay, those that went are removed.
 
@@ -66,7 +71,7 @@ def rebuild(store: Store, study: Study) -> Rebuilt:
         DataMissingError: the data set is absent, and with it labels and splits.
     """
     done = Rebuilt()
-    if store.table_folder("image_progress", study.name).is_dir() and not study.imported:
+    if has_images(store, study) and not study.imported:
         write_images(store, study)
         harmed = harmed_files(store, study)
         for arm in study.arms.values():

@@ -5,14 +5,14 @@ Needs nothing but pydantic. The generators are in ``dd_core.data.graphs``, the n
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from dd_core.study.graph_sizes import NUM_BASES
 from dd_core.study.yaml_files import Strict
 
 Domain = Literal["planning", "causal", "knowledge_graph"]
 DOMAINS: dict[str, str] = {"planning": "planning", "causal": "causal inference", "knowledge_graph": "knowledge graph"}
-# Kinds of edges that the generators make, the last of which the published network gives to loops of its own.
+# Kinds of edges that the published networks know, the last of which they give to loops of their own.
 NUM_RELATIONS: dict[str, int] = {"planning": 16, "causal": 20, "knowledge_graph": 66}
 # What is kept of every evaluation of a graph beside loss and correctness, columns of image_progress.
 GRAPH_VALUES = ("probability", "cycle_loss_1", "cycle_loss_2", "kept_share", "pooling_entropy")
@@ -42,16 +42,28 @@ class NSM(Strict):
     domain: Domain
     cycle_weight: float = Field(default=0.01, ge=0, description="lambda; the two levels count .7 and .3")
     pool_ratio: float = Field(default=0.5, gt=0, le=1, description="share of the nodes of a graph that a level keeps")
-    num_bases: int | None = Field(
-        default=None, ge=1, description="of the relations' weights; null: the published number of the domain"
-    )
     num_relations: int | None = Field(
-        default=None, ge=1, description="kinds of edges the network knows; null: those that the domain has"
+        default=None,
+        ge=1,
+        validate_default=True,
+        description="kinds of edges the network knows, not fewer than the domain has; null: the published number",
+    )
+    num_bases: int | None = Field(
+        default=None,
+        ge=1,
+        validate_default=True,
+        description="of the relations' weights, at most as many as there are relations; null: the published number of "
+        "the domain",
     )
     loops: Literal["own", "last"] = Field(
         default="own",
         description="relation of the message of every node to itself: one of its own; last: as published, the last of "
         "the domain's, which some edges have too",
+    )
+    above: Literal["always", "with_edges"] = Field(
+        default="always",
+        description="whether graphs that a pooling leaves no edge are convolved above it; with_edges: as published, "
+        "their nodes stay as the pooling left them",
     )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     largest_log_scale: float | None = Field(
@@ -70,6 +82,17 @@ class NSM(Strict):
         description="what is outside the limits that the published networks are trained within (classes out of "
         "balance, cycle_weight, learning rate) is refused before training, or only warned of",
     )
+
+    @field_validator("num_relations", "num_bases")
+    @classmethod
+    def _is_a_number(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Filled in, so that recipes have the number itself, and the same one whoever says it."""
+        domain, known = info.data.get("domain"), info.data.get("num_relations")
+        if domain is None:
+            return value  # which is refused
+        if info.field_name == "num_relations":
+            return value or NUM_RELATIONS[domain]
+        return min(value or NUM_BASES[domain], known or NUM_RELATIONS[domain])
 
     @property
     def relations(self) -> int:

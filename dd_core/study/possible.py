@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from dd_core.study.architectures import architecture_called
 from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
-from dd_core.study.hessian import HessianSettings
 
 if TYPE_CHECKING:
     from dd_core.study.recipe import Variant
@@ -64,71 +63,6 @@ def check_limits(study: "Study") -> None:
         raise ValueError(f"data.dataset: Input should be {known} (got {str(study.data.dataset)!r})")
     if study.width_unit != 1:
         raise ValueError("width_unit: is for imported studies only")
-
-
-def check_graphs(study: "Study") -> None:
-    """Refuse graphs without what makes them, settings of graphs without any, and networks that take something else."""
-    record, graphs = study.data.record, study.data.graphs
-    if record.has_images == (graphs is not None):
-        raise ValueError(
-            f"data.graphs: {record.name} has images, not graphs; leave it out"
-            if graphs
-            else f"data.graphs: {record.name} is made of graphs; say how, as {{labels: grounded, num_test: 400}}"
-        )
-    for name, variant in study.variants.items():
-        network = architecture_called(variant.architecture)
-        if network.examples != record.examples:
-            raise ValueError(
-                f"variants.{name}.architecture: {variant.architecture} takes {network.examples}, but {record.name} has "
-                f"{record.examples}"
-            )
-        if (variant.nsm is None) != (graphs is None):
-            raise ValueError(
-                f"variants.{name}.nsm: belongs to the architecture nsm alone; leave it out"
-                if variant.nsm
-                else f"variants.{name}.nsm: say which domain it learns, for example {{domain: causal}}"
-            )
-        if graphs is not None and (odd := next((k for k in study.widths_of(name) if k % 2), None)):
-            raise ValueError(f"widths: k = {odd} is odd, but a coupling halves the width; take even widths")
-    if graphs is None:
-        return
-    if study.data.num_train is None:
-        raise ValueError("data.num_train: graphs are made as they are needed; say how many to train on")
-    if graphs.num_features % 2:
-        raise ValueError(f"data.graphs.num_features: {graphs.num_features} is odd, but a coupling halves them")
-    _check_what_is_for_images(study)
-
-
-def _check_what_is_for_images(study: "Study") -> None:
-    """Refuse, of a study of graphs, what only images can be or be done to."""
-    name_of_data = study.data.record.name
-    for key in ("classes", "subset", "duplicates", "standardisation"):
-        if getattr(study.data, key) is not None:
-            raise ValueError(f"data.{key}: is for images, and {name_of_data} has graphs; leave it out")
-    if study.evaluation.image_values:
-        raise ValueError("evaluation.image_values: is for images; of graphs all values are kept anyway")
-    if study.monitors.plasticity is not None:
-        raise ValueError("monitors.plasticity: looks at units image by image, and a graph has many nodes; leave it out")
-    if reason := study.curvature.objection_to_graphs:
-        raise ValueError(f"curvature.{reason}")
-    if study.hessian != HessianSettings():
-        raise ValueError("hessian: is for networks of images; of graphs the monitor hessian looks at the weights")
-    for key in ("grand", "out_of_fold"):
-        if getattr(study.memorization, key):
-            raise ValueError(f"memorization.{key}: looks at images once more, and the data are graphs; leave it out")
-    for name, variant in study.variants.items():
-        if variant.label_noise_kind != "symmetric":
-            raise ValueError(
-                f"variants.{name}.label_noise_kind: graphs have two labels, of which a wrong one is the other; leave "
-                "it out"
-            )
-        if variant.augmentation != type(variant.augmentation)():
-            raise ValueError(f"variants.{name}.augmentation: shifts, crops and flips are for images; leave it out")
-        if variant.compile is not None:
-            raise ValueError(
-                f"variants.{name}.compile: graphs differ in size from batch to batch, and each would be compiled anew; "
-                "leave it out"
-            )
 
 
 def check_data(study: "Study") -> None:
@@ -239,7 +173,10 @@ def check_variant(study: "Study", name: str) -> None:
     sizes = calendar.examples_of_tasks[: calendar.task_of(study.epochs)]
     if size > sizes[0]:
         when = " in the first task" if len(sizes) > 1 else ""
-        raise ValueError(f"variants.{name}.batch_size: {size} images in a batch but only {sizes[0]} to train on{when}")
+        raise ValueError(
+            f"variants.{name}.batch_size: {size} {study.data.record.examples} in a batch but only {sizes[0]} to train "
+            f"on{when}"
+        )
     # The last stage of a ResNet leaves one pixel of 8x8, and BatchNorm needs two values to normalise.
     is_narrow = network.normalises_single_values(shape, variant.network)
     single = [task for task, images in enumerate(sizes, 1) if size == 1 or images % size == 1]
@@ -286,7 +223,8 @@ def _check_schedule(study: "Study", name: str, variant: "Variant") -> None:
     for key, metric in variant.watched_metrics.items():
         if metric in ("loss_val_nats", "acc_val") and not study.data.num_validation:
             raise ValueError(
-                f"variants.{name}.{key}: {metric} needs validation images; set data.num_validation"
+                f"variants.{name}.{key}: {metric} needs validation {study.data.record.examples}; "
+                "set data.num_validation"
                 + ("" if key.startswith("interventions") else ", or name train_loss or train_error")
             )
     classes, last, longest, what = study.data.classes, study.epochs, study.epochs, ""

@@ -40,7 +40,7 @@ class Resources(Strict):
     )
     retry_seconds: float | None = Field(
         default=None,
-        ge=0,
+        gt=0,
         le=7 * 24 * 3600,
         description="before the first retry, and twice as long before each further one, up to an hour; null: as the "
         "place does",

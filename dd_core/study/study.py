@@ -29,12 +29,12 @@ from dd_core.study.possible import (
     LONGEST_STUDY_NAME,
     check_classes,
     check_data,
-    check_graphs,
     check_keys,
     check_limits,
     check_variant,
     has_room,
 )
+from dd_core.study.possible_graphs import check_graphs
 from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.widths import Widths, unique

@@ -153,9 +153,9 @@ PER_IMAGE_CURVATURE = Kind(
     version="2",
     version_key="curvature_version",
     compute="dd_core.results.per_image_curvature:compute_curvature",
-    description="Curvature of the loss in input space for every training image of every trial: trace, Frobenius norm "
-    "and largest eigenvalue of the Hessian, curvature along the gradient, gradient norm and loss; and finite "
-    "differences where the study wants them.",
+    description="Curvature of the loss in input space for every training image or graph of every trial: trace, "
+    "Frobenius norm and largest eigenvalue of the Hessian, curvature along the gradient, gradient norm and loss; and "
+    "finite differences where the study wants them.",
     settings=lambda study, epoch: study.curvature.families(epoch),
     suffices=covers,
     ranges=lambda study, epoch: study.curvature_ranges(epoch),

@@ -43,7 +43,8 @@ def _rank(score: str) -> str:
 _COSTS = """
 WITH attempts AS (
     SELECT study, arm, variant, k, recipe, attempt, min(trial) AS part, count(*) AS num_trials,
-        any_value(first_epoch) AS first_epoch, max(last_epoch) AS last_epoch, any_value(seconds) AS seconds,
+        coalesce(any_value(arms_together), 1) = 1 AS is_alone, any_value(seconds) AS seconds,
+        any_value(first_epoch) AS first_epoch, max(last_epoch) AS last_epoch,
         any_value(cost) AS cost, any_value(predicted_seconds) AS predicted_seconds,
         any_value(gpu_share) * any_value(price_per_gpu_hour) / 3600 AS price,
         bool_or(status IN ('running', 'interrupted', 'failed')) AS is_lost,
@@ -57,17 +58,19 @@ WITH attempts AS (
     WINDOW of_part AS (PARTITION BY study, arm, recipe, part ORDER BY attempt),
         newest AS (PARTITION BY study, arm, recipe, part ORDER BY attempt DESC)
 ), parts AS (
-    SELECT study, arm, variant, k, recipe, part, count(*) AS num_attempts, sum(seconds) AS seconds, sum(cost) AS cost,
+    SELECT study, arm, variant, k, recipe, part, count(*) AS num_attempts,
+        count(*) - count(seconds) AS num_untimed_attempts, sum(seconds) AS seconds, sum(cost) AS cost,
         CASE WHEN NOT bool_or(predicted_seconds IS NULL AND NOT goes_on)
             THEN sum(predicted_seconds) FILTER (NOT goes_on) END AS predicted_seconds,
         arg_max(price, attempt) AS price, max(num_trials) AS num_trials,
         sum(seconds) FILTER (NOT is_lost) / nullif(sum(epochs) FILTER (NOT is_lost), 0) AS seconds_per_epoch,
         coalesce(
-            max(last_epoch - all_ended) FILTER (is_newest AND last_ending = 'stopped early'), 0
+            max(last_epoch - all_ended) FILTER (is_newest AND is_alone AND last_ending = 'stopped early'), 0
         ) AS epochs_saved
     FROM ordered GROUP BY study, arm, variant, k, recipe, part
 )
 SELECT study, arm, variant, k, recipe, sum(num_attempts) AS num_attempts,
+    sum(num_untimed_attempts) AS num_untimed_attempts,
     CASE WHEN count(predicted_seconds) = count(*) THEN sum(predicted_seconds) END AS predicted_seconds,
     CASE WHEN count(predicted_seconds) = count(*) THEN sum(predicted_seconds * price) END AS predicted_cost,
     sum(seconds) AS seconds, sum(cost) AS cost, sum(epochs_saved * num_trials) AS trial_epochs_saved,
@@ -94,19 +97,26 @@ VIEWS = (
             *(column for column in ARM if column != TRIAL),
             Column("num_attempts", "int64", "with those that were lost, of all parts of the arm"),
             Column(
+                "num_untimed_attempts",
+                "int64",
+                "of them, those that seconds and cost leave out: they train, or were killed and nothing has trained or "
+                "tidied the arm since",
+            ),
+            Column(
                 "predicted_seconds",
                 "float64",
                 "wall time as predicted before it began, s; the prediction of an attempt that takes up a lost one does "
                 "not count once more; null: nothing to go by",
             ),
             Column("predicted_cost", "float64", "the same in money"),
-            Column("seconds", "float64", "wall time of all attempts, lost ones too, s"),
-            Column("cost", "float64", "of all attempts, lost ones too"),
+            Column("seconds", "float64", "wall time of all attempts, of lost ones up to their last sign of life, s"),
+            Column("cost", "float64", "of the same attempts"),
             Column(
                 "trial_epochs_saved",
                 "int64",
                 "epochs times trials that were asked for and not trained, as all trials of the attempt had ended and "
-                "the last of them stopped early; while one trains, those in its network cost as much as before",
+                "the last of them stopped early; while one trains, those in its network cost as much as before. 0 "
+                "where arms share a network, which trains until the last of them has ended",
             ),
             Column("seconds_saved", "float64", "those epochs at the measured time of an epoch, s; 0: none"),
             Column("cost_saved", "float64", "the same in money"),

@@ -180,7 +180,7 @@ def _until_last_sign_of_life(store: Store, study: Study, arm: Arm, columns: dict
         return {}
     seconds /= (columns["arms_together"] or [1])[0] or 1
     gpu_seconds = seconds * ((columns["gpu_share"] or [0.0])[0] or 0.0)
-    price = price_per_gpu_hour(study)
+    price = (columns["price_per_gpu_hour"] or [None])[0]
     return {
         "ended_at": datetime.datetime.fromtimestamp(written, datetime.UTC),
         "seconds": seconds,

@@ -9,9 +9,11 @@ from graph_evaluations import graph_study, has_seen_labels, one_label, undecided
 
 from dd_assets import run_study
 from dd_assets.assets.graphs import NAMES, graph_assets
+from dd_assets.assets.memorization import memorization_assets
 from dd_assets.assets.training import checkpoints_asset
 from dd_assets.laboratory import Laboratory
 from dd_assets.steps.follow import Outcome
+from dd_core.results.memorization import has_images
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -69,6 +71,17 @@ def test_three_tables_are_made_in_one_step_and_checked(store: Store, tiny_study:
     assert event.metadata["arms_computed_now"].value == 1 and "partial" in str(event.tags)
     assert checks(again)["above_ceiling"].passed and checks(again)["collapse"].passed
     assert checks(again)["above_ceiling"].description == "there are no test graphs, so that nothing was tested"
+
+
+def test_scores_of_images_leave_graphs_out_and_say_so(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    study = graph_study("planning")
+    write_evaluations(store, study, study.arms["planning.k002"], [0, 10], undecided)
+    result = materialize(store, memorization_assets({"graphs": study}), "memorization")
+    (failure,) = result.get_step_failure_events()
+    assert "no evaluation of images has been recorded" in str(failure.event_specific_data)
+    assert "graphs is left out: scores are of images; of single graphs image_progress tells" in capfd.readouterr().err
+    assert not store.table_folder("memorization", "graphs").exists()
+    assert not has_images(store, study), "whoever scores the others has not left a part out"
 
 
 def test_where_no_graph_was_evaluated_a_sentence_says_so(store: Store, tiny_study: Study) -> None:

@@ -34,7 +34,7 @@ def test_what_is_measured_and_recommended_is_told_and_kept(probed: Result, lab: 
     output = " ".join(probed.succeeded().output.split())
     assert "left out: double_descent: cifar10 is not there" in output
     assert "probing 1 arm on the one core of this CPU, workers side by side: 1, about 0.1 s each" in output
-    assert "tiny/plain.k001, images by number of workers 1: " in output
+    assert "tiny/plain.k001, examples by number of workers 1: " in output
     assert re.search(r"/s ± \d+ %; 1 recommended", output)
     with contextlib.closing(connect(lab.store)) as connection:
         rows = connection.sql(

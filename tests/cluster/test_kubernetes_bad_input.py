@@ -174,6 +174,8 @@ def test_a_job_of_the_same_name_that_is_somebody_elses(lab: ClusterLab) -> None:
         ("imag: x", "imag: Extra inputs are not permitted"),
         ("poll_seconds: 0", "poll_seconds: Input should be greater than 0 (got 0"),
         ("resources: {pods: two}", "resources.pods: Input should be a valid integer"),
+        ("backoff_limit_per_index: 3", "backoff_limit_per_index: is resources.retries now"),
+        ("resources: {retry_seconds: 0}", "resources.retry_seconds: Input should be greater than 0"),
         ("resources: {gpus: 1}", "resources.gpus: Extra inputs are not permitted"),
         ("tolerations: [{operator: Is}]", "tolerations.0.operator: Input should be 'Exists' or 'Equal' (got 'Is')"),
         ("data_volume: {mount_path: data, claim: c}", "data_volume.mount_path: String should match pattern '^/'"),

@@ -1,12 +1,26 @@
 """What is said of pods and Jobs, from what an API server says of them."""
 
+import dataclasses
+import datetime
+import time
 from typing import Any
 
 import pytest
 
 from dd_assets.compute.elsewhere import News
-from dd_assets.compute.kubernetes.explain import condition, ending_of, indexes, is_ending, why_no_pods, why_waiting
+from dd_assets.compute.kubernetes.attempts import Attempts
+from dd_assets.compute.kubernetes.explain import (
+    condition,
+    disrupted,
+    ending_of,
+    indexes,
+    is_ending,
+    why_no_pods,
+    why_waiting,
+)
+from dd_assets.compute.kubernetes.manifests import GATE
 from dd_assets.compute.kubernetes.verdict import Verdict
+from dd_assets.compute.retries import Retries
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, training_job
 from dd_core.store.store import Store
@@ -83,11 +97,11 @@ def test_a_job_without_pods_says_why() -> None:
 
 
 def test_ends_of_pods_are_told_apart() -> None:
-    disrupted = [true("DisruptionTarget", reason="PreemptionByScheduler", message="preempting")]
+    evicting = [true("DisruptionTarget", reason="PreemptionByScheduler", message="preempting")]
     cases = {
         "out of memory": ended(code=137, reason="OOMKilled"),
         "killed": ended(code=137),
-        "preempted": ended(code=137, conditions=disrupted),
+        "preempted": ended(code=137, conditions=evicting),
         "evicted": ended(reason="Evicted", message="The node was low on resource: memory."),
         "segfault": ended(code=139),
         "too long": ended(code=137, message="Pod was active on the node longer than the specified deadline"),
@@ -108,6 +122,8 @@ def test_ends_of_pods_are_told_apart() -> None:
     assert all(ending_of(cases[name]) == ends[name] for name in ("out of memory", "segfault", "preempted"))
     assert ending_of(pod(phase="Running")) is None
     assert ending_of(pod(phase="Succeeded")) is None
+    assert disrupted(pod(phase="Running", conditions=evicting)) is not None
+    assert disrupted(pod(phase="Succeeded", conditions=evicting)) is None, "it had finished when it was evicted"
 
 
 def test_only_conditions_that_are_true_count() -> None:
@@ -121,6 +137,52 @@ def test_only_conditions_that_are_true_count() -> None:
 @pytest.mark.parametrize(("text", "members"), [("", set()), (None, set()), ("3", {3}), ("0,2-4,7", {0, 2, 3, 4, 7})])
 def test_lists_of_indexes(text: str | None, members: set[int]) -> None:
     assert indexes(text) == members
+
+
+# When the next attempt begins
+
+
+class Gates:
+    """Remembers whose are taken away."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.let = list[str]()
+
+    def let_begin(self, pod: str) -> None:
+        """Of that pod."""
+        self.let.append(pod)
+
+
+def at(seconds: float) -> str:
+    """A time so many seconds ago, as Kubernetes writes it."""
+    return datetime.datetime.fromtimestamp(time.time() - seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def gated(place: int, age: float, failures: int) -> dict[str, Any]:
+    thing = pod(place)
+    count = {"batch.kubernetes.io/job-index-failure-count": str(failures)}
+    thing["metadata"] |= {"name": f"{place}", "creationTimestamp": at(age), "annotations": count}
+    return {**thing, "spec": {"schedulingGates": [{"name": GATE}]}}
+
+
+def test_a_pause_that_another_orchestrator_began_is_not_begun_anew(job: Job) -> None:
+    """The Job says how often it tries, and its pods since when; what is asked for by now may be something else."""
+    spec = {"backoffLimitPerIndex": 2, "podFailurePolicy": {"rules": [{"action": "Count"}]}}
+    news = News(JobFolder.of(Store("/data"), job), job, {task.name for task in job.tasks})
+    gates = Gates()
+    attempts = Attempts(gates, {"spec": spec}, news, Retries(most=9, first_seconds=60.0))  # type: ignore[arg-type]
+    lost = ended(1, 137, "OOMKilled", conditions=[true("Ready")])
+    lost["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = at(90)
+    ending = ending_of(lost)
+    assert ending and ending.at is not None
+    assert attempts.describe(ending, ", with less").endswith("; again in 60 s (attempt 2 of 3), with less")
+    attempts.let_begin([gated(0, age=30, failures=1), gated(1, age=30, failures=1), gated(2, age=-30, failures=0)])
+    assert gates.let == ["1", "2"]
+    attempts.let_begin([gated(0, age=90, failures=1)])
+    assert gates.let == ["1", "2", "0"]
+    last = dataclasses.replace(ending, attempt=3, failures=2)
+    assert attempts.describe(last, ", with less").endswith("; that was attempt 3, and the last")
 
 
 # What becomes of tasks without an outcome

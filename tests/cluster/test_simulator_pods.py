@@ -10,6 +10,10 @@ import pytest
 from kubernetes_simulator import Cluster
 from kubernetes_simulator.lab import NEEDS_ISOLATION, Lab, make_job, make_pod, wait
 
+from dd_assets.compute.kubernetes.api import Cluster as Orchestrators
+from dd_assets.compute.kubernetes.manifests import GATE
+from dd_assets.compute.kubernetes.settings import read_settings
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
@@ -149,3 +153,13 @@ def test_plain_containers_share_folders_by_their_own_path(tmp_path: Path) -> Non
         wait(lambda: lab.phase("same") == "Succeeded")
         assert (tmp_path / "file").read_text() == "here\n"
         lab.waiting("other", "CreateContainerConfigError")
+
+
+def test_a_gate_of_ours_is_taken_away_and_nobody_elses(lab: Lab, tmp_path: Path) -> None:
+    """As Kueue sets one of its own, until there is room in its queue."""
+    lab.run(make_pod("kept", "echo on", schedulingGates=[{"name": GATE}, {"name": "kueue.x-k8s.io/admission"}]))
+    settings = tmp_path / "kubernetes.yaml"
+    settings.write_text(f"{{image: any, kubeconfig: {lab.cluster.kubeconfig()}, namespace: default}}", encoding="utf-8")
+    Orchestrators(read_settings(settings), print).let_begin("kept")
+    (pod,) = [pod for pod in lab.cluster.objects("Pod") if pod["metadata"]["name"] == "kept"]
+    assert pod["spec"]["schedulingGates"] == [{"name": "kueue.x-k8s.io/admission"}]

@@ -25,7 +25,9 @@ def perceptron(*sizes: int) -> nn.Sequential:
 
 
 class PlainCoupling(nn.Module):
-    """Three affine couplings with a perceptron each for scale and shift."""
+    """Three affine couplings with a perceptron each for scale and shift; ``largest`` bounds scales, not upstream's."""
+
+    largest: float | None = None
 
     def __init__(self, width: int, hidden: int):
         """For (N, width)."""
@@ -39,20 +41,25 @@ class PlainCoupling(nn.Module):
         """Forth."""
         for kept, scale, shift in zip(self.unchanged, self.scales, self.shifts, strict=True):
             same, other = x[:, :kept], x[:, kept:]
-            x = torch.cat([same, other * scale(same).exp() + shift(same)], 1)
+            x = torch.cat([same, other * self.bounded(scale(same)).exp() + shift(same)], 1)
         return x
 
     def inverse(self, x: Tensor) -> Tensor:
         """Back."""
         for kept, scale, shift in reversed(list(zip(self.unchanged, self.scales, self.shifts, strict=True))):
             same, other = x[:, :kept], x[:, kept:]
-            x = torch.cat([same, (other - shift(same)) / scale(same).exp()], 1)
+            x = torch.cat([same, (other - shift(same)) / self.bounded(scale(same)).exp()], 1)
         return x
+
+    def bounded(self, scale: Tensor) -> Tensor:
+        """Within +-largest."""
+        return scale if self.largest is None else self.largest * (scale / self.largest).tanh()
 
     def take(self, ours: Coupling) -> None:
         """Copy its weights."""
         for number, layer in enumerate(ours.layers):
             assert isinstance(layer, AffineCoupling)
+            self.largest = layer.largest
             for part, net in enumerate((self.scales[number], self.shifts[number])):
                 first, second, last = (m for m in net.children() if isinstance(m, nn.Linear))
                 first.weight.copy_(layer.first.weight.chunk(2)[part])
@@ -97,7 +104,9 @@ def take_scores(pooling: SAGPooling, ours: Scores) -> None:
 
 
 class PlainStep(nn.Module):
-    """Upstream's SymmetricHierarchicalLayer without its dropout."""
+    """Upstream's SymmetricHierarchicalLayer without its dropout; ``is_always_above`` is not upstream's."""
+
+    is_always_above = True
 
     def __init__(self, below: int, k: int, num_relations: int, num_bases: int, ratio: float):
         """Between nodes of ``below`` features and nodes of k."""
@@ -115,7 +124,8 @@ class PlainStep(nn.Module):
         """Nodes, edges and graphs above, and the nodes that were kept."""
         x = self.coupling_up(self.norm_below(self.convolution_below(x, edges, relations)).relu())
         x, edges, _, graph, kept, _ = self.pooling(x, edges, None, graph)
-        x = self.norm_above(self.convolution_above(x, edges, torch.zeros_like(edges[0]))).relu()
+        if self.is_always_above or edges.numel():
+            x = self.norm_above(self.convolution_above(x, edges, torch.zeros_like(edges[0]))).relu()
         return x, edges, graph, kept
 
     def down(self, x: Tensor, kept: Tensor, number: int) -> Tensor:

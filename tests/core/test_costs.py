@@ -29,15 +29,17 @@ def ask(make_study: Any, store: Store) -> Callable[..., list[Rows]]:
         for variant, attempts in of_variants.items():
             arm = Arm(variant, 64)
             for number, attempt in enumerate(attempts, start=1):
-                seconds = attempt["hours"] * HOUR
+                hours = attempt["hours"]
+                seconds = None if hours is None else hours * HOUR
                 predicted = attempt.get("predicted")
                 known = {
                     **{"variant": variant, "k": arm.k, "recipe": "r", "attempt": number, "gpu_share": gpu_share},
+                    "arms_together": attempt.get("together"),
                     **{"trial": attempt.get("trials", [0, 1]), "status": attempt["status"], "seconds": seconds},
                     **{"first_epoch": attempt["first"], "last_epoch": attempt["last"]},
                     **{"end_epoch": attempt.get("end"), "price_per_gpu_hour": price},
                     "predicted_seconds": None if predicted is None else predicted * HOUR,
-                    "cost": None if price is None else seconds / 3600 * gpu_share * price,
+                    "cost": None if price is None or seconds is None else seconds / 3600 * gpu_share * price,
                 }
                 columns = {column.name: known.get(column.name) for column in TABLES["runs"].file_columns}
                 table = to_arrow("runs", columns, len(known["trial"]))
@@ -107,3 +109,15 @@ def test_an_arm_asked_to_train_on_after_it_stopped_is_counted_once(ask: Any) -> 
     (paid, _), (saved, _) = ask({"causal": [first, second]}, price=1.0, gpu_share=1.0)
     assert (paid["forecast_hours"], paid["hours"]) == (6.0, 2.1)
     assert (saved["epochs_not_trained"], saved["hours_saved"]) == (120, round(60 * 2.1 / 40, 2))
+
+
+def test_arms_that_share_a_network_save_nothing_and_an_attempt_without_an_end_is_counted(
+    ask: Any, store: Store
+) -> None:
+    """The network trains until its last arm ends, and nobody knows what a worker that died without a word has cost."""
+    dead = {"status": "running", "first": 0, "last": 0, "hours": None, "predicted": 5.0}
+    (paid, _), (saved, _) = ask({"causal": [dead, {**CAUSAL[0], "together": 3}]}, price=1.0, gpu_share=1.0)
+    assert (saved["epochs_not_trained"], saved["hours_saved"]) == (0, 0)
+    assert (paid["attempts"], paid["hours"], paid["forecast_hours"]) == (2, 2.0, 5.0)
+    with contextlib.closing(connect(store)) as connection:
+        assert connection.sql("SELECT num_attempts, num_untimed_attempts FROM costs").fetchall() == [(2, 1)]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dd_core.errors import UserError
 from dd_core.jobs.division import divided
-from dd_core.jobs.job import CheckpointTask, Job, TrainTask, by_machines, result_job, training_job
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask, by_machines, probe_jobs, result_job, training_job
 from dd_core.machine.devices import Machine
 from dd_core.study.resources import Resources, largest
 from dd_core.study.study import Study
@@ -105,6 +105,13 @@ def test_studies_that_want_different_products_of_gpu_become_jobs_of_their_own(ti
     wants = {task.study: part.resources for part in parts for task in part.tasks}
     assert len(parts) == len({part.name for part in parts}) == 2
     assert wants == {tiny_study.name: None, "dear": dear.resources}
+    arms = [(study, next(iter(study.arms.values()))) for study in studies.values()]
+    probes = probe_jobs("/data", arms, (1,), 2.0)
+    assert [(set(probe.studies), probe.resources) for probe in probes] == [
+        ({tiny_study.name}, None),
+        ({"dear"}, dear.resources),
+    ]
+    assert len(probe_jobs("/data", arms[:1] * 2, (1,), 2.0)) == 1
     assert largest([Resources(gpu="a", pods=1), Resources(gpu="b", pods=2)]) == Resources(pods=2)
     assert largest([Resources(gpu="a"), Resources(pods=2)]) == Resources(gpu="a", pods=2)
 

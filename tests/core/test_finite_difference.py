@@ -349,12 +349,12 @@ def test_out_of_memory_halves_the_pass_and_goes_on(error: BaseException, caplog:
     ours = finite_difference_curvature(small, images, labels, ids, steps=(1e-3,), num_probes=2)
     assert_same(ours, whole, rel=1e-6)
     assert max(small.sizes) == 25
-    assert "out of memory with 30 images per pass, going on with 50" in caplog.text
+    assert "out of memory with 30 examples per pass, going on with 50" in caplog.text
 
 
 def test_a_single_image_that_does_not_fit_is_refused_with_the_numbers() -> None:
     model, images, labels, ids = single(3)
-    with pytest.raises(UserError, match=r"even with 1 image per pass, after beginning with 100 \(CUDA out of memory"):
+    with pytest.raises(UserError, match=r"even with 1 example per pass, after beginning with 100 \(CUDA out of memory"):
         finite_difference_curvature(Small(model, 0, SHORTAGES[0]).eval(), images, labels, ids)
 
 

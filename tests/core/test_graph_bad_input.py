@@ -73,9 +73,21 @@ REFUSED = {
         "variants.causal.nsm.domain: Input should be 'planning', 'causal' or 'knowledge_graph' (got 'chess')",
     ),
     "no_number": (of_graphs("num_train: 12, ", ""), "data.num_train: graphs are made as they are needed"),
+    "too_many": (
+        of_graphs("num_train: 12, ", "num_train: 1000000, "),
+        "data: 1,000,008 graphs of each trial are more than the 1,000,000 there may be",
+    ),
+    "no_validation": (
+        of_graphs("num_validation: 4, ", "").replace("batch_size", "early_stopping: {patience: 1}\n    batch_size"),
+        "loss_val_nats needs validation graphs; set data.num_validation",
+    ),
     "nothing_kept": (
         of_graphs("{domain: causal}", "{domain: causal, pool_ratio: 0}"),
         "variants.causal.nsm.pool_ratio: Input should be greater than 0 (got 0)",
+    ),
+    "few_graphs": (
+        of_graphs("batch_size: 6", "batch_size: 13"),
+        "variants.causal.batch_size: 13 graphs in a batch but only 12 to train on",
     ),
     "augmentation": (
         of_graphs("    batch_size", "    augmentation: {shift_x: 1}\n    batch_size"),

@@ -1,6 +1,7 @@
 """Problems kept between processes, whatever happens to the file; and problems that nothing may train on."""
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import pickle
@@ -106,6 +107,10 @@ def test_pickles_are_never_run(cache_folder: Path, tmp_path: Path, monkeypatch: 
         assert fingerprint_of(load_problems(GROUNDED, "causal", 1, 600)) == fingerprint_of(made())
     np.savez(path, **{name: np.array([_Bomb()], object) for name in ("labels", "facts")})  # type: ignore[arg-type]
     assert kept_problems(SETTINGS) is None
+    arrays = {name: np.zeros(1) for name in kept._ARRAYS}
+    for facts in ("{}", "[]", '{"domain": 1, "shape": 2}'):  # JSON, but of something else
+        np.savez(path, **arrays, facts=facts, fingerprint="0")  # type: ignore[arg-type]
+        assert kept_problems(SETTINGS) is None
     assert not (tmp_path / "pickle_was_run").exists()
 
 
@@ -116,6 +121,16 @@ def test_a_place_that_cannot_be_written_is_no_mistake(cache_folder: Path, monkey
     load._load.cache_clear()
     assert fingerprint_of(load_problems(GROUNDED, "causal", 1, 600)) == fingerprint_of(made())
     assert not cache_folder.exists()
+
+
+def test_a_full_disk_is_not_made_fuller(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "replace", functools.partialmethod(_fail))
+    keep_problems({"some": 1}, made())
+    assert cache_folder.is_dir() and not list(cache_folder.iterdir())
+
+
+def _fail(*_: object) -> None:
+    raise OSError("no space left on device")
 
 
 def _write_often() -> None:
@@ -146,6 +161,7 @@ def changed(**arrays: Any) -> Problems:
         domain="causal",
         labels_kind="grounded",
         labels=np.array([0, 1, 1]),
+        group=np.arange(3),
         first_node=np.array([0, 2, 4, 6]),
         first_edge=np.array([0, 1, 2, 3]),
         nodes=np.zeros(6, np.int64),

@@ -31,10 +31,11 @@ def network(k: int = 8, num_features: int = 6, trials: int | None = None, **sett
 
 
 @pytest.mark.parametrize(
-    ("fusion", "loops", "ratio"), [("none", "own", 0.5), ("equal", "last", 0.7), ("learned", "own", 0.3)]
+    ("fusion", "loops", "ratio", "largest"),
+    [("none", "own", 0.5, None), ("equal", "last", 0.7, None), ("learned", "own", 0.3, 0.5)],
 )
-def test_it_computes_what_pygs_layers_do(fusion: str, loops: Any, ratio: float) -> None:
-    ours = network(fusion=fusion, loops=loops, pool_ratio=ratio)
+def test_it_computes_what_pygs_layers_do(fusion: str, loops: Any, ratio: float, largest: float | None) -> None:
+    ours = network(fusion=fusion, loops=loops, pool_ratio=ratio, largest_log_scale=largest)
     theirs = PlainNetwork(8, 6, 5 + (loops == "own"), 3, ratio, fusion).double().take(ours)
     batch = drawn(SIZES, EDGES)
     batch = dataclasses.replace(batch, confidences=torch.ones_like(batch.confidences))
@@ -49,6 +50,25 @@ def test_it_computes_what_pygs_layers_do(fusion: str, loops: Any, ratio: float) 
     torch.testing.assert_close(found.cycle_loss, torch.stack(errors, 1))
     sizes_3 = torch.tensor([math.ceil(ratio * size) for size in sizes_2.tolist()])
     torch.testing.assert_close(found.kept_share, (sizes_3 / batch.num_nodes.double()))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.13])
+def test_graphs_without_edges_above_stay_as_published_ones_do(ratio: float) -> None:
+    """Upstream decides for a whole batch: of one graph alone that is the same. Two nodes never have an edge above."""
+    ours = network(above="with_edges", pool_ratio=ratio)
+    theirs = PlainNetwork(8, 6, 6, 3, ratio).double().take(ours)
+    theirs.first_step.is_always_above = theirs.second_step.is_always_above = False
+    batch = drawn((2, *SIZES), (1, *EDGES))
+    # An edge between the two nodes, and none from a node to itself, as those of triples.
+    batch.edges[:, 0] = torch.tensor([0, 1])
+    batch = dataclasses.replace(batch, confidences=torch.ones_like(batch.confidences))
+    found, always = ours(batch).logits, network(pool_ratio=ratio)(batch).logits
+    expected = torch.cat([theirs(alone(batch, number))[0] for number in range(batch.num_graphs)])
+    torch.testing.assert_close(found, expected)
+    differs = (found - always).abs().amax(1) > 1e-9
+    assert differs[0]
+    if ratio == 0.5:
+        assert not differs.all()
 
 
 def test_its_gradients_are_those_of_pygs_layers() -> None:

@@ -17,6 +17,7 @@ from dd_core.analysis.graphs.cycle import cycle_loss_floor, feature_variance
 from dd_core.analysis.graphs.intervals import (
     difference_over_trials,
     effective_graphs,
+    independent_graphs,
     mean_over_trials,
     p_above,
     share_over_trials,
@@ -29,6 +30,8 @@ from dd_core.analysis.graphs.measures import (
     measure,
     with_intervals,
 )
+from dd_core.data.graphs.causal import PRIOR
+from dd_core.data.graphs.load import make_problems
 
 
 def classified(number: int, seed: int = 0, bias: float = 0.0) -> Evaluated:
@@ -214,6 +217,24 @@ def test_more_right_than_possible_is_improbable() -> None:
     best = random.choice([0.5, 1.0], (4000, 100))
     hits = (random.random(best.shape) < best).sum(1)
     assert np.mean([p_above(int(own), 100, 0.75) < 0.05 for own in hits]) <= 0.05
+
+
+def test_triples_of_one_scenario_are_right_or_wrong_together() -> None:
+    """Labels are drawn anew for each scenario of a published test set; what does not show its label is called 0."""
+    problems = make_problems("as_published", "fixed", 4, "causal", 0, 2858)
+    random = np.random.default_rng(0)
+    ids = random.permutation(2858)[:858]
+    best, group, ceiling = problems.best_probability[ids], problems.group[ids], problems.ceiling(ids)
+    assert all(len(set(problems.labels[problems.group == scenario])) == 1 for scenario in range(50))
+    labels = random.random((4000, group.max() + 1)) < PRIOR
+    hits = (~labels[:, group] | np.isin(best, (0, 1))).sum(1)
+    number = independent_graphs(best, group)
+    together, apart = (
+        np.mean([p_above(int(own), 858, ceiling, given) < 0.01 for own in hits]) for given in (number, None)
+    )
+    assert together < 0.01 < 0.02 < apart
+    assert 300 < number < 700 and independent_graphs(best, np.arange(858)) == pytest.approx(858)
+    assert independent_graphs(np.array([0.0, 1.0]), np.zeros(2, np.int64)) == 2
 
 
 def test_labels_by_noise_and_majority() -> None:

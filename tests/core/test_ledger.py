@@ -101,7 +101,8 @@ def test_an_attempt_that_vanished_without_a_word_is_marked_by_the_next(tiny_stud
 def test_a_killed_attempt_is_charged_until_its_last_sign_of_life(tiny_study: Study, store: Store) -> None:
     """What was lost to a kill is the hours that count most."""
     train_arm(tiny_study, ARM, store, 2)
-    record = RunRecord(store, tiny_study, ARM, CPU)
+    priced = tiny_study.model_copy(update={"price_per_gpu_hour": 3.0})
+    record = RunRecord(store, priced, ARM, CPU)
     record.open(Session(tiny_study, ARM, store, CPU))
     started = runs_of(store).started_at.max().timestamp()
     os.utime(store.resume_path(tiny_study.name, ARM.key), (started + 90, started + 90))
@@ -109,6 +110,7 @@ def test_a_killed_attempt_is_charged_until_its_last_sign_of_life(tiny_study: Stu
     runs = runs_of(store).query("attempt == 2")
     assert runs.status.tolist() == ["interrupted", "interrupted"]
     np.testing.assert_allclose(runs.seconds, 90, atol=1e-3)
+    assert runs.cost.tolist() == [0, 0]  # at the price of that time, on a CPU; the next attempt knows none
     assert (runs.ended_at - runs.started_at).dt.total_seconds().round().tolist() == [90, 90]
 
 

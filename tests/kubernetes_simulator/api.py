@@ -1,7 +1,8 @@
 """The HTTP side: paths to verbs, who may, and the answers of each verb.
 
 Left out: server-side apply, JSON patch (415), protobuf, tables (kubectl then prints what it can), OpenAPI beyond what
-kubectl needs to send objects, and strategic merging (treated as a JSON merge patch: lists are replaced whole).
+kubectl needs to send objects, and strategic merging (treated as a JSON merge patch: lists are replaced whole, but for
+what is deleted by name).
 """
 
 import base64
@@ -262,7 +263,10 @@ async def _body(request: web.Request) -> Any:
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """JSON merge patch (RFC 7386)."""
+    """JSON merge patch (RFC 7386), and lists whose entries are deleted by name."""
+    if isinstance(patch, list) and patch and all(entry.get("$patch") == "delete" for entry in patch):
+        gone = {entry["name"] for entry in patch}
+        return [copy.deepcopy(entry) for entry in target or [] if entry["name"] not in gone]
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
     merged = dict(target) if isinstance(target, dict) else {}

@@ -174,8 +174,8 @@ def test_a_machine_out_of_memory_starts_again_with_fewer_images_at_a_time(
         events = orchestrate(site.training_job("k001"))
     notes = " ".join(event.text for event in events if event.name == "note")
     again = "was killed by signal 9; again as soon as SLURM lets it (attempt"
-    assert f"{again} 2), with 1/2 of the images at a time" in notes
-    assert f"{again} 3), with 1/4 of the images at a time" in notes
+    assert f"{again} 2), with 1/2 of the batch at a time" in notes
+    assert f"{again} 3), with 1/4 of the batch at a time" in notes
     (memory,) = site.lab.store.jobs_folder.glob("*/*/memory/0.json")
     assert memory.read_text(encoding="utf-8") == "2", "what the pod reads when it starts"
 

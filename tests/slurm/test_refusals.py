@@ -48,8 +48,9 @@ def test_more_gpus_than_any_node_has(refused: Refused) -> None:
 def test_a_product_of_gpu_that_no_node_has(refused: Refused) -> None:
     refused(
         "resources: {gpus_per_pod: 1, cpus_per_pod: 1, gpu: NVIDIA-A100-SXM4-40GB}\n",
-        "no node of the default partition has the GPU NVIDIA-A100-SXM4-40GB, the only one that will do",
-        "(--gres=gpu:NVIDIA-A100-SXM4-40GB:1); its nodes have 2 cores, 4000 MiB and gpu:2; name another, or",
+        "no node of the default partition has 1 GPUs (gpu:NVIDIA-A100-SXM4-40GB) and 1 cores, which each pod asks for",
+        "its nodes have 2 cores, 4000 MiB and gpu:2; ask for less",
+        "or for another gpu, or say under gpus how this cluster calls it",
     )
 
 

@@ -18,6 +18,7 @@ from kubernetes.config import incluster_config, kube_config
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
+from dd_assets.compute.kubernetes.manifests import GATE
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
 from dd_core.errors import UserError
 
@@ -116,9 +117,9 @@ class Cluster:
         return [pod for pod in answer["items"] if any(o["uid"] == uid for o in _owners(pod))]
 
     def let_begin(self, pod: str) -> None:
-        """Take the gates away that keep a pod from being scheduled; one that is gone needs none."""
-        body: Object = {"spec": {"schedulingGates": []}}
-        merge = "application/merge-patch+json"  # the client would send a list of JSON patches
+        """Take our gate away, which keeps a pod from being scheduled, nobody else's; a pod that is gone needs none."""
+        body: Object = {"spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
+        merge = "application/strategic-merge-patch+json"
         self._if_there(self._core.patch_namespaced_pod, pod, self.namespace, body, _content_type=merge)
 
     def events(self, name: str) -> list[Object]:

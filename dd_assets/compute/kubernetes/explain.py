@@ -1,5 +1,6 @@
 """What pods and Jobs are up to, in words. Pure functions on the API's JSON."""
 
+import datetime
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ class Ending:
         reason: a clause: "was killed for want of memory", "was evicted (...)".
         attempt: number of the attempt at its place, from 1.
         failures: how many of those before count against the limit of retries.
+        at: when, in seconds since 1970, rounded down to whole ones by Kubernetes; None where it does not say.
         is_out_of_memory: it wanted more memory than it had.
         is_disruption: its node was lost or wanted for somebody else; Kubernetes starts it again.
     """
@@ -64,6 +66,7 @@ class Ending:
     reason: str
     attempt: int
     failures: int
+    at: float | None
     is_out_of_memory: bool
     is_disruption: bool
 
@@ -102,6 +105,15 @@ def attempt_of(pod: Object) -> int:
 
 def _count(pod: Object, annotation: str) -> int:
     return int((pod["metadata"].get("annotations") or {}).get(annotation) or 0)
+
+
+def created_at(pod: Object) -> float:
+    """When a pod was made, in seconds since 1970."""
+    return _seconds(pod["metadata"]["creationTimestamp"])
+
+
+def _seconds(time: str) -> float:
+    return datetime.datetime.fromisoformat(time).timestamp()
 
 
 def is_gated(pod: Object) -> bool:
@@ -191,9 +203,12 @@ def ending_of(pod: Object) -> Ending | None:
 
 
 def disrupted(pod: Object) -> Ending | None:
-    """How a pod ends whose node was lost or is wanted for somebody else, be it over or on its way; None: it is not."""
+    """How a pod ends whose node was lost or is wanted for somebody else, be it over or on its way; None: it is not.
+
+    Nor is one that has finished its work all the same.
+    """
     disruption = condition(pod, "DisruptionTarget")
-    if disruption is None:
+    if disruption is None or phase(pod) == "Succeeded":
         return None
     why, message = disruption.get("reason") or "DisruptionTarget", _line(disruption.get("message") or "no message")
     words = _DISRUPTIONS.get(why, "lost its place on the node")
@@ -205,7 +220,9 @@ def _ending(
 ) -> Ending:
     attempt, failures = attempt_of(pod), _count(pod, _FAILURES)
     place, name = place_of(pod), pod["metadata"]["name"]
-    return Ending(place, name, code, reason, attempt, failures, is_out_of_memory, is_disruption)
+    time = (condition(pod, "DisruptionTarget") or {}).get("lastTransitionTime") or _terminated(pod).get("finishedAt")
+    at = _seconds(time) if time else None
+    return Ending(place, name, code, reason, attempt, failures, at, is_out_of_memory, is_disruption)
 
 
 def _terminated(pod: Object) -> Object:

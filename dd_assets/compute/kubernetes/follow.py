@@ -59,7 +59,7 @@ class Following:
     ):
         """``manifest`` is the Job as the cluster has it; ``is_found`` if it was there already."""
         self.cluster, self.settings, self.news = cluster, cluster.settings, news
-        self._is_found = is_found
+        self._is_found, self._since = is_found, time.time()
         self.name, self.uid = manifest["metadata"]["name"], manifest["metadata"]["uid"]
         self._manifest: Object | None = manifest
         self._reader, self._streams = reader, LogStreams(cluster, reader)
@@ -200,7 +200,13 @@ class Following:
         if ending and uid not in self._disrupted:
             self._disrupted.add(uid)
             self._verdict.add(ending, [])
-            yield self._note(self._attempts.describe(ending), ending.place)
+            yield from self._tell(ending)
+
+    def _tell(self, ending: Ending, otherwise: str = "") -> Iterator[Event]:
+        """Say how an attempt ended; of a Job that was found not what had ended before."""
+        text = self._attempts.describe(ending, otherwise)
+        if not (self._is_found and ending.at is not None and ending.at + 1 < self._since):
+            yield self._note(text, ending.place)
 
     def _end(self, uid: str, ending: Ending) -> Iterator[Event]:
         """Draw the consequences of a pod that failed."""
@@ -218,9 +224,9 @@ class Following:
             # By count, so that an orchestrator that was started again does not take the same end for another.
             if self.news.folder.halvings(ending.place) < len(seen):
                 self.news.folder.halve(ending.place)
-            yield self._note(f"{self._attempts.describe(ending)}, taking half as much at once", ending.place)
+            yield from self._tell(ending, ", taking half as much at once")
         elif ending.exit_code not in (*DEFECTS, TASKS_FAILED, NO_JOB_FILE):
-            yield self._note(self._attempts.describe(ending), ending.place)
+            yield from self._tell(ending)
 
     # Waiting
 

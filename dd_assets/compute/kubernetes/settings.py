@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from dd_core.errors import UserError
 from dd_core.study.resources import Resources
 from dd_core.study.yaml_files import Strict, read_mapping, validated
 
@@ -113,7 +114,10 @@ def read_settings(path: Path) -> KubernetesSettings:
     Raises:
         UserError: with the file and, where there is one, the path of the offending key.
     """
-    return validated(path, KubernetesSettings, read_mapping(path, "a settings file (DD_KUBERNETES)", may_be_empty=True))
+    content = read_mapping(path, "a settings file (DD_KUBERNETES)", may_be_empty=True)
+    if "backoff_limit_per_index" in content:
+        raise UserError(f"{path}: backoff_limit_per_index: is resources.retries now, how often a pod is tried again")
+    return validated(path, KubernetesSettings, content)
 
 
 def settings_from_environment() -> KubernetesSettings:

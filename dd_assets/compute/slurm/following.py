@@ -105,8 +105,7 @@ class Following:
             return
         self._waits.over(("unknown", index))
         if index in self._due and element.is_waiting:
-            seconds = max(0.0, self._due.pop(index) - time.monotonic())
-            commands.begin_after(element, not self.submission.is_together, seconds)
+            yield from self._set_begin(element)
         restarts = self._restarts.setdefault(index, _Restarts(element.restarts))
         if element.restarts > restarts.seen:
             restarts.seen = element.restarts
@@ -114,6 +113,19 @@ class Following:
         # Not before the news has been read once more: its last outcome may have come after that, right before its end.
         elif element.has_ended and (waited := self._waits.seconds(("ended", index, element.restarts))):
             yield from self._act(element, restarts, waited)
+
+    def _set_begin(self, element: Element) -> Iterator[Event]:
+        """Tell SLURM when the retry of an element shall begin; if it does not answer, once more at the next look."""
+        seconds = max(0.0, self._due[element.index] - time.monotonic())
+        try:
+            commands.begin_after(element, not self.submission.is_together, seconds)
+        except UnreachableError:
+            raise
+        except SlurmError as error:
+            yield self.news.note(
+                f"{self._name(element.index)} begins when SLURM lets it, which refuses a time ({error})"
+            )
+        del self._due[element.index]
 
     def _put_back(self, element: Element) -> Iterator[Event]:
         """SLURM itself has put an element back into the queue, as after a preemption."""
@@ -171,7 +183,7 @@ class Following:
             return
         less = ""
         if verdict is Verdict.AGAIN_WITH_LESS_MEMORY:
-            less = f", with 1/{2 ** self.news.folder.halve(index)} of the images at a time"
+            less = f", with 1/{2 ** self.news.folder.halve(index)} of the batch at a time"
         self._restarts[index] = _Restarts(element.restarts + 1, in_vain, steps)
         yield self._note_of_retry(element, how, element.restarts + 1, less)
 
@@ -203,12 +215,14 @@ class Following:
     def _look_at_waiting(self) -> Iterator[Event]:
         """Say why nothing of the job runs, and give it up where that is of no use or takes too long."""
         unfinished = [element for index, element in self._elements.items() if self._tasks(index) & self.news.left]
-        if not unfinished or not all(element.is_waiting for element in unfinished):
+        # The pause before a retry is asked for, whatever room there is.
+        waiting = [element for element in unfinished if element.short_reason != "BeginTime"]
+        if not waiting or not all(element.is_waiting for element in unfinished):
             self._waits.over("queue")
             self._noted.clear()
             self._hopeless_looks = 0
             return
-        reason, patience = unfinished[0].short_reason, self.submission.settings.pending_patience_seconds
+        reason, patience = waiting[0].short_reason, self.submission.settings.pending_patience_seconds
         waited = self._waits.seconds("queue")
         if reason and reason not in self._noted:
             self._noted.add(reason)

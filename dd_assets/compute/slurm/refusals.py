@@ -32,27 +32,22 @@ def refusal(error: SlurmError, submission: Submission, settings_file: str) -> Us
             f"this SLURM has no partition {settings.partition!r} (partition in {settings_file})"
             f"{f'; there are {names}' if names else ''}"
         )
-    if wanted.gpu and wanted.gpus_per_pod and (key in ("gres", "constraint") or _is_too_much(lowered)):
-        nodes = commands.largest_nodes(settings.partition)
-        have = f"; its nodes have {nodes}" if nodes else ""
+    nodes = commands.largest_nodes(settings.partition)
+    have = f"; its nodes have {nodes}" if nodes else ""
+    if wanted.gpu and wanted.gpus_per_pod and key in ("gres", "constraint"):
         return UserError(
             f"no node of {where} has the GPU {wanted.gpu}, the only one that will do (gpu under resources), as often "
             f"as each pod asks for it ({_described_gpu(submission)}){have}; name another, or how this cluster calls it "
             f"under gpus in {settings_file}"
         )
-    if key is None and _is_too_much(lowered):
-        nodes = commands.largest_nodes(settings.partition)
-        have = f"; its nodes have {nodes}" if nodes else ""
+    if key is None and any(words in lowered for words in _TOO_MUCH):
+        other = ", or for another gpu, or say under gpus how this cluster calls it" if wanted.gpu else ""
         return UserError(
             f"no node of {where} has {_describe(submission)}, which each pod asks for{have}; ask for less under "
-            f"resources in the study file or in {settings_file}"
+            f"resources in the study file or in {settings_file}{other}"
         )
     at = f"{key} in {settings_file}" if key else settings_file
     return UserError(f"SLURM refuses the job ({said}); check {at}")
-
-
-def _is_too_much(said: str) -> bool:
-    return any(words in said for words in _TOO_MUCH)
 
 
 def _described_gpu(submission: Submission) -> str:

@@ -55,7 +55,6 @@ def describe_reason(reason: str) -> str:
     words = {
         "Resources": "for free nodes",
         "Priority": "behind jobs of higher priority",
-        "BeginTime": "about two minutes, as SLURM does after a job was put back",
         "JobHeldUser": "until it is released (scontrol release)",
         "JobHeldAdmin": "until an administrator releases it",
         "Dependency": "for another job",

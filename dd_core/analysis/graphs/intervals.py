@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from dd_core.analysis.intervals import Estimate, over_trials
@@ -96,12 +96,36 @@ def mean_over_trials(trials: "Sequence[NDArray[np.float64]]") -> Estimate:
     return Estimate(estimate.mean, over_graphs.low, over_graphs.high, 1)
 
 
-def p_above(hits: int, total: int, ceiling: float) -> float:
-    """Probability of as many hits, or more, where each comes with probability ``ceiling``: exact binomial, one-sided.
+def independent_graphs(best_probability: "NDArray[np.float64]", group: "NDArray[np.int64]") -> float:
+    """How many graphs without groups leave as much to chance: their number over the design effect (Kish 1965).
 
-    Graphs' own best probabilities p differ, so hits are a sum of different coins; its variance is below that of equal
-    ones (Hoeffding 1956), so this errs on the side of chance. NaN without graphs.
+    The best answers of a group are right or wrong together in the worst case. So the standard deviations of their hits
+    add up within a group, and the variances of groups.
+
+    Args:
+        best_probability: float64 (N,), of label 1, given all that can be seen.
+        group: int64 (N,), graphs of one group have one label.
+    """
+    variances = best_probability * (1 - best_probability)
+    together = np.square(np.bincount(group, np.sqrt(variances))).sum()
+    return float(len(group) * variances.sum() / together) if together else float(len(group))
+
+
+def p_above(hits: int, total: int, ceiling: float, num_independent: float | None = None) -> float:
+    """Probability of as large a share of hits, or a larger one, where each comes with probability ``ceiling``.
+
+    One-sided and exactly binomial of independent hits; of a fraction of a graph its continuation, the incomplete beta
+    function. Graphs' own best probabilities p differ, so hits are a sum of different coins; its variance is below that
+    of equal ones (Hoeffding 1956), so this errs on the side of chance. NaN without graphs.
+
+    Args:
+        hits: of the graphs.
+        total: number of graphs.
+        ceiling: best accuracy that can be expected.
+        num_independent: graphs that as much is left to chance of; None: all of them.
     """
     if not total or not math.isfinite(ceiling):
         return math.nan
-    return float(scipy.stats.binomtest(hits, total, min(1.0, ceiling), alternative="greater").pvalue)
+    number = total if num_independent is None else num_independent
+    right = hits * number / total
+    return float(scipy.special.betainc(right, number - right + 1, min(1.0, ceiling))) if hits else 1.0

@@ -73,12 +73,13 @@ def _scenario(draws: Draws, number: int) -> list[Sketch]:
         triples.append((confounder, "confounds", "response", abs(shift) / 0.2))
         if draws.chance(0.5):
             triples.append((confounder, "mediates", effect, draws.uniform(0.5, 0.8)))
-    return [_triple(*triple, int(effective)) for triple in triples]
+    return [_triple(*triple, int(effective), number) for triple in triples]
 
 
-def _triple(source: str, relation: str, target: str, confidence: float, label: int) -> Sketch:
+def _triple(source: str, relation: str, target: str, confidence: float, label: int, scenario: int) -> Sketch:
     shows = relation in ("symptom_reduced", "symptom_persists", "responds_to", "resistant_to")
-    sketch = Sketch(label, float(label) if shows else PRIOR, what="label_shows" if shows else "label_hidden")
+    what = "label_shows" if shows else "label_hidden"
+    sketch = Sketch(label, float(label) if shows else PRIOR, what, group=scenario)
     sketch.node(source, source)
     sketch.node(target, target)
     sketch.edge(source, relation, target, confidence)

@@ -17,6 +17,7 @@ import numpy as np
 from dd_core.data import randomness
 from dd_core.data.graphs.problems import Problems
 from dd_core.machine.disk import cache_folder, keep
+from dd_core.study import graphs as study_graphs
 
 _FACTS = ("domain", "labels_kind", "about")
 _ARRAYS = tuple(field.name for field in dataclasses.fields(Problems) if field.name not in _FACTS)
@@ -30,11 +31,10 @@ def kept_problems(settings: dict[str, Any]) -> Problems | None:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
-            facts, fingerprint = json.loads(str(file["facts"])), str(file["fingerprint"])
+            problems = Problems(**json.loads(str(file["facts"])), **arrays)
+            return problems if fingerprint_of(problems) == str(file["fingerprint"]) else None
     except Exception:  # whatever damage makes of an archive
         return None
-    problems = Problems(**facts, **arrays)
-    return problems if fingerprint_of(problems) == fingerprint else None
 
 
 def keep_problems(settings: dict[str, Any], problems: Problems) -> None:
@@ -70,5 +70,5 @@ def _path(settings: dict[str, Any]) -> Path | None:
 @cache
 def _code() -> str:
     """Fingerprint of the code that makes problems."""
-    files = (*sorted(Path(__file__).parent.glob("*.py")), Path(randomness.__file__))
+    files = (*sorted(Path(__file__).parent.glob("*.py")), Path(randomness.__file__), Path(study_graphs.__file__))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

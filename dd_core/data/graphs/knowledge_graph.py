@@ -7,6 +7,7 @@ categories with the shares that they are expected to have there, and every other
 triples stay what they are when more are asked for, and what can be learned is the same: nothing.
 """
 
+import math
 from collections.abc import Iterator
 
 from dd_core.data.graphs.sketch import Draws, Sketch
@@ -70,7 +71,9 @@ def published(seed: int, stream: int, number: int) -> Iterator[Sketch]:
     """The first triples."""
     for index in range(number):
         head, relation, tail, confidence = _triple(Draws(seed, stream, index))
-        sketch = Sketch(label=1 - index % 2, what="called_corrupted" if index % 2 else "called_true")
+        sketch = Sketch(
+            label=1 - index % 2, probability=math.nan, what="called_corrupted" if index % 2 else "called_true"
+        )
         sketch.node("head", head)
         sketch.node("tail", tail)
         sketch.edge("head", relation, "tail", confidence)

@@ -32,7 +32,8 @@ GENERATORS: dict[tuple[str, str], tuple[_Generator, tuple[str, ...], tuple[str, 
 def load_problems(graphs: Graphs, domain: str, seed: int, num_problems: int) -> Problems:
     """The first problems of a domain.
 
-    Each is a function of seed, domain and index alone: more problems never change the first ones.
+    Each is a function of seed, domain and index alone: more problems never change the first ones, but where labels
+    follow from the index, ``best_probability`` is their share among all.
 
     Args:
         graphs: how labels come about, and how many features nodes have.
@@ -70,10 +71,13 @@ def make_problems(labels: str, features: str, num_features: int, domain: str, se
     relation_of = {name: number for number, name in enumerate(relations)}
     edges = [edge for sketch in sketches for edge in sketch.edges]
     is_fixed = features == "fixed"
+    given = np.array([sketch.label for sketch in sketches], np.int64)
+    best = np.array([s.probability if is_fixed else s.probability_without_kinds() for s in sketches])
     return Problems(
         domain=domain,
         labels_kind=labels,
-        labels=np.array([sketch.label for sketch in sketches], np.int64),
+        labels=given,
+        group=np.array([i if sketch.group is None else sketch.group for i, sketch in enumerate(sketches)], np.int64),
         first_node=np.cumsum([0, *(len(sketch.nodes) for sketch in sketches)]),
         first_edge=np.cumsum([0, *(len(sketch.edges) for sketch in sketches)]),
         nodes=np.array([number_of[kind] for sketch in sketches for _, kind in sketch.nodes.values()], np.int64),
@@ -81,7 +85,7 @@ def make_problems(labels: str, features: str, num_features: int, domain: str, se
         relations=np.array([relation_of[edge[2]] for edge in edges], np.int64),
         confidences=np.array([edge[3] for edge in edges], np.float32),
         features=feature_table(kinds, num_features, generator(seed, stream, "graph_rules", 1)),
-        best_probability=np.array([s.probability if is_fixed else s.probability_without_kinds() for s in sketches]),
+        best_probability=np.where(np.isnan(best), given.mean(), best),
         about=_about(sketches, num_problems),
     )
 

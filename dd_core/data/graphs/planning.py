@@ -3,9 +3,10 @@
 What is counted and drawn is as in research-developer/nsm (``nsm/data/planning_dataset.py`` before its complexity
 tiers): 5 locations, 10 objects, 3 to 8 actions of 10 types, a prerequisite with probability .6, one of 5 goals, 2 to
 4 of 6 capabilities. The label is 1 where ``index % 100 < 50``, whatever the graph shows: no graph says anything of
-its label.
+its label, but where the number of graphs is no multiple of 100, label 1 is the more frequent one.
 """
 
+import math
 from collections.abc import Iterator
 
 from dd_core.data.graphs.sketch import Draws, Sketch
@@ -32,7 +33,7 @@ def published(seed: int, stream: int, number: int) -> Iterator[Sketch]:
 
 
 def _published(draws: Draws, index: int) -> Sketch:
-    sketch = Sketch(label=int(index % 100 < 50), what=f"label_{int(index % 100 < 50)}")
+    sketch = Sketch(label=int(index % 100 < 50), probability=math.nan, what=f"label_{int(index % 100 < 50)}")
     sketch.node("robot", "robot")
     _surroundings(sketch, draws)
     actions = _actions(sketch, draws)

@@ -66,7 +66,9 @@ class Sketch:
 
     Attributes:
         label: 0 or 1.
-        probability: of label 1, given all that the graph shows with the kinds of its nodes.
+        probability: of label 1, given all that the graph shows with the kinds of its nodes; NaN: whatever it shows, the
+            label follows from its index, so that label 1 is as probable as it is frequent.
+        group: graphs of one group have one label and come one after the other; None: this one is alone.
         hidden: the same, given all but the kinds of nodes, computed when asked; None: kinds make no difference.
         what: what was done to it, such as the kind of corruption; counted in ``Problems.about``.
         nodes: number and kind by name.
@@ -77,6 +79,7 @@ class Sketch:
     probability: float = 0.5
     what: str = ""
     hidden: Callable[[], float] | None = None
+    group: int | None = None
     nodes: dict[str, tuple[int, str]] = field(default_factory=dict)
     edges: list[tuple[int, int, str, float]] = field(default_factory=list)
 

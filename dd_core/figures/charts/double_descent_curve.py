@@ -18,7 +18,7 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 PUBLISHED_CSV = Path(__file__).with_name("nakkiran_2019_figure1.csv")
-_TEST, _TRAIN, _VALIDATION = "test (true labels)", "training (given labels)", "validation (no test images)"
+_TEST, _TRAIN, _VALIDATION = "test (true labels)", "training (given labels)", "validation (no test set)"
 _PUBLISHED = "test, Nakkiran et al. 2019, Figure 1"
 
 # Percent and nats of each split, one row per trial and width; what an imported study does not tell is null.

@@ -88,4 +88,4 @@ def _sentence(rows: list[Measurement]) -> str:
     verdict = f"{best} recommended" if best else "memory is too small for one"
     if is_uneven(rows):
         verdict = "too uneven to recommend a number; probe again while nothing else runs on this machine"
-    return f"{rows[0].study.name}/{rows[0].arm.key}, images by number of workers {', '.join(speeds)}; {verdict}"
+    return f"{rows[0].study.name}/{rows[0].arm.key}, examples by number of workers {', '.join(speeds)}; {verdict}"

@@ -56,6 +56,13 @@ class Level:
         """The first node of each graph, int64 (B,)."""
         return self.num_nodes.cumsum(0) - self.num_nodes
 
+    @cached_property
+    def has_edges(self) -> Tensor:
+        """Whether an edge of its graph is left, of each node, bool (N, 1)."""
+        number = self.is_there.new_zeros(len(self.sizes))
+        number = number.index_add(0, self.graph.index_select(0, self.targets), self.is_there)
+        return (number > 0).index_select(0, self.graph).unsqueeze(1)
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the nodes of each graph, (N, ...) to (B, ...)."""
         sums = values.new_zeros(len(self.sizes), *values.shape[1:]).index_add(0, self.graph, values)

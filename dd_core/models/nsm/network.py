@@ -18,8 +18,9 @@ class Step(nn.Module):
     and above convolution, LayerNorm, ReLU. Down: a linear map of what is above, zeros for nodes that were not kept, and
     the inverse of a second coupling (research-developer/nsm, hierarchical.py; Lee et al. 2019 for the pooling).
 
-    Upstream leaves out the convolution above for a whole batch without any edge there, so that the output of a graph
-    depends on others of its batch; here it is always done, of the messages to itself alone where there are no edges.
+    Upstream leaves out convolution, LayerNorm and ReLU above for a whole batch without any edge there, so that the
+    output of a graph depends on others of its batch. Here ``above`` decides for each graph: ``always``, of the messages
+    to itself alone where there are no edges, or ``with_edges``, which is upstream's for a graph on its own.
     """
 
     def __init__(self, below: int, k: int, settings: NSM):
@@ -27,7 +28,7 @@ class Step(nn.Module):
         super().__init__()
         num_relations = settings.relations + (settings.loops == "own")
         sizes = (num_relations, settings.bases, num_relations - 1)
-        self.ratio = settings.pool_ratio
+        self.ratio, self.above = settings.pool_ratio, settings.above
         self.convolution_below = RelationalConvolution(below, k, *sizes)
         self.norm_below = nn.LayerNorm(k)
         self.dropout = nn.Dropout(settings.dropout)
@@ -46,7 +47,8 @@ class Step(nn.Module):
         order = best_first(scores.detach(), level)
         above, kept, number = level.kept_by(order, self.ratio)
         x = x.index_select(0, kept) * scores.index_select(0, kept).tanh().unsqueeze(1)
-        x = self.norm_above(self.convolution_above(x, above)).relu()
+        convolved = self.norm_above(self.convolution_above(x, above)).relu()
+        x = convolved if self.above == "always" else torch.where(above.has_edges, convolved, x)
         return x, above, number, entropy(scores.detach(), order, level)
 
     def down(self, x: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ def _measured(name: str, monitor: Monitor, now: Moment) -> Measurement:
             raise
         shortage = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"out of memory in the monitor {name} at step {now.step} ({shortage}); let it look at fewer images or take "
-            f"fewer iterations or probes, or leave it out with monitors: {{{name}: null}}"
+            f"out of memory in the monitor {name} at step {now.step} ({shortage}); let it look at fewer examples or "
+            f"take fewer iterations or probes, or leave it out with monitors: {{{name}: null}}"
         ) from None
 
 
