@@ -38,6 +38,12 @@ def made(domain: str, labels: str, number: int = 1200, seed: int = 0, features: 
     return make_problems(labels, features, 16, domain, seed, number)
 
 
+def done_to(domain: str, labels: str, number: int) -> Counter[str]:
+    """How many of the first problems of seed 0 have had what done to them."""
+    stream = 2 * list(DOMAINS).index(domain) + (labels == "grounded")
+    return Counter(sketch.what for sketch in GENERATORS[domain, labels][0](0, stream, number))
+
+
 def triples_of(problems: Problems, index: int) -> tuple[list[tuple[int, str, int]], list[str]]:
     """Edges with their relation's name, and the kind of each node, of one graph."""
     _, kinds, relations = GENERATORS[problems.domain, problems.labels_kind]
@@ -88,7 +94,7 @@ def test_the_published_causal_domain_shows_three_tenths_of_its_labels() -> None:
     patients = relations == "taken_by"
     assert stats.binomtest(int(problems.labels[patients].sum()), int(patients.sum()), 3 / 7).pvalue > 1e-3
     assert len(relations) / patients.sum() == pytest.approx(6.75, abs=0.05)
-    assert problems.about["share_label_shows"] == pytest.approx(2 / 6.75, abs=0.005)
+    assert done_to("causal", "as_published", 20000)["label_shows"] / 20000 == pytest.approx(2 / 6.75, abs=0.005)
     assert problems.ceiling(np.arange(20000)) == pytest.approx((2 + 4.75 * 4 / 7) / 6.75, abs=0.003)
     assert (problems.num_nodes == 2).all() and (np.diff(problems.first_edge) == 1).all()
 
@@ -110,7 +116,7 @@ def test_the_posterior_of_the_published_causal_domain_is_what_labels_say() -> No
 
 def test_the_published_knowledge_graph_corrupts_nothing() -> None:
     problems = made("knowledge_graph", "as_published", 6000)
-    assert problems.about["majority_share"] == 0.5 == problems.ceiling(np.arange(6000))
+    assert problems.labels.mean() == 0.5 == problems.ceiling(np.arange(6000))
     assert (len(knowledge_graph.FACTS), len(knowledge_graph.RELATIONS)) == (56, NUM_RELATIONS["knowledge_graph"])
     assert set(problems.relations.tolist()) == set(range(66))
     # Whether a triple is called true has nothing to do with what it is.
@@ -151,10 +157,8 @@ def test_a_plan_is_valid_if_and_only_if_its_graph_says_so() -> None:
     problems = made("planning", "grounded")
     found = [is_valid(*triples_of(problems, index)) for index in range(400)]
     np.testing.assert_array_equal(problems.labels[:400], found)
-    flaws = {name: share for name, share in problems.about.items() if name != "majority_share"}
-    assert flaws == {f"share_{name}": 0.125 for name in ("prerequisite", "order", "capability", "location")} | {
-        "share_valid": 0.5
-    }
+    broken = dict.fromkeys(("prerequisite", "order", "capability", "location"), 150)
+    assert done_to("planning", "grounded", 1200) == {"valid": 600, **broken}
 
 
 def test_an_effect_follows_from_treatment_and_confounder() -> None:
@@ -185,8 +189,7 @@ def test_a_triple_is_true_if_and_only_if_types_and_regions_fit() -> None:
         ((_, relation, _),), (head, tail) = triples_of(problems, int(index))
         (one, here, _), (other, there, _) = head.split("/"), tail.split("/")
         assert (here != there) not in goes.get((one, relation, other), set())
-    corrupted = [share for name, share in problems.about.items() if name not in ("majority_share", "share_true")]
-    assert corrupted == [pytest.approx(1 / 12)] * 6
+    assert done_to("knowledge_graph", "grounded", 1200) == {"true": 600, **dict.fromkeys(facts.CORRUPTIONS, 100)}
 
 
 def counts_of(problems: Problems) -> np.ndarray:
@@ -255,7 +258,6 @@ def test_without_kinds_of_nodes_the_posterior_is_what_labels_say(domain: str) ->
 def test_labels_are_balanced_and_arrays_fit_together(domain: str, labels: str) -> None:
     problems = made(domain, labels)
     share = problems.labels.mean()
-    assert problems.about["majority_share"] == pytest.approx(max(share, 1 - share))
     assert 0.39 < share < 0.54
     assert problems.first_node[-1] == len(problems.nodes) and problems.first_edge[-1] == len(problems.relations)
     assert problems.nodes.max() < len(problems.features) and problems.features.dtype == np.float32

@@ -19,7 +19,7 @@ from dd_core.data.graphs.problems import Problems
 from dd_core.machine.disk import cache_folder, keep
 from dd_core.study import graphs as study_graphs
 
-_FACTS = ("domain", "labels_kind", "about")
+_FACTS = ("domain", "labels_kind")
 _ARRAYS = tuple(field.name for field in dataclasses.fields(Problems) if field.name not in _FACTS)
 
 

@@ -1,7 +1,6 @@
 """The first problems of a domain as flat arrays, made once."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -86,13 +85,4 @@ def make_problems(labels: str, features: str, num_features: int, domain: str, se
         confidences=np.array([edge[3] for edge in edges], np.float32),
         features=feature_table(kinds, num_features, generator(seed, stream, "graph_rules", 1)),
         best_probability=np.where(np.isnan(best), given.mean(), best),
-        about=_about(sketches, num_problems),
     )
-
-
-def _about(sketches: list[Sketch], num_problems: int) -> dict[str, float]:
-    """Shares of what was done to the graphs, and of the more frequent label."""
-    share = float(np.mean([sketch.label for sketch in sketches]))
-    counts = Counter(sketch.what for sketch in sketches)
-    shares = {f"share_{what}": number / num_problems for what, number in sorted(counts.items())}
-    return {"majority_share": max(share, 1 - share), **shares}

@@ -28,7 +28,6 @@ class Problems:
         best_probability: float64 (N,), probability of label 1 given all that a network can see of the graph (the Bayes
             posterior): the best accuracy on some graphs is the mean of max(p, 1 - p). Where labels follow from the
             index, whatever graphs show, it is the share of label 1 among the N.
-        about: facts of the domain for people, such as the share of graphs whose label shows.
     """
 
     domain: str
@@ -43,7 +42,6 @@ class Problems:
     confidences: "NDArray[np.float32]"
     features: "NDArray[np.float32]"
     best_probability: "NDArray[np.float64]"
-    about: dict[str, float]
 
     @property
     def num_problems(self) -> int:

@@ -70,7 +70,7 @@ class Sketch:
             label follows from its index, so that label 1 is as probable as it is frequent.
         group: graphs of one group have one label and come one after the other; None: this one is alone.
         hidden: the same, given all but the kinds of nodes, computed when asked; None: kinds make no difference.
-        what: what was done to it, such as the kind of corruption; counted in ``Problems.about``.
+        what: what was done to it, such as the kind of corruption, for who counts how often that is.
         nodes: number and kind by name.
         edges: from, to, relation, confidence.
     """
