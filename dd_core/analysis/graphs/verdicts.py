@@ -42,8 +42,12 @@ def verdict(claim: Claim, measured: Measured) -> tuple[str, str]:
     found = measured.estimate
     if claim.quantity in ("seconds", "dollars", "nothing here"):
         return _of_machines(claim, measured)
-    if claim.quantity == "learning" and measured.ceiling <= 0.5:
-        return FAILS, "the labels do not depend on the graphs, so that there is nothing to learn: the ceiling is 50 %"
+    # Of 2,858 published plans 1,450 have label 1: the ceiling is a little above a half, with nothing to learn.
+    if claim.quantity == "learning" and measured.ceiling - max(measured.baseline, 0.5) < 0.01:
+        return FAILS, (
+            "the labels do not depend on the graphs, so that there is nothing to learn: the ceiling is "
+            f"{100 * measured.ceiling:.1f} %"
+        )
     if claim.quantity == "collapse" and found is not None:
         few = {0: HOLDS, found.num_trials: FAILS}.get(measured.num_collapsed, UNKNOWN)
         trials = "1 trial has" if found.num_trials == 1 else f"{found.num_trials} trials have"
