@@ -202,7 +202,7 @@ def with_pygs_network(study: Study, arm: Arm) -> Loop:
 
 
 def largest_difference(study: Study, arm: Arm) -> float:
-    """Of the losses of all steps of an epoch, ours against (b), relative, in float64 and the same order of graphs."""
+    """Largest relative difference of losses, ours against (b), over an epoch in float64 and one order of graphs."""
     stack = TrialStack(study, arm, [0], torch.device("cpu"), torch.float64)
     order = np.random.default_rng(0).permutation(stack.num_train)
     state = {name: tensor.clone() for name, tensor in stack.weights_of(0).items()}

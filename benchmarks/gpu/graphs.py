@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def losses(domain: str, device: torch.device, dtype: torch.dtype, **settings: Any) -> np.ndarray:
-    """Of every step of two epochs."""
+    """Losses of every step of two epochs."""
     stack = TrialStack(nsm_study(domain, 256, **settings), ARM, [0], device, dtype)
     return np.concatenate([stack.train_epoch(epoch).loss for epoch in (1, 2)])
 

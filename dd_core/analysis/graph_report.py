@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def split(self) -> str:
-        """Of the graphs: test, or validation where there are none to test on."""
+        """The split that is judged: test, or validation where there are no graphs to test on."""
         return str(self.trials[0]["split"])
 
     @property
@@ -192,7 +192,7 @@ def findings(store: Store, study: Study) -> list[str]:
 
 
 def widest_arms(study: Study, arms: Iterable[str]) -> list[str]:
-    """Of every variant the widest of these arms, in their order."""
+    """The widest of these arms of every variant, in their order."""
     given = list(arms)
     widest = {study.arms[arm].variant: arm for arm in sorted(given, key=lambda arm: study.arms[arm].k)}
     return [arm for arm in given if widest[study.arms[arm].variant] == arm]
@@ -225,7 +225,7 @@ def sentence(name: str, best: Outcome, at: str, last: Outcome | None) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
-    """Of fractions, in percent or points."""
+    """An interval of fractions, in percent or points."""
     return interval(100 * estimate.low + 0.0, 100 * estimate.high + 0.0, 1)  # no minus zero
 
 
@@ -258,7 +258,7 @@ def collapse_words(outcome: Outcome) -> str:
 
 
 def over_widths(study: Study, results: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """Of every variant with three widths or more, what the test error does over them, last and best epochs apart."""
+    """What the test error does over the widths of every variant with three or more, last and best epochs apart."""
     sentences = []
     for variant in study.variants:
         own = {study.arms[arm].k: rows for arm, rows in results.items() if study.arms[arm].variant == variant}

@@ -59,7 +59,7 @@ def preflight(study: Study, variants: Collection[str] | None = None) -> list[Fin
 
 
 def refused_and_warned(study: Study, variants: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Of some variants those that are not to be trained, with the reason, and warnings about the others.
+    """The variants that are not to be trained, with the reason, and warnings about the others.
 
     Something of theirs is outside the wider limits, and the study does not say that this is meant.
     """

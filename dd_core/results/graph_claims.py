@@ -97,7 +97,7 @@ class _Measuring:
         return measured, self._words(rows) if rows else ""
 
     def _rows(self) -> list[Row]:
-        """Of every trial that has gone as far as the claim: its last evaluation that is not later."""
+        """The last evaluation not later than the claim, of every trial that has gone as far."""
         found = []
         for trial in self._arm.trials:
             status = self._arm.attempts.get(trial, {}).get("status")

@@ -223,7 +223,7 @@ def _nsm(
     pool_ratio: float = 0.5,
     **others: Any,
 ) -> int:
-    """Of a graph of the domain's mean size; what does not depend on its nodes and edges is done once for a batch."""
+    """FLOPs of a graph of the domain's mean size; what does not depend on nodes and edges is done once for a batch."""
     nodes, edges = MEAN_SIZES[domain]
     bases, features = num_bases or NUM_BASES[domain], shape[2]
     above = math.ceil(pool_ratio * nodes)

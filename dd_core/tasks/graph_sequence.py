@@ -101,7 +101,7 @@ class GraphSequence:
 
 
 def _parts(first: np.ndarray, places: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, np.ndarray, Tensor]:
-    """Of the graphs at some places: where their parts lie, whose each is, where each graph begins now, and its shift.
+    """Where the parts of graphs at some places lie, whose each is, where each graph begins now, and its shift.
 
     Args:
         first: int64 (B + 1,), where the parts (nodes, or edges) of each graph begin.

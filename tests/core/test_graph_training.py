@@ -199,7 +199,7 @@ def test_fresh_features_are_a_function_of_seed_trial_and_epoch(graphs: MakeGraph
     first, again, other = (stack.examples for stack in stacks)
 
     def features(examples: Any, epoch: int) -> Tensor:
-        """Of all nodes, as many in any order of the graphs."""
+        """Features of all nodes, as many in any order of the graphs."""
         found: Tensor = examples.plan(epoch).features
         return found
 
@@ -447,7 +447,7 @@ def test_the_recipe_is_another_for_other_graphs_and_networks(graphs: MakeGraphs,
     ("domain", "size"), [("planning", 64), ("causal", 64), ("knowledge_graph", 64), ("causal", 16)]
 )
 def test_costs_are_those_that_torch_counts(graphs: MakeGraphs, domain: str, size: int) -> None:
-    """Of graphs of the mean size, so that labels as published and grounded ones differ a little."""
+    """Costs are those of graphs of the mean size, so that labels as published and grounded ones differ a little."""
     study = graphs(nsm={"domain": domain}, of={"num_features": size}, widths=(32,))
     arm = Arm("plain", 32)
     stack = TrialStack(study, arm, [0], CPU, torch.float32)

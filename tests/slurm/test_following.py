@@ -22,7 +22,7 @@ class News:
     """Keeps to words."""
 
     def __init__(self) -> None:
-        """Of two tasks."""
+        """A job of two tasks."""
         self.left, self.steps = {0, 1}, Counter[int]()
 
     def read(self) -> Iterator[str]:

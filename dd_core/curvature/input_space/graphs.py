@@ -189,7 +189,7 @@ def _hessians(slope: Tensor, x: Tensor, graphs: GraphBatch) -> Tensor:
 
 
 def _largest_eigenvalues(hessians: Tensor, graphs: GraphBatch, num_features: int) -> Tensor:
-    """Of each graph's own block, float64 (B,); the zeros beyond are no eigenvalues of it."""
+    """Largest eigenvalue of each graph's own block, float64 (B,); the zeros beyond are no eigenvalues of it."""
     found = []
     for matrix, size in zip(hessians, graphs.sizes, strict=True):
         own = matrix[: size * num_features, : size * num_features].double()
@@ -198,7 +198,7 @@ def _largest_eigenvalues(hessians: Tensor, graphs: GraphBatch, num_features: int
 
 
 def _largest_eigenvalue(matrix: Tensor) -> Tensor:
-    """Of a symmetric matrix (d, d) in float64, to its precision."""
+    """Largest eigenvalue of a symmetric matrix (d, d) in float64, to its precision."""
     if len(matrix) > _FEW_DIMENSIONS:
         start = np.random.default_rng(0).standard_normal(len(matrix))  # the same whoever asks
         try:

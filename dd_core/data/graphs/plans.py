@@ -113,7 +113,7 @@ class Plan:
             self.places[number] = self.draws.choice([name for name in LOCATIONS if name not in possible])
 
     def probability_without_kinds(self) -> float:
-        """Of being valid, for who sees relations but no kinds of nodes.
+        """Probability of being valid, where relations are seen but no kinds of nodes.
 
         Types of actions show in the relations to their targets, and with them what is required and its order. Locations
         and capabilities do not say which they are: the likelihood of each way to be broken is the mean over all ways of

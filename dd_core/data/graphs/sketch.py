@@ -84,7 +84,7 @@ class Sketch:
     edges: list[tuple[int, int, str, float]] = field(default_factory=list)
 
     def probability_without_kinds(self) -> float:
-        """Of label 1, where features are noise, so that the kinds of nodes cannot be seen."""
+        """Probability of label 1 where features are noise, so that the kinds of nodes cannot be seen."""
         return self.hidden() if self.hidden else self.probability
 
     def node(self, name: str, kind: str) -> int:

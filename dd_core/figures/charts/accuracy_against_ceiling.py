@@ -97,7 +97,7 @@ def _span(name: str, outcome: Outcome) -> Row:
 
 
 def _marks(name: str, at: str, outcome: Outcome) -> list[Row]:
-    """Of best epochs in the upper half of a row, of last ones in the lower: the trials, and below them their mean."""
+    """Trials and below them their mean: best epochs in the upper half of a row, last ones in the lower."""
     common = {"name": name, "series": _SERIES[at][0]}
     start, num, mean = 0.5 * (at == "last"), len(outcome.trials), outcome.accuracy
     trials = [
@@ -117,7 +117,7 @@ def _ends(values: Sequence[float]) -> list[float]:
 
 
 def _encodings() -> tuple[alt.Color, alt.Shape]:
-    """Of best and last epochs, told apart by shape as well."""
+    """Marks of best and last epochs, told apart by shape as well."""
     names, colours = [name for name, _ in _SERIES.values()], [colour for _, colour in _SERIES.values()]
     legend = alt.Legend(title=None, orient="top", columns=2, symbolOpacity=1, symbolSize=80)
     return (

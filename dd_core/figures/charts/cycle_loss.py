@@ -76,7 +76,7 @@ def _losses(progress: graphs.Progress, arm: str, colour: alt.Color, highest: flo
 
 
 def _floors(floor: float | None) -> dict[str, float]:
-    """Of the cycle loss and of its first level, which alone has one: nodes dropped come back as one constant."""
+    """Floors of the cycle loss and of its first level, which alone has one: nodes dropped come back as one constant."""
     if floor is None:
         return {}
     first = floor / 0.7

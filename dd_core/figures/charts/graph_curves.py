@@ -55,7 +55,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
 
 
 def _ends(progress: graphs.Progress) -> tuple[float, float]:
-    """Of the axis of accuracies, the same for all domains."""
+    """Ends of the axis of accuracies, the same for all domains."""
     names = ("accuracy_low", "accuracy_high", "majority_baseline", "bayes_ceiling")
     values = [row[name] for row in progress.rows for name in names if row[name] is not None]
     return max(min(values) - 0.04, 0.0), min(max(values) + 0.04, 1.04)

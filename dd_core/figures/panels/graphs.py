@@ -44,7 +44,7 @@ class Progress:
 
     @property
     def width(self) -> int:
-        """Of a panel, pixels: of a single domain as wide as other figures."""
+        """Width of a panel, pixels: as wide as other figures where there is a single domain."""
         return style.WIDTH if len(self.names) == 1 else _WIDTH
 
     def of(self, arm: str, split: str | None = None) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ class Level:
 
     @cached_property
     def edge_weights(self) -> Tensor:
-        """Of each edge's message in the mean of its target, (E,)."""
+        """Weight of each edge's message in the mean of its target, (E,)."""
         return self.confidences * self.loop_weights.index_select(0, self.targets)
 
     @cached_property

@@ -84,7 +84,7 @@ class Network(nn.Module):
             self.weights_of_passes = nn.Sequential(nn.Linear(k + num_features, k), nn.ReLU(), nn.Linear(k, 2))
 
     def forward(self, batch: GraphBatch) -> NSMOutputs:
-        """Of B graphs, every one with at least one node."""
+        """Outputs for B graphs, every one with at least one node."""
         level_1 = lowest_level(batch)
         x_2, level_2, number_2, scores_entropy = self.first_step.up(batch.features, level_1)
         x_3, level_3, number_3, _ = self.second_step.up(x_2, level_2)
