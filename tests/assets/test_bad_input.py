@@ -118,7 +118,8 @@ IN_THE_RUN = {
     "unknown_study": (
         ("curvature", *narrowed(studies=["tinny"])),
         "there is no study tinny; there are double_descent, incremental_cifar100, incremental_digits, label_noise_20, "
-        "loss_slope, loss_slope_digits, memorization_digits, mislabelled_digits, quickstart, tiny",
+        "loss_slope, loss_slope_digits, memorization_digits, mislabelled_digits, nsm_grounded, nsm_published, "
+        "nsm_width, quickstart, tiny",
     ),
     "unknown_arm_in_config": (("curvature", *narrowed(arms=["k9"])), "no study asked for has the arm k9"),
     "unknown_epoch_in_config": (
