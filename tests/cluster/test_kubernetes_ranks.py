@@ -42,7 +42,7 @@ def test_ranks_meet_again_after_a_pod_was_lost(
 
     events = lab.run(job_of(lab), evict)
     assert set(ends(events).values()) == {"finished"}
-    assert "loses its place on the node" in notes(events)
+    assert "was evicted (EvictionByEvictionAPI" in notes(events)
     assert len(lab.pods_made()) > 2
     together = results(lab.root)
     for path in lab.root.glob("tables/hessian_spectra/**/[0-9]*.*"):

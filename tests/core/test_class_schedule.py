@@ -85,7 +85,7 @@ def assert_is_prefix(data: TrialData, seen: TrialData, num_train: int) -> None:
 
 def test_the_rarest_class_of_known_data_is_as_their_records_say() -> None:
     assert (np.bincount(load("digits").labels).min(), 0) == DATASETS["digits"].rarest
-    assert all(record.rarest for record in DATASETS.values())
+    assert all(record.rarest for record in DATASETS.values() if record.has_images)
 
 
 def test_an_order_from_a_file_is_that_order_and_in_the_recipe(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(per_image_module, "exact_curvature", never)
-    with pytest.raises(UserError, match="out of memory even with 1 image"):
+    with pytest.raises(UserError, match="out of memory even with 1 example"):
         per_image_curvature(model, x, labels)
 
 
