@@ -18,18 +18,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 quickstart: setup
 	$(IN) python -m dd_assets.run_study quickstart
 
-# Files side by side; more than one thread would be in their way. They come in the order of tests/conftest.py, the longest
-# first. Tests of clusters wait for half of their time, so where all run there is a process more than cores.
-PYTEST := $(IN) OMP_NUM_THREADS=1 python -m pytest --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-MORE_THAN_CORES := $$(python -c "import os; print((os.cpu_count() or 1) + 1)")
+# Files side by side, a core each; more than one thread would be in their way. They come in the order of tests/conftest.py,
+# the longest first.
+PYTEST := $(IN) OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # For daily work: what needs no process, no cluster and no browser.
 check: setup lint types
-	$(PYTEST) -n auto -m "not slow" tests/core tests/figures
+	$(PYTEST) -m "not slow" tests/core tests/figures
 
 # Everything.
 test: setup lint types
-	$(PYTEST) -n $(MORE_THAN_CORES)
+	$(PYTEST)
 
 lint: setup
 	$(VENV)/bin/ruff check .
