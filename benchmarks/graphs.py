@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from dd_core.models.nsm.batch import GraphBatch
 from dd_core.models.stacking import load_state
 from dd_core.study.graphs import DOMAINS, NSM
 from dd_core.study.study import Arm, Study
+from dd_core.tasks.graphs import GraphExamples
 from dd_core.training.trial_stack import TrialStack
 
 with warnings.catch_warnings():
@@ -206,11 +208,13 @@ def largest_difference(study: Study, arm: Arm) -> float:
     stack = TrialStack(study, arm, [0], torch.device("cpu"), torch.float64)
     order = np.random.default_rng(0).permutation(stack.num_train)
     state = {name: tensor.clone() for name, tensor in stack.weights_of(0).items()}
-    whole = stack.examples._evaluated  # type: ignore[attr-defined]
+    examples = stack.examples
+    assert isinstance(examples, GraphExamples)
+    ordered = examples._evaluated.pick(order)
     plain = with_our_network(study, arm, state, batch_size=64, sampler=order.tolist())
     losses = plain(lambda step: torch.manual_seed(torch_seed(study.seed, 0, "network", step)))
-    stack.examples.plan = lambda epoch: whole.pick(order)  # type: ignore[method-assign]
-    ours = stack.train_epoch(1).loss[:, 0]
+    with mock.patch.object(examples, "plan", lambda epoch: ordered):
+        ours = stack.train_epoch(1).loss[:, 0]
     return float(np.abs(ours / losses - 1).max())
 
 

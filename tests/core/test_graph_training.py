@@ -433,7 +433,8 @@ def test_the_recipe_is_another_for_other_graphs_and_networks(graphs: MakeGraphs,
         assert said.recipe_hash(ARM) == graphs(nsm={"domain": domain}).recipe_hash(ARM)
         network = said.recipe(ARM)["variant"]["nsm"]
         assert (network["num_bases"], network["num_relations"]) == (NUM_BASES[domain], NUM_RELATIONS[domain])
-        assert graphs(nsm={"domain": domain, "num_bases": 99}).variants["plain"].nsm.num_bases == NUM_RELATIONS[domain]  # type: ignore[union-attr]
+        settings = graphs(nsm={"domain": domain, "num_bases": 99}).variants["plain"].nsm
+        assert settings is not None and settings.num_bases == NUM_RELATIONS[domain]
     hashes = {name: graphs(**change).recipe_hash(ARM) for name, change in changes.items()}
     assert len(set(hashes.values())) == len(changes)
     monkeypatch.setattr("dd_core.study.study.GENERATOR_VERSION", "of tomorrow")

@@ -75,7 +75,8 @@ class Coupling(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """What ``forward`` made ``y`` of."""
         for layer in reversed(list(self.layers)):
-            y = layer.inverse(y)  # type: ignore[operator]
+            assert isinstance(layer, AffineCoupling)
+            y = layer.inverse(y)
         return y
 
     def log_determinant(self, x: Tensor) -> Tensor:
