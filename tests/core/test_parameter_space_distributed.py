@@ -133,10 +133,11 @@ def test_values_of_all_ranks_are_collected_in_order(tmp_path: Path) -> None:
 
 
 def _one_rank_is_gone(rank: int, num_ranks: int, group: Any) -> str:
-    if rank:
-        return "gone"
     started = time.monotonic()
     try:
+        dist.barrier(group=group)  # who goes before all are connected breaks the meeting itself
+        if rank:
+            return "gone"
         dist.all_reduce(torch.ones(1), group=group)
     except RuntimeError:
         return f"raised after {time.monotonic() - started:.0f} s"

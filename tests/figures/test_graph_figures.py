@@ -194,7 +194,7 @@ def test_the_report_says_in_sentences_what_the_figures_say(filled: Store) -> Non
         "noisy over widths, at the last epoch: test error (mean of 3 trials) falls to 22.0 % at k = 4"
     )
     assert "rises to 34.0 % at k = 8" in told[1] and told[2].startswith(
-        "noisy over widths, at the best epoch: no double"
+        "noisy over widths, at the best epoch: test error has no peak of one point or more"
     )
 
 
