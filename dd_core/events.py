@@ -50,10 +50,19 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """A training is behind that epoch."""
+    """A training is behind that epoch.
+
+    Attributes:
+        epoch: that it has completed.
+        train_loss, train_error, test_error: of the last evaluation, mean of the trials that still train, in nats and
+            fractions; None where there was none.
+    """
 
     name: ClassVar[str] = "progress"
     epoch: int
+    train_loss: float | None = None
+    train_error: float | None = None
+    test_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
