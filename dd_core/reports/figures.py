@@ -25,6 +25,8 @@ GROUPS = {
     "memorization": "Memorisation",
     "nsm": "Graph networks",
 }
+# Words of titles that would not be true of inverted colours, which keep only hues.
+_NAMED_COLOURS = re.compile(r"\b(black|white|yellow|darker|lighter)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class DrawnFigure:
         specification: Vega-Lite, JSON that may stand in a script element.
         table: words and numbers that belong below it.
         is_gallery: whether it shows images of the data set.
+        is_on_paper: whether its colours would mean something else if they were inverted.
     """
 
     figure: Figure
@@ -46,6 +49,7 @@ class DrawnFigure:
     specification: str
     table: Grid | None
     is_gallery: bool
+    is_on_paper: bool
 
     @property
     def title(self) -> str:
@@ -122,7 +126,8 @@ def _read(figure: Figure, text: bytes, picture: bytes | None) -> DrawnFigure:
         _apart(picture.decode("utf-8"), f"{figure.name}-"),
         compact.replace("<", "\\u003c"),
         Grid(table["head"], table["rows"]) if table else None,
-        "data:image/png" in compact,
+        is_gallery="data:image/png" in compact,
+        is_on_paper='"scheme":' in compact or bool(_NAMED_COLOURS.search(json.dumps(title))),
     )
 
 

@@ -62,7 +62,7 @@ def results(study: Study, connection: duckdb.DuckDBPyConnection) -> Results | No
         row = found[arm.variant, arm.k]
         losses = [shown(row[name], "{:.3f}") for name in ("train_loss", "test_loss")]
         numbers = [percent(row["train_error"]), percent(row["test_error"]), percent(row["test_error_deviation"])]
-        traces = [shown(row["mean_curvature"])] if has_trace else []
+        traces = [shown(row["mean_curvature"], "{:#.3g}")] if has_trace else []
         rows.append([*([arm.variant] if several else []), str(arm.k), str(row["trials"]), *numbers, *losses, *traces])
     head = [*(["variant"] if several else []), "k", "trials", *_COLUMNS[: None if has_trace else -1]]
     numeric = frozenset(range(int(several), len(head)))
