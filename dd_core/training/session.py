@@ -16,6 +16,7 @@ from dd_core.store.checkpoints import make_way, save_checkpoint, save_weights
 from dd_core.store.manifests import Ending
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
+from dd_core.study.former_names import as_now
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training import resume_point
 from dd_core.training.recorder import EVAL_METRICS, Recorder
@@ -192,7 +193,9 @@ class Session:
         states = [(len(stack.trials), stack.weights()) for stack in self.stacks]
         weights = {"weights": save_weights(self.store, self.study, checkpoint, states)}
         ended = {trial: p.ending for trial, p in enumerate(self.progress) if p.ending is not None}
-        save_checkpoint(self.store, self.study, checkpoint, weights, tables, headline, name_of(self.device), ended)
+        save_checkpoint(
+            self.store, self.study, checkpoint, weights, tables, as_now(headline), name_of(self.device), ended
+        )
 
     def save_resume_point(self) -> None:
         """Write everything needed to go on from here as if nothing had happened."""
