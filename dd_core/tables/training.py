@@ -145,7 +145,7 @@ TRAINING_TABLES = (
                 "runs.end_step says which",
             ),
             Column("train_error", "float64", "of the batch (augmented, given labels) before the step, fraction wrong"),
-            Column("learning_rate", "float64", "of the step"),
+            Column("learning_rate", "float64", "of the step; what a grid varied is that of runs"),
             Column("weight_decay", "float64", "weight decay of the step"),
             Column("time", "float64", "when the step was issued, Unix time, s"),
         ),

@@ -158,7 +158,8 @@ class Session:
                 continue
             self._note(trial, metrics)
         ended = [trial for trial, was in enumerate(training) if was and not self.progress[trial].is_training]
-        return {name: _mean(rows[:, i]) for i, name in enumerate(EVAL_METRICS)}, ended
+        columns = as_now({name: rows[:, i] for i, name in enumerate(EVAL_METRICS)})
+        return {name: _mean(values) for name, values in columns.items()}, ended
 
     def _evaluation(self, number: int, stack: TrialStack | ArmInStack) -> Evaluation:
         """That of now, or of a stack whose trials have all ended the one before: its weights stay as they are."""
@@ -193,9 +194,7 @@ class Session:
         states = [(len(stack.trials), stack.weights()) for stack in self.stacks]
         weights = {"weights": save_weights(self.store, self.study, checkpoint, states)}
         ended = {trial: p.ending for trial, p in enumerate(self.progress) if p.ending is not None}
-        save_checkpoint(
-            self.store, self.study, checkpoint, weights, tables, as_now(headline), name_of(self.device), ended
-        )
+        save_checkpoint(self.store, self.study, checkpoint, weights, tables, headline, name_of(self.device), ended)
 
     def save_resume_point(self) -> None:
         """Write everything needed to go on from here as if nothing had happened."""

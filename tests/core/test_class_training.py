@@ -347,7 +347,9 @@ def test_everything_recorded_is_of_the_classes_seen(recorded: Store) -> None:
             "USING (trial, epoch, step) WHERE metric = 'validation_error'"
         ).fetchall()
         assert differ[0] == (12, pytest.approx(0, abs=1e-7))
-        rates = sql.sql("SELECT DISTINCT round(lr, 6) AS rate FROM training_batches ORDER BY rate").fetchall()
+        rates = sql.sql(
+            "SELECT DISTINCT round(learning_rate, 6) AS rate FROM training_batches ORDER BY rate"
+        ).fetchall()
         assert rates == [(0.02,), (0.1,)]
 
 

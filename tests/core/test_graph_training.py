@@ -271,7 +271,7 @@ def test_training_killed_anywhere_has_the_bits_of_an_undisturbed_one(
     metrics = set(table(store, study, ARM, "training_monitors").metric)
     assert metrics >= {"validation_loss", "gradient_norm", "largest_eigenvalue", "hessian_trace", "gradient_variance"}
     endings = set(table(store, study, ARM, "runs").dropna(subset="reason").status)
-    rates = table(store, study, ARM, "training_batches").lr
+    rates = table(store, study, ARM, "training_batches").learning_rate
     assert ("plateau" in recipe) == (rates.nunique() > 1)
     assert ("early" in recipe) == ("stopped early" in endings)
 
