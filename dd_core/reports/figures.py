@@ -106,16 +106,19 @@ def drawn_figures(
             others.append(figure.name)
         else:
             drawn.append(found)
-    told = {"files are damaged": damaged, "rows are not those that there are now": others}
-    return drawn, [_left_out(study, names, why) for why, names in told.items() if names]
+    left_out = []
+    if damaged:
+        left_out.append(_left_out(study, damaged, "its files are", "their files are", "damaged"))
+    if others:
+        left_out.append(_left_out(study, others, "it was", "they were", "drawn from other results than there are now"))
+    return drawn, left_out
 
 
-def _left_out(study: Study, names: list[str], why: str) -> str:
-    one = len(names) == 1
-    return (
-        f"{listed(names)} of {study.name} {'is' if one else 'are'} left out, as {'its' if one else 'their'} {why}; "
-        f"draw {'it' if one else 'them'} again: dagster asset materialize --select '{','.join([*names, 'report'])}'"
-    )
+def _left_out(study: Study, names: list[str], one: str, several: str, what: str) -> str:
+    command = f"dagster asset materialize --select '{','.join([*names, 'report'])}'"
+    if len(names) == 1:
+        return f"{names[0]} of {study.name} is left out, as {one} {what}; draw it again: {command}"
+    return f"{listed(names)} of {study.name} are left out, as {several} {what}; draw them again: {command}"
 
 
 def _read(figure: Figure, text: bytes, picture: bytes | None) -> DrawnFigure:

@@ -166,7 +166,7 @@ def test_a_figure_that_does_not_show_what_is_there_is_left_out_and_named(
     write_evals(study)
     draw(store, study, "double_descent_curve")
     page = report_page(store, change(study, store, write_evals))
-    why = "its rows are not those that there are now"
+    why = "it was drawn from other results than there are now"
     assert f"double_descent_curve of made_up is left out, as {why}; {REDRAWN}" in text_of(page)
     assert "<figure " not in page
     assert "Results after epoch" in page
