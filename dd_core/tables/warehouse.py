@@ -164,8 +164,8 @@ def _create_views(
             raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
         _comment(connection, table, [*columns, *added])
     if now is not None:
-        names = ", ".join(column.name for column in live.LIVE.columns)
-        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {names} FROM {now}")
+        shown = ", ".join(column.name for column in live.LIVE.columns)
+        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {now}")
         _comment(connection, live.LIVE, live.LIVE.columns)
     create_views(connection, tables)
     return [name for name in tables if name in filled]
@@ -180,17 +180,20 @@ def _comment(connection: duckdb.DuckDBPyConnection, table: Table, columns: Itera
 
 def _live_rows(store: Store, is_portable: bool) -> str:
     """Rows of what trains just now as a relation; of the file of views those of the root where it lies."""
-    files = live.sound_files(store)
-    if files is None:
-        texts = [f"{_literal(str(store.live_folder().absolute()))}/*/*/*.parquet"]
-    else:
-        texts = [_literal(str(path.absolute())) for path in files]
-    if not texts:
-        nothing = ", ".join(f"NULL::{_SQL_TYPES[column.type]} AS {column.name}" for column in live.LIVE.columns)
+    table, folder = live.LIVE, store.live_folder()
+    if next(folder.glob("*/*/*.jsonl"), None) is None:
+        nothing = ", ".join(f"NULL::{_SQL_TYPES[column.type]} AS {column.name}" for column in table.columns)
         return f"(SELECT {nothing} WHERE false)"
-    if not is_portable:
-        return _parquet(live.LIVE, _texts(texts))
-    return f"(SELECT * FROM {_parquet(live.LIVE, _own_root(store, texts))} WHERE {_guard(store)})"
+    files = [f"{_literal(str(folder.absolute()))}/*/*/*.jsonl"]
+    types = ", ".join(f"{column.name}: '{_SQL_TYPES[column.type]}'" for column in table.file_columns)
+    keys, is_whole = ", ".join(live.KEY), " AND ".join(f"{name} IS NOT NULL" for name in live.KEY)
+    folders = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
+    return (
+        f"(SELECT * FROM read_json({_own_root(store, files) if is_portable else _texts(files)}, columns = {{{types}}}, "
+        f"format = 'newline_delimited', ignore_errors = true, hive_partitioning = true, hive_types = {{{folders}}}) "
+        f"WHERE {is_whole}{f' AND {_guard(store)}' * is_portable} "
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY written_at DESC) = 1)"
+    )
 
 
 def _has_rows(store: Store, table: Table) -> bool:
