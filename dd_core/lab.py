@@ -5,7 +5,6 @@ in the manifest of its checkpoint. No study file is needed, and none is asked.
 """
 
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dd_core.errors import StaleError, StoreError, UserError, require_torch
 from dd_core.store.manifests import Manifest
-from dd_core.store.store import Store
+from dd_core.store.store import Store, store_at
 from dd_core.study.recorded import recorded_study
 from dd_core.study.study import Arm, Checkpoint, Study
 
@@ -43,9 +42,7 @@ class Lab:
         Raises:
             StoreError: it is not there.
         """
-        given = os.environ.get("DD_ROOT", "data") if root is None else root
-        is_address = isinstance(given, str) and "://" in given
-        self._store = Store(given if is_address else Path(given).expanduser().absolute())
+        self._store = store_at(root)
         self.root = self._store.root
         if not self.root.is_dir():
             raise StoreError(
@@ -287,7 +284,7 @@ def _one(where: str, what: str, wanted: _Name | None, known: Sequence[_Name]) ->
     shown = ", ".join(map(str, known[:_MOST_NAMES])) + ", …" * (len(known) > _MOST_NAMES)
     if wanted is None:
         raise UserError(f"{where}: there are several, so pass {what}=, one of {shown}")
-    near = difflib.get_close_matches(wanted, map(str, known), 1) if isinstance(wanted, str) else []
+    near = difflib.get_close_matches(str(wanted), [str(own) for own in known if isinstance(own, str)], 1)
     advice = f"did you mean {near[0]!r}?" if near else f"there are {shown or 'none'}"
     raise UserError(f"{where}: there is no {what} {wanted!r}; {advice}")
 
