@@ -137,8 +137,8 @@ def test_cycle_loss_has_its_floor_and_that_of_its_first_level(filled: Store) -> 
 def test_widths_have_best_and_last_epochs_apart(filled: Store) -> None:
     specification = drawn("graph_widths", WIDTHS, filled)
     assert title(specification) == (
-        "At the last epoch test error falls to 22 % at k = 4, peaks at 34 % at k = 8 and falls again, to 18 % at k = "
-        "32; at the best epoch it has no peak"
+        "At the last epoch test error falls to 22.0 % at k = 4, peaks at 34.0 % at k = 8 and falls again to 18.0 % at "
+        "k = 32; at the best epoch it has no peak"
     )
     means = [row for row in rows(specification, "split", "at", "k", "error") if "trial" not in row]
     last = {row["k"]: row["error"] for row in means if (row["split"], row["at"]) == ("test", "last epoch")}

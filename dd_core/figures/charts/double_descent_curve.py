@@ -10,6 +10,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
+from dd_core.analysis.double_descent import percent
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, Widths, errors_by_width
 from dd_core.figures.drawing.selection import MOST_PANELS, Selection, fetch, select, shown_variants
@@ -121,9 +122,8 @@ def headline(found: Widths, otherwise: str) -> str:
         return "Test error has no peak of one point or more within these widths"
     peak = found.peak
     return (
-        f"Test error falls to {style.percent(peak.before)} at k = {peak.k_before}, peaks at "
-        f"{style.percent(peak.value)} at k = {peak.k} and falls again, to {style.percent(peak.after)} at "
-        f"k = {peak.k_after}"
+        f"Test error falls to {percent(peak.before)} at k = {peak.k_before}, peaks at {percent(peak.value)} at "
+        f"k = {peak.k} and falls again to {percent(peak.after)} at k = {peak.k_after}"
     )
 
 
