@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import altair as alt
 import numpy as np
 import pytest
+from specifications import assert_legible
 
 from dd_core.figures import FIGURES
 from dd_core.figures.charts import double_descent_curve, epoch_by_width, training_curves
@@ -81,6 +82,7 @@ def test_every_figure_compiles(
     assert "digits" in subtitle(chart)
     text = vl_convert.vegalite_to_svg(json.dumps(chart.to_dict(), allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    assert_legible(chart.to_dict(), text)
 
 
 # Which rows are shown

@@ -10,7 +10,7 @@ from typing import Any
 import graph_rows as made
 import pytest
 import vl_convert
-from specifications import rows, subtitle, title
+from specifications import assert_legible, rows, subtitle, title
 from statsmodels.stats.proportion import proportion_confint
 
 from dd_core.analysis import graph_report
@@ -63,6 +63,7 @@ def test_each_compiles_and_says_on_what(study: Study, filled: Store) -> None:
         specification = drawn(name, study, filled)
         text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
         assert "NaN" not in text and "undefined" not in text
+        assert_legible(specification, text)
         said = title(specification) + subtitle(specification)
         assert "1,600 training graphs" in said and "image" not in said and "nan" not in said.split()
 

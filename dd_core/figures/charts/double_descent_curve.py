@@ -171,6 +171,8 @@ def _panels(
         if value == "error":
             highest += [{"top": row["error"]} for row in published]
         scale = style.headroom(highest, "top", 0.15 if value == "error" else 0)
+        shown_below = {value: title, f"{value}_low": "lowest trial", f"{value}_high": "highest trial"}
+        shown_below = {value: title, f"{value}_low": "lowest trial", f"{value}_high": "highest trial"}
         base = alt.Chart(style.data(shown)).encode(x=x, color=colour)
         label = f"interpolation threshold: k = {threshold}\n(training error at most {style.percent(EPSILON)})"
         layers = [
@@ -180,15 +182,17 @@ def _panels(
             ),
             alt.Chart(style.data([row for row in trials if row[value] is not None]))
             .mark_circle(size=12, opacity=0.6)
-            .encode(x=x, y=y, color=colour),
+            .encode(x=x, y=y, color=colour, tooltip=["split:N", "k:Q", "trial:O", *style.numbers(**{value: title})]),
             base.mark_line(strokeWidth=2).encode(y=y),
             base.mark_circle(size=42, opacity=1).encode(
-                y=y, tooltip=["split:N", "k:Q", alt.Tooltip(f"{value}:Q", format=".3g", title=title)]
+                y=y,
+                tooltip=["split:N", "k:Q", *style.numbers(**shown_below)],
             ),
         ]
         if published and value == "error":
             over = alt.Chart(style.data(published)).mark_line(strokeDash=[6, 3], strokeWidth=2)
-            layers.append(over.encode(x=x, y=y, color=colour))
+            dots = over.mark_circle(size=30, opacity=0).encode(tooltip=["split:N", "k:Q", *style.numbers(error=title)])
+            layers += [layer.encode(x=x, y=y, color=colour) for layer in (over, dots)]
         return alt.layer(*layers).properties(width=style.WIDTH, height=height)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in means)]

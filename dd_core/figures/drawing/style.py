@@ -115,13 +115,13 @@ def dress(chart: Any) -> alt.TopLevelMixin:
     axis = alt.AxisConfig(
         labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8,
         gridColor="#ECECEC", domainColor="#888888", tickColor="#888888", labelFlush=False,
-        labelSeparation=5,
     )  # fmt: skip
     configured = chart.configure(
         font=FONT,
         background="transparent",
         padding=14,
         axis=axis,
+        axisQuantitative=alt.AxisConfig(labelOverlap="greedy", labelSeparation=5),
         tooltipFormat=alt.FormatConfig(numberFormat=TOOLTIP_NUMBERS),
         **dict.fromkeys(_SHOWN_UNDER_THE_POINTER, _BY_ENCODING),
         view=alt.ViewConfig(stroke=None, continuousWidth=WIDTH, continuousHeight=220),
@@ -307,6 +307,16 @@ def lines_by_variant(lines: dict[str, alt.HConcatChart]) -> alt.VConcatChart:
         for name, line in lines.items()
     ]
     return alt.vconcat(*titled, spacing=30)
+
+
+def columns_for(count: int, most: int) -> int:
+    """In how many columns panels stand, about so many, so that none is alone in the last row."""
+
+    def unfit(columns: int) -> tuple[bool, int, int]:
+        is_orphan = count > columns and count % columns == 1
+        return is_orphan, abs(columns - most), columns if count <= 2 * most else -columns
+
+    return min((columns for columns in (most - 1, most, most + 1) if columns > 1), key=unfit)
 
 
 def heading(width: int, text: str, second_line: str | None = None) -> list[alt.Chart]:
