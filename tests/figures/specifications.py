@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 _POINTS = {"bar", "circle", "image", "point", "rect", "rule", "square", "tick", "boxplot"}
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 
 
 def title(specification: dict[str, Any]) -> str:
@@ -49,7 +50,7 @@ def panels(part: dict[str, Any], data: str | None = None) -> Iterator[tuple[dict
 
 
 def assert_legible(specification: dict[str, Any], svg: str) -> None:
-    """Whatever shows data says under the pointer what it shows, axes have one form of numbers, and a page shows through.
+    """Data is said under the pointer, an axis has one form of numbers, and the page is seen behind.
 
     Of a line or an area Vega shows the first row wherever the pointer is: it needs points of the same data.
     """

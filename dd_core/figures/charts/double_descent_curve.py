@@ -31,7 +31,7 @@ _TRIALS = f"""
         UNION ALL
         SELECT variant, k, trial, '{_TRAIN}', train_error, train_loss FROM rows WHERE epoch = $epoch
         UNION ALL
-        SELECT variant, k, trial, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
+        SELECT variant, k, trial, '{_VALIDATION}', validation_error, validation_loss FROM rows
         WHERE epoch = $epoch AND test_error IS NULL AND test_loss IS NULL
     ) WHERE isfinite(error) OR isfinite(loss)
 """
@@ -171,7 +171,6 @@ def _panels(
         if value == "error":
             highest += [{"top": row["error"]} for row in published]
         scale = style.headroom(highest, "top", 0.15 if value == "error" else 0)
-        shown_below = {value: title, f"{value}_low": "lowest trial", f"{value}_high": "highest trial"}
         shown_below = {value: title, f"{value}_low": "lowest trial", f"{value}_high": "highest trial"}
         base = alt.Chart(style.data(shown)).encode(x=x, color=colour)
         label = f"interpolation threshold: k = {threshold}\n(training error at most {style.percent(EPSILON)})"
