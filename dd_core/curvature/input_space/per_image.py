@@ -91,10 +91,11 @@ def per_image_curvature(
 ) -> ImageCurvature:
     """Curvature of the loss in each image, for one network.
 
-    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
-    >>> curvature = per_image_curvature(model, torch.ones(5, 3, 2, 2), torch.zeros(5, dtype=torch.int64))
-    >>> curvature.method, tuple(curvature.columns["trace"].shape)
-    ('exact', (5,))
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+        >>> curvature = per_image_curvature(model, torch.ones(5, 3, 2, 2), torch.zeros(5, dtype=torch.int64))
+        >>> curvature.method, tuple(curvature.columns["trace"].shape)
+        ('exact', (5,))
 
     Args:
         model: in eval mode, float32 or float64, images (B, ...) to logits (B, C). It is copied, not changed.
