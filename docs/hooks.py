@@ -7,6 +7,7 @@ file, every table and column, every figure. Links to source files, which the sit
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from dd_core.tables.files import TABLES
 from dd_core.tables.views import VIEWS, View
 
 _TOP = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-_LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)#]+)(#[^)]*)?\)")
+_MADE = {"every key of a study file": "study_keys.md", "every table and column": "tables.md"}
+_OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)#]+)(#[^)]*)?\)")
+_NAME = re.compile(r"\[(?:docs/)?[\w-]+\.md\]\(([\w-]+\.md)(#[^)]*)?\)")
 _CONTENTS = re.compile(r"<!-- contents -->.*?<!-- end of contents -->\n", re.DOTALL)  # the site shows its own
 _FILLED_IN = "filled in when the study is read"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -60,12 +63,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri in _TOP.values():  # as if it lay in docs/, like the others
         markdown = re.sub(r"\]\((?!https?:|docs/|#)", "](../", _CONTENTS.sub("", markdown)).replace("](docs/", "](")
     markdown = markdown.replace("<!-- every figure -->", every_figure())
-    return _LINK.sub(_linked, markdown)
+    for words, made in _MADE.items():
+        markdown = markdown.replace(words, f"[{words}]({made})") if page.file.src_uri != made else markdown
+    return _NAME.sub(partial(_titled, files), _OUTSIDE.sub(_linked, markdown))
 
 
 def _linked(link: re.Match[str]) -> str:
     words, target, anchor = link.groups()
     return f"[{words}]({_TOP[target]}{anchor or ''})" if target in _TOP else words
+
+
+def _titled(files: Files, link: re.Match[str]) -> str:
+    """A link that names a file, with the title of its page instead."""
+    page = files.get_file_from_path(link[1])
+    if page is None:
+        return link[0]  # MkDocs will say that there is no such page
+    title = page.content_string.partition("\n")[0].removeprefix("# ").partition(":")[0]
+    return f"[{title}]({link[1]}{link[2] or ''})"
 
 
 def study_keys() -> str:
