@@ -24,6 +24,7 @@ from dd_core.tables.views import VIEWS, View
 _TOP = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _MADE = {"every key of a study file": "study_keys.md", "every table and column": "tables.md"}
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)#]+)(#[^)]*)?\)")
+_CODE = re.compile(r"`[^`\n]+`")
 _NAME = re.compile(r"\[(?:docs/)?[\w-]+\.md\]\(([\w-]+\.md)(#[^)]*)?\)")
 _CONTENTS = re.compile(r"<!-- contents -->.*?<!-- end of contents -->\n", re.DOTALL)  # the site shows its own
 _FILLED_IN = "filled in when the study is read"
@@ -65,6 +66,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = markdown.replace("<!-- every figure -->", every_figure())
     for words, made in _MADE.items():
         markdown = markdown.replace(words, f"[{words}]({made})") if page.file.src_uri != made else markdown
+    markdown = _CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown)  # GitHub's tables need the backslash
     return _NAME.sub(partial(_titled, files), _OUTSIDE.sub(_linked, markdown))
 
 
