@@ -40,7 +40,7 @@ types: setup
 
 # Into build/site; open its index.html. tests/test_readme.py builds it, too.
 docs: setup
-	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "The documentation is build/site/index.html"
 
 ui: setup
