@@ -33,6 +33,8 @@ import duckdb
 from dd_core.errors import StoreError
 from dd_core.store.files import is_object, write_atomically
 from dd_core.store.store import Store
+from dd_core.study.former_names import now
+from dd_core.tables import former
 from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
@@ -108,11 +110,12 @@ def _empty_file(store: Store, table: Table) -> Path:
 
 
 def _write_empty(store: Store, table: Table) -> None:
-    """So that a view never is over no file, which DuckDB refuses."""
-    path = _empty_file(store, table)
+    """So that a view never is over no file, which DuckDB refuses, and knows the columns of files to come."""
+    path, schema = _empty_file(store, table), arrow_schema(table)
     manifest = store.read_manifest(store.manifest_path(path))
-    if manifest is None or not store.is_sound(manifest):
-        write_result(store, path, arrow_schema(table).empty_table())
+    columns = " ".join(schema.names)
+    if manifest is None or manifest.content.get("columns") != columns or not store.is_sound(manifest):
+        write_result(store, path, schema.empty_table(), columns=columns)
 
 
 def _create_views(
@@ -180,17 +183,26 @@ def _columns(connection: duckdb.DuckDBPyConnection, table: Table, files: list[st
             {"key": OPTIONAL_KEY},
         ).fetchall()
         packed = list(dict.fromkeys(name for (names,) in found for name in json.loads(names)))
-    expressions = {
-        column: f'"{column.name}"' if column.name in present else f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
-        for column in table.columns
-    }
+    expressions = {column: _sql(column, former.ways(column.name, present)) for column in table.columns}
     for name in dict.fromkeys([*present, *packed]):
-        column = table.optional_column(name)
-        if column is not None:
-            unpacked = f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(name)}))"
-            ways = [f'"{name}"'] * (name in present) + [unpacked] * (name in packed)
-            expressions[column] = f'coalesce({", ".join(ways)}) AS "{name}"'
+        column = table.optional_column(now(name).name)
+        if column is not None and column not in expressions:
+            alike = [other for other in dict.fromkeys([*present, *packed]) if now(other).name == column.name]
+            ways = [f'"{other}"' for other in alike if other in present]
+            ways += [
+                f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(other)}))"
+                for other in alike
+                if other in packed
+            ]
+            expressions[column] = _sql(column, ways)
     return expressions
+
+
+def _sql(column: Column, ways: list[str]) -> str:
+    """A column of a view by the ways to know it, the first that is not null."""
+    if not ways:
+        return f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
+    return f'"{column.name}"' if ways == [f'"{column.name}"'] else f'coalesce({", ".join(ways)}) AS "{column.name}"'
 
 
 def _files(store: Store, table: Table, damaged: Collection[Path]) -> list[str] | None:
