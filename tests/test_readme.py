@@ -18,6 +18,7 @@ from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
+from dd_core.study.former_names import NOW
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.images import write_images
 from dd_core.tables.warehouse import connect
@@ -165,6 +166,17 @@ def test_citation_and_package_agree():
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
     assert f"## {project['version']} " in PAGES[ROOT / "CHANGELOG.md"]
+
+
+def test_the_changelog_tells_every_name_that_changed():
+    """Somebody's query fails with the old one, and they will look for it here."""
+    told = {
+        name: row.partition(" | ")[2]
+        for row in re.findall(r"^\| (`.*)", PAGES[ROOT / "CHANGELOG.md"], re.MULTILINE)
+        for name in re.findall("`(.*?)`", row.partition(" | ")[0])
+    }
+    wrong = {name: was.name for name, was in NOW.items() if f"`{was.name}" not in told.get(name, "")}
+    assert wrong == {}
 
 
 def test_environment_variables_of_the_readme_are_read_somewhere():
