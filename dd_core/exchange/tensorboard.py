@@ -6,6 +6,7 @@ and metrics; a step is an optimiser step, a time that of the batch before. Value
 Equal tables give equal bytes. Needs the package ``tensorboard``, which is an extra of this one.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import duckdb
 
 from dd_core.errors import StaleError, UserError
-from dd_core.exchange.queries import EXPORTED_TABLES, TRIALS, connection_to, table_files
+from dd_core.exchange.queries import EXPORTED_TABLES, TRIALS, table_files
 from dd_core.exchange.staging import replace_if_changed, staging_folder
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest
@@ -23,6 +24,7 @@ from dd_core.store.store import Store, sha256_of, write_atomically
 from dd_core.study.study import Arm, Study
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import TABLES
+from dd_core.tables.warehouse import connect
 
 # Raise it when the same tables shall give other files.
 _VERSION = "1"
@@ -106,7 +108,7 @@ def export_events(store: Store, study: Study, arm: Arm) -> EventFiles | None:
         if not files:
             return None
         with staging_folder(store, f"tensorboard.{study.name}.{arm.key}") as staging:
-            with connection_to(store, study, arm) as connection:
+            with contextlib.closing(connect(store, EXPORTED_TABLES, arm=(study.name, arm.key))) as connection:
                 rows = _stage(connection, study.recipe_hash(arm), staging)
             if not rows:
                 return None
