@@ -26,6 +26,7 @@ from dd_assets.running.instance import dagster_home
 from dd_assets.steps.checkpoint_results import training_command
 from dd_core.errors import UserError
 from dd_core.figures import FIGURES
+from dd_core.store.files import write_text
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.words import counted, duration
@@ -81,15 +82,20 @@ def _announced(study: Study) -> Callable[[str], object]:
     Returns:
         What adds a line to the file.
     """
-    folder = Path(os.environ["DAGSTER_HOME"]) / "run_study"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    path = _folder() / f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     os.environ[LOG_FILE] = str(path)
     print(
         f"{study.name}: {counted(len(study.arms), 'arm')}, {counted(study.trials, 'trial')} each, "
         f"{counted(study.epochs, 'epoch')}. Commands and messages: {path}"
     )
     return lambda line: add_line(path, line)
+
+
+def _folder() -> Path:
+    """Where settings and messages of this command are."""
+    folder = Path(os.environ["DAGSTER_HOME"]) / "run_study"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _commands(study: Study) -> Iterator[str]:
@@ -101,7 +107,9 @@ def _commands(study: Study) -> Iterator[str]:
     figures = [figure.name for figure in FIGURES if left_out.isdisjoint(figure.tables)]
     steps = [step for step in ("curvature", "loss_slopes", "memorization", "nsm_results") if step not in left_out]
     own = {step: {"config": {"studies": [study.name]}} for step in (*steps, *figures)}
-    yield f"--select '{','.join([*tables, *figures])}' --config-json '{json.dumps({'ops': own})}'"
+    settings = _folder() / f"{study.name}.yaml"  # as an option it would fill the screen
+    write_text(settings, json.dumps({"ops": own}, indent=1))
+    yield f"--select '{','.join([*tables, *figures])}' --config {shlex.quote(str(settings))}"
 
 
 def _left_out(study: Study) -> set[str]:

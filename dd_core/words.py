@@ -25,6 +25,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return of_lower[near[0]] if near else None
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names what is known: ``; did you mean 'tiny'?``, or nothing."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
 def advice(name: str, known: Iterable[str], there_are: str = "there are") -> str:
     """The end of a sentence about an unknown name: ``did you mean 'tiny'?``, or else what there is."""
     known = list(known)

@@ -1,5 +1,6 @@
 """One asset per figure: draws a chart for each study that has the data, writes its files and previews it in the UI."""
 
+import logging
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,14 +62,14 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
             if failed and not drawn:
                 raise UserError("; ".join(f"{figure.name} of {name} not drawn: {why}" for name, why in failed.items()))
             if not drawn:
-                nobody = "no study has" if not config.studies else f"{' and '.join(config.studies)} has not"
-                reasons = "".join(f"; {name}: {why}" for name, why in lacking.items())
-                nothing = (
-                    f"{figure.name}: {nobody} the data yet; it is drawn from {' and '.join(figure.tables)}{reasons}"
-                )
+                nothing = _nothing_to_draw(figure, config.studies, lacking)
                 if len(context.job_def.nodes) == 1:  # somebody wants this very figure
                     raise UserError(nothing)
                 context.log.info(f"skipped: {nothing}")
+            for name, why in (lacking | failed).items() if drawn else ():
+                context.log.log(
+                    logging.ERROR if name in failed else logging.INFO, f"{figure.name} of {name} not drawn: {why}"
+                )
         if drawn:
             not_drawn = {f"{name}_not_drawn": why for name, why in (lacking | failed).items()}
             metadata = {**drawn, **_as_drawn_before(figure, others, store), **not_drawn, **facts}
@@ -78,6 +79,12 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
             yield dg.MaterializeResult(asset_key=figure.name, metadata=metadata, tags=tags)
 
     return draw
+
+
+def _nothing_to_draw(figure: Figure, asked: list[str], lacking: dict[str, str]) -> str:
+    nobody = "no study has" if not asked else f"{', '.join(asked)} {'does' if len(asked) == 1 else 'do'} not have"
+    reasons = "".join(f"; {name}: {why}" for name, why in lacking.items())
+    return f"{figure.name}: {nobody} the data yet; it is drawn from {' and '.join(figure.tables)}{reasons}"
 
 
 def _draw_each(
@@ -103,13 +110,11 @@ def _draw_each(
             files = {} if chart is None else render(chart, store.figure_folder(figure.name), study.name)
         except DataMissingError as error:
             lacking[study.name] = str(error)
-            log.info(f"{figure.name} of {study.name} not drawn: {error}")
         except UserError as error:
             failed[study.name] = str(error)
-            log.error(f"{figure.name} of {study.name} not drawn: {error}")
         except Exception as error:
             failed[study.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            log.error(f"{figure.name} of {study.name} not drawn: {failed[study.name]}\n{traceback.format_exc()}")
+            log.error(f"a defect in {figure.name} of {study.name}:\n{traceback.format_exc()}")
         else:
             if files:
                 drawn |= _shown(study, files["svg"], files["html"])
