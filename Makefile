@@ -12,7 +12,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV): $$(grep -c == requirements.lock) packages, PyTorch among them, the largest; minutes, once"
-	set -o pipefail; $(VENV)/bin/pip install --disable-pip-version-check --requirement requirements.lock | $(DOWNLOADS)
+	@set -o pipefail; $(VENV)/bin/pip install --disable-pip-version-check --requirement requirements.lock | $(DOWNLOADS)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
