@@ -10,6 +10,7 @@ Layout below the root::
     checkpoints/<study>/<arm>/resume.safetensors                      where training goes on after an interruption
     tables/<table>/study=<study>/arm=<arm>/<part>.parquet             nothing else, as others read whole folders
     manifests/<table>/study=<study>/arm=<arm>/<part>.json             of the files that no checkpoint vouches for
+    live/study=<study>/arm=<arm>/<part>.jsonl                         what trains just now, no results (tables.live)
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
     imported/memorization_truth/<study>/<source>.parquet              published estimates, for all recipes
@@ -125,6 +126,11 @@ class Store:
         if arm is not None:
             folder /= f"arm={arm}"
         return folder
+
+    def live_folder(self, study: str | None = None, arm: str | None = None) -> Path:
+        """The folder of what trains just now, or of one arm's part of it."""
+        folder = self.root / "live"
+        return folder if study is None else folder / f"study={study}" / f"arm={arm}"
 
     def result_path(self, table: str, study: str, checkpoint: Checkpoint) -> Path:
         """What was computed from one checkpoint (``dd_core.tables.kinds``), parquet."""
