@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dd_assets.assets import graphs, memorization
+from dd_assets.assets import graphs, memorization, report
 from dd_assets.assets.loss_slopes import LOSS_SLOPE_TABLES
 from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
@@ -106,10 +106,10 @@ def _commands(study: Study) -> Iterator[str]:
     tables = [name for name in names if name not in left_out]
     figures = [figure.name for figure in FIGURES if left_out.isdisjoint(figure.tables)]
     steps = [step for step in ("curvature", "loss_slopes", "memorization", "nsm_results") if step not in left_out]
-    own = {step: {"config": {"studies": [study.name]}} for step in (*steps, *figures)}
+    own = {step: {"config": {"studies": [study.name]}} for step in (*steps, *figures, report.NAME)}
     settings = _folder() / f"{study.name}.yaml"  # as an option it would fill the screen
     write_text(settings, json.dumps({"ops": own}, indent=1))
-    yield f"--select '{','.join([*tables, *figures])}' --config {shlex.quote(str(settings))}"
+    yield f"--select '{','.join([*tables, *figures, report.NAME])}' --config {shlex.quote(str(settings))}"
 
 
 def _left_out(study: Study) -> set[str]:
@@ -133,9 +133,9 @@ def _tell(store: Store, study: Study, started: float) -> int:
     """Print findings and places; for the quickstart study, fail if the double descent is not there."""
     from dd_core.analysis import graph_report, incremental_report, loss_slope_report, memorization_report
     from dd_core.analysis.double_descent import quickstart_check
-    from dd_core.analysis.report import report
+    from dd_core.analysis.report import report as table_of
 
-    text, curves = report(store, study)
+    text, curves = table_of(store, study)
     reports = (loss_slope_report, incremental_report, memorization_report, graph_report)
     print("\n".join(["", text, *(sentence for told in reports for sentence in told.findings(store, study))]))
     passed = True
@@ -147,18 +147,21 @@ def _tell(store: Store, study: Study, started: float) -> int:
 
 
 def _tell_where(store: Store, study: Study, started: float) -> None:
-    """Print the places of what was made."""
-    print(f"\nDone in {duration(time.monotonic() - started)}. Look at")
-    figures = sorted((store.root / "figures").glob(f"*/{study.name}.html"))
-    for figure in figures:
-        print(f"  {figure}")
+    """Print the places of what was made, the page that has all of it last."""
     ui = f"http://127.0.0.1:{os.environ.get('DD_PORT', '3000')}"
-    print("or in the UI (make ui):")
-    for place in (f"{study.name}/checkpoints", *[figures[0].parent.name for _ in figures[:1]]):
-        print(f"  {ui}/assets/{place}")
+    figures = {path.parent.name: path for path in sorted((store.root / "figures").glob(f"*/{study.name}.html"))}
+    print(f"\nDone in {duration(time.monotonic() - started)}. Figures:")
+    for figure in figures.values():
+        print(f"  {figure}")
+    print("In the UI (make ui):")
+    for place in (f"assets/{study.name}/checkpoints", *(f"assets/{name}" for name in list(figures)[:1])):
+        print(f"  {ui}/{place}")
+    print(f"  {ui}/lab/reports/{study.name}.html")
     if "://" not in store.address:
-        print(f"or ask (source env.sh first): duckdb -readonly {store.warehouse_path}")
-    print(f"or ask whether its runs are fit for conclusions: python -m dd_assets.check_campaign {study.name}")
+        print(f"In SQL (source env.sh first):\n  duckdb -readonly {store.warehouse_path}")
+    print(f"Are its runs fit for conclusions?\n  python -m dd_assets.check_campaign {study.name}")
+    page = store.report_path(study.name)
+    print(f"All of it on one page:\n  {page if '://' in store.address else page.as_uri()}")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _draw_each(
             log.error(f"a defect in {figure.name} of {study.name}:\n{traceback.format_exc()}")
         else:
             if files:
-                drawn |= _shown(study, files["svg"], files["html"])
+                drawn |= _shown(figure, study, files["svg"], files["html"])
                 log.info(f"{figure.name} of {study.name}: {files['html']}")
     return drawn, lacking, failed
 
@@ -128,11 +128,11 @@ def _as_drawn_before(figure: Figure, studies: Iterable[Study], store: "Store") -
     for study in studies:
         svg, html = (store.figure_folder(figure.name) / f"{study.name}.{kind}" for kind in ("svg", "html"))
         if svg.is_file() and html.is_file():
-            shown |= _shown(study, svg, html)
+            shown |= _shown(figure, study, svg, html)
     return shown
 
 
-def _shown(study: Study, svg: Path, html: Path) -> dict[str, Any]:
+def _shown(figure: Figure, study: Study, svg: Path, html: Path) -> dict[str, Any]:
     """Metadata of a study's figure."""
     from dd_core.figures.drawing.render import preview_markdown
 

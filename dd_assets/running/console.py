@@ -59,7 +59,7 @@ class Console(logging.Handler):
         facts: dict[str, Any] = getattr(record, "dagster_meta", {})
         text, event, step = facts.get("orig_message", record.getMessage()), facts.get("dagster_event"), ""
         if facts.get("step_key"):
-            step = facts["step_key"].partition("[")[0].replace("__", "/", 1)
+            step = facts["step_key"].partition(".")[0].replace("__", "/", 1)
         if event is not None and (error := _error_of(event)):
             if event.event_type is DagsterEventType.RUN_FAILURE and self._has_failed:
                 return ""
@@ -101,7 +101,7 @@ class Bar:
         if self._stream is None or (time.monotonic() - self._drawn < _SECONDS and not at_once):
             return
         escaped = words.replace("{", "{{").replace("}", "}}")
-        form = f"{self._name:<{_WIDTH}}{{percentage:3.0f}} % |{{bar:16}}| {escaped}"
+        form = f"{self._name:<{_WIDTH}}{{percentage:3.0f}} % |{{bar:12}}| {escaped}"
         if self._bar is None:
             self._bar = tqdm(total=1.0, file=self._stream, leave=True, dynamic_ncols=True, bar_format=form)
         self._bar.bar_format = form

@@ -220,7 +220,7 @@ class _Meter:
 
     def in_a_bar(self) -> str:
         """What stands behind the bar: the most important first, since a narrow terminal cuts it off."""
-        return " - ".join(filter(None, (f"{self.left()}, {self.counts()}", self.latest)))
+        return " - ".join(filter(None, (f"{self.left()}, {self.counts().removesuffix(' done')}", self.latest)))
 
     def describe(self) -> str:
         """One line."""
