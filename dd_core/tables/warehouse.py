@@ -33,7 +33,8 @@ import duckdb
 from dd_core.errors import StoreError
 from dd_core.store.files import is_object, write_atomically
 from dd_core.store.store import Store
-from dd_core.tables import live
+from dd_core.study.former_names import now
+from dd_core.tables import former, live
 from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
@@ -114,11 +115,12 @@ def _empty_file(store: Store, table: Table) -> Path:
 
 
 def _write_empty(store: Store, table: Table) -> None:
-    """So that a view never is over no file, which DuckDB refuses."""
-    path = _empty_file(store, table)
+    """So that a view never is over no file, which DuckDB refuses, and knows the columns of files to come."""
+    path, schema = _empty_file(store, table), arrow_schema(table)
     manifest = store.read_manifest(store.manifest_path(path))
-    if manifest is None or not store.is_sound(manifest):
-        write_result(store, path, arrow_schema(table).empty_table())
+    columns = " ".join(schema.names)
+    if manifest is None or manifest.content.get("columns") != columns or not store.is_sound(manifest):
+        write_result(store, path, schema.empty_table(), columns=columns)
 
 
 def _create_views(
@@ -132,7 +134,7 @@ def _create_views(
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
     damaged = {harm.path for harm in damaged_files(store, tables)}
-    now = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
+    news = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
@@ -150,8 +152,8 @@ def _create_views(
                     rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
             names = {column.name for column in columns}
             query = f"SELECT {', '.join(columns.values())} {rows}"
-            if now is not None and table.name == "training_evals":
-                query = live.with_live(query, [column.name for column in columns], now)
+            if news is not None and table.name == "training_evals":
+                query = live.with_live(query, [column.name for column in columns], news)
             query, added = joined(table, query, names, varied)
             connection.execute(f"CREATE VIEW {table.name} AS {query}")
             is_varied = with_grids and table.name == "runs" and '"grid"' in columns.values()
@@ -163,9 +165,9 @@ def _create_views(
             reason = str(error).splitlines()[0]
             raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
         _comment(connection, table, [*columns, *added])
-    if now is not None:
+    if news is not None:
         shown = ", ".join(column.name for column in live.LIVE.columns)
-        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {now}")
+        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {news}")
         _comment(connection, live.LIVE, live.LIVE.columns)
     create_views(connection, tables)
     return [name for name in tables if name in filled]
@@ -217,17 +219,26 @@ def _columns(connection: duckdb.DuckDBPyConnection, table: Table, files: list[st
             {"key": OPTIONAL_KEY},
         ).fetchall()
         packed = list(dict.fromkeys(name for (names,) in found for name in json.loads(names)))
-    expressions = {
-        column: f'"{column.name}"' if column.name in present else f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
-        for column in table.columns
-    }
+    expressions = {column: _sql(column, former.ways(column.name, present)) for column in table.columns}
     for name in dict.fromkeys([*present, *packed]):
-        column = table.optional_column(name)
-        if column is not None:
-            unpacked = f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(name)}))"
-            ways = [f'"{name}"'] * (name in present) + [unpacked] * (name in packed)
-            expressions[column] = f'coalesce({", ".join(ways)}) AS "{name}"'
+        column = table.optional_column(now(name).name)
+        if column is not None and column not in expressions:
+            alike = [other for other in dict.fromkeys([*present, *packed]) if now(other).name == column.name]
+            ways = [f'"{other}"' for other in alike if other in present]
+            ways += [
+                f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(other)}))"
+                for other in alike
+                if other in packed
+            ]
+            expressions[column] = _sql(column, ways)
     return expressions
+
+
+def _sql(column: Column, ways: list[str]) -> str:
+    """A column of a view by the ways to know it, the first that is not null."""
+    if not ways:
+        return f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
+    return f'"{column.name}"' if ways == [f'"{column.name}"'] else f'coalesce({", ".join(ways)}) AS "{column.name}"'
 
 
 def _files(store: Store, table: Table, damaged: Collection[Path]) -> list[str] | None:
