@@ -1,6 +1,7 @@
 """The table of results: what every arm reached at the last epoch that all have, and the SQL that gives the same."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 
@@ -70,7 +71,7 @@ def results(study: Study, connection: duckdb.DuckDBPyConnection) -> Results | No
     return Results(selection.epoch, Grid(head, rows, numeric), selection.note(study), sql, graphs)
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, object]]:
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     cursor = connection.execute(sql)
     names = [column[0] for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
