@@ -22,6 +22,7 @@ from dd_assets.assets.training import checkpoints_asset
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import Laboratory
 from dd_assets.running.command import refuse_mistakes
+from dd_assets.running.console import install_console
 from dd_assets.running.executor import in_this_process
 from dd_assets.steps.checkpoint_results import CheckpointResult
 from dd_assets.steps.user_errors import install_cli_hook, shown_as_sentence
@@ -83,5 +84,6 @@ def _broken_study(file_name: str, reason: str) -> dg.AssetsDefinition:
 
 
 install_cli_hook()
+install_console()
 defs = build_defs()
 refuse_mistakes(defs)
