@@ -13,6 +13,7 @@ Layout below the root::
     live/study=<study>/arm=<arm>/<part>.parquet                       what trains just now, no results (tables.live)
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
+    reports/<study>.html                                              a page with all of it
     imported/memorization_truth/<study>/<source>.parquet              published estimates, for all recipes
     exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
     exports/<study>/<variant>/metrics_k<k>.jsonl
@@ -151,6 +152,10 @@ class Store:
     def figure_folder(self, figure: str) -> Path:
         """One file per study and format."""
         return self.root / "figures" / figure
+
+    def report_path(self, study: str) -> Path:
+        """The page about a study."""
+        return self.root / "reports" / f"{study}.html"
 
     def exports_folder(self, study: str) -> Path:
         """Metrics as files for other systems, by arm and trial."""

@@ -15,12 +15,12 @@ from dd_core.store.store import write_text
 # Dagster stores metadata with every materialisation and loads it with the asset's page.
 PREVIEW_BYTES = 150_000
 _PNG_SCALES = (1.5, 1.0, 0.75, 0.5, 0.35, 0.25)
-_TABLE = "table"  # in the specification's usermeta, which Vega ignores
+TABLE = "table"  # in the specification's usermeta, which Vega ignores
 _STYLE = """<style>
 table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
 th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; vertical-align: top }
 </style>"""
-_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]:
@@ -41,13 +41,13 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     """
     specification = chart.to_dict()
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
-    page = vl_convert.vegalite_to_html(text, vl_version=_VEGA_LITE, bundle=True)
-    if table := specification.get("usermeta", {}).get(_TABLE):
+    page = vl_convert.vegalite_to_html(text, vl_version=VEGA_LITE, bundle=True)
+    if table := specification.get("usermeta", {}).get(TABLE):
         before, end, after = page.rpartition("</body>")
         page = f"{before}{_as_html(**table)}{end}{after}"
     contents = {
         "html": page,
-        "svg": vl_convert.vegalite_to_svg(text, vl_version=_VEGA_LITE),
+        "svg": vl_convert.vegalite_to_svg(text, vl_version=VEGA_LITE),
         "json": text,
     }
     paths = {}
@@ -65,9 +65,14 @@ def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Seq
         head: names of the columns.
         rows: plain text, a cell for each column.
     """
+    return with_usermeta(chart, **{TABLE: {"head": list(head), "rows": [list(row) for row in rows]}})
+
+
+def with_usermeta(chart: alt.TopLevelMixin, **entries: Any) -> alt.TopLevelMixin:
+    """A chart whose specification carries further entries in its usermeta, which Vega ignores."""
     changed: Any = chart
-    table = {"head": list(head), "rows": [list(row) for row in rows]}
-    return cast("alt.TopLevelMixin", changed.properties(usermeta={_TABLE: table}))
+    present = changed.usermeta if isinstance(changed.usermeta, dict) else {}
+    return cast("alt.TopLevelMixin", changed.properties(usermeta={**present, **entries}))
 
 
 def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
