@@ -21,6 +21,7 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
 from dd_assets.running.command import refuse_broken_json
+from dd_assets.running.webserver import add_pages
 from dd_assets.running.whereabouts import Whereabouts
 from dd_core.errors import UserError
 
@@ -45,6 +46,8 @@ class LockedSqliteStorage(DagsterSqliteStorage):
         from filelock import FileLock, Timeout
 
         refuse_broken_json()  # here, since Dagster reads it next
+        if "dagster_webserver.app" in sys.modules:  # this process is going to be the web server
+            add_pages()
         folder = Path(config_value["base_dir"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
