@@ -1,6 +1,6 @@
 """Watch what trains: ``python -m dd_assets.watch`` (``make watch``), in a browser, without Dagster.
 
-Serves the pages about a data root, curves that grow while arms train first among them. The same pages lie below ``/lab``
+Serves the pages about a data root, first of all curves that grow while arms train. The same pages lie below ``/lab``
 of the UI (``make ui``).
 """
 
@@ -10,6 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
+from dd_assets.pages import PREFIX
 from dd_core.errors import UserError
 
 
@@ -40,13 +41,11 @@ def _serve(root: str, host: str, port: int) -> int:
     from starlette.responses import RedirectResponse
     from starlette.routing import Mount, Route
 
-    from dd_assets.pages.app import PREFIX, pages
+    from dd_assets.pages.app import pages
 
     if "://" not in root and not Path(root).is_dir():
         raise UserError(f"there is no data root {Path(root).absolute()}; set DD_ROOT to the folder of the results")
-    site = Starlette(
-        routes=[Route("/", lambda _: RedirectResponse(f"{PREFIX}/live")), Mount(PREFIX, app=pages(root))]
-    )
+    site = Starlette(routes=[Route("/", lambda _: RedirectResponse(f"{PREFIX}/live")), Mount(PREFIX, app=pages(root))])
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

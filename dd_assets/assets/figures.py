@@ -2,11 +2,13 @@
 
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from dd_assets.laboratory import Laboratory
+from dd_assets.pages import PREFIX, figure_address
 from dd_assets.steps.harms import warn_of_harms
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_assets.steps.versions import stock_of
@@ -36,7 +38,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
     spec = dg.AssetSpec(
         figure.name,
         deps=[_table_key(table) for table in figure.tables],
-        description=figure.description,
+        description=_description(figure),
         group_name=figure.group,
         kinds={"altair"},
         skippable=True,
@@ -70,6 +72,12 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
     return draw
 
 
+def _description(figure: Figure) -> str:
+    """What it shows, and the picture of the study of which it was drawn last."""
+    address = f"{PREFIX}/figures/{figure.name}"
+    return f"{figure.description}\n\n[Interactive, and of every study]({address}/)\n\n![{figure.name}]({address}.svg)"
+
+
 def _draw_each(
     figure: Figure,
     studies: Iterable[Study],
@@ -82,7 +90,7 @@ def _draw_each(
     Returns:
         Metadata of what was drawn; by study, why there is nothing to draw it from; and why it could not be drawn.
     """
-    from dd_core.figures.drawing.render import preview_markdown, render
+    from dd_core.figures.drawing.render import render
 
     drawn: dict[str, Any] = {}
     lacking: dict[str, str] = {}
@@ -102,7 +110,18 @@ def _draw_each(
             log.error(f"{figure.name} of {study.name} not drawn: {failed[study.name]}\n{traceback.format_exc()}")
         else:
             if files:
-                drawn[study.name] = dg.MetadataValue.md(preview_markdown(files["svg"]))
-                drawn[f"{study.name}_file"] = dg.MetadataValue.path(str(files["html"]))
+                drawn |= _shown(figure, study, files["svg"], files["html"])
                 log.info(f"{figure.name} of {study.name}: {files['html']}")
     return drawn, lacking, failed
+
+
+def _shown(figure: Figure, study: Study, svg: Path, html: Path) -> dict[str, Any]:
+    """Metadata of a study's figure."""
+    from dd_core.figures.drawing.render import preview_markdown
+
+    address = figure_address(figure.name, study.name)
+    return {
+        study.name: dg.MetadataValue.md(preview_markdown(svg, address)),
+        f"{study.name}_interactive": dg.MetadataValue.url(f"{address}.html"),
+        f"{study.name}_file": dg.MetadataValue.path(str(html)),
+    }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any
 
 import jinja2
 from starlette.applications import Starlette
@@ -21,10 +21,12 @@ from dd_core.figures import FIGURES
 from dd_core.store.files import read_all
 from dd_core.store.store import Store
 
-# Where the application lies on the web server. Links in metadata of assets begin with it, without host and port.
-PREFIX: Final = "/lab"
 _MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "json": "application/json"}
 _STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NOT_DRAWN = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="30"><text y="20" font-family="Arial, sans-serif" '
+    'font-size="14" fill="#767676">Not drawn yet of any study.</text></svg>'
+)
 _TEMPLATE = resources.files("dd_assets.pages") / "template"
 _HEADERS = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 
@@ -44,6 +46,7 @@ def pages(root: str, *, has_ui: bool = False) -> Starlette:
         routes=[
             Route("/", site.landing),
             Route("/findings/{study}", site.findings),
+            Route("/figures/{figure}.svg", site.newest),
             Route("/figures/{figure}", site.redirect),
             Route("/figures/{figure}/", site.figure),
             Route("/figures/{figure}/{study}.{kind}", site.figure_file),
@@ -88,6 +91,14 @@ class _Site:
         if figure is None:
             raise HTTPException(404, f"there is no figure {name!r}")
         return self._page(request, "figure.html", figure=figure, studies=self.entry.studies_with(name))
+
+    def newest(self, request: Request) -> Response:
+        """A figure of the study of which it was drawn last."""
+        name = request.path_params["figure"]
+        study = self.entry.newest(name) if any(figure.name == name for figure in FIGURES) else None
+        if study is None:
+            return _text(_NOT_DRAWN, _MEDIA_TYPES["svg"])
+        return self._file(self.store.figure_folder(name) / f"{study}.svg", _MEDIA_TYPES["svg"])
 
     def figure_file(self, request: Request) -> Response:
         figure, study, kind = (request.path_params[name] for name in ("figure", "study", "kind"))

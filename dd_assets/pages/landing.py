@@ -39,7 +39,7 @@ class Landing:
     def __init__(self, store: Store, catalogue: Catalogue):
         """Nothing is read yet."""
         self.store, self.catalogue = store, catalogue
-        self._findings: dict[str, tuple[object, list[str]]] = {}
+        self._findings: dict[str, tuple[float | None, list[str]]] = {}
 
     @property
     def broken(self) -> dict[str, str]:
@@ -66,6 +66,11 @@ class Landing:
         """Names of the studies of which a figure is drawn."""
         return sorted(self._stems(self.store.figure_folder(figure)))
 
+    def newest(self, figure: str) -> str | None:
+        """The study of which a figure was drawn last; None: of none."""
+        paths = [self.store.figure_folder(figure) / f"{study}.svg" for study in self.studies_with(figure)]
+        return max(paths, key=modified).stem if paths else None
+
     def findings(self, name: str) -> list[str]:
         """Sentences about a study; kept until a table changes, since finding them takes up to a second."""
         study = self.catalogue.studies.get(name)
@@ -73,7 +78,7 @@ class Landing:
             return []
         stamp = self._stamp()
         kept, sentences = self._findings.get(name, (None, []))
-        if stamp is None or kept != stamp:
+        if not stamp or kept != stamp:
             from dd_core.reports.findings import findings
 
             try:
@@ -83,13 +88,9 @@ class Landing:
             self._findings[name] = stamp, sentences
         return sentences
 
-    def _stamp(self) -> object:
+    def _stamp(self) -> float:
         """Changes when the tables do, since every change of them makes the warehouse file anew."""
-        try:
-            stat = self.store.warehouse_path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime, stat.st_size
+        return modified(self.store.warehouse_path)
 
     @staticmethod
     def _stems(folder: Path) -> set[str]:
@@ -101,3 +102,11 @@ def _children(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def modified(path: Path) -> float:
+    """When it was written, in seconds since 1970; 0 where it is not, or the store does not tell."""
+    try:
+        return path.stat().st_mtime
+    except (OSError, AttributeError):
+        return 0.0

@@ -1,16 +1,16 @@
 """Curves of a study's arms, those that train just now among them, and how long the rest will take."""
 
 import contextlib
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
+from dd_assets.pages.landing import modified
 from dd_core.store.store import Store
 from dd_core.study.study import Study
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Of what an arm that has gone silent is called: its process was killed, or an epoch takes long.
 _SILENT_SECONDS, _SILENT_EPOCHS = 60.0, 5.0
@@ -82,26 +82,24 @@ class LiveCurves:
             for folder in self.store.table_folder("training_evals").iterdir():
                 name = folder.name.removeprefix("study=")
                 if name not in (folder.name, "none"):
-                    changed[name] = max((_modified(arm) for arm in folder.iterdir()), default=0.0)
+                    changed[name] = max((modified(arm) for arm in folder.iterdir()), default=0.0)
         return changed
 
-    def _news(self) -> dict[str, dict[str, "pa.Table"]]:
+    def _news(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """Rows of what trains just now, by study and arm."""
-        import pyarrow.compute as pc
-
         from dd_core.tables.live import live_rows
 
         rows = live_rows(self.store)
-        found: dict[str, dict[str, pa.Table]] = {}
-        for pair in rows.select(["study", "arm"]).group_by(["study", "arm"]).aggregate([]).to_pylist():
-            mine = pc.and_(pc.equal(rows["study"], pair["study"]), pc.equal(rows["arm"], pair["arm"]))
-            found.setdefault(pair["study"], {})[pair["arm"]] = rows.filter(mine)
+        wanted = ("study", "arm", "k", "epoch", "until", "status", "written_at", *_QUANTITIES, *_BATCHES)
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for row in rows.select([name for name in wanted if name in rows.column_names]).to_pylist():
+            found.setdefault(row["study"], {}).setdefault(row["arm"], []).append(row)
         return found
 
     def _of_checkpoints(self, name: str) -> dict[str, dict[str, Any]]:
         """What checkpoints vouch for; read again when a file has come or gone."""
         folders = [self.store.table_folder(table, name) for table in ("training_evals", "runs")]
-        stamp = sorted((str(path), _modified(path)) for folder in folders for path in folder.glob("*/*.parquet"))
+        stamp = sorted((str(path), modified(path)) for folder in folders for path in folder.glob("*/*.parquet"))
         kept = self._committed.get(name)
         if kept is None or kept[0] != stamp:
             kept = self._committed[name] = stamp, self._read(name)
@@ -140,31 +138,30 @@ class LiveCurves:
             arms[arm["arm"]] = arm | {"state": state, "is_done": is_done, "until": study.epochs if study else None}
         return arms
 
-    def _with_news(self, name: str, arm: str, before: dict[str, Any] | None, rows: "pa.Table") -> dict[str, Any]:
+    def _with_news(
+        self, name: str, arm: str, before: dict[str, Any] | None, rows: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         """The curves of an arm that trains: those of its checkpoints, and what has come since."""
-        import pyarrow.compute as pc
-
-        quantities = [q for q in (*_QUANTITIES, *_BATCHES) if q in rows.column_names]
-        means = rows.group_by("epoch").aggregate([(q, "mean") for q in quantities]).sort_by("epoch")
-        until, written = pc.max(rows["until"]).as_py(), pc.max(rows["written_at"]).as_py().timestamp()
-        epoch = means["epoch"][-1].as_py()
-        arm_start = self._start((name, arm), epoch, written)
-        pace = arm_start.seconds_per_unit(epoch, written)
-        is_training = pc.any(pc.equal(rows["status"], "training")).as_py()
-        silence = time.time() - written
-        is_silent = silence > max(_SILENT_SECONDS, _SILENT_EPOCHS * (pace or 0.0))
-        curve: dict[str, Any] = {"arm": arm, "k": rows["k"][0].as_py(), "epochs": [], "until": until}
-        known = set(before["epochs"]) if before else set()
-        fresh = means.filter(pc.invert(pc.is_in(means["epoch"], pc.SetLookupOptions(value_set=_array(known)))))
-        for q in quantities:
-            values = [None if value is None or value != value else value for value in fresh[f"{q}_mean"].to_pylist()]
-            old = before.get(q) if before else None
-            curve[q] = (old or [None] * len(known)) + values
-        curve["epochs"] = (before["epochs"] if before else []) + fresh["epoch"].to_pylist()
-        return curve | {
-            "state": "silent" if is_training and is_silent else "training" if is_training else "ending",
+        known = before["epochs"] if before else []
+        epochs = sorted({row["epoch"] for row in rows} - {*known})
+        at = {epoch: [row for row in rows if row["epoch"] == epoch] for epoch in epochs}
+        curves = {}
+        for quantity in (*_QUANTITIES, *_BATCHES):
+            earlier = (before or {}).get(quantity) or [None] * len(known)
+            curves[quantity] = [*earlier, *(_mean(row.get(quantity) for row in at[epoch]) for epoch in epochs)]
+        epoch, until = max(row["epoch"] for row in rows), max(row["until"] for row in rows)
+        written = max(row["written_at"] for row in rows).timestamp()
+        pace = self._start((name, arm), epoch, written).seconds_per_unit(epoch, written)
+        is_silent = time.time() - written > max(_SILENT_SECONDS, _SILENT_EPOCHS * (pace or 0.0))
+        is_training = any(row["status"] == "training" for row in rows)
+        return {
+            "arm": arm,
+            "k": rows[0]["k"],
+            "epochs": [*known, *epochs],
+            "until": until,
+            **curves,
+            "state": ("silent" if is_silent else "training") if is_training else "ending",
             "is_done": False,
-            "epoch": epoch,
             "news_at": written,
             "seconds_left": (until - epoch) * pace if pace is not None and is_training and not is_silent else None,
         }
@@ -200,18 +197,9 @@ def _last(arm: Mapping[str, Any]) -> int:
     return arm["epochs"][-1] if arm["epochs"] else 0
 
 
-def _array(values: set[int]) -> "pa.Array":
-    import pyarrow as pa
-
-    return pa.array(sorted(values), pa.int16())
-
-
-def _modified(path: Any) -> float:
-    """When it was written, 0 where the store does not tell."""
-    try:
-        return float(path.stat().st_mtime)
-    except (OSError, AttributeError):
-        return 0.0
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(there) if there else None
 
 
 def _thin(arm: dict[str, Any], most: int) -> None:
@@ -224,5 +212,4 @@ def _thin(arm: dict[str, Any], most: int) -> None:
         if values is None or all(value is None for value in values):
             arm.pop(name, None)
             continue
-        values = [*values, *[None] * (count - len(values))]
         arm[name] = [None if values[i] is None else float(f"{values[i]:.5g}") for i in kept]

@@ -14,12 +14,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, DefaultRunLauncher, RunsFilter
+from dagster import (
+    AssetCheckEvaluation,
+    AssetKey,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultRunLauncher,
+    RunsFilter,
+)
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
+from dd_assets.catalogue import broken_key, catalogue
 from dd_assets.running.command import refuse_broken_json
 from dd_assets.running.webserver import add_pages
 from dd_assets.running.whereabouts import Whereabouts
@@ -27,6 +36,8 @@ from dd_core.errors import UserError
 
 # A tag of each run: where its process is.
 PROCESS = "dd/process"
+# Name of the check that is failed for a study file that cannot be used.
+LOADS = "loads"
 _LOCK_SECONDS = 120.0
 _AT_WORK = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
@@ -196,12 +207,20 @@ def main(arguments: list[str]) -> int:
             # The queue must know the limit before it first looks.
             if COMPUTE_POOL not in instance.event_log_storage.get_concurrency_keys():
                 instance.event_log_storage.set_concurrency_slots(COMPUTE_POOL, 1)
+            _fail_broken_studies(instance)
             for sentence in (*end_dead_runs(instance), *unaccounted_runs(instance)):
                 print(sentence, file=sys.stderr)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _fail_broken_studies(instance: DagsterInstance) -> None:
+    """Let study files that cannot be used look so in the UI: an asset that was never run is merely grey."""
+    for path, reason in catalogue().errors.items():
+        check = AssetCheckEvaluation(AssetKey(broken_key(path)), LOADS, passed=False, metadata={}, description=reason)
+        instance.report_runless_asset_event(check)
 
 
 def _end(instance: DagsterInstance, run_ids: list[str]) -> int:

@@ -1,12 +1,14 @@
 """Dagster's web server with the pages of ``dd_assets.pages`` below ``/lab``, so that links in the UI lead to them.
 
-``python -m dd_assets.running.webserver`` takes the options of ``dagster-webserver``. ``dagster dev`` starts Dagster's own,
+``python -m dd_assets.running.webserver`` takes the options of ``dagster-webserver``. ``dagster dev`` starts that one,
 which loads ``dd_assets.running.instance`` as ``dagster.yaml`` says; that calls ``add_pages`` as well.
 """
 
 import os
 import sys
 from typing import Any
+
+from dd_assets.pages import PREFIX
 
 
 def add_pages() -> None:
@@ -17,7 +19,7 @@ def add_pages() -> None:
     from starlette.responses import RedirectResponse
     from starlette.routing import Mount, Route
 
-    from dd_assets.pages.app import PREFIX, pages
+    from dd_assets.pages.app import pages
 
     if app.DagsterWebserver is not DagsterWebserver:
         return

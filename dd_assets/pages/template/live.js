@@ -12,6 +12,7 @@ function specification(quantity) {
   return {
     $schema: "https://vega.github.io/schema/vega-lite/v6.json",
     width: "container", height: 320, background: null, padding: 2,
+    autosize: { type: "fit", contains: "padding", resize: true },  // labels grow with what comes
     data: { name: "rows" },
     transform: [{ filter: `datum.quantity === '${quantity}'` }],
     layer: [
@@ -86,7 +87,8 @@ function tell(answer) {
   element("summary").textContent = answer.study
     ? [done, training && `${training} in training`, answer.seconds_left != null && `about ${duration(answer.seconds_left)} left`].filter(Boolean).join(", ")
     : "Nothing has been trained in this data root yet. Curves appear here as soon as something trains.";
-  element("done").style.width = answer.study ? `${100 * answer.num_done / answer.num_arms}%` : "0";
+  const shares = answer.arms.map(arm => arm.is_done ? 1 : (arm.epochs.at(-1) ?? 0) / (arm.until || Infinity));
+  element("done").style.width = `${100 * shares.reduce((sum, share) => sum + share, 0) / (answer.num_arms || 1)}%`;
   document.title = answer.study ? `${training ? "● " : ""}${answer.study}: ${done}` : "Live";
   const options = answer.studies.map(name => new Option(name, name, false, name === answer.study));
   if (options.map(option => option.value).join() !== [...element("studies").options].map(option => option.value).join()) {
