@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart check test lint types ui lock clean
+.PHONY: setup quickstart check test lint types ui watch lock clean
 
 setup: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ types: setup
 
 ui: setup
 	$(IN) python -m dd_assets.running.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+
+# Curves of what trains, and the other pages of the UI below /lab, without Dagster.
+watch: setup
+	$(IN) python -m dd_assets.watch
 
 # Exact versions of everything, from a fresh environment.
 lock:

@@ -23,6 +23,7 @@ class StudyEntry:
         galleries: those of them that show the images themselves.
         has_report: whether its report is written.
         has_curves: whether anything is known of its training.
+        has_assets: whether it has assets of its own.
     """
 
     name: str
@@ -31,6 +32,7 @@ class StudyEntry:
     galleries: list[str]
     has_report: bool
     has_curves: bool
+    has_assets: bool
 
 
 class Landing:
@@ -58,8 +60,17 @@ class Landing:
             study = self.catalogue.studies.get(name)
             figures = [figure for figure, stems in drawn.items() if name in stems]
             galleries = [figure for figure in figures if figure in _GALLERIES]
-            description = study.description if study else ""
-            entries.append(StudyEntry(name, description, figures, galleries, name in reports, name in trained))
+            entries.append(
+                StudyEntry(
+                    name=name,
+                    description=study.description if study else "",
+                    figures=figures,
+                    galleries=galleries,
+                    has_report=name in reports,
+                    has_curves=name in trained,
+                    has_assets=bool(study and study.has_checkpoints),
+                )
+            )
         return sorted(entries, key=lambda entry: not (entry.has_report or entry.figures))
 
     def studies_with(self, figure: str) -> list[str]:

@@ -603,4 +603,4 @@ def test_a_figure_is_three_objects(remote: Store) -> None:
     assert [path.name for path in sorted(remote.figure_folder("points").iterdir())] == sorted(
         path.name for path in files.values()
     )
-    assert "image/svg+xml" in preview_markdown(files["svg"])
+    assert "image/svg+xml" in preview_markdown(files["svg"], "/lab/figures/points/tiny")
