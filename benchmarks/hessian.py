@@ -240,7 +240,7 @@ def measure(case: Case, repeats: int, quick: bool) -> dict[str, dict[str, list[f
     print(f"\n  PyHessian needs {iterations} iterations; a 5 % standard error of the trace takes {probes} probes")
     print(f"  trace: ours {trace:.6g}, off by {abs(trace / reference - 1):.1e}")
     candidates: dict[str, dict[str, Callable[[], object]]] = {
-        "lambda_max": {
+        "largest_eigenvalue": {
             "ours": lambda: our_largest(case),
             "PyHessian": lambda: pyhessian_largest(case, iterations),
             "curvlinops": lambda: curvlinops_largest(case, num_vectors),

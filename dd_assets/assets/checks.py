@@ -92,7 +92,7 @@ def check_checkpoints(store: Store, study: Study, key: dg.AssetKey) -> Iterator[
         largest = largest_batch_loss(study, connection)
     facts: dict[str, Any] = dict(progress_of(store, study))
     if largest is not None:  # for people to judge: which loss is too large, no check can know
-        facts |= {"largest_loss_train_nats": largest[0], "largest_loss_at": largest[1]}
+        facts |= {"largest_train_loss": largest[0], "largest_loss_at": largest[1]}
     yield check_result(key, _METRICS, problems, num_trials, **facts)
 
 

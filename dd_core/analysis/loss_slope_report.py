@@ -121,7 +121,7 @@ def findings(store: Store, study: Study) -> list[str]:
         sentences = [answer_h1(campaign, study.loss_slopes).sentence()]
         if len({row["arm"] for row in rows}) > 1:
             h2 = answer_h2(campaign, study.loss_slopes).sentence()
-            is_test = all(row["val_is_test"] for row in rows)
+            is_test = all(row["validation_is_test"] for row in rows)
             sentences.append(h2.replace("best validation loss", "best test loss") if is_test else h2)
         early = study.loss_slopes.early
         by_family = breaks_by_width(study, connection)

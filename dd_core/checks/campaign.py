@@ -137,21 +137,21 @@ def _look_at_values(
     runs: dict[tuple[str, int], dict[str, Any]],
 ) -> None:
     """Values of batches: those that cannot be, and those outside the campaign's bounds."""
-    ends = "acc_train IN (0, 1)" if verdict.strict else "false"
+    ends = "train_error IN (0, 1)" if verdict.strict else "false"
     counted = query(
         connection,
         study,
         f"""SELECT arm, trial,
             count(*) FILTER (NOT is_number AND step < last_number) AS "a loss that is no number",
-            count(*) FILTER (loss_train_nats < 0) AS "a negative loss",
-            count(*) FILTER (acc_train NOT BETWEEN 0 AND 1) AS "an accuracy outside 0 to 1",
-            count(*) FILTER (lr < 0) AS "a negative learning rate",
-            count(*) FILTER (loss_train_nats = 0) AS "a loss of exactly 0",
-            count(*) FILTER (is_number AND loss_train_nats >= $largest) AS "a loss of {_LARGEST_LOSS:g} nats or more",
-            count(*) FILTER ({ends}) AS "an accuracy of 0 or 1",
-            count(*) FILTER ({str(verdict.strict).lower()} AND lr = 0) AS "a learning rate of 0"
+            count(*) FILTER (train_loss < 0) AS "a negative loss",
+            count(*) FILTER (train_error NOT BETWEEN 0 AND 1) AS "an error outside 0 to 1",
+            count(*) FILTER (learning_rate < 0) AS "a negative learning rate",
+            count(*) FILTER (train_loss = 0) AS "a loss of exactly 0",
+            count(*) FILTER (is_number AND train_loss >= $largest) AS "a loss of {_LARGEST_LOSS:g} nats or more",
+            count(*) FILTER ({ends}) AS "an error of 0 or 1",
+            count(*) FILTER ({str(verdict.strict).lower()} AND learning_rate = 0) AS "a learning rate of 0"
         FROM (SELECT *, max(step) FILTER (is_number) OVER (PARTITION BY arm, trial) AS last_number
-              FROM (SELECT *, coalesce(isfinite(loss_train_nats), false) AS is_number FROM training_batches
+              FROM (SELECT *, coalesce(isfinite(train_loss), false) AS is_number FROM training_batches
                     WHERE {CURRENT})) GROUP BY arm, trial ORDER BY arm, trial""",
         largest=_LARGEST_LOSS,
     )

@@ -53,9 +53,9 @@ def sources(study: Study, expected: Expectations) -> list[Source]:
         "at",
         f"'{every_batch}'",
         {
-            "acc_train": _fraction("acc_train"),
+            "train_error": _fraction("train_error"),
             "time": _finite("time", "> 0"),
-            **{name: _not_negative(name) for name in ("loss_train_nats", "loss_train_bits", "lr", "weight_decay")},
+            **{name: _not_negative(name) for name in ("train_loss", "learning_rate", "weight_decay")},
         },
         lambda course: {every_batch: expected.batches(course)},
     )
@@ -66,9 +66,10 @@ def sources(study: Study, expected: Expectations) -> list[Source]:
         "metric",
         {
             "{metric}": "isfinite(value) AND CASE "
-            "WHEN metric IN ('acc_val', 'dormant_units') THEN value BETWEEN 0 AND 1 "
-            "WHEN metric IN ('loss_val_nats', 'grad_norm', 'weight_norm', 'lambda_max_residual', 'psd_tail', "
-            "'grad_var', 'resid_power', 'effective_rank', 'stable_rank') THEN value >= 0 ELSE true END",
+            "WHEN metric IN ('validation_error', 'dormant_units') THEN value BETWEEN 0 AND 1 "
+            "WHEN metric IN ('validation_loss', 'gradient_norm', 'weight_norm', 'largest_eigenvalue_residual', "
+            "'spectral_density_tail', 'gradient_variance', 'residual_power', 'effective_rank', 'stable_rank') "
+            "THEN value >= 0 ELSE true END",
             "standard_error of {metric}": f"standard_error IS NULL OR isnan(standard_error) OR "
             f"({_not_negative('standard_error')})",
         },
@@ -116,7 +117,7 @@ def _evaluation_conditions(study: Study) -> tuple[dict[str, str], dict[str, list
     columns = {
         "clean": ("train_error_clean", "train_loss_clean"),
         "noisy": ("train_error_noisy", "train_loss_noisy"),
-        "val": ("acc_val", "loss_val_nats"),
+        "val": ("validation_error", "validation_loss"),
         "test": ("test_error", "test_loss"),
     }
     conditions = {"train_error": _fraction("train_error"), "train_loss": _not_negative("train_loss")}

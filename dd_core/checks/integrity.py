@@ -34,8 +34,8 @@ def largest_batch_loss(study: Study, connection: duckdb.DuckDBPyConnection) -> t
     """
     try:
         row = connection.execute(
-            "SELECT loss_train_nats, arm, trial, step FROM training_batches "
-            "WHERE study = $study AND isfinite(loss_train_nats) ORDER BY loss_train_nats DESC LIMIT 1",
+            "SELECT train_loss, arm, trial, step FROM training_batches "
+            "WHERE study = $study AND isfinite(train_loss) ORDER BY train_loss DESC LIMIT 1",
             {"study": study.name},
         ).fetchone()
     except duckdb.CatalogException:

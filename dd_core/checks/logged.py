@@ -15,7 +15,7 @@ from dd_core.study.calendar import Calendar
 from dd_core.study.monitors import expected_steps
 from dd_core.study.study import Study
 
-_BATCH_COLUMNS = ("loss_train_nats", "acc_train", "lr", "weight_decay", "time")
+_BATCH_COLUMNS = ("train_loss", "train_error", "learning_rate", "weight_decay", "time")
 _COUNTS = f"""
     SELECT arm, trial, recipe, unnest([{", ".join(f"'{name}'" for name in _BATCH_COLUMNS)}]) AS metric,
            unnest([{", ".join(f"count({name})" for name in _BATCH_COLUMNS)}]) AS number
@@ -24,8 +24,8 @@ _COUNTS = f"""
     SELECT arm, trial, recipe, metric, count(value) FROM training_monitors WHERE study = $study
     GROUP BY arm, trial, recipe, metric
     UNION ALL
-    SELECT arm, trial, recipe, unnest(['loss_val_nats', 'acc_val']) AS metric,
-           unnest([count(loss_val_nats), count(acc_val)]) AS number
+    SELECT arm, trial, recipe, unnest(['validation_loss', 'validation_error']) AS metric,
+           unnest([count(validation_loss), count(validation_error)]) AS number
     FROM training_evals WHERE study = $study GROUP BY arm, trial, recipe
 """
 _SQL = f"SELECT arm, trial, recipe, metric, sum(number)::BIGINT FROM ({_COUNTS}) GROUP BY ALL"
@@ -41,11 +41,11 @@ def logged_gaps(study: Study, connection: duckdb.DuckDBPyConnection, runs: list[
     """
     rows = connection.execute(_SQL, {"study": study.name}).fetchall()
     found = {(arm, trial, recipe, metric): number for arm, trial, recipe, metric, number in rows}
-    columns = {"loss_train_nats", *(metric for (_, _, _, metric), number in found.items() if number)}
+    columns = {"train_loss", *(metric for (_, _, _, metric), number in found.items() if number)}
     gaps: list[Gap] = []
     for run in runs:
         if run["outcome"] == "no losses":
-            gaps.append(Gap(run["arm"], run["trial"], "loss_train_nats", "missing"))
+            gaps.append(Gap(run["arm"], run["trial"], "train_loss", "missing"))
         if not run["steps_per_epoch"] or not run["last_epoch"]:
             continue
         num_steps = round(run["last_epoch"] * run["steps_per_epoch"])

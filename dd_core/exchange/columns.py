@@ -10,6 +10,8 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from dd_core.study.former_names import METRICS, NOW, Now
+
 # What the loss-slope campaign logs, in the order of its plan.
 STEP_FILE_KEYS = (
     *("step", "epoch", "time", "lr", "wd", "loss_train_nats", "loss_train_bits", "acc_train"),
@@ -22,13 +24,20 @@ STEP_FILE_KEYS = (
 EPOCH_FILE_METRICS = ("train_error", "test_error", "train_loss", "test_loss")
 EPOCH_FILE_KEYS = ("epoch", "k", "trial", *EPOCH_FILE_METRICS)
 
+IN_NATS, IN_BITS = "loss_train_nats", "loss_train_bits"
 PLACE_KEYS = ("step", "epoch", "k", "trial")
-BATCH_COLUMNS = ("time", "lr", "weight_decay", "loss_train_nats", "loss_train_bits", "acc_train")
+BATCH_COLUMNS = ("time", "learning_rate", "weight_decay", "train_loss", "train_error")
+_BATCH_KEYS = ("time", "lr", "weight_decay", "loss_train_nats", "loss_train_bits", "acc_train")
 EVAL_COLUMNS = (
     *("train_error", "train_loss", "train_error_clean", "train_loss_clean", "train_error_noisy", "train_loss_noisy"),
     *("test_error", "test_loss"),
 )
-VALIDATION_COLUMNS = ("loss_val_nats", "acc_val")
+VALIDATION_KEYS = ("loss_val_nats", "acc_val")
+VALIDATION_COLUMNS = ("validation_loss", "validation_error")
+# The metrics of monitors that step files call otherwise.
+METRIC_KEYS = {
+    METRICS[key].name: key for key in (*(key for key in STEP_FILE_KEYS if key in METRICS), "lambda_max_residual")
+}
 STANDARD_ERROR = "_se"
 
 # Measured, but no finite number: spelt as Protocol Buffers do in JSON, as a string, because JSON has no such number.
@@ -56,6 +65,7 @@ _QUANTITIES = {
     **dict.fromkeys(_ERRORS, "error"),
 }
 _MOMENTS = {"epoch", "step", "mean", "avg", "average"}
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _PERCENT = {"percent", "pct"}
 _ACCURACY_WORDS = {"acc", "accuracy", "acc1", "acc5", "top1", "top5", "prec1", "prec5"}
 _PLACES = {
@@ -73,6 +83,7 @@ class Meaning:
         table: that they go to, empty for a place.
         column: of the table, or the name of a metric of ``training_monitors``, or of a place.
         is_complement: whether the table has one minus them.
+        factor: what they are multiplied by.
         is_fraction: whether they lie from 0 to 1, or to 100 in percent.
         is_percent: whether the name says so.
         is_loss: whether they cannot be negative.
@@ -81,6 +92,7 @@ class Meaning:
     table: str
     column: str
     is_complement: bool = False
+    factor: float = 1.0
     is_fraction: bool = False
     is_percent: bool = False
     is_loss: bool = False
@@ -105,18 +117,23 @@ def own_meaning(name: str, *, has_steps: bool) -> Meaning | None:
     Without steps there are no batches: what is told of them is told of the epoch, loss and accuracy as of the training
     set, and the rest (learning rate, time) as metrics.
     """
-    column = _STEP_FILE_SYNONYMS.get(name, name)
-    is_fraction = "error" in column or column in ("acc_train", "acc_val")
-    meaning = Meaning("training_monitors", column, is_fraction=is_fraction, is_loss="loss" in column)
-    if column in EVAL_COLUMNS or (column in VALIDATION_COLUMNS and not has_steps):
-        return replace(meaning, table="training_evals")
-    if column in BATCH_COLUMNS and has_steps:
-        return replace(meaning, table="training_batches")
-    if column == "acc_train":
-        return replace(meaning, table="training_evals", column="train_error", is_complement=True)
-    if column == "loss_train_nats":
-        return replace(meaning, table="training_evals", column="train_loss")
-    return meaning if column in STEP_FILE_KEYS or column in BATCH_COLUMNS else None
+    key = _STEP_FILE_SYNONYMS.get(name, name)
+    is_fraction = "error" in key or key in ("acc_train", "acc_val")
+    meaning = Meaning("training_monitors", key, is_fraction=is_fraction, is_loss="loss" in key)
+    if key in EVAL_COLUMNS or (key in VALIDATION_KEYS and not has_steps):
+        return as_now(replace(meaning, table="training_evals"))
+    if key in _BATCH_KEYS and has_steps:
+        return as_now(replace(meaning, table="training_batches"))
+    if key in ("acc_train", "loss_train_nats"):
+        return as_now(replace(meaning, table="training_evals"))
+    return as_now(meaning) if key in STEP_FILE_KEYS or key in _BATCH_KEYS else None
+
+
+def as_now(meaning: Meaning) -> Meaning:
+    """A key of step files by the column or metric of the tables."""
+    names = METRICS if meaning.table == "training_monitors" else NOW
+    was = names.get(meaning.column, Now(meaning.column))
+    return replace(meaning, column=was.name, is_complement=was.factor < 0, factor=abs(was.factor))
 
 
 def meaning_of(name: str, *, has_steps: bool, once_an_epoch: bool) -> Meaning | None:
@@ -149,15 +166,12 @@ def meaning_of(name: str, *, has_steps: bool, once_an_epoch: bool) -> Meaning | 
     wanted = Meaning("", "", is_fraction=quantity != "loss", is_percent=is_percent, is_loss=quantity == "loss")
     if images[0] == "val":
         table = "training_monitors" if of_batches else "training_evals"
-        column = "loss_val_nats" if quantity == "loss" else "acc_val"
-        return replace(wanted, table=table, column=column, is_complement=quantity == "error")
-    if images[0] == "train" and of_batches:
-        column = "loss_train_nats" if quantity == "loss" else "acc_train"
-        return replace(wanted, table="training_batches", column=column, is_complement=quantity == "error")
-    column = f"{images[0]}_{'loss' if quantity == 'loss' else 'error'}"
-    return replace(wanted, table="training_evals", column=column, is_complement=quantity == "acc")
+    else:
+        table = "training_batches" if images[0] == "train" and of_batches else "training_evals"
+    column = f"{_SPLITS[images[0]]}_{'loss' if quantity == 'loss' else 'error'}"
+    return replace(wanted, table=table, column=column, is_complement=quantity == "acc")
 
 
 def is_reserved(metric: str) -> bool:
     """Whether a step file cannot have a monitor's metric of that name, because there it means something else."""
-    return metric in PLACE_KEYS or metric in _STEP_FILE_SYNONYMS or metric in BATCH_COLUMNS or metric in EVAL_COLUMNS
+    return metric in PLACE_KEYS or metric in _STEP_FILE_SYNONYMS or metric in _BATCH_KEYS or metric in EVAL_COLUMNS

@@ -20,7 +20,7 @@ from dd_core.study.grid import column_of, name_of
 
 # What may tell runs apart: where it stands in a variant.
 RATES: dict[str, tuple[str, ...]] = {"lr": ("optimizer", "learning_rate"), "wd": ("optimizer", "weight_decay")}
-_COLUMNS = {"lr": "lr", "wd": "weight_decay"}
+_COLUMNS = {"lr": "learning_rate", "wd": "weight_decay"}
 # Logs that skip steps miss the very peak of a schedule.
 _DIGITS = 3
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.exchange.columns import BATCH_COLUMNS, STEP_FILE_KEYS
+from dd_core.exchange.columns import BATCH_COLUMNS, METRIC_KEYS, STEP_FILE_KEYS
 from dd_core.exchange.gathering import Found, Request, Runs, gather
 from dd_core.exchange.interpretation import Told
 from dd_core.exchange.rows import rows_of
@@ -181,4 +181,4 @@ def _stage(store: Store, study: Study, arm: Arm, trial: int, run: Run, staging: 
 def _unknown_metrics(runs: Runs) -> list[str]:
     """Names of metrics that no monitor of ours has."""
     names = {name for run in runs.values() for name in run.content.get("training_monitors", {})}
-    return sorted(names - set(STEP_FILE_KEYS) - set(BATCH_COLUMNS))
+    return sorted(names - set(STEP_FILE_KEYS) - set(METRIC_KEYS) - set(BATCH_COLUMNS))

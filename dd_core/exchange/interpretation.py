@@ -6,6 +6,8 @@ import numpy as np
 
 from dd_core.errors import UserError
 from dd_core.exchange.columns import (
+    IN_BITS,
+    IN_NATS,
     PLACE_KEYS,
     STANDARD_ERROR,
     STEP_FILE_KEYS,
@@ -90,7 +92,7 @@ def columns_of(
     }
     for key, (line, text) in file.texts.items():
         meaning = meanings[key]
-        if meaning.table != "training_monitors" or meaning.column in STEP_FILE_KEYS:
+        if meaning.table != "training_monitors" or key in STEP_FILE_KEYS:
             raise UserError(f"{file.path}:{line}: {key} is {text}, not a number; --rename {key}= leaves the key out")
     found: Columns = {}
     told = []
@@ -98,11 +100,14 @@ def columns_of(
         if key in PLACE_KEYS or key in file.texts or not len(series.rows) or _is_standard_error(key, meanings):
             continue
         meaning = meanings[key]
+        if key == IN_BITS and IN_NATS in file.series:
+            told.append(Told.of(form, key, f"{IN_NATS} in bits, left out", series.values))
+            continue
         if (meaning.table, meaning.column) in found:
             raise UserError(f"{file.path}: has two keys for {meaning.column}; --rename {key}= leaves one out")
         in_percent = meaning.is_fraction and (percent or meaning.is_percent)
         values = _checked(file, key, series, meaning, in_percent)
-        values = 1 - values if meaning.is_complement else values
+        values = 1 - values if meaning.is_complement else values * meaning.factor
         found[meaning.table, meaning.column] = Series(series.rows, values), _standard_errors(file, key, series)
         told.append(Told.of(form, key, _words(meaning, in_percent), series.values))
     if not found:
@@ -127,7 +132,7 @@ def _meaning(file: MetricFile, key: str, form: Format, has_steps: bool, run_epoc
 
 def _words(meaning: Meaning, in_percent: bool) -> str:
     value = "x / 100" if in_percent else "x"
-    formula = f"1 - {value}" if meaning.is_complement else value
+    formula = f"1 - {value}" if meaning.is_complement else value if meaning.factor == 1 else f"x * {meaning.factor:.4g}"
     is_metric = meaning.table == "training_monitors"
     where = f"{meaning.table}, metric {meaning.column}" if is_metric else f"{meaning.table}.{meaning.column}"
     return where if formula == "x" else f"{where} = {formula}"

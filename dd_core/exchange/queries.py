@@ -1,7 +1,7 @@
 """The tables of one arm, and what of them goes into its metric files: SQL, and nothing that writes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,22 @@ from dd_core.errors import StaleError, UserError
 from dd_core.exchange.columns import (
     EPOCH_FILE_KEYS,
     EPOCH_FILE_METRICS,
+    METRIC_KEYS,
     STANDARD_ERROR,
     STEP_FILE_KEYS,
-    VALIDATION_COLUMNS,
+    VALIDATION_KEYS,
     is_reserved,
 )
 from dd_core.store.files import is_object
 from dd_core.store.store import Store
+from dd_core.study.former_names import METRICS, NOW, Now
 from dd_core.study.study import Arm, Study
 from dd_core.tables.files import TABLES, arrow_schema
 
 EXPORTED_TABLES = ("training_batches", "training_evals", "training_monitors")
 _NUM_BATCH_KEYS = STEP_FILE_KEYS.index("acc_train") + 1
 _FROM_EVALUATION = {
-    **{name: f"evaluation.{name}" for name in VALIDATION_COLUMNS},
+    **{name: f"evaluation.{name}" for name in VALIDATION_KEYS},
     "checkpoint_size_mb": "evaluation.megabytes",
 }
 
@@ -79,25 +81,26 @@ def table_files(store: Store, table: str, study: Study, arm: Arm) -> list[Path]:
 
 @contextlib.contextmanager
 def connection_to(store: Store, study: Study, arm: Arm) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The tables of one arm alone: the warehouse's views would open the files of all others too.
+    """The tables of one arm alone under the keys of step files: the warehouse's views would open all other files too.
 
     Raises:
         StaleError: a file is damaged, as is found when it is read.
     """
     with contextlib.closing(duckdb.connect()) as connection:
         for name in EXPORTED_TABLES:
-            fields = [
-                pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
-                for field in arrow_schema(TABLES[name])
-            ]
+            types = {field.name: field.type for field in arrow_schema(TABLES[name])}
+            types = {column: pa.string() if pa.types.is_dictionary(type_) else type_ for column, type_ in types.items()}
+            former = {key: was for key, was in NOW.items() if was.name in types}
+            fields = [*types.items(), *((key, types[was.name]) for key, was in former.items())]
             found = table_files(store, name, study, arm)
             # An object's path without its scheme, as its file system wants it.
             files, system = [str(path) for path in found], None
             if is_object(store.root):
                 files, system = [path.path for path in found], store.root.fs  # type: ignore[attr-defined]
             schema = pa.schema(fields)
-            # By the table's own schema, so that a column an earlier version did not have is null.
-            connection.register(name, pyarrow.dataset.dataset(files, schema, "parquet", system))
+            # By the table's own schema and its former names, so that a column that a file does not have is null.
+            connection.register(f"files_of_{name}", pyarrow.dataset.dataset(files, schema, "parquet", system))
+            connection.execute(f"CREATE VIEW {name} AS SELECT {_by_keys(types, former)} FROM files_of_{name}")
         try:
             yield connection
         except (pa.ArrowInvalid, duckdb.Error) as error:
@@ -105,6 +108,32 @@ def connection_to(store: Store, study: Study, arm: Arm) -> Iterator[duckdb.DuckD
             raise StaleError(
                 f"a file of {study.name}/{arm.key} in the tables is damaged ({reason}); remove it and train again"
             ) from error
+
+
+def _by_keys(columns: Collection[str], former: Mapping[str, Now]) -> str:
+    """SQL of a table's columns under the keys of step files, which files of earlier versions have themselves."""
+    chosen = [f'"{column}"' for column in columns if column not in ("metric", "value")]
+    chosen += [
+        f'coalesce("{key}", {_former(was, chr(34) + was.name + chr(34))}) AS "{key}"' for key, was in former.items()
+    ]
+    if "metric" in columns:
+        cases = " ".join(f"WHEN '{name}' THEN '{key}'" for name, key in METRIC_KEYS.items())
+        values = " ".join(
+            f"WHEN '{name}' THEN {_former(METRICS[key], 'value')}"
+            for name, key in METRIC_KEYS.items()
+            if not METRICS[key].is_same
+        )
+        chosen += [f"CASE metric {cases} ELSE metric END AS metric", f"CASE metric {values} ELSE value END AS value"]
+    return ", ".join(chosen)
+
+
+def _former(was: Now, value: str) -> str:
+    """SQL of a value as it was before; of one minus it the shortest decimal number that gives it."""
+    if was.is_same:
+        return value
+    former = f"({value} - {was.offset!r}) / {was.factor!r}"
+    short = f"round({former}, 15)"
+    return former if was.factor > 0 else f"CASE WHEN 1 - {short} = {value} THEN {short} ELSE {former} END"
 
 
 def metrics_of(connection: duckdb.DuckDBPyConnection, study: Study, arm: Arm, recipe: str) -> dict[str, bool]:

@@ -144,7 +144,7 @@ def _refuse_training_before_training(file: MetricFile, columns: Columns, epoch: 
     """Batches in epoch 0, or unless the user says how epochs are counted, learning rates in it."""
     for (table, name), (series, _) in columns.items():
         is_early = epoch[series.rows] == 0
-        is_rate = table == "training_monitors" and name in ("lr", "weight_decay") and not is_said
+        is_rate = table == "training_monitors" and name in ("learning_rate", "weight_decay") and not is_said
         if (table == "training_batches" or is_rate) and is_early.any():
             what = name if is_rate else f"{name} of a batch"
             raise UserError(

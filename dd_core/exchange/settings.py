@@ -115,12 +115,12 @@ def _parsed(kind: type[Described], content: dict[str, Any], what: str) -> Descri
 def _measured(runs: list[Run]) -> dict[str, float]:
     """The largest learning rate, and the weight decay if it never changes, as the files say."""
     found = {}
-    for key, column in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+    for key in ("learning_rate", "weight_decay"):
         parts = [
             v.value[np.isfinite(v.value)]
             for run in runs
             for table in ("training_batches", "training_monitors")  # of batches, or of epochs
-            for v in run.content.get(table, {}).get(column, [])
+            for v in run.content.get(table, {}).get(key, [])
         ]
         values = {float(value) for part in parts if len(part) for value in (part.min(), part.max())}
         if values and (key == "learning_rate" or len(values) == 1):

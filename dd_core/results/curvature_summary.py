@@ -43,7 +43,7 @@ def summarise(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     subsets = {"all": np.ones_like(noisy)}
     if noisy.any():
         subsets |= {"clean": ~noisy, "noisy": noisy}
-    differences = [name for name in columns if name.startswith("fd_") and not name.endswith("_se")]
+    differences = [name for name in columns if name.startswith("fd_") and not name.endswith("_standard_error")]
     scores = [*_SCORES, *differences]
     aurocs = {f"auroc_{score}": auroc(columns[score], noisy) for score in scores}
     rows = []

@@ -39,7 +39,7 @@ def hessian_of_checkpoint(
         group=group,
         most_ranks=min(study.hessian.num_images or num_images, num_images),
         headline=lambda columns: {
-            **mean_of(columns, "lambda_max", "trace"),
+            **mean_of(columns, "largest_eigenvalue", "trace"),
             "num_images": columns["num_images"][0],
         },
     )
@@ -76,10 +76,10 @@ def _row(result: HessianResult, study: Study) -> dict[str, Any]:
         "num_parameters": result.num_parameters,
         "layers": list(study.hessian.layers),
         "loss": result.loss,
-        "lambda_max": eigenvalues[0] if eigenvalues else None,
-        "lambda_max_residual": residuals[0] if residuals else None,
-        "lambda_min": result.smallest_eigenvalue,
-        "lambda_min_residual": result.smallest_eigenvalue_residual,
+        "largest_eigenvalue": eigenvalues[0] if eigenvalues else None,
+        "largest_eigenvalue_residual": residuals[0] if residuals else None,
+        "smallest_eigenvalue": result.smallest_eigenvalue,
+        "smallest_eigenvalue_residual": result.smallest_eigenvalue_residual,
         "eigenvalues": eigenvalues,
         "residuals": residuals,
         "trace": result.trace_exact,

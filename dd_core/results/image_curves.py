@@ -134,7 +134,7 @@ def progress_rows(path: Path, recipe: str, last_epoch: int, values: Collection[s
 
 def _curvature(path: Path, recipe: str) -> dict[str, np.ndarray]:
     table = read_parquet(path)
-    differences = [n for n in table.column_names if n.startswith("fd_norm_") and not n.endswith("_se")]
+    differences = [n for n in table.column_names if n.startswith("fd_norm_") and not n.endswith("_standard_error")]
     rows = _own_recipe(table, ["trial", "epoch", "image_id", "trace", *differences[:1]], recipe)
     if differences:
         rows["fd_norm"] = rows.pop(differences[0])

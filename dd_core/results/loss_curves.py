@@ -19,8 +19,8 @@ from dd_core.tables.files import read_parquet
 # The tables that an analysis is made from.
 SOURCES = ("training_batches", "training_evals", "training_monitors", "runs")
 _COLUMNS = {
-    "training_batches": ("trial", "recipe", "epoch", "step", "loss_train_nats"),
-    "training_evals": ("trial", "recipe", "epoch", "step", "loss_val_nats", "test_loss"),
+    "training_batches": ("trial", "recipe", "epoch", "step", "train_loss"),
+    "training_evals": ("trial", "recipe", "epoch", "step", "validation_loss", "test_loss"),
     "training_monitors": ("trial", "recipe", "step", "metric", "value"),
     "runs": ("trial", "recipe", "attempt", "status"),
 }
@@ -34,12 +34,12 @@ class LossCurve:
     Attributes:
         trial: number.
         run: what is analysed.
-        val_is_test: whether its validation losses are of test images, as there are no validation images.
+        validation_is_test: whether its validation losses are of test images, as there are no validation images.
     """
 
     trial: int
     run: Run
-    val_is_test: bool
+    validation_is_test: bool
 
 
 def settings_of(study: Study, arm: Arm) -> dict[str, Any]:
@@ -126,25 +126,25 @@ def _curve(study: Study, trial: int, status: str, per_epoch: float, tables: Mapp
         is_it = monitors["metric"] == metric
         return _finite(monitors["step"][is_it] + first, monitors["value"][is_it])
 
-    by_monitor, by_evaluation = monitored("loss_val_nats"), _finite(eval_steps, evals["loss_val_nats"])
+    by_monitor, by_evaluation = monitored("validation_loss"), _finite(eval_steps, evals["validation_loss"])
     steps, losses = (np.concatenate(both) for both in zip(by_evaluation, by_monitor, strict=True))
-    val_is_test = not len(steps) and (study.imported or not study.data.num_validation)
-    if val_is_test:
+    validation_is_test = not len(steps) and (study.imported or not study.data.num_validation)
+    if validation_is_test:
         steps, losses = _finite(eval_steps, evals["test_loss"])
     # Of a step that is there twice the last counts, as of batches.
     steps, places = np.unique(steps[::-1], return_index=True)
-    lambda_step, lambda_max = monitored("lambda_max")
+    lambda_step, largest_eigenvalue = monitored("largest_eigenvalue")
     run = Run(
         step=batches["step"] + first,
-        loss=batches["loss_train_nats"],
+        loss=batches["train_loss"],
         steps_per_epoch=per_epoch,
         val_step=steps,
         val_loss=losses[::-1][places],
         lambda_step=lambda_step,
-        lambda_max=lambda_max,
+        largest_eigenvalue=largest_eigenvalue,
         status=status,
     )
-    return LossCurve(trial, run, bool(val_is_test))
+    return LossCurve(trial, run, bool(validation_is_test))
 
 
 def _finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -195,7 +195,7 @@ def _rows_of(study: Study, task: _Task) -> tuple[list[dict[str, Any]], list[dict
                 "trial": curve.trial,
                 "status": curve.run.status,
                 **row,
-                "val_is_test": curve.val_is_test,
+                "validation_is_test": curve.validation_is_test,
                 "source_sha256": task.digest,
             }
         )

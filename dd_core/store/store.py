@@ -10,7 +10,7 @@ Layout below the root::
     checkpoints/<study>/<arm>/resume.safetensors                      where training goes on after an interruption
     tables/<table>/study=<study>/arm=<arm>/<part>.parquet             nothing else, as others read whole folders
     manifests/<table>/study=<study>/arm=<arm>/<part>.json             of the files that no checkpoint vouches for
-    live/study=<study>/arm=<arm>/<part>.parquet                       what trains just now, no results (tables.live)
+    live/study=<study>/arm=<arm>/<part>.jsonl                         what trains just now, no results (tables.live)
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
     reports/<study>.html                                              a page with all of it

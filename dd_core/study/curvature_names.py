@@ -1,7 +1,7 @@
 """Names of curvature columns, for those who only need to spell them; imports nothing of PyTorch.
 
 A finite difference has its step h in the column's name, in plain decimal notation with ``p`` for the point, so that it
-is a plain SQL identifier: ``fd_norm_h0p001``, ``fd_directional_h3_se``.
+is a plain SQL identifier: ``fd_norm_h0p001``, ``fd_directional_h3_standard_error``.
 """
 
 import math
@@ -27,7 +27,7 @@ CURVATURE_COLUMNS = (
 # What step_name makes.
 STEP_PATTERN = r"h\d+(p\d+)?"
 
-_STEP_AT_END = re.compile(r"(?:^|_)h(\d+)(?:p(\d+))?(?:_se)?$")
+_STEP_AT_END = re.compile(r"(?:^|_)h(\d+)(?:p(\d+))?(?:_standard_error|_se)?$")
 
 
 def step_name(h: float) -> str:
@@ -47,7 +47,8 @@ def step_name(h: float) -> str:
 def columns_of_step(h: float) -> tuple[str, str, str, str]:
     """The columns of one step: norm, its standard error, directional value, its standard error."""
     name = step_name(h)
-    return f"fd_norm_{name}", f"fd_norm_{name}_se", f"fd_directional_{name}", f"fd_directional_{name}_se"
+    norm, directional = f"fd_norm_{name}", f"fd_directional_{name}"
+    return norm, f"{norm}_standard_error", directional, f"{directional}_standard_error"
 
 
 def step_of(name: str) -> float:

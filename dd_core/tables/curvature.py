@@ -26,10 +26,10 @@ PER_IMAGE = Table(
     ),
     optional=(
         OptionalColumns(
-            f"fd_(norm|directional)_{STEP_PATTERN}(_se)?",
+            f"fd_(norm|directional)_{STEP_PATTERN}(_standard_error)?",
             "float64",
-            "published finite difference at the step h of the name, mean over random signs r (_se: its standard "
-            "error): norm of the gradient's change, or r times it; normalised as the study says, by default a "
+            "published finite difference at the step h of the name, mean over random signs r (or its "
+            "standard error): norm of the gradient's change, or r times it; normalised as the study says, by default a "
             "derivative per h (norm) or h^2 (directional)",
         ),
     ),
@@ -90,10 +90,10 @@ HESSIAN_SPECTRA = Table(
         Column("num_parameters", "int64", "of the layers looked at"),
         Column("layers", "list<string>", "names or patterns the Hessian is restricted to; empty: all layers"),
         Column("loss", "float64", "mean loss of these images, as it is trained, nats"),
-        Column("lambda_max", "float64", "largest eigenvalue, nats per squared weight unit, as all of H here"),
-        Column("lambda_max_residual", "float64", "|Hv - lambda v| of its unit vector, same unit"),
-        Column("lambda_min", "float64", "smallest eigenvalue, same unit"),
-        Column("lambda_min_residual", "float64", "|Hv - lambda v| of its unit vector, same unit"),
+        Column("largest_eigenvalue", "float64", "largest eigenvalue, nats per squared weight unit, as all of H here"),
+        Column("largest_eigenvalue_residual", "float64", "|Hv - lambda v| of its unit vector, same unit"),
+        Column("smallest_eigenvalue", "float64", "smallest eigenvalue, same unit"),
+        Column("smallest_eigenvalue_residual", "float64", "|Hv - lambda v| of its unit vector, same unit"),
         Column("eigenvalues", "list<float64>", "the largest, falling, same unit"),
         Column("residuals", "list<float64>", "|Hv - lambda v| of each, same unit"),
         Column("trace", "float64", "exact trace, same unit; null where the network is not piecewise linear"),

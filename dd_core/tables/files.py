@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from dd_core.errors import StaleError
 from dd_core.store.files import local_copy, remove, write_atomically
 from dd_core.store.store import Store
+from dd_core.study.former_names import now
 from dd_core.tables.columns import Table
 from dd_core.tables.curvature import CURVATURE_TABLES
+from dd_core.tables.former import as_now
 from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.kinds import KINDS
 from dd_core.tables.loss_slopes import LOSS_SLOPE_FITS, LOSS_SLOPES
@@ -157,7 +159,7 @@ def _number(value: float | None) -> float | None:
 
 
 def read_parquet(path: Path) -> "pa.Table":
-    """Read one file of a table, without the folder columns.
+    """Read one file of a table, without the folder columns; of an earlier version under the names of now.
 
     Raises:
         FileNotFoundError: there is none.
@@ -167,7 +169,7 @@ def read_parquet(path: Path) -> "pa.Table":
     import pyarrow.parquet as pq
 
     try:
-        return _unpacked(pq.ParquetFile(local_copy(path)).read())
+        return as_now(_unpacked(pq.ParquetFile(local_copy(path)).read()))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:  # of a damaged head Thrift says so by an OSError
@@ -216,7 +218,7 @@ def _unpacked(table: "pa.Table") -> "pa.Table":
     table = table.drop_columns([FURTHER_NAMES, FURTHER_VALUES])
     for number, name in enumerate(names):
         own = values.take(np.arange(table.num_rows) * len(names) + number)
-        columns = (kind.optional_column(name) for kind in TABLES.values())
+        columns = (kind.optional_column(now(name).name) for kind in TABLES.values())
         description = next((column.description for column in columns if column is not None), "")
         table = table.append_column(pa.field(name, own.type, metadata={"description": description}), own)
     return table

@@ -1,30 +1,36 @@
 """Rows of arms that train just now, before a checkpoint vouches for them: news that may be lost and are never needed.
 
 While an arm trains, or a part of its trials apart from the others, one small file says what it has done since the last
-checkpoint, a row for each trial and epoch (``LIVE``)::
+checkpoint, a line of JSON for each trial and epoch, with the columns of ``LIVE``::
 
-    live/study=<study>/arm=<arm>/whole.parquet          of an arm whose trials train together
-    live/study=<study>/arm=<arm>/trials-003.parquet     of those of its trials that train apart
+    live/study=<study>/arm=<arm>/whole.jsonl          of an arm whose trials train together
+    live/study=<study>/arm=<arm>/trials-003.jsonl     of those of its trials that train apart
 
-It is written anew every two seconds or so (``dd_core.training.live_rows``) and goes when the training is done. What a
-killed process leaves stays until the arm goes on, and then the same rows come again. No result depends on these files:
-figures, checks and exports do not see them, nobody's SHA-256 is compared, and one that is damaged counts for nothing.
+It is written anew every two seconds or so (``dd_core.training.live_rows``) and emptied when the training is done. What
+a killed process leaves stays until the arm goes on, and then the same rows come again. No result depends on these
+files: figures, checks and exports do not see them, nobody's SHA-256 is compared, and a damaged line counts for nothing.
 
 People read them in SQL, in ``warehouse.duckdb`` and by ``connect(store, live=True)``: the view ``training_evals`` has
 their evaluations too, and the view ``live_epochs`` all their rows. From Python without DuckDB: ``live_rows``.
+
+They are lines, not parquet, and emptied rather than removed, because SQL reads them while they are replaced: DuckDB
+opens a file of parquet twice for one query, and one that is another by then is an error.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import datetime
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dd_core.errors import StaleError
-from dd_core.store.files import remove
+from dd_core.store.files import is_object, read_all, remove, write_text
 from dd_core.store.parts import PartStore
 from dd_core.store.store import Store
 from dd_core.tables.columns import ARM, EPOCH, STEP, Column, Table
-from dd_core.tables.files import TABLES, arrow_schema, read_parquet, write_parquet
+from dd_core.tables.files import TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,83 +60,101 @@ LIVE = Table(
         Column("written_at", "timestamp", "UTC, when the process that trains has told this"),
     ),
 )
-# What tells an evaluation from another.
-_KEY = ("study", "arm", "trial", "recipe", "epoch")
+# What tells an evaluation from another; without it a line is none.
+KEY = ("study", "arm", "trial", "recipe", "epoch")
+_INFINITIES = (math.inf, -math.inf)
+_PYTHON: dict[str, Callable[[Any], Any]] = {
+    "string": str,
+    "timestamp": datetime.datetime.fromisoformat,
+    **dict.fromkeys(("int16", "int32", "int64"), int),
+    **dict.fromkeys(("float32", "float64"), float),
+}
+# No query takes so long between finding a file and opening it.
+_LONGEST_QUERY_SECONDS = 600.0
 
 
 def live_path(store: Store, study: str, arm: str) -> Path:
     """The file of an arm, or of that part of it whose store this is."""
     name = store.name if isinstance(store, PartStore) else "whole"
-    return store.live_folder(study, arm) / f"{name}.parquet"
+    return store.live_folder(study, arm) / f"{name}.jsonl"
 
 
-def remove_live(store: Store, study: str, arm: str, until: int | None = None) -> None:
-    """Remove the files of an arm and its parts; with ``until`` only those that tell of no later epoch."""
-    files = sorted(store.live_folder(study, arm).glob("*.parquet"))
-    remove(*(path for path in files if until is None or _last_epoch(path) <= until))
+def line(values: Mapping[str, Any]) -> str:
+    """Values of a row; null and NaN are left out, and infinity, which JSON has no number for, is a text."""
+    known = {name: value for name, value in values.items() if value is not None and value == value}
+    return json.dumps({name: str(value) if value in _INFINITIES else value for name, value in known.items()})
 
 
-def _last_epoch(path: Path) -> int:
-    """That a file tells of; -1 if it tells of none, as it is damaged."""
-    with contextlib.suppress(StaleError, FileNotFoundError):
-        return max(read_parquet(path)["epoch"].to_pylist(), default=-1)
-    return -1
+def begin_anew(store: Store, study: str, arm: str) -> None:
+    """Before an arm or a part of it trains: forget what an earlier training has left. Hold its lock.
+
+    The rows of a part stay until it has written them again: perhaps there is nothing left for it to do, while the
+    tables of the arm have to wait for the other parts.
+    """
+    own = live_path(store, study, arm)
+    if isinstance(store, PartStore):
+        store.whole.clean_temporaries(own.parent, own.name)
+    else:
+        forget(store, study, arm)
+        store.clean_temporaries(own.parent)
+
+
+def forget(store: Store, study: str, arm: str, until: int | None = None) -> None:
+    """Empty the files of an arm and its parts; with ``until`` only those that tell of no later epoch."""
+    paths = sorted(store.live_folder(study, arm).glob("*.jsonl"))
+    for path, content in zip(paths, read_all(paths), strict=True):
+        last = max((row["epoch"] for row in _rows(content or b"")), default=-1)
+        if content and (until is None or last <= until):
+            write_text(path, "")
+
+
+def tidy(store: Store) -> None:
+    """Remove files that have been empty for long, and have one, so that views can be made over all there will be."""
+    files = [] if is_object(store.root) else [*store.live_folder().glob("*/*/*.jsonl")]
+    remove(*(path for path in files if _is_old_and_empty(path)))
+    write_text(store.live_folder("none", "none") / "empty.jsonl", "")
+
+
+def _is_old_and_empty(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        return not status.st_size and time.time() - status.st_mtime > _LONGEST_QUERY_SECONDS
+    return False
+
+
+def is_in_views(store: Store) -> bool:
+    """Whether the warehouse file there is shows what trains just now."""
+    return store.warehouse_path.exists() and (store.live_folder("none", "none") / "empty.jsonl").exists()
 
 
 def live_rows(store: Store) -> "pa.Table":
-    """All rows, with the columns of ``LIVE``, ``study`` and ``arm`` among them; without rows where nothing trains.
+    """All rows, with the columns of ``LIVE``; none where nothing trains.
 
     An evaluation may be among them that ``training_evals`` has already.
     """
     import pyarrow as pa
 
-    schema = arrow_schema(LIVE)
-    folders = ("study", "arm")
-    plain = pa.schema([*(pa.field(name, pa.string()) for name in folders), *((f.name, _plain(f.type)) for f in schema)])
-    tables = []
-    for path, table in _readable(store):
-        values = dict(part.split("=", 1) for part in path.parts if part.startswith(("study=", "arm=")))
-        for name in folders:
-            table = table.append_column(name, pa.repeat(values[name], table.num_rows))
-        tables.append(table.select(plain.names).cast(plain))
-    return pa.concat_tables(tables) if tables else plain.empty_table()
+    kinds = {"string": "string", "timestamp": pa.timestamp("us", tz="UTC")}
+    schema = pa.schema([(column.name, kinds.get(column.type, column.type)) for column in LIVE.columns])
+    paths = sorted(store.live_folder().glob("*/*/*.jsonl"))
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for path, content in zip(paths, read_all(paths), strict=True):
+        folders = dict(part.split("=", 1) for part in path.parts if part.startswith(("study=", "arm=")))
+        for row in _rows(content or b""):
+            key = tuple((folders | row)[name] for name in KEY)
+            if key not in found or found[key]["written_at"] <= row["written_at"]:
+                found[key] = folders | row
+    return pa.Table.from_pylist(list(found.values()), schema)
 
 
-def _plain(type_: "pa.DataType") -> "pa.DataType":
-    import pyarrow as pa
-
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
-def _readable(store: Store) -> Iterator[tuple[Path, "pa.Table"]]:
-    """Every file that is there and whole, and what is in it."""
-    for path in sorted(store.live_folder().glob("*/*/*.parquet")):
-        with contextlib.suppress(StaleError, FileNotFoundError):
-            yield path, read_parquet(path)
-
-
-def _empty_file(store: Store) -> Path:
-    """So that a view never is over no file, which DuckDB refuses."""
-    return store.live_folder("none", "none") / "empty.parquet"
-
-
-def tidy(store: Store) -> None:
-    """Remove what is damaged, and let there be a file without rows, so that views can be made over all there are."""
-    remove(*({*store.live_folder().glob("*/*/*.parquet")} - {path for path, _ in _readable(store)}))
-    if not _empty_file(store).exists():
-        write_parquet(_empty_file(store), arrow_schema(LIVE).empty_table())
-
-
-def sound_files(store: Store) -> list[Path] | None:
-    """The files that a view can be over; None: all that there will ever be."""
-    sound = [path for path, _ in _readable(store)]
-    files = [*store.live_folder().glob("*/*/*.parquet")]
-    return None if _empty_file(store) in sound and set(files) <= set(sound) else sound
-
-
-def is_in_views(store: Store) -> bool:
-    """Whether the warehouse file there is shows what trains just now."""
-    return store.warehouse_path.exists() and _empty_file(store).exists()
+def _rows(content: bytes) -> Iterator[dict[str, Any]]:
+    """What is whole of a file."""
+    types = {column.name: _PYTHON[column.type] for column in LIVE.file_columns}
+    for text in content.splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # it is damaged
+            row = {name: types[name](value) for name, value in json.loads(text).items() if name in types}
+            if {*KEY, "written_at"} <= {*row, "study", "arm"}:
+                yield row
 
 
 def with_live(committed: str, columns: Sequence[str], live: str) -> str:
@@ -139,10 +163,10 @@ def with_live(committed: str, columns: Sequence[str], live: str) -> str:
     Args:
         committed: query of the former.
         columns: its columns.
-        live: the files of ``LIVE`` as a relation.
+        live: rows of ``LIVE`` as a relation.
     """
     names = ", ".join(f'"{name}"' for name in columns)
     return (
         f"{committed} UNION ALL SELECT {names} FROM (SELECT * FROM {live} WHERE train_loss IS NOT NULL) "
-        f"ANTI JOIN (SELECT * FROM ({committed})) USING ({', '.join(_KEY)})"
+        f"ANTI JOIN (SELECT * FROM ({committed})) USING ({', '.join(KEY)})"
     )

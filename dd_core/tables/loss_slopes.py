@@ -129,17 +129,21 @@ LOSS_SLOPES = Table(
         Column("delta_aic_offset_plain", "float64", "the same, counting correlated points as independent"),
         Column("best_model", "string", "lowest AICc by effective sample size"),
         Column("loss_at_early_stop", "float64", "mean batch loss of the epoch in which the early window ends, nats"),
-        Column("final_train_loss", "float64", "mean batch loss of the last epoch, nats"),
-        Column("best_val_ce", "float64", "lowest validation loss (without validation images: test loss), nats"),
-        Column("best_val_epoch", "float64", "when that was, epochs"),
-        Column("final_val_ce", "float64", "the last one, nats"),
-        Column("val_is_test", "bool", "the three before are of test images, as there are no validation images"),
+        Column("last_train_loss", "float64", "mean batch loss of the last epoch, nats"),
         Column(
-            "lambda_plateau_epoch", "float64", "when lambda_max stops changing, epochs; null: never, or not measured"
+            "best_validation_loss", "float64", "lowest validation loss (without validation images: test loss), nats"
         ),
-        Column("lambda_max_early", "float64", "largest Hessian eigenvalue where the early window ends"),
+        Column("best_validation_epoch", "float64", "when that was, epochs"),
+        Column("last_validation_loss", "float64", "the last one, nats"),
+        Column("validation_is_test", "bool", "the three before are of test images, as there are no validation images"),
         Column(
-            "psd_tail",
+            "largest_eigenvalue_plateau_epoch",
+            "float64",
+            "when largest_eigenvalue stops changing, epochs; null: never, or not measured",
+        ),
+        Column("largest_eigenvalue_early", "float64", "largest Hessian eigenvalue where the early window ends"),
+        Column(
+            "spectral_density_tail",
             "float64",
             "mean Welch power spectral density of log-loss residuals, 0.3 to 0.5 cycles per step, per cycle",
         ),
@@ -150,7 +154,7 @@ LOSS_SLOPES = Table(
             "last quarter, nats",
         ),
         Column(
-            "resid_power",
+            "residual_power",
             "float64",
             "mean Welch power spectral density of the residuals, 0.02 to 0.1 cycles per step, per cycle",
         ),

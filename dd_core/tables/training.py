@@ -18,14 +18,16 @@ from dd_core.tables.columns import (
 _OUTCOMES = (
     ("train_error", "given labels, fraction"),
     ("train_loss", "given labels, nats"),
-    ("loss_val_nats", "validation images, nats"),
-    ("acc_val", "validation images, fraction"),
+    ("validation_loss", "validation images, nats"),
+    ("validation_error", "validation images, fraction"),
     ("test_error", "fraction"),
     ("test_loss", "nats"),
 )
 _LAST_AND_BEST = (
     *(Column(f"last_{name}", "float64", f"at the last evaluation, {unit}") for name, unit in _OUTCOMES),
-    Column("best_by", "string", "what best means: lowest loss_val_nats, or without validation images lowest test_loss"),
+    Column(
+        "best_by", "string", "what best means: lowest validation_loss, or without validation images lowest test_loss"
+    ),
     Column("best_epoch", "int16", "epoch of the evaluation at which that was lowest, over all attempts"),
     *(Column(f"best_{name}", "float64", f"at best_epoch, {unit}") for name, unit in _OUTCOMES),
 )
@@ -136,15 +138,14 @@ TRAINING_TABLES = (
             Column("epoch", "int16", "epoch the batch belongs to, 1-based"),
             STEP,
             Column(
-                "loss_train_nats",
+                "train_loss",
                 "float64",
                 "mean loss of the batch before the step, as it is trained (of smoothed labels, or mean squared error, "
                 "if the variant says so), nats; the step at which it is no number any more has no row, and "
                 "runs.end_step says which",
             ),
-            Column("loss_train_bits", "float64", "the same in bits"),
-            Column("acc_train", "float64", "accuracy on the batch (augmented, given labels), fraction"),
-            Column("lr", "float64", "learning rate of the step"),
+            Column("train_error", "float64", "of the batch (augmented, given labels) before the step, fraction wrong"),
+            Column("learning_rate", "float64", "of the step; what a grid varied is that of runs"),
             Column("weight_decay", "float64", "weight decay of the step"),
             Column("time", "float64", "when the step was issued, Unix time, s"),
         ),
@@ -168,8 +169,8 @@ TRAINING_TABLES = (
             Column("train_loss_clean", "float64", "training images with a right label, nats"),
             Column("train_error_noisy", "float64", "mislabelled training images against the GIVEN label, fraction"),
             Column("train_loss_noisy", "float64", "mislabelled training images against the GIVEN label, nats"),
-            Column("loss_val_nats", "float64", "validation images, true labels, nats; null without such images"),
-            Column("acc_val", "float64", "validation images, true labels, fraction; null without such images"),
+            Column("validation_loss", "float64", "validation images, true labels, nats; null without such images"),
+            Column("validation_error", "float64", "validation images, true labels, fraction; null without such images"),
             Column("test_error", "float64", "test images, true labels, fraction"),
             Column("test_loss", "float64", "test images, true labels, nats"),
         ),
@@ -181,7 +182,11 @@ TRAINING_TABLES = (
             *ARM,
             Column("epoch", "int16", "epoch the step belongs to, 1-based"),
             STEP,
-            Column("metric", "string", "loss_val_nats, acc_val, grad_norm, weight_norm, lambda_max, hutch_trace, ..."),
+            Column(
+                "metric",
+                "string",
+                "validation_loss, validation_error, gradient_norm, weight_norm, largest_eigenvalue, hessian_trace, ...",
+            ),
             Column(
                 "value",
                 "float64",

@@ -33,7 +33,8 @@ import duckdb
 from dd_core.errors import StoreError
 from dd_core.store.files import is_object, write_atomically
 from dd_core.store.store import Store
-from dd_core.tables import live
+from dd_core.study.former_names import now
+from dd_core.tables import former, live
 from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
@@ -61,16 +62,25 @@ _NOBODY = "none"
 _OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehouse\.duckdb)\.tmp$', 1)"
 
 
-def connect(store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False) -> duckdb.DuckDBPyConnection:
+def connect(
+    store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False, arm: tuple[str, str] | None = None
+) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view for each of some tables, without damaged files; close it after use.
 
-    ``live``: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+    Args:
+        store: where they are.
+        tables: their names.
+        live: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+        arm: study and arm, the rows of which are enough; no file of others is opened then.
+
+    Raises:
+        StoreError: the object store does not let DuckDB read.
     """
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
         give_access(connection, store.root)
-        _create_views(connection, store, tables, is_portable=False, is_live=live)
+        _create_views(connection, store, tables, is_portable=False, is_live=live, arm=arm)
     except BaseException:
         connection.close()
         raise
@@ -114,11 +124,12 @@ def _empty_file(store: Store, table: Table) -> Path:
 
 
 def _write_empty(store: Store, table: Table) -> None:
-    """So that a view never is over no file, which DuckDB refuses."""
-    path = _empty_file(store, table)
+    """So that a view never is over no file, which DuckDB refuses, and knows the columns of files to come."""
+    path, schema = _empty_file(store, table), arrow_schema(table)
     manifest = store.read_manifest(store.manifest_path(path))
-    if manifest is None or not store.is_sound(manifest):
-        write_result(store, path, arrow_schema(table).empty_table())
+    columns = " ".join(schema.names)
+    if manifest is None or manifest.content.get("columns") != columns or not store.is_sound(manifest):
+        write_result(store, path, schema.empty_table(), columns=columns)
 
 
 def _create_views(
@@ -129,15 +140,16 @@ def _create_views(
     is_portable: bool,
     is_live: bool,
     with_grids: bool = False,
+    arm: tuple[str, str] | None = None,
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
-    damaged = {harm.path for harm in damaged_files(store, tables)}
-    now = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
+    damaged = {harm.path for harm in damaged_files(store, tables, *(arm or ()))}
+    news = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
-        folder = store.table_folder(table.name)
-        files = _files(store, table, damaged)
+        folder = store.table_folder(table.name, *(arm or ()))
+        files = _files(folder, damaged, 0 if arm else len(table.folder_columns))
         if files is not None:
             filled += [table.name] * _has_rows(store, table)
         try:
@@ -150,8 +162,8 @@ def _create_views(
                     rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
             names = {column.name for column in columns}
             query = f"SELECT {', '.join(columns.values())} {rows}"
-            if now is not None and table.name == "training_evals":
-                query = live.with_live(query, [column.name for column in columns], now)
+            if news is not None and table.name == "training_evals":
+                query = live.with_live(query, [column.name for column in columns], news)
             query, added = joined(table, query, names, varied)
             connection.execute(f"CREATE VIEW {table.name} AS {query}")
             is_varied = with_grids and table.name == "runs" and '"grid"' in columns.values()
@@ -163,9 +175,9 @@ def _create_views(
             reason = str(error).splitlines()[0]
             raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
         _comment(connection, table, [*columns, *added])
-    if now is not None:
-        names = ", ".join(column.name for column in live.LIVE.columns)
-        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {names} FROM {now}")
+    if news is not None:
+        shown = ", ".join(column.name for column in live.LIVE.columns)
+        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {news}")
         _comment(connection, live.LIVE, live.LIVE.columns)
     create_views(connection, tables)
     return [name for name in tables if name in filled]
@@ -180,17 +192,20 @@ def _comment(connection: duckdb.DuckDBPyConnection, table: Table, columns: Itera
 
 def _live_rows(store: Store, is_portable: bool) -> str:
     """Rows of what trains just now as a relation; of the file of views those of the root where it lies."""
-    files = live.sound_files(store)
-    if files is None:
-        texts = [f"{_literal(str(store.live_folder().absolute()))}/*/*/*.parquet"]
-    else:
-        texts = [_literal(str(path.absolute())) for path in files]
-    if not texts:
-        nothing = ", ".join(f"NULL::{_SQL_TYPES[column.type]} AS {column.name}" for column in live.LIVE.columns)
+    table, folder = live.LIVE, store.live_folder()
+    if next(folder.glob("*/*/*.jsonl"), None) is None:
+        nothing = ", ".join(f"NULL::{_SQL_TYPES[column.type]} AS {column.name}" for column in table.columns)
         return f"(SELECT {nothing} WHERE false)"
-    if not is_portable:
-        return _parquet(live.LIVE, _texts(texts))
-    return f"(SELECT * FROM {_parquet(live.LIVE, _own_root(store, texts))} WHERE {_guard(store)})"
+    files = [f"{_literal(str(folder.absolute()))}/*/*/*.jsonl"]
+    types = ", ".join(f"{column.name}: '{_SQL_TYPES[column.type]}'" for column in table.file_columns)
+    keys, is_whole = ", ".join(live.KEY), " AND ".join(f"{name} IS NOT NULL" for name in live.KEY)
+    folders = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
+    return (
+        f"(SELECT * FROM read_json({_own_root(store, files) if is_portable else _texts(files)}, columns = {{{types}}}, "
+        f"format = 'newline_delimited', ignore_errors = true, hive_partitioning = true, hive_types = {{{folders}}}) "
+        f"WHERE {is_whole}{f' AND {_guard(store)}' * is_portable} "
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY written_at DESC) = 1)"
+    )
 
 
 def _has_rows(store: Store, table: Table) -> bool:
@@ -214,26 +229,34 @@ def _columns(connection: duckdb.DuckDBPyConnection, table: Table, files: list[st
             {"key": OPTIONAL_KEY},
         ).fetchall()
         packed = list(dict.fromkeys(name for (names,) in found for name in json.loads(names)))
-    expressions = {
-        column: f'"{column.name}"' if column.name in present else f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
-        for column in table.columns
-    }
+    expressions = {column: _sql(column, former.ways(column.name, present)) for column in table.columns}
     for name in dict.fromkeys([*present, *packed]):
-        column = table.optional_column(name)
-        if column is not None:
-            unpacked = f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(name)}))"
-            ways = [f'"{name}"'] * (name in present) + [unpacked] * (name in packed)
-            expressions[column] = f'coalesce({", ".join(ways)}) AS "{name}"'
+        column = table.optional_column(now(name).name)
+        if column is not None and column not in expressions:
+            alike = [other for other in dict.fromkeys([*present, *packed]) if now(other).name == column.name]
+            ways = [f'"{other}"' for other in alike if other in present]
+            ways += [
+                f"list_extract({FURTHER_VALUES}, list_position({FURTHER_NAMES}, {quoted(other)}))"
+                for other in alike
+                if other in packed
+            ]
+            expressions[column] = _sql(column, ways)
     return expressions
 
 
-def _files(store: Store, table: Table, damaged: Collection[Path]) -> list[str] | None:
-    """The files of a table below the data root, with wildcards where none is damaged; None: there are none."""
-    folder = store.table_folder(table.name)
+def _sql(column: Column, ways: list[str]) -> str:
+    """A column of a view by the ways to know it, the first that is not null."""
+    if not ways:
+        return f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"'
+    return f'"{column.name}"' if ways == [f'"{column.name}"'] else f'coalesce({", ".join(ways)}) AS "{column.name}"'
+
+
+def _files(folder: Path, damaged: Collection[Path], depth: int) -> list[str] | None:
+    """The files of a table, or of an arm's part of it, with wildcards where none is damaged; None: there are none."""
     if not any(path.is_relative_to(folder) for path in damaged):
         if next(folder.glob("**/*.parquet"), None) is None:
             return None
-        return [f"{_literal(str(folder.absolute()))}{'/*' * len(table.folder_columns)}/*.parquet"]
+        return [f"{_literal(str(folder.absolute()))}{'/*' * depth}/*.parquet"]
     sound = [path for path in sorted(folder.glob("**/*.parquet")) if path not in damaged]
     return [_literal(str(path.absolute())) for path in sound] or None
 

@@ -10,6 +10,7 @@ from dd_core.store.checkpoints import check_checkpoint, save_checkpoint
 from dd_core.store.files import remove
 from dd_core.store.parts import Part
 from dd_core.store.store import Store
+from dd_core.study.former_names import as_now
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet, write_parquet
 from dd_core.training.recorder import EVAL_METRICS, METRIC_TABLES
@@ -36,7 +37,7 @@ def assemble(store: Store, study: Study, checkpoint: Checkpoint, parts: list[Par
     after = _newest_epoch_before(store, study, checkpoint)
     remove_foreign_files(store, study, arm, "" if after is None else f"{after:04d}")
     written: dict[str, tuple[Path, int]] = {}
-    headline = dict.fromkeys(EVAL_METRICS, math.nan)
+    headline = dict.fromkeys(as_now(dict.fromkeys(EVAL_METRICS)), math.nan)
     for name in METRIC_TABLES:
         path = store.table_folder(name, study.name, arm.key) / f"{checkpoint.epoch:04d}.parquet"
         table = rows_of_parts(name, study, checkpoint, parts, after)
@@ -127,7 +128,7 @@ def _headline(evals: "pa.Table", epoch: int) -> dict[str, float]:
     """The mean over trials of the evaluation at that epoch, as ``Session.evaluate`` has it."""
     there = evals["epoch"].to_numpy() == epoch
     headline = {}
-    for name in EVAL_METRICS:
+    for name in as_now(dict.fromkeys(EVAL_METRICS)):
         values = evals[name].to_numpy()[there]
         values = values[~np.isnan(values)]
         headline[name] = float(values.mean()) if len(values) else math.nan

@@ -15,6 +15,7 @@ from dd_core.errors import StaleError
 from dd_core.machine.memory import name_of, peak_memory, reset_peak_memory
 from dd_core.store.parts import PartStore
 from dd_core.store.store import Store
+from dd_core.study.former_names import now
 from dd_core.study.price import price_per_gpu_hour
 from dd_core.study.study import Arm, Study
 from dd_core.tables.attempts import attempt_numbers, attempt_path
@@ -138,11 +139,15 @@ _MEASURED = ("seconds", "gpu_seconds", "cost", "samples_per_second", "peak_memor
 def _outcomes(session: Session) -> dict[str, list[Any]]:
     """The last and the best evaluation of every trial, null where there was none yet."""
     progress = session.progress
+
+    def told(at: str, evaluations: list[dict[str, float]]) -> dict[str, list[Any]]:
+        return {f"{at}_{now(n).name}": [now(n).value(each.get(n)) for each in evaluations] for n in _OUTCOMES}
+
     return {
-        **{f"last_{name}": [trial.last.get(name) for trial in progress] for name in _OUTCOMES},
-        "best_by": [best_by(trial.best) if trial.best else None for trial in progress],
+        **told("last", [trial.last for trial in progress]),
+        "best_by": [now(best_by(trial.best)).name if trial.best else None for trial in progress],
         "best_epoch": [trial.best.get("epoch") for trial in progress],
-        **{f"best_{name}": [trial.best.get(name) for trial in progress] for name in _OUTCOMES},
+        **told("best", [trial.best for trial in progress]),
     }
 
 

@@ -6,24 +6,19 @@ The training does not need it: where it cannot be written, or takes long, people
 import contextlib
 import datetime
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from dd_core.errors import StaleError, StoreError
-from dd_core.store.files import remove
+from dd_core.store.files import write_text
 from dd_core.store.parts import Part, PartStore
 from dd_core.study.study import Checkpoint
-from dd_core.tables.files import TABLES, to_arrow, write_parquet
-from dd_core.tables.live import LIVE, live_path
+from dd_core.tables.live import line, live_path
 from dd_core.training.assembly import rows_of_parts
 from dd_core.training.recorder import EVAL_METRICS
 from dd_core.training.session import Session
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_MEASURED = [c.name for c in TABLES["training_evals"].file_columns if c.name not in ("variant", "k", "recipe")]
 # Between two writes, at least and at most, and the share of its time that a training may write in between.
 _LEAST, _MOST, _SHARE = 2.0, 8.0, 0.01
 
@@ -35,10 +30,10 @@ class LiveRows:
         """Begin with what the resume point holds, and what of a part is not yet in the tables of its arm."""
         self._session, self._until = session, until
         self._study, self._store = session.study.whole, session.store
+        self._path = live_path(self._store, self._study.name, session.arm.key)
         self._due = 0.0
-        self._evals: list[np.ndarray] = []  # of every epoch, as ``Recorder.evals``; NaN where it was not evaluated
-        self._batches: list[np.ndarray] = []  # of the same epochs, float64 (2, T): mean loss and accuracy of batches
-        self._before = self._rows_of_part()
+        self._lines: dict[int, list[tuple[int, str]]] = {}  # by epoch: number of the trial, and what does not change
+        self._add_rows(self._rows_of_part())
         recorder = session.recorder
         steps = np.concatenate(recorder.batches) if recorder.batches else self._no_steps
         evals = {int(rows[0, 0]): rows for rows in recorder.evals}
@@ -56,23 +51,21 @@ class LiveRows:
 
     def write(self, *, is_last: bool = False) -> None:
         """Tell people, if it is time to; after the epoch's checkpoint has been written, if it has one."""
-        if self._is_in_tables():
-            self._before = {}
-            del self._evals[:-1], self._batches[:-1]  # of the last one people see how far it is
-        if time.monotonic() < self._due and not is_last:
+        if self._is_in_tables():  # of the last one people see how far it is
+            self._lines = {self._session.epoch: self._lines[self._session.epoch]}
+        began = time.monotonic()
+        if began < self._due and not is_last:
             return
-        table, began = self._table(), time.monotonic()
         with contextlib.suppress(StoreError):
-            write_parquet(live_path(self._store, self._study.name, self._session.arm.key), table)
+            write_text(self._path, self._text())
         now = time.monotonic()
         self._due = now + min(max((now - began) / _SHARE, _LEAST), _MOST)
 
     def close(self) -> None:
         """The training is done: nothing is left to tell, unless other parts of the arm have to get there first."""
         if self._is_in_tables():
-            remove(live_path(self._store, self._study.name, self._session.arm.key))
-        else:
-            self.write(is_last=True)
+            self._lines[self._session.epoch] = []
+        self.write(is_last=True)
 
     @property
     def _no_steps(self) -> np.ndarray:
@@ -86,46 +79,43 @@ class LiveRows:
         whole = self._store.whole if isinstance(self._store, PartStore) else self._store
         return whole.checkpoint_manifest_path(self._study.name, Checkpoint(self._session.arm, epoch)).exists()
 
-    def _rows_of_part(self) -> dict[str, np.ndarray]:
+    def _rows_of_part(self) -> list[dict[str, Any]]:
         """Evaluations that its own tables have and the arm's have not, as other parts are behind."""
-        session, table = self._session, None
+        session = self._session
         if isinstance(self._store, PartStore):
             part, checkpoint = Part(session.study, self._store), Checkpoint(session.arm, session.epoch)
             with contextlib.suppress(StaleError, FileNotFoundError):
                 table = rows_of_parts("training_evals", self._study, checkpoint, [part], None)
-        return {} if table is None else {name: table[name].to_numpy() for name in _MEASURED}
+                return [] if table is None else table.drop_columns(["variant", "k", "recipe"]).to_pylist()
+        return []
 
     def _add(self, epoch: int, steps: np.ndarray, evals: np.ndarray | None) -> None:
         """``steps``: rows of ``Recorder.batches``; ``evals``: the evaluation after the epoch, if there was one."""
-        trials = self._session.study.trials
+        session, trials = self._session, self._session.study.trials
         if evals is None:
             evals = np.full((trials, 2 + len(EVAL_METRICS)), np.nan)
-            evals[:, :2] = epoch, self._session.calendar.steps_after(epoch)
-        if self._evals and self._evals[-1][0, 0] == epoch:
-            del self._evals[-1], self._batches[-1]
-        self._evals.append(evals)
+            evals[:, :2] = epoch, session.calendar.steps_after(epoch)
         values = steps[:, 3 : 3 + 2 * trials]
         counts = (~np.isnan(values)).sum(0)  # a trial that has ended has no batches any more
         means = np.where(counts, np.nansum(values, 0) / np.maximum(counts, 1), np.nan)
-        self._batches.append(means.reshape(2, trials))
+        columns = session.recorder.eval_columns([evals])
+        columns |= {"batch_loss": means[:trials], "batch_error": 1 - means[trials:]}
+        columns["trial"] = columns["trial"] + session.study.first_trial
+        self._lines.pop(epoch, None)
+        each = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+        self._add_rows([dict(zip(columns, row, strict=True)) for row in each])
 
-    def _table(self) -> "pa.Table":
-        session, arm, before = self._session, self._session.arm, self._before
-        own = session.recorder.eval_columns(self._evals)
-        own["trial"] += session.study.first_trial
-        own["batch_loss"], accuracy = np.stack(self._batches, axis=2).reshape(2, -1)  # in the same order
-        own["batch_error"] = 1 - accuracy
-        columns = own
-        if before:
-            nothing = np.full(len(before["trial"]), np.nan)
-            columns = {name: np.concatenate([before.get(name, nothing), values]) for name, values in own.items()}
-        states = np.array([trial.ending.status if trial.ending else "training" for trial in session.progress])
-        common = {
-            "variant": arm.variant,
-            "k": arm.k,
-            "recipe": self._study.recipe_hash(arm),
-            "until": self._until,
-            "status": states[columns["trial"] - session.study.first_trial],
-            "written_at": datetime.datetime.now(datetime.UTC),
+    def _add_rows(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self._lines.setdefault(row["epoch"], []).append((row["trial"], line(row)))
+
+    def _text(self) -> str:
+        session, arm = self._session, self._session.arm
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        same = {"variant": arm.variant, "k": arm.k, "recipe": self._study.recipe_hash(arm), "until": self._until}
+        states = [trial.ending.status if trial.ending else "training" for trial in session.progress]
+        ends = {
+            number: line({**same, "status": state, "written_at": now})
+            for number, state in zip(session.study.trial_numbers, states, strict=True)
         }
-        return to_arrow(LIVE, {**columns, **common}, len(columns["trial"]))
+        return "".join(f"{row[:-1]}, {ends[trial][1:]}\n" for rows in self._lines.values() for trial, row in rows)

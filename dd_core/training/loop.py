@@ -9,9 +9,6 @@ from dd_core.events import CheckpointWritten, Event, Note, Progress, Report
 from dd_core.training.live_rows import LiveRows
 from dd_core.training.session import Session
 
-# Metrics of an evaluation that ``Progress`` tells of, or needs.
-_TOLD = ("train_loss", "train_error", "test_error", "acc_val")
-
 
 def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: Report) -> None:
     """Train up to an epoch.
@@ -67,11 +64,15 @@ def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: 
 def _progress(sessions: Sequence[Session], epoch: int) -> Progress:
     """What people are told after an epoch: means of the last evaluations of all trials that still train."""
     last = [trial.last for session in sessions for trial in session.progress if trial.is_training and trial.last]
-    means = {name: fmean([metrics[name] for metrics in last]) if last else math.nan for name in _TOLD}
-    if math.isnan(means["test_error"]):
-        means["test_error"] = 1 - means["acc_val"]
-    del means["acc_val"]
-    return Progress(epoch=epoch, **{name: value for name, value in means.items() if math.isfinite(value)})
+
+    def mean(metric: str) -> float | None:
+        values = [metrics[metric] for metrics in last]
+        return fmean(values) if values and all(map(math.isfinite, values)) else None
+
+    test_error, accuracy = mean("test_error"), mean("acc_val")
+    if test_error is None and accuracy is not None:  # there are no test images
+        test_error = 1 - accuracy
+    return Progress(epoch=epoch, train_loss=mean("train_loss"), train_error=mean("train_error"), test_error=test_error)
 
 
 def _at(sessions: Sequence[Session], epoch: int) -> list[Session]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dd_core.data.trials import TrialData
 from dd_core.store.store import Store
+from dd_core.study.former_names import as_now, now
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import to_arrow, write_parquet
 from dd_core.tables.training import METRIC_TABLES
@@ -194,10 +195,9 @@ class Recorder:
             "trial": np.repeat(np.arange(trials), steps),
             "epoch": np.tile(rows[:, 0].astype(int), trials),
             "step": np.tile(rows[:, 1].astype(int), trials),
-            "loss_train_nats": losses,
-            "loss_train_bits": losses / math.log(2),
-            "acc_train": accuracies,
-            "lr": rates,
+            "train_loss": losses,
+            "train_error": 1 - accuracies,
+            "learning_rate": rates,
             "time": np.tile(rows[:, 2], trials),
         }
         decay = self.study.variants[self.arm.variant].optimizer.weight_decay
@@ -216,22 +216,21 @@ class Recorder:
             "epoch": flat[:, 0].astype(int),
             "step": flat[:, 1].astype(int),
         }
-        columns |= {name: flat[:, 2 + i] for i, name in enumerate(EVAL_METRICS)}
-        return columns
+        return columns | as_now({name: flat[:, 2 + i] for i, name in enumerate(EVAL_METRICS)})
 
     def _reading_columns(self) -> dict[str, Any]:
         if not self.readings:
             return {}
         trials, parts = len(self.data), []
-        for metric, arrays in sorted(self.readings.items()):
+        for metric, arrays in sorted(self.readings.items(), key=lambda item: now(item[0]).name):
             rows = np.concatenate(arrays)
             values = rows[:, 2 : 2 + trials].T.reshape(-1)
             columns = {
                 "trial": np.repeat(np.arange(trials), len(rows)),
                 "epoch": np.tile(rows[:, 0].astype(int), trials),
                 "step": np.tile(rows[:, 1].astype(int), trials),
-                "metric": np.full(trials * len(rows), metric),
-                "value": values,
+                "metric": np.full(trials * len(rows), now(metric).name),
+                "value": now(metric).value(values),
                 "standard_error": rows[:, 2 + trials :].T.reshape(-1),
             }
             parts.append(_rows(columns, ~np.isnan(values)))

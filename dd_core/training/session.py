@@ -16,6 +16,7 @@ from dd_core.store.checkpoints import make_way, save_checkpoint, save_weights
 from dd_core.store.manifests import Ending
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
+from dd_core.study.former_names import as_now
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training import resume_point
 from dd_core.training.recorder import EVAL_METRICS, Recorder
@@ -157,7 +158,8 @@ class Session:
                 continue
             self._note(trial, metrics)
         ended = [trial for trial, was in enumerate(training) if was and not self.progress[trial].is_training]
-        return {name: _mean(rows[:, i]) for i, name in enumerate(EVAL_METRICS)}, ended
+        columns = as_now({name: rows[:, i] for i, name in enumerate(EVAL_METRICS)})
+        return {name: _mean(values) for name, values in columns.items()}, ended
 
     def _evaluation(self, number: int, stack: TrialStack | ArmInStack) -> Evaluation:
         """That of now, or of a stack whose trials have all ended the one before: its weights stay as they are."""

@@ -16,6 +16,7 @@ from dd_core.store.parts import PartStore
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.resume_points import trained_epoch
 from dd_core.store.store import Store
+from dd_core.study.former_names import now
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.attempts import is_settled
 from dd_core.tables.files import read_parquet
@@ -85,6 +86,12 @@ def progress_at(store: Store, study: Study, checkpoint: Checkpoint) -> list[Tria
     return progress
 
 
+def _former(row: dict[str, Any], name: str) -> float:
+    """A metric of a row under the name that training has for it; NaN where there is none."""
+    value = now(name).former(row[now(name).name])
+    return math.nan if value is None else float(value)
+
+
 def _evaluations(store: Store, study: Study, checkpoint: Checkpoint) -> list[dict[int, dict[str, float]]]:
     """For each trial the metrics of its evaluations up to a checkpoint, by epoch."""
     name, arm = "training_evals", checkpoint.arm.key
@@ -94,10 +101,11 @@ def _evaluations(store: Store, study: Study, checkpoint: Checkpoint) -> list[dic
     found: list[dict[int, dict[str, float]]] = [{} for _ in study.trial_numbers]
     for folder, first in folders:
         for path in sorted(folder.glob("[0-9]*.parquet")):
-            rows: list[dict[str, Any]] = read_parquet(path).select(["trial", "epoch", *EVAL_METRICS]).to_pylist()
+            columns = [now(name).name for name in EVAL_METRICS]
+            rows: list[dict[str, Any]] = read_parquet(path).select(["trial", "epoch", *columns]).to_pylist()
             for row in rows:
                 trial, epoch = row["trial"] - first, row["epoch"]
                 if 0 <= trial < study.trials and epoch <= checkpoint.epoch:
-                    metrics = {n: math.nan if row[n] is None else row[n] for n in EVAL_METRICS}
+                    metrics = {n: _former(row, n) for n in EVAL_METRICS}
                     found[trial].setdefault(epoch, metrics)
     return found

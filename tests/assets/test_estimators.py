@@ -72,7 +72,7 @@ def test_every_command_succeeds_without_a_warning(choices: Choices) -> None:
 
 def test_run_config_adds_an_estimators_columns_and_keeps_the_others(choices: Choices) -> None:
     before, after = choices.exact_only, choices.with_differences
-    new = ["fd_norm_h0p5", "fd_norm_h0p5_se", "fd_directional_h0p5", "fd_directional_h0p5_se"]
+    new = ["fd_norm_h0p5", "fd_norm_h0p5_standard_error", "fd_directional_h0p5", "fd_directional_h0p5_standard_error"]
     assert sorted(set(after) - set(before)) == sorted(new)
     assert {name: after[name] for name in before} == before
     assert all(value > 0 for value in after["fd_norm_h0p5"])
@@ -113,7 +113,7 @@ def test_the_hessian_of_one_partition_is_one_file_with_its_manifest(choices: Cho
     assert event.metadata["dagster/uri"].value == str(path)
     assert event.tags is not None
     assert event.tags["dagster/data_version"] == sha256_of(path)
-    assert float(str(event.metadata["lambda_max"].value)) > 0
+    assert float(str(event.metadata["largest_eigenvalue"].value)) > 0
 
 
 def test_the_spectra_driver_takes_the_last_checkpoint_of_each_arm_once(choices: Choices) -> None:
@@ -126,7 +126,7 @@ def test_the_spectra_driver_takes_the_last_checkpoint_of_each_arm_once(choices: 
 def test_a_row_of_spectra_is_consistent(choices: Choices) -> None:
     with contextlib.closing(connect(choices.lab.store)) as connection:
         rows = connection.sql(
-            "SELECT k, trial, lambda_max, eigenvalues, trace, list_sum(layer_traces) AS layers, num_images, "
+            "SELECT k, trial, largest_eigenvalue, eigenvalues, trace, list_sum(layer_traces) AS layers, num_images, "
             "gradient_overlap FROM hessian_spectra ORDER BY k, trial"
         ).fetchall()
     assert [(k, trial) for k, trial, *_ in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]

@@ -45,8 +45,8 @@ def write_rows(
 def batch(trial: int, step: int, value: float, accuracy: float = 0.5, epoch: int | None = None) -> dict[str, Any]:
     """A row of training_batches in an epoch of four steps; a loss is never negative."""
     return {
-        "trial": trial, "step": step, "epoch": epoch or 1 + (step - 1) // 4, "time": 1.7e9 + step / 7, "lr": value,
-        "weight_decay": 1e-4, "loss_train_nats": abs(value), "loss_train_bits": abs(value) / 3, "acc_train": accuracy,
+        "trial": trial, "step": step, "epoch": epoch or 1 + (step - 1) // 4, "time": 1.7e9 + step / 7,
+        "learning_rate": value, "weight_decay": 1e-4, "train_loss": abs(value), "train_error": 1 - accuracy,
     }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def write_some(store: Store, study: Study) -> None:
     for arm in study.arms.values():
         values = [arm.k + 1 / n for n in range(1, 9)]
         batches = [batch(trial, step, value) for trial in (0, 1) for step, value in enumerate(values, start=1)]
-        readings = [monitor(t, s, "hutch_trace", v, abs(v) / 10) for t in (0, 1) for s, v in ((4, HARD[1]), (8, 3.0))]
+        readings = [monitor(t, s, "hessian_trace", v, abs(v) / 10) for t in (0, 1) for s, v in ((4, HARD[1]), (8, 3.0))]
         readings += [monitor(t, 8, "sharpness", number) for t, number in ((0, -math.inf), (1, math.inf))]
         write_rows(store, study, arm, "training_batches", batches)
         write_rows(store, study, arm, "training_monitors", readings)

@@ -32,7 +32,7 @@ def losses(trial: int, num: int = 200) -> list[dict[str, Any]]:
     random = np.random.default_rng(trial)
     values = 2.2 * np.arange(1, num + 1) ** -0.4 * np.exp(0.02 * random.normal(size=num))
     return [
-        {**batch(trial, step, value, epoch=1 + (step - 1) // 20), "lr": 0.1}
+        {**batch(trial, step, value, epoch=1 + (step - 1) // 20), "learning_rate": 0.1}
         for step, value in enumerate(values.tolist(), start=1)
     ]
 
@@ -80,25 +80,26 @@ def test_every_metric_is_asked_for_at_its_own_frequency(store: Store, make_study
     study = make_study(imported=True, epochs=10, checkpoints=(10,), monitors=monitors)
     write(store, study)
     for arm, every in ((ONE, 10), (TWO, 5)):  # a quarter of an epoch is five steps
-        readings = [monitor(t, s, "loss_val_nats", 1.0) for t in (0, 1) for s in range(every - 1, 200, every)]
+        readings = [monitor(t, s, "validation_loss", 1.0) for t in (0, 1) for s in range(every - 1, 200, every)]
         write_rows(store, study, arm, "training_monitors", readings)
     verdict = verdict_on(store, study)
     assert verdict.gaps == [
-        "no run has acc_val; if its program did not measure that, say so in the study file, by null under monitors",
-        "plain.k001 trials 0 and 1: loss_val_nats is there 20 of 40 times",
+        "no run has validation_error; if its program did not measure that, say so in the study file, by null "
+        "under monitors",
+        "plain.k001 trials 0 and 1: validation_loss is there 20 of 40 times",
     ]
     assert verdict.reasons == ["not every metric is there at its frequency (2 problems)"]
 
 
 IMPOSSIBLE = {
-    "a loss that is no number": {"loss_train_nats": None},
-    "a negative loss": {"loss_train_nats": -0.1},
-    "an accuracy outside 0 to 1": {"acc_train": 1.2},
-    "a negative learning rate": {"lr": -1.0},
+    "a loss that is no number": {"train_loss": None},
+    "a negative loss": {"train_loss": -0.1},
+    "an error outside 0 to 1": {"train_error": 1.2},
+    "a negative learning rate": {"learning_rate": -1.0},
 }
 UNUSUAL = {
-    "a loss of exactly 0": {"loss_train_nats": 0.0},
-    "a loss of 10 nats or more": {"loss_train_nats": 12.0},
+    "a loss of exactly 0": {"train_loss": 0.0},
+    "a loss of 10 nats or more": {"train_loss": 12.0},
 }
 
 
@@ -124,8 +125,8 @@ def test_values_that_cannot_be_are_reasons_and_those_out_of_bounds_are_not(store
 
 def test_an_infinite_loss_is_no_number(store: Store, study: Study) -> None:
     rows = [*losses(0), *losses(1)]
-    rows[100] |= {"loss_train_nats": np.inf}
-    rows[300] |= {"loss_train_nats": np.nan}
+    rows[100] |= {"train_loss": np.inf}
+    rows[300] |= {"train_loss": np.nan}
     write(store, study, one=rows)
     verdict = verdict_on(store, study)
     assert verdict.impossible == ["plain.k001 trials 0 and 1: a loss that is no number is at 1 step"]
@@ -134,11 +135,11 @@ def test_an_infinite_loss_is_no_number(store: Store, study: Study) -> None:
 
 def test_bounds_are_the_campaigns_when_strict(store: Store, study: Study) -> None:
     rows = [*losses(0), *losses(1)]
-    rows[50] |= {"acc_train": 1.0}
-    rows[-1] |= {"lr": 0.0}
+    rows[50] |= {"train_error": 1.0}
+    rows[-1] |= {"learning_rate": 0.0}
     write(store, study, one=rows)
     sentences = {
-        "plain.k001 trial 0: an accuracy of 0 or 1 is at 1 step",
+        "plain.k001 trial 0: an error of 0 or 1 is at 1 step",
         "plain.k001 trial 1: a learning rate of 0 is at 1 step",
     }
     assert not sentences & set(verdict_on(store, study).out_of_range)
@@ -146,7 +147,7 @@ def test_bounds_are_the_campaigns_when_strict(store: Store, study: Study) -> Non
 
 
 def test_a_run_that_diverged_counts_as_failed_and_nothing_else(store: Store, study: Study) -> None:
-    end = [{**batch(0, 61 + i, 0.0, epoch=4), "loss_train_nats": value} for i, value in enumerate((50.0, np.inf, None))]
+    end = [{**batch(0, 61 + i, 0.0, epoch=4), "train_loss": value} for i, value in enumerate((50.0, np.inf, None))]
     write(store, study, one=[*losses(0, 60), *end, *losses(1)])
     verdict = verdict_on(store, study)
     assert verdict.outcomes == {"fitted": 3, "diverged": 1}
@@ -219,11 +220,11 @@ def test_runs_whose_losses_diverged_are_failures_once_and_complete(store: Store,
 
 
 def test_columns_that_no_run_has_are_not_asked_for_and_others_are(store: Store, study: Study) -> None:
-    without = [{**row, "time": None, "weight_decay": None, "acc_train": None} for t in (0, 1) for row in losses(t)]
-    write_rows(store, study, TWO, "training_batches", [{**row, "lr": None} for row in without])
+    without = [{**row, "time": None, "weight_decay": None, "train_error": None} for t in (0, 1) for row in losses(t)]
+    write_rows(store, study, TWO, "training_batches", [{**row, "learning_rate": None} for row in without])
     write_rows(store, study, ONE, "training_batches", without)
     verdict = verdict_on(store, study)
-    assert verdict.gaps == ["plain.k002 trials 0 and 1: lr is missing"]
+    assert verdict.gaps == ["plain.k002 trials 0 and 1: learning_rate is missing"]
 
 
 def test_a_trial_with_evaluations_alone_is_there_without_losses(store: Store, study: Study) -> None:
@@ -233,7 +234,7 @@ def test_a_trial_with_evaluations_alone_is_there_without_losses(store: Store, st
     verdict = verdict_on(store, study)
     assert (verdict.missing, verdict.incomplete) == ([], [])
     assert verdict.outcomes == {"fitted": 3, "no losses": 1}
-    assert verdict.gaps == ["plain.k001 trial 1: loss_train_nats is missing"]
+    assert verdict.gaps == ["plain.k001 trial 1: train_loss is missing"]
 
 
 def test_checkpoints_of_unknown_size_are_left_out(store: Store, study: Study) -> None:
@@ -257,7 +258,7 @@ def test_slow_runs_and_odd_checkpoints_raise_alerts(store: Store, study: Study) 
 
 def test_poor_fits_are_no_go(store: Store, study: Study) -> None:
     random = np.random.default_rng(0)
-    noise = [{**row, "loss_train_nats": float(random.uniform(1, 2))} for row in (*losses(0), *losses(1))]
+    noise = [{**row, "train_loss": float(random.uniform(1, 2))} for row in (*losses(0), *losses(1))]
     for arm in (ONE, TWO):
         write_rows(store, study, arm, "training_batches", noise)
     verdict = verdict_on(store, study)

@@ -319,11 +319,11 @@ def test_everything_recorded_is_of_the_classes_seen(recorded: Store) -> None:
             f"""WITH by_split AS (
                 SELECT p.trial, p.epoch, avg(p.loss) FILTER (p.split = 'train') AS train_loss,
                     1 - avg(p.correct::INT) FILTER (p.split = 'test') AS test_error,
-                    avg(p.correct::INT) FILTER (p.split = 'validation') AS acc_val, max(class_rank) AS last
+                    1 - avg(p.correct::INT) FILTER (p.split = 'validation') AS validation_error, max(class_rank) AS last
                 FROM {images} GROUP BY ALL)
             SELECT count(*), count(*) FILTER (abs(e.train_loss - b.train_loss) > 1e-6
                 OR last <> 2 + 3 * ((e.epoch > 2)::INT + (e.epoch > 4)::INT)
-                OR abs(e.test_error - b.test_error) + abs(e.acc_val - b.acc_val) > 1e-9)
+                OR abs(e.test_error - b.test_error) + abs(e.validation_error - b.validation_error) > 1e-9)
             FROM training_evals e JOIN by_split b USING (trial, epoch)"""
         ).fetchall()
         assert wrong == [(14, 0)]
@@ -343,11 +343,13 @@ def test_everything_recorded_is_of_the_classes_seen(recorded: Store) -> None:
         assert seen == [(0, 0, 3), (2, 3, 6), (3, 6, 6), (6, 9, 10)]
         # The validation monitor, which goes its own way, says the same at the end of an epoch.
         differ = sql.sql(
-            "SELECT count(*), max(abs(m.value - e.acc_val)) FROM training_monitors m JOIN training_evals e "
-            "USING (trial, epoch, step) WHERE metric = 'acc_val'"
+            "SELECT count(*), max(abs(m.value - e.validation_error)) FROM training_monitors m JOIN training_evals e "
+            "USING (trial, epoch, step) WHERE metric = 'validation_error'"
         ).fetchall()
         assert differ[0] == (12, pytest.approx(0, abs=1e-7))
-        rates = sql.sql("SELECT DISTINCT round(lr, 6) AS rate FROM training_batches ORDER BY rate").fetchall()
+        rates = sql.sql(
+            "SELECT DISTINCT round(learning_rate, 6) AS rate FROM training_batches ORDER BY rate"
+        ).fetchall()
         assert rates == [(0.02,), (0.1,)]
 
 

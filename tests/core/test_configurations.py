@@ -156,4 +156,4 @@ def test_six_decimals_make_zeros_of_small_values_and_are_read(bench: Bench) -> N
     rows = "".join(f"{step},{1 + step // 11},{max(0.0, 1e-5 * (8 - step)):.6f},0.000000\n" for step in range(1, 21))
     bench.write("seed-0/metrics.csv", f"step,epoch,loss_train_nats,psd_tail\n{rows}")
     load(bench, by=(), settings={**TRAINED["settings"], "optimizer": {"name": "sgd", "learning_rate": 0.1}})
-    assert bench.rows("training_batches", "SELECT count(*) FROM rows WHERE loss_train_nats = 0") == [(13,)]
+    assert bench.rows("training_batches", "SELECT count(*) FROM rows WHERE train_loss = 0") == [(13,)]

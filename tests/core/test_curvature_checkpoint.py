@@ -211,7 +211,10 @@ def test_finite_differences_are_added_and_what_was_there_is_kept(
     pd.testing.assert_frame_equal(after[before.columns], before)
     added = [name for name in after.columns if name not in before.columns]
     assert added == [
-        f"fd_{kind}_{h}{end}" for h in ("h0p1", "h1") for kind in ("norm", "directional") for end in ("", "_se")
+        f"fd_{kind}_{h}{end}"
+        for h in ("h0p1", "h1")
+        for kind in ("norm", "directional")
+        for end in ("", "_standard_error")
     ]
     # Both studies are content with the file now, and so is one that asks for both at once.
     assert not compute_curvature(study, LAST, trained)
@@ -249,7 +252,7 @@ def test_other_steps_replace_the_earlier_and_the_hessian_is_kept(trained: Store,
     other = make_study(curvature={**DIFFERENCE, "finite_difference": {"steps": (1.0, 2.0), "num_probes": 2}})
     assert compute_curvature(other, LAST, trained)
     after = rows_of(trained, other)
-    assert [name for name in after.columns if name.startswith("fd_norm") and not name.endswith("_se")] == [
+    assert [name for name in after.columns if name.startswith("fd_norm") and not name.endswith("_standard_error")] == [
         "fd_norm_h1",
         "fd_norm_h2",
     ]

@@ -69,7 +69,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_half(score: str) ->
 
 
 def test_every_score_has_its_auroc_and_nothing_else_has() -> None:
-    data = columns() | {"fd_norm_h0p001_se": np.ones(60)}
+    data = columns() | {"fd_norm_h0p001_standard_error": np.ones(60)}
     names = {name for name in summarise(data)[0] if name.startswith("auroc_")}
     assert names == {f"auroc_{score}" for score in (*SCORES, *DIFFERENCES)}
     fixed = {column.name for column in TABLES["curvature"].file_columns if column.name.startswith("auroc_")}

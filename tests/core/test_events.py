@@ -15,6 +15,9 @@ VALUES: dict[str, Any] = {
     "error": "no",
     "samples": 5,
     "num_steps": 2,
+    "train_loss": 0.5,
+    "train_error": 0.25,
+    "test_error": 0.5,
 }
 VALUES |= {
     "is_user_error": True,

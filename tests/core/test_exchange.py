@@ -19,6 +19,7 @@ from dd_core.exchange import exporter
 from dd_core.exchange.columns import EPOCH_FILE_KEYS, STEP_FILE_KEYS
 from dd_core.exchange.exporter import export_arm
 from dd_core.study.files import read_study
+from dd_core.study.former_names import METRICS
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import read_parquet
 
@@ -84,7 +85,7 @@ def test_a_line_has_what_was_measured_at_its_step_and_nothing_else(bench: Bench,
 def test_other_programs_read_back_every_bit(bench: Bench, study: Study) -> None:
     arm = study.arms["plain.k001"]
     values = [*HARD, *(np.random.default_rng(0).normal(size=200) ** 9).tolist()]
-    rows = [monitor(0, step, "grad_var", value) for step, value in enumerate(values, start=1)]
+    rows = [monitor(0, step, "gradient_variance", value) for step, value in enumerate(values, start=1)]
     write_rows(bench.store, study, arm, "training_monitors", rows)
     export_arm(bench.store, study, arm)
     path, objects = exported(bench.store, study, arm), exported(bench.store, study, arm, "metrics.jsonl")
@@ -141,8 +142,11 @@ def test_validation_comes_from_the_monitor_and_else_from_evaluations(
     study = make_study(data={"dataset": "digits", "num_train": 100, "num_validation": num_validation})
     arm = study.arms["plain.k001"]
     write_rows(bench.store, study, arm, "training_batches", [batch(0, step, 1.0) for step in range(1, 9)])
-    write_rows(bench.store, study, arm, "training_monitors", [monitor(0, 4, "loss_val_nats", 2.0)])
-    evals = [evaluation(0, epoch, 1.0, loss_val_nats=math.nan if epoch else 3.0, acc_val=0.5) for epoch in (0, 1, 2)]
+    write_rows(bench.store, study, arm, "training_monitors", [monitor(0, 4, "validation_loss", 2.0)])
+    evals = [
+        evaluation(0, epoch, 1.0, validation_loss=math.nan if epoch else 3.0, validation_error=0.5)
+        for epoch in (0, 1, 2)
+    ]
     write_rows(bench.store, study, arm, "training_evals", evals)
     export_arm(bench.store, study, arm)
     rows = csv_rows(exported(bench.store, study, arm))
@@ -155,7 +159,9 @@ def test_evaluations_after_a_trial_stopped_early_add_no_lines(bench: Bench, make
     study = make_study(data={"dataset": "digits", "num_train": 100, "num_validation": 20})
     arm = study.arms["plain.k001"]
     write_rows(bench.store, study, arm, "training_batches", [batch(0, step, 1.0) for step in range(1, 4)])
-    evals = [evaluation(0, epoch, 1.0, step=4, loss_val_nats=float(epoch), acc_val=0.5) for epoch in (1, 2, 3, 4)]
+    evals = [
+        evaluation(0, epoch, 1.0, step=4, validation_loss=float(epoch), validation_error=0.5) for epoch in (1, 2, 3, 4)
+    ]
     write_rows(bench.store, study, arm, "training_evals", evals)
     export_arm(bench.store, study, arm)
     rows = csv_rows(exported(bench.store, study, arm))
@@ -168,7 +174,7 @@ def test_only_rows_of_the_present_recipe_are_exported(bench: Bench, make_study: 
     old, new = make_study(), make_study({"batch_size": 50})
     arm = old.arms["plain.k001"]
     write_rows(bench.store, old, arm, "training_batches", [batch(t, 1, 1.0) for t in (0, 1)], part="0002")
-    write_rows(bench.store, old, arm, "training_monitors", [monitor(1, 2, "grad_norm", 1.0)], part="0002")
+    write_rows(bench.store, old, arm, "training_monitors", [monitor(1, 2, "gradient_norm", 1.0)], part="0002")
     write_rows(bench.store, old, arm, "training_evals", [evaluation(1, 1, 1.0)], part="0002")
     assert export_arm(bench.store, new, arm) is None
     assert not exported(bench.store, new, arm).exists()
@@ -268,14 +274,15 @@ def any_fraction() -> st.SearchStrategy[float]:
 def any_rows(draw: st.DrawFn) -> dict[str, list[dict[str, Any]]]:
     """Batches at all or some steps, monitors at other ones, evaluations; of one or two trials."""
     rows: dict[str, list[dict[str, Any]]] = {"training_batches": [], "training_monitors": [], "training_evals": []}
-    metrics = st.sampled_from([*SEED_KEYS[8:17], "sharpness", "loss/slope 5,15", 'a "quoted" näme'])
+    names = [METRICS[key].name if key in METRICS else key for key in SEED_KEYS[8:17]]
+    metrics = st.sampled_from([*names, "sharpness", "loss/slope 5,15", 'a "quoted" näme'])
     for trial in draw(st.sampled_from([[0], [0, 1], [3]])):
         steps = draw(st.sets(st.integers(1, 40), max_size=6))
         rows["training_batches"] += [batch(trial, s, draw(any_float()), draw(any_fraction())) for s in sorted(steps)]
         for metric in draw(st.sets(metrics, max_size=4)):
             for step in draw(st.sets(st.integers(0, 40), min_size=1, max_size=4)):
-                value = draw(any_fraction() if metric == "acc_val" else any_float())
-                value = abs(value) if metric == "loss_val_nats" else value
+                value = 1 - draw(any_fraction()) if metric == "validation_error" else draw(any_float())
+                value = abs(value) if metric == "validation_loss" else value
                 rows["training_monitors"].append(monitor(trial, step, metric, value, draw(any_float())))
         for epoch in draw(st.sets(st.integers(0, 9), min_size=1, max_size=3)):
             errors: dict[str, Any] = {"train_error": draw(any_fraction()), "test_error": draw(any_fraction())}
@@ -315,7 +322,7 @@ def test_all_bits_of_an_imported_table_are_those_of_the_original(bench: Bench, s
     write_rows(bench.store, study, arm, "training_batches", [batch(0, s, v) for s, v in enumerate(HARD, start=1)])
     export_arm(bench.store, study, arm)
     bench.load(bench.store.exports_folder("tiny"))
-    names = ("step", "epoch", "loss_train_nats", "loss_train_bits", "lr", "weight_decay", "time", "acc_train")
+    names = ("step", "epoch", "train_loss", "learning_rate", "weight_decay", "time", "train_error")
     expected = [tuple(batch(0, s, v)[name] for name in names) for s, v in enumerate(HARD, start=1)]
     path = bench.store.table_folder("training_batches", "other", arm.key) / "trial-000.parquet"
     found = read_parquet(path).select(names).to_pylist()

@@ -151,9 +151,9 @@ def test_many_probes_find_the_trace_within_the_stated_error() -> None:
     model, (images, labels, ids) = smooth_network(), data(8, 4, side=5)
     trace = hessians(model, images, labels).diagonal(dim1=1, dim2=2).sum(-1)
     ours = finite_difference_curvature(model, images, labels, ids, steps=(1e-5,), num_probes=1000)
-    deviations = (ours["fd_directional_h0p00001"] - trace) / ours["fd_directional_h0p00001_se"]
+    deviations = (ours["fd_directional_h0p00001"] - trace) / ours["fd_directional_h0p00001_standard_error"]
     assert (deviations.abs() < 4).all()
-    assert (ours["fd_directional_h0p00001_se"] < 0.2 * trace.abs().max()).all()
+    assert (ours["fd_directional_h0p00001_standard_error"] < 0.2 * trace.abs().max()).all()
 
 
 # Nothing but the image itself
@@ -212,7 +212,7 @@ def test_steps_do_not_influence_each_other_and_share_their_probes() -> None:
 def test_one_probe_has_no_standard_error() -> None:
     model, images, labels, ids = single(3)
     ours = finite_difference_curvature(model, images, labels, ids, steps=(1.0,), num_probes=1)
-    assert ours["fd_norm_h1_se"].isnan().all()
+    assert ours["fd_norm_h1_standard_error"].isnan().all()
     assert ours["fd_norm_h1"].isfinite().all()
 
 

@@ -376,7 +376,7 @@ def test_of_a_training_best_and_errors_are_those_that_training_tells(store: Stor
     arm = study.arms["planning.k002"]
     train_arm(study, arm, store, 3)
     assert rebuild(store, study).computed == [arm.key]
-    sql = """SELECT r.best_epoch, r.best_loss_val_nats, r.num_parameters, n.epoch, n.loss, n.num_parameters, n.status
+    sql = """SELECT r.best_epoch, r.best_validation_loss, r.num_parameters, n.epoch, n.loss, n.num_parameters, n.status
         FROM nsm_results n JOIN runs r USING (study, arm, trial) WHERE split = 'validation' AND result = 'best'"""
     found = rows(store, sql)
     assert len(found) == 2
@@ -384,7 +384,8 @@ def test_of_a_training_best_and_errors_are_those_that_training_tells(store: Stor
         assert (epoch, parameters, "finished") == (own_epoch, own_parameters, status)
         assert loss == pytest.approx(own_loss, rel=1e-6)
     sql = """SELECT max(abs(accuracy - CASE split WHEN 'train' THEN 1 - train_error WHEN 'test' THEN 1 - test_error
-            ELSE acc_val END)), count(*) FROM graph_progress JOIN training_evals USING (study, arm, trial, epoch)"""
+            ELSE 1 - validation_error END)), count(*)
+        FROM graph_progress JOIN training_evals USING (study, arm, trial, epoch)"""
     assert rows(store, sql) == [(pytest.approx(0, abs=1e-9), 2 * 4 * 3)]
 
 

@@ -183,12 +183,9 @@ def test_what_a_grid_varied_is_a_column_of_every_view_with_an_arm(store: Store) 
             ("s-core", 0.1, "cosine", 1),
             (None, None, None, 1),
         ]
-        comments = dict(
-            connection.execute(
-                "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'training_batches'"
-            ).fetchall()
-        )
-        assert "varied by a grid" in comments["learning_rate"]
+        sql = "SELECT table_name, comment FROM duckdb_columns() WHERE column_name = 'learning_rate'"
+        comments = dict(connection.execute(sql).fetchall())
+        assert "varied by a grid" in comments["training_evals"] and "of the step" in comments["training_batches"]
         families = connection.execute("SELECT DISTINCT family FROM runs ORDER BY 1").fetchall()
         assert families == [("plain",), ("s-core",)]
 

@@ -47,13 +47,15 @@ def test_the_loss_slope_campaign_of_seeds_000_and_001(bench: Bench) -> None:
     done = bench.load(
         variant="s-core", reading=Reading(k=64, trial=3, first_epoch=0), settings=settings_, data=TRAINED["data"]
     )
-    assert bench.rows("training_batches", "SELECT variant, k, trial, epoch, step, lr, weight_decay FROM rows") == [
+    assert bench.rows(
+        "training_batches", "SELECT variant, k, trial, epoch, step, learning_rate, weight_decay FROM rows"
+    ) == [
         ("s-core", 64, 3, 1, 1, 0.05, 0.001),
         ("s-core", 64, 3, 1, 2, 0.1, 0.001),
     ]
     assert bench.rows("training_monitors", "SELECT epoch, step, metric, value FROM rows") == [
-        (1, 2, "lambda_max", 31.5),
-        (1, 2, "loss_val_nats", 2.25),
+        (1, 2, "largest_eigenvalue", 31.5),
+        (1, 2, "validation_loss", 2.25),
     ]
     assert done.left_out == [f'host, which is no number: {bench.files}/s-core/job_3/metrics.csv:2 ("rtx1")']
     optimizer = read_study(bench.studies / "other.yaml").variants["s-core"].optimizer
@@ -64,9 +66,11 @@ def test_the_graph_networks_of_seed_003(bench: Bench) -> None:
     rows = [{"epoch": e, "train_loss": 0.7, "val_loss": 0.69, "accuracy": 0.5902, "acc_class_0": 0.4} for e in (0, 1)]
     bench.write("causal/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     done = bench.load(reading=Reading(k=1, first_epoch=0), **TRAINED)
-    assert bench.rows("training_evals", "SELECT epoch, train_loss, loss_val_nats, acc_val, test_error FROM rows") == [
-        (1, 0.7, 0.69, 0.5902, None),
-        (2, 0.7, 0.69, 0.5902, None),
+    assert bench.rows(
+        "training_evals", "SELECT epoch, train_loss, validation_loss, validation_error, test_error FROM rows"
+    ) == [
+        (1, 0.7, 0.69, 1 - 0.5902, None),
+        (2, 0.7, 0.69, 1 - 0.5902, None),
     ]
     assert bench.rows("training_monitors", "SELECT epoch, step, metric, value FROM rows") == [
         (1, None, "acc_class_0", 0.4),
@@ -85,7 +89,9 @@ def test_keys_can_be_renamed_and_left_out(bench: Bench) -> None:
     bench.write("run.csv", "it,ep,train_loss,junk\n1,1,2.5,x\n")
     renames = {"it": "step", "ep": "epoch", "train_loss": "loss_train_nats", "junk": ""}
     done = bench.load(bench.files / "run.csv", renames=renames, reading=Reading(k=2), **TRAINED)
-    assert bench.rows("training_batches", "SELECT epoch, step, loss_train_nats, lr FROM rows") == [(1, 1, 2.5, None)]
+    assert bench.rows("training_batches", "SELECT epoch, step, train_loss, learning_rate FROM rows") == [
+        (1, 1, 2.5, None)
+    ]
     assert done.left_out == []
 
 
@@ -97,8 +103,8 @@ def test_a_logger_may_write_several_objects_at_a_step(bench: Bench) -> None:
     ]
     bench.write("k003/metrics.jsonl", "\ufeff" + "\n\n".join(lines))
     bench.load(**TRAINED)
-    assert bench.rows("training_batches", "SELECT step, loss_train_nats, lr FROM rows") == [(1, 2.5, None)]
-    assert bench.rows("training_monitors", "SELECT step, metric, value FROM rows") == [(1, "grad_norm", 3.5)]
+    assert bench.rows("training_batches", "SELECT step, train_loss, learning_rate FROM rows") == [(1, 2.5, None)]
+    assert bench.rows("training_monitors", "SELECT step, metric, value FROM rows") == [(1, "gradient_norm", 3.5)]
 
 
 def test_nan_of_python_is_taken_where_the_user_says_so(bench: Bench) -> None:
@@ -107,7 +113,7 @@ def test_nan_of_python_is_taken_where_the_user_says_so(bench: Bench) -> None:
         bench.load(**TRAINED)
     bench.load(accept_nan=True, **TRAINED)
     assert bench.rows("training_monitors", "SELECT value FROM rows") == [(-math.inf,)]
-    assert bench.rows("training_batches", "SELECT loss_train_nats FROM rows") == [(None,)]
+    assert bench.rows("training_batches", "SELECT train_loss FROM rows") == [(None,)]
 
 
 BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
@@ -126,8 +132,8 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
         ("step,epoch,lr\n5,1,0.1\n4,1,0.1\n", ":3: step goes back from 5 to 4"),
         ("step,epoch,lr\n5,2,0.1\n6,1,0.1\n", ":3: epoch goes back from 2 to 1"),
         ("step,epoch,lr\n5,1,0.1\n5,2,0.1\n", ":3: step 5 is in epoch 2 and in the one before it"),
-        ("step,epoch,lr\n5,1,0.1\n5,1,0.1\n", ":3: lr is told twice for step 5, first in "),
-        ("step,epoch,lr\n5,0,0.1\n", ":2: lr of a batch in epoch 0, .* pass --first-epoch 0"),
+        ("step,epoch,lr\n5,1,0.1\n5,1,0.1\n", ":3: learning_rate is told twice for step 5, first in "),
+        ("step,epoch,lr\n5,0,0.1\n", ":2: learning_rate of a batch in epoch 0, .* pass --first-epoch 0"),
         ("step,epoch,lr\n1,1,fast\n", ':2: lr is "fast", not a number; --rename lr= leaves the key out'),
         ("step,epoch,lr\n1,1,1_000\n", ':2: lr is "1_000", not a number'),
         ("step,epoch,lr\n1,1,1e999\n", ":2: 1e999 is too large for a float64"),
@@ -147,7 +153,10 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
             "epoch,lr,loss,train_acc\n1,0.1,2,0.5\n",
             "loss does not say of which images it is; pass --rename loss=train_l",
         ),
-        ("epoch,lr,train_loss\n0,0.1,2\n", ":2: lr in epoch 0, which here is before training; pass --first-epoch 0"),
+        (
+            "epoch,lr,train_loss\n0,0.1,2\n",
+            ":2: learning_rate in epoch 0, which here is before training; pass --first-epoch 0",
+        ),
         ("epoch,eval_acc\n1,0.5\n", "eval_acc does not say of which images .* eval_acc=train_acc, val_acc or test_acc"),
         (
             "epoch,loss,acc,val_loss,val_acc\n1,2,0.5,2,0.5\n",
@@ -187,7 +196,7 @@ BAD_FILES: dict[str, list[tuple[str | bytes, str]]] = {
         ),
         ('{"epoch": 2, "test_error": 0.5}\n{"epoch": 1, "test_error": 0.5}', ":2: epoch goes back from 2 to 1"),
         ('{"epoch": 1, "test_error": 50}', ":1: test_error is 50, not a fraction"),
-        ('{"epoch": 1, "val_accuracy": 0.5, "val_acc": 0.5}', "has two keys for acc_val"),
+        ('{"epoch": 1, "val_accuracy": 0.5, "val_acc": 0.5}', "has two keys for validation_error"),
         (
             '{"epoch": 1, "accuracy": 0.5}',
             "accuracy does not say of which images it is; pass --rename accuracy=train_acc",

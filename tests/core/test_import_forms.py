@@ -45,8 +45,8 @@ def test_timm_evaluates_on_the_test_set_in_percent_and_counts_epochs_from_0(benc
         (3, 1.12, 0.53, 0.176, None),
     ]
     assert bench.rows("training_monitors", "SELECT epoch, metric, round(value, 6) FROM rows") == [
-        *[(1, "eval_top5", 0.989), (1, "lr", 0.05), (2, "eval_top5", 0.991)],
-        *[(2, "lr", 0.0452), (3, "eval_top5", 0.993), (3, "lr", 0.0327)],
+        *[(1, "eval_top5", 0.989), (1, "learning_rate", 0.05), (2, "eval_top5", 0.991)],
+        *[(2, "learning_rate", 0.0452), (3, "eval_top5", 0.993), (3, "learning_rate", 0.0327)],
     ]
     # The same by the options that were needed before.
     renames = {"eval_loss": "test_loss", "eval_top1": "test_acc", "lr": ""}
@@ -59,7 +59,7 @@ def test_a_rate_of_every_epoch_is_kept_for_every_epoch(bench: Bench) -> None:
     settings = {**TRAINED["settings"], "optimizer": {"name": "sgd"}}
     bench.load(FILES / "rate_by_epoch.csv", reading=K8, settings=settings, data=TRAINED["data"])
     sql = "SELECT epoch, step, metric, value FROM rows"
-    rates = [(1, None, "lr", 0.1), (2, None, "lr", 0.05), (3, None, "lr", 0.01)]
+    rates = [(1, None, "learning_rate", 0.1), (2, None, "learning_rate", 0.05), (3, None, "learning_rate", 0.01)]
     assert bench.rows("training_monitors", sql) == rates
     assert read_study(bench.studies / "other.yaml").variants["imported"].optimizer.learning_rate == 0.1
 
@@ -78,34 +78,37 @@ def test_percent_is_that_of_every_accuracy_and_error(name: str, bench: Bench) ->
     with pytest.raises(UserError, match=rf"alone\.csv:2: val_{name} is .*, not a fraction; pass --percent"):
         bench.load(alone, reading=K8, **TRAINED)
     bench.load(path, reading=Reading(k=8, percent=True), **TRAINED)
-    assert bench.rows("training_evals", "SELECT round(train_error, 6), round(acc_val, 6) FROM rows") == [
-        (0.599, 0.38),
-        (0.695, 0.28),
+    assert bench.rows("training_evals", "SELECT round(train_error, 6), round(validation_error, 6) FROM rows") == [
+        (0.599, 0.62),
+        (0.695, 0.72),
     ]
 
 
 def test_keras_accuracy_is_of_the_training_set(bench: Bench) -> None:
     done = bench.load(FILES / "keras.csv", reading=K8, **TRAINED)
     assert form(done) == {"keras"}
-    assert bench.rows("training_evals", "SELECT epoch, round(train_error, 6), train_loss, acc_val FROM rows") == [
+    assert bench.rows(
+        "training_evals", "SELECT epoch, round(train_error, 6), train_loss, validation_error FROM rows"
+    ) == [
         (1, 0.06, 0.2, None),
         (2, 0.03, 0.08, None),
     ]
     whole = bench.write("whole.csv", "epoch,accuracy,loss,val_accuracy,val_loss,learning_rate\n0,0.5,2,0.25,3,0.1\n")
     bench.load(whole, study="whole", reading=K8, **TRAINED)
-    sql = "SELECT epoch, train_error, train_loss, acc_val, loss_val_nats FROM rows"
-    assert bench.rows("training_evals", sql, "whole") == [(1, 0.5, 2.0, 0.25, 3.0)]
+    sql = "SELECT epoch, train_error, train_loss, validation_error, validation_loss FROM rows"
+    assert bench.rows("training_evals", sql, "whole") == [(1, 0.5, 2.0, 0.75, 3.0)]
 
 
 def test_lightnings_steps_and_epochs_are_told_apart(bench: Bench) -> None:
     done = bench.load(FILES / "lightning.csv", reading=Reading(k=8, percent=True), **TRAINED)
     assert form(done) == {"lightning"}
-    assert bench.rows("training_batches", "SELECT epoch, step, loss_train_nats FROM rows") == [
+    assert bench.rows("training_batches", "SELECT epoch, step, train_loss FROM rows") == [
         *[(1, 49, 0.63), (1, 99, 0.19), (2, 149, 0.15), (2, 199, 0.1)],
     ]
     # The test after two epochs of training stands under epoch 2, counted from 0: it is of the second.
-    sql = "SELECT epoch, round(train_error, 6), round(acc_val, 6), loss_val_nats, round(test_error, 6) FROM rows"
-    assert bench.rows("training_evals", sql) == [(1, 0.088, 0.881, 0.4, None), (2, 0.05, 0.903, 0.3, 0.101)]
+    errors = ", ".join(f"round({split}_error, 6)" for split in ("train", "validation", "test"))
+    sql = f"SELECT epoch, validation_loss, {errors} FROM rows"
+    assert bench.rows("training_evals", sql) == [(1, 0.4, 0.088, 0.119, None), (2, 0.3, 0.05, 0.097, 0.101)]
 
 
 def test_each_run_of_a_chart_is_an_arm_and_bounds_are_left_out_aloud(bench: Bench) -> None:
@@ -124,12 +127,12 @@ def test_a_pattern_or_the_order_of_columns_says_what_runs_are(bench: Bench) -> N
     with pytest.raises(UserError, match=r"the runs net-4 and net-8 would be one; say with --runs how"):
         bench.load(path, **TRAINED)
     bench.load(path, reading=Reading(runs="{variant}-{k}"), **TRAINED)
-    assert bench.rows("training_evals", "SELECT arm, trial, epoch, acc_val FROM rows") == [
-        *[("net.k004", 0, 1, 0.5), ("net.k004", 0, 2, 0.5), ("net.k008", 0, 2, 0.25)],
+    assert bench.rows("training_evals", "SELECT arm, trial, epoch, validation_error FROM rows") == [
+        *[("net.k004", 0, 1, 0.5), ("net.k004", 0, 2, 0.5), ("net.k008", 0, 2, 0.75)],
     ]
     bench.load(path, study="trials", reading=Reading(k=3, runs="trials"), **TRAINED)
-    assert bench.rows("training_evals", "SELECT arm, trial, epoch, acc_val FROM rows", "trials") == [
-        *[("imported.k003", 0, 1, 0.5), ("imported.k003", 0, 2, 0.5), ("imported.k003", 1, 2, 0.25)],
+    assert bench.rows("training_evals", "SELECT arm, trial, epoch, validation_error FROM rows", "trials") == [
+        *[("imported.k003", 0, 1, 0.5), ("imported.k003", 0, 2, 0.5), ("imported.k003", 1, 2, 0.75)],
     ]
     for pattern, sentence in {
         "net-seed{trial}": "the run net-4 is not called as --runs net-seed{trial} says",
@@ -207,7 +210,7 @@ def test_what_a_run_told_beyond_the_place_it_went_on_from_is_left_behind(bench: 
         bench.load(path, reading=K8, **TRAINED)
     done = bench.load(path, reading=Reading(k=8, keep_last=True), **TRAINED)
     assert done.left_out == [f"3 rows that come again later: {path}:4, 5, 6"]
-    assert bench.rows("training_batches", "SELECT step, lr FROM rows") == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert bench.rows("training_batches", "SELECT step, learning_rate FROM rows") == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
 def test_a_header_that_comes_again_is_left_out_aloud(bench: Bench) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dd_core.errors import UserError
 from dd_core.exchange.places import Reading
+from dd_core.study.former_names import now
 
 from .import_bench import TRAINED, Bench
 
@@ -44,8 +45,8 @@ _SPELLINGS: dict[str, list[str]] = {
     "test_acc": ["test_acc", "test_accuracy", "test/acc", "Test Acc", "test_top1", "acc/test"],
 }
 _COLUMN = {
-    "train_loss": ("train_loss", False), "train_acc": ("train_error", True), "val_loss": ("loss_val_nats", False),
-    "val_acc": ("acc_val", False), "test_loss": ("test_loss", False), "test_acc": ("test_error", True),
+    "train_loss": ("train_loss", False), "train_acc": ("train_error", True), "val_loss": ("validation_loss", False),
+    "val_acc": ("validation_error", True), "test_loss": ("test_loss", False), "test_acc": ("test_error", True),
 }  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def test_every_value_of_an_epoch_file_arrives_where_it_belongs(name: str) -> Non
             assert {told.format for told in done.told} == {name}
             assert read_evals(bench) == rounded(log.expected())
             metrics = bench.rows("training_monitors", "SELECT DISTINCT metric FROM rows") if log.extra else []
-            assert {metric for (metric,) in metrics} == set(log.extra)
+            assert {metric for (metric,) in metrics} == {now(name).name for name in log.extra}
             empty = sum(all(v[e] is None for v in log.values.values()) for e in range(log.num_epochs)) * (not log.extra)
             named = [text for text in done.left_out if "rows that have no number" in text]
             assert bool(named) == bool(empty)
@@ -197,7 +198,7 @@ def lightning_logs(draw: st.DrawFn) -> tuple[str, dict[int, dict[str, float]], l
         if train is not None:
             rows.setdefault(epoch + 1, {})["train_error"] = 1 - train
         if val is not None:
-            rows.setdefault(epoch + 1, {})["acc_val"] = val
+            rows.setdefault(epoch + 1, {})["validation_error"] = 1 - val
     if test:
         lines.append(f"{size},{size * per_epoch},,,,{told(test[0])}")
         rows.setdefault(size, {})["test_error"] = 1 - (test[0] or 0)
@@ -215,7 +216,7 @@ def test_every_value_of_a_step_file_arrives_where_it_belongs(
         done = bench.load(bench.write("metrics.csv", text), reading=Reading(k=4, percent=percent), **TRAINED)
         assert {told.format for told in done.told} == {"lightning"}
         assert read_evals(bench) == rounded(rows)
-        assert bench.rows("training_batches", "SELECT epoch, step, loss_train_nats FROM rows") == sorted(batches)
+        assert bench.rows("training_batches", "SELECT epoch, step, train_loss FROM rows") == sorted(batches)
 
 
 @st.composite
@@ -296,8 +297,8 @@ def test_whatever_a_table_holds_it_is_read_or_refused_in_one_sentence(
 def count_values(bench: Bench, rows: dict[Any, dict[str, int]]) -> int:
     """Numbers in the tables that are no place."""
     columns = {
-        "training_evals": "train_error, train_loss, loss_val_nats, acc_val, test_error, test_loss",
-        "training_batches": "time, lr, weight_decay, loss_train_nats, loss_train_bits, acc_train",
+        "training_evals": "train_error, train_loss, validation_loss, validation_error, test_error, test_loss",
+        "training_batches": "time, learning_rate, weight_decay, train_loss, train_error",
         "training_monitors": "value",
     }
     total = 0

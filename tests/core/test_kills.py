@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 MakeStudy = Callable[..., Study]
 SMALL = {"architecture": "cnn5", "batch_size": 30, "optimizer": {"name": "sgd", "learning_rate": 0.05}}
 KINDS = {"whole": {**SMALL, "schedule": {"name": "constant"}}, "in parts": {**SMALL, "precision": "float16"}}
-RESULTS = ["train_error", "train_loss", "loss_val_nats", "acc_val", "test_error", "test_loss"]
+RESULTS = ["train_error", "train_loss", "validation_loss", "validation_error", "test_error", "test_loss"]
 
 
 @pytest.fixture(scope="module", autouse=True)

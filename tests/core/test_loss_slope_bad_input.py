@@ -22,7 +22,7 @@ LOSS = 3 * STEP**-0.3 * np.exp(0.05 * np.random.default_rng(0).normal(size=NUM))
 def analyse(
     step: np.ndarray = STEP, loss: np.ndarray = LOSS, per_epoch: float = 100.0, **more: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    none = dict.fromkeys(("val_step", "val_loss", "lambda_step", "lambda_max"), NONE)
+    none = dict.fromkeys(("val_step", "val_loss", "lambda_step", "largest_eigenvalue"), NONE)
     return analyse_run(Run(step, loss, per_epoch, **(none | more)), SETTINGS)
 
 
@@ -62,7 +62,7 @@ def test_a_curve_that_cannot_be_fitted_says_why(case: str) -> None:
 def test_a_training_that_diverged_is_believed_and_keeps_its_validation() -> None:
     columns, rows = analyse(status="diverged", val_step=STEP[99::100], val_loss=LOSS[99::100])
     assert columns["outcome"] == "diverged" and not rows
-    assert columns["best_val_ce"] == LOSS[99::100].min()
+    assert columns["best_validation_loss"] == LOSS[99::100].min()
 
 
 def test_a_window_outside_the_run_is_null_and_the_rest_is_there() -> None:
@@ -108,7 +108,7 @@ def test_the_columns_are_those_of_the_tables() -> None:
     columns, rows = analyse(val_step=STEP[99::100], val_loss=LOSS[99::100])
     names = [column.name for column in LOSS_SLOPES.columns]
     wanted = names[names.index("outcome") :]
-    assert sorted(columns) == sorted(set(wanted) - {"val_is_test", "source_sha256"})
+    assert sorted(columns) == sorted(set(wanted) - {"validation_is_test", "source_sha256"})
     names = [column.name for column in LOSS_SLOPE_FITS.columns]
     assert all(sorted(row) == sorted(names[names.index("segment") :]) for row in rows)
 

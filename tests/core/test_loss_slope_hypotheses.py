@@ -33,11 +33,11 @@ def rows(effect: float = 1.0, seed: int = 0, families: str = "abcd", trials: int
                         {
                             **{"study": "s", "family": family, "arm": f"{family}-{rate}-{decay}", "k": 4},
                             **{"trial": trial, "learning_rate": rate, "weight_decay": decay, "outcome": "fitted"},
-                            **{"r_squared": 0.99 if trial else 0.9, "alpha_early": alpha, "best_val_ce": loss},
-                            **{"final_val_ce": loss + 0.01, "loss_at_early_stop": 0.8 + 0.1 * random.normal()},
+                            **{"r_squared": 0.99 if trial else 0.9, "alpha_early": alpha, "best_validation_loss": loss},
+                            **{"last_validation_loss": loss + 0.01, "loss_at_early_stop": 0.8 + 0.1 * random.normal()},
                             **{"delta_aic_two_power": -5.0 if trial == 1 else 3.0, "delta_aic_exponential": 9.0},
                             **{"residual_autocorrelation": 0.1 * trial, "residual_normality": 0.99},
-                            "lambda_plateau_epoch": 10.0 + 50 * (loss - 0.6),
+                            "largest_eigenvalue_plateau_epoch": 10.0 + 50 * (loss - 0.6),
                         }
                     )
     return made
@@ -48,7 +48,7 @@ COVARIATES = categories(CAMPAIGN.learning_rate, CAMPAIGN.weight_decay, CAMPAIGN.
 
 
 def test_correlations_are_those_of_scipy_and_statsmodels() -> None:
-    x, y = CAMPAIGN.alpha_early, CAMPAIGN.best_val_ce
+    x, y = CAMPAIGN.alpha_early, CAMPAIGN.best_validation_loss
     found = {kind: correlate(x, y, CAMPAIGN.configuration, kind, 200, COVARIATES) for kind in KINDS}
     for kind, peer in (("pearson", scipy.stats.pearsonr(x, y)), ("spearman", scipy.stats.spearmanr(x, y))):
         assert found[kind].value == pytest.approx(peer.statistic, rel=1e-9)  # type: ignore[index]
@@ -65,7 +65,7 @@ def test_correlations_are_those_of_scipy_and_statsmodels() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bootstrap_of_all_samples_at_once_is_that_of_a_loop(kind: str) -> None:
     campaign = CAMPAIGN[np.arange(60)]
-    x, y = np.round(campaign.alpha_early, 2), campaign.best_val_ce  # rounded: ties
+    x, y = np.round(campaign.alpha_early, 2), campaign.best_validation_loss  # rounded: ties
     covariates = COVARIATES[:60, :2]
     groups = campaign.configuration
     draws = resampled(kind, x, y, covariates, groups, 20, seed=4)  # type: ignore[arg-type]
@@ -80,8 +80,8 @@ def test_the_bootstrap_of_all_samples_at_once_is_that_of_a_loop(kind: str) -> No
 
 
 def test_intervals_know_that_seeds_are_no_independent_runs() -> None:
-    clustered = correlate(CAMPAIGN.alpha_early, CAMPAIGN.best_val_ce, CAMPAIGN.configuration, "pearson", 1000)
-    alone = correlate(CAMPAIGN.alpha_early, CAMPAIGN.best_val_ce, np.arange(216), "pearson", 1000)
+    clustered = correlate(CAMPAIGN.alpha_early, CAMPAIGN.best_validation_loss, CAMPAIGN.configuration, "pearson", 1000)
+    alone = correlate(CAMPAIGN.alpha_early, CAMPAIGN.best_validation_loss, np.arange(216), "pearson", 1000)
     assert None not in (clustered.low, clustered.high, alone.low, alone.high)
     assert clustered.high - clustered.low > 1.5 * (alone.high - alone.low)  # type: ignore[operator]
     # Where nothing is to be found, p is below 5 % about as often as it says; that of runs, far more often.
@@ -99,7 +99,7 @@ def test_intervals_know_that_seeds_are_no_independent_runs() -> None:
 
 def test_errors_without_a_configuration_are_those_of_fitting_without_it() -> None:
     features = np.stack([CAMPAIGN.alpha_early, np.log(CAMPAIGN.loss_at_early_stop)], 1)
-    target, groups = CAMPAIGN.final_val_ce, CAMPAIGN.configuration
+    target, groups = CAMPAIGN.last_validation_loss, CAMPAIGN.configuration
     errors = left_out_errors(features, target, groups)
     for group in (0, 7, 35):
         out = groups == group
@@ -110,7 +110,7 @@ def test_errors_without_a_configuration_are_those_of_fitting_without_it() -> Non
 
 def test_the_better_predictor_is_named() -> None:
     found = predict(
-        CAMPAIGN.alpha_early, CAMPAIGN.loss_at_early_stop, CAMPAIGN.final_val_ce, CAMPAIGN.configuration, 500
+        CAMPAIGN.alpha_early, CAMPAIGN.loss_at_early_stop, CAMPAIGN.last_validation_loss, CAMPAIGN.configuration, 500
     )
     assert found.gain is not None and found.gain_high is not None
     assert found.root_mean_square["alpha_early"] < found.root_mean_square["mean"] < found.root_mean_square["loss"]
@@ -146,7 +146,7 @@ def test_h2_finds_what_is_there_and_nothing_else() -> None:
     assert strong.pooled.partial.value == pytest.approx(strong.pooled.pearson.value, abs=0.1)
     nothing = answer_h2(Campaign.from_rows(rows(effect=0.0)), SETTINGS)
     assert nothing.verdict == "weak"
-    assert "the plateau of lambda_max has a rank correlation of 1.00" in nothing.sentence()
+    assert "the plateau of the largest eigenvalue has a rank correlation of 1.00" in nothing.sentence()
     assert nothing.pivot.pearson.value == pytest.approx(1)
 
 
@@ -163,7 +163,7 @@ def test_the_sentences_say_what_they_rest_on() -> None:
     assert few.sentence().split(": ", 2)[2].startswith("unknown, as 2 configurations are too few for an interval")
     for row in made[:3]:
         row |= {"status": "running"}
-    made[0]["best_val_ce"] = None
+    made[0]["best_validation_loss"] = None
     h1, h2 = (answer(Campaign.from_rows(made), SETTINGS) for answer in (answer_h1, answer_h2))
     assert h1.sentence().endswith("; of the runs 3 have not finished.")
     assert h2.sentence().endswith("; of the runs 2 have not finished.")
@@ -175,7 +175,7 @@ def test_the_partial_correlation_is_given_every_setting_of_the_grid() -> None:
         row["momentum"] = 0.9 if row["weight_decay"] == 1e-3 else 0.0
         row["weight_decay"] = 1e-3
         row["alpha_early"] += row["momentum"]
-        row["best_val_ce"] += row["momentum"]
+        row["best_validation_loss"] += row["momentum"]
     answer = answer_h2(Campaign.from_rows(made), SETTINGS)
     assert answer.pooled.pearson.value is not None and answer.pooled.pearson.value > 0.9
     assert answer.pooled.partial.value is not None and abs(answer.pooled.partial.value) < 0.3

@@ -40,13 +40,13 @@ def test_a_run_is_what_it_was_made_of(analysed: tuple[dict[str, Any], list[dict[
     assert columns["burn_in_loss"] == pytest.approx(1.2, rel=0.1)
     assert columns["knee_epoch_at_loss"] == 1 + np.argmax(LOSS.reshape(50, 100).mean(1) <= 1)
     assert columns["loss_at_early_stop"] == pytest.approx(LOSS[1400:1500].mean())
-    assert columns["final_train_loss"] == pytest.approx(LOSS[4900:].mean())
-    assert (columns["best_val_ce"], columns["best_val_epoch"]) == (0.3, 30.0)
-    assert columns["final_val_ce"] == pytest.approx(0.7)
+    assert columns["last_train_loss"] == pytest.approx(LOSS[4900:].mean())
+    assert (columns["best_validation_loss"], columns["best_validation_epoch"]) == (0.3, 30.0)
+    assert columns["last_validation_loss"] == pytest.approx(0.7)
     # 5 % a measurement of 1, 2, ... 12: never before it stops growing.
-    assert (columns["lambda_plateau_epoch"], columns["lambda_max_early"]) == (12.0, 12.0)
-    assert columns["psd_tail"] == pytest.approx(2 * 0.05**2, rel=0.1)
-    assert columns["resid_power"] == pytest.approx(2 * 0.05**2, rel=0.3)
+    assert (columns["largest_eigenvalue_plateau_epoch"], columns["largest_eigenvalue_early"]) == (12.0, 12.0)
+    assert columns["spectral_density_tail"] == pytest.approx(2 * 0.05**2, rel=0.1)
+    assert columns["residual_power"] == pytest.approx(2 * 0.05**2, rel=0.3)
     assert columns["noise_floor"] == pytest.approx(0.05 * LOSS[4000:].mean(), rel=0.15)
     whole = {row["model"]: row for row in rows if row["segment"] == "whole"}
     assert set(whole) == {"power", "exponential", "power_offset", "two_power", "two_power_smooth"}
@@ -131,10 +131,10 @@ def test_every_parameter_of_a_break_is_in_the_row(analysed: tuple[dict[str, Any]
 
 
 def test_time_in_other_units_changes_epochs_alone(analysed: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
-    slower = Run(STEP, LOSS, 50.0, VAL, RUN.val_loss, LAMBDA, RUN.lambda_max)
+    slower = Run(STEP, LOSS, 50.0, VAL, RUN.val_loss, LAMBDA, RUN.largest_eigenvalue)
     columns, _ = analyse_run(slower, LossSlopeSettings(early=(10.0, 30.0), smooth_break=True))
     expected = analysed[0]
-    for name in ("alpha_early", "alpha_full", "r_squared", "delta_aic_two_power", "psd_tail"):
+    for name in ("alpha_early", "alpha_full", "r_squared", "delta_aic_two_power", "spectral_density_tail"):
         assert columns[name] == pytest.approx(expected[name], rel=1e-9)
     assert columns["knee_epoch_break"] == pytest.approx(2 * expected["knee_epoch_break"])
 

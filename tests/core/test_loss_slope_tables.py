@@ -49,7 +49,7 @@ def power_law(slope: float, noise: float = 0.03, num: int = 160, scale: float = 
 def write_losses(store: Store, study: Study, arm: Arm, losses: dict[int, list[float]], **more: Any) -> None:
     """Losses by trial, a step each."""
     content = [
-        {**batch(trial, step, value), "loss_train_nats": value}
+        {**batch(trial, step, value), "train_loss": value}
         for trial, values in losses.items()
         for step, value in enumerate(values, start=1)
     ]
@@ -66,7 +66,8 @@ def test_every_trained_run_has_a_row_made_from_its_own_metrics(trained: Store, t
         (arm, trial): ("finished", "fitted") for arm in ("plain.k001", "plain.k002") for trial in (0, 1)
     }
     found = rows(
-        trained, "SELECT num_steps, best_val_ce, final_val_ce, last_epoch FROM loss_slopes ORDER BY arm, trial"
+        trained,
+        "SELECT num_steps, best_validation_loss, last_validation_loss, last_epoch FROM loss_slopes ORDER BY arm, trial",
     )
     expected = """
         SELECT any_value(steps), min(test_loss), arg_max(test_loss, epoch), max(epoch) FROM training_evals
@@ -75,7 +76,7 @@ def test_every_trained_run_has_a_row_made_from_its_own_metrics(trained: Store, t
     assert found == rows(trained, expected)
     described = (
         "SELECT DISTINCT family, architecture, norm, optimizer, learning_rate, batch_size, label_noise, "
-        "steps_per_epoch, val_is_test FROM loss_slopes"
+        "steps_per_epoch, validation_is_test FROM loss_slopes"
     )
     assert rows(trained, described) == [("plain", "preact_resnet10", "batch", "adam", 0.002, 32, 0.2, 4.0, True)]
     assert {model for (model,) in rows(trained, "SELECT DISTINCT model FROM loss_slope_fits")} >= {
@@ -87,15 +88,16 @@ def test_every_trained_run_has_a_row_made_from_its_own_metrics(trained: Store, t
 def test_slope_validation_and_curvature_are_those_of_the_run(store: Store, long_study: Study) -> None:
     arm = long_study.arms["plain.k001"]
     write_losses(store, long_study, arm, {0: power_law(-0.5, 1e-4), 1: power_law(-0.25, 1e-4)})
-    readings = [monitor(0, 4 * epoch, "loss_val_nats", 1 / epoch) for epoch in range(1, 41)]
-    readings += [monitor(0, 4 * epoch, "lambda_max", 10.0 * min(epoch, 8)) for epoch in range(1, 41)]
+    readings = [monitor(0, 4 * epoch, "validation_loss", 1 / epoch) for epoch in range(1, 41)]
+    readings += [monitor(0, 4 * epoch, "largest_eigenvalue", 10.0 * min(epoch, 8)) for epoch in range(1, 41)]
     write_rows(store, long_study, arm, "training_monitors", readings, part="0040")
     evaluations = [evaluation(1, epoch, 3 + abs(epoch - 10)) for epoch in (5, 10, 40)]
     write_rows(store, long_study, arm, "training_evals", evaluations, part="0040")
     assert rebuild(store, long_study).failed == {}
     first, second = rows(
         store,
-        "SELECT alpha_full, best_val_ce, best_val_epoch, val_is_test, lambda_max_early, r_squared FROM loss_slopes "
+        "SELECT alpha_full, best_validation_loss, best_validation_epoch, validation_is_test, "
+        "largest_eigenvalue_early, r_squared FROM loss_slopes "
         "ORDER BY trial",
     )
     assert first == (pytest.approx(-0.5, rel=1e-3), 1 / 40, 40, False, 80.0, pytest.approx(1, rel=1e-4))
@@ -139,16 +141,16 @@ def test_bad_losses_have_a_named_outcome_and_a_sentence(store: Store, make_study
         9: power_law(-0.5)[:40],  # the early window is partly beyond its end
     }
     content = [
-        {**batch(trial, 1 + place % (4 if trial == 6 else 1000), value), "loss_train_nats": value}
+        {**batch(trial, 1 + place % (4 if trial == 6 else 1000), value), "train_loss": value}
         for trial, values in more.items()
         for place, value in enumerate(values)
     ]
     write_rows(store, study, arm, "training_batches", content, part="0041")
     # Backwards, and every step with two losses.
     strange = [
-        {**batch(10, step, value), "loss_train_nats": value} for step, value in [*enumerate(power_law(-0.5), 1)][::-1]
+        {**batch(10, step, value), "train_loss": value} for step, value in [*enumerate(power_law(-0.5), 1)][::-1]
     ]
-    strange += [{**batch(11, 1 + i // 2, v), "loss_train_nats": v * (1 + i % 2)} for i, v in enumerate(power_law(-0.5))]
+    strange += [{**batch(11, 1 + i // 2, v), "train_loss": v * (1 + i % 2)} for i, v in enumerate(power_law(-0.5))]
     write_rows(store, study, arm, "training_batches", strange, part="0042")
     write_rows(store, study, arm, "runs", [{"trial": t, "attempt": 1, "status": "finished"} for t in range(12)])
 
@@ -180,7 +182,7 @@ def test_only_what_has_changed_is_analysed_again(trained: Store, tiny_study: Stu
     assert (again.computed, again.rows) == ([], 4)
     assert snapshot(*folders) == before
 
-    more = [monitor(0, 16, "lambda_max", 2.0)]
+    more = [monitor(0, 16, "largest_eigenvalue", 2.0)]
     write_rows(trained, tiny_study, Arm("plain", 2), "training_monitors", more, part="0005")
     assert rebuild(trained, tiny_study).computed == ["plain.k002"]
     other = make_study(loss_slopes={"num_points": 50})
@@ -328,7 +330,7 @@ def test_steps_of_imported_runs_may_count_from_0_and_be_thinned(store: Store, ma
     study = make_study(imported=True, trials=2, data={"dataset": "others"})
     losses = power_law(-0.4, 1e-3, num=400)
     content = [
-        {**batch(trial, step, value, epoch=1 + step // 50), "loss_train_nats": value}
+        {**batch(trial, step, value, epoch=1 + step // 50), "train_loss": value}
         for trial, every in ((0, 1), (1, 10))
         for step, value in list(enumerate(losses))[::every]  # the loss before the first step has number 0
     ]
@@ -344,10 +346,12 @@ def test_of_validation_losses_of_a_step_the_last_counts(store: Store, long_study
     arm = long_study.arms["plain.k001"]
     write_losses(store, long_study, arm, {0: power_law(-0.5)})
     readings = [(80, 2.0), (160, 9.0), (160, 3.0), (80, 1.5)]  # of two attempts
-    own = [monitor(0, step, "loss_val_nats", value) for step, value in readings]
+    own = [monitor(0, step, "validation_loss", value) for step, value in readings]
     write_rows(store, long_study, arm, "training_monitors", own)
     rebuild(store, long_study)
-    assert rows(store, "SELECT best_val_ce, best_val_epoch, final_val_ce FROM loss_slopes") == [(1.5, 20.0, 3.0)]
+    assert rows(store, "SELECT best_validation_loss, best_validation_epoch, last_validation_loss FROM loss_slopes") == [
+        (1.5, 20.0, 3.0)
+    ]
 
 
 def test_arms_with_evaluations_alone_have_rows_beside_arms_with_losses(store: Store, make_study: MakeStudy) -> None:

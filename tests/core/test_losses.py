@@ -176,7 +176,7 @@ def test_the_published_finite_difference_is_of_the_loss(name: str) -> None:
     )
     trace = reference(model, images, labels, theirs)["trace"]
     directional = next(values for column, values in found.items() if column.startswith("fd_directional"))
-    error = next(v for c, v in found.items() if c.startswith("fd_directional") and c.endswith("_se"))
+    error = next(v for c, v in found.items() if c.startswith("fd_directional") and c.endswith("_standard_error"))
     assert ((directional - trace).abs() < 5 * error + 1e-4).all()
 
 

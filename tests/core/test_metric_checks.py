@@ -138,18 +138,18 @@ def test_more_than_the_study_asks_for_now_is_no_problem(changes: Any, trained: S
 
 def test_a_gap_is_named_by_metric_arm_trial_and_steps(watched: Store, watched_study: Study) -> None:
     """The Hessian is due after steps 2, 4, 6 and 8 of the first part, 10 to 16 of the second."""
-    harm(watched, "training_monitors", without(metric="lambda_max", trial=1, step=(2, 6)))
+    harm(watched, "training_monitors", without(metric="largest_eigenvalue", trial=1, step=(2, 6)))
     assert problems(watched, watched_study) == [
-        "plain.k001 trial 1: lambda_max is missing after steps 2 and 6 (2 of 8)",
+        "plain.k001 trial 1: largest_eigenvalue is missing after steps 2 and 6 (2 of 8)",
     ]
 
 
 def test_metrics_and_trials_with_the_same_gap_share_a_sentence(watched: Store, watched_study: Study) -> None:
-    harm(watched, "training_monitors", without(metric=("lambda_max", "hutch_trace"), step=(4, 6, 8)))
-    harm(watched, "training_monitors", without(metric="acc_val", trial=0), epoch=4)
+    harm(watched, "training_monitors", without(metric=("largest_eigenvalue", "hessian_trace"), step=(4, 6, 8)))
+    harm(watched, "training_monitors", without(metric="validation_error", trial=0), epoch=4)
     assert problems(watched, watched_study) == [
-        "plain.k001 trial 0: acc_val is missing after steps 9 to 16 (8 of 16)",
-        "plain.k001 trials 0 and 1: lambda_max and hutch_trace are missing after steps 4 to 8 (3 of 8)",
+        "plain.k001 trial 0: validation_error is missing after steps 9 to 16 (8 of 16)",
+        "plain.k001 trials 0 and 1: largest_eigenvalue and hessian_trace are missing after steps 4 to 8 (3 of 8)",
     ]
 
 
@@ -170,11 +170,11 @@ def test_every_metric_of_a_missing_part_of_the_monitors_is_named(watched: Store,
     part(watched, "training_monitors", 2).unlink()
     found = problems(watched, watched_study)
     assert found == [
-        "plain.k001 trials 0 and 1: loss_val_nats, acc_val, grad_norm and weight_norm are missing after steps 1 to 8 "
-        "(8 of 16)",
-        "plain.k001 trials 0 and 1: lambda_max, lambda_max_residual and hutch_trace are missing after steps 2 to 8 "
-        "(4 of 8)",
-        "plain.k001 trials 0 and 1: grad_var is missing after step 8 (1 of 2)",
+        "plain.k001 trials 0 and 1: validation_loss, validation_error, gradient_norm and weight_norm are missing "
+        "after steps 1 to 8 (8 of 16)",
+        "plain.k001 trials 0 and 1: largest_eigenvalue, largest_eigenvalue_residual and hessian_trace are missing "
+        "after steps 2 to 8 (4 of 8)",
+        "plain.k001 trials 0 and 1: gradient_variance is missing after step 8 (1 of 2)",
     ]
 
 
@@ -190,8 +190,8 @@ def test_a_table_without_any_file_is_found(table: str, trained: Store, tiny_stud
 def test_a_monitor_asked_for_only_after_training_is_a_gap_and_said_so(store: Store, make_study: Any) -> None:
     train_arm(make_study(monitors={"norms": None, "noise": None}), ARM, store, 4)
     assert problems(store, make_study(monitors={"noise": None})) == [
-        "plain.k001 trials 0 and 1: grad_norm and weight_norm are missing after steps 1 to 16 (16 of 16), as if asked "
-        "for only after training"
+        "plain.k001 trials 0 and 1: gradient_norm and weight_norm are missing after steps 1 to 16 (16 of 16), as if "
+        "asked for only after training"
     ]
 
 
@@ -220,7 +220,7 @@ def test_a_missing_image_is_found(watched: Store, watched_study: Study) -> None:
     [
         ("training_batches", "every metric of training_batches is there more than once at steps 5 to 8 (4 of 16)"),
         ("training_evals", "every metric of training_evals is there more than once at epoch 2 (1 of 5)"),
-        ("training_monitors", "lambda_max is there more than once after steps 6 and 8 (2 of 8)"),
+        ("training_monitors", "largest_eigenvalue is there more than once after steps 6 and 8 (2 of 8)"),
         ("image_progress", "image_progress is of another number of images than 1,797 at epoch 2 (1 of 5)"),
     ],
 )
@@ -228,7 +228,7 @@ def test_doubled_rows_are_named(table: str, told: str, watched: Store, watched_s
     def double(rows: pa.Table) -> pa.Table:
         chosen = pc.and_(pc.equal(rows["epoch"], 2), pc.equal(rows["trial"], 0))
         if table == "training_monitors":
-            chosen = pc.and_(chosen, pc.equal(rows["metric"].cast("string"), "lambda_max"))
+            chosen = pc.and_(chosen, pc.equal(rows["metric"].cast("string"), "largest_eigenvalue"))
         return pa.concat_tables([rows, rows.filter(chosen)])
 
     harm(watched, table, double)
@@ -249,7 +249,7 @@ def test_as_many_rows_as_there_must_be_are_not_enough(watched: Store, watched_st
     [
         ("training_batches", "epoch", 2, "every metric of training_batches is {} at step 1 (1 of 16)"),
         ("training_evals", "step", 5, "every metric of training_evals is {} at epoch 1 (1 of 5)"),
-        ("training_monitors", "epoch", 2, "acc_val is {} after step 1 (1 of 16)"),
+        ("training_monitors", "epoch", 2, "gradient_norm is {} after step 1 (1 of 16)"),
     ],
 )
 def test_epoch_and_step_must_belong_together(
@@ -260,10 +260,10 @@ def test_epoch_and_step_must_belong_together(
     assert problems(watched, watched_study) == [f"plain.k001 trial 0: {told}"]
 
 
-BATCH_METRICS = ("loss_train_nats", "loss_train_bits", "acc_train", "lr", "weight_decay", "time")
+BATCH_METRICS = ("train_loss", "train_error", "learning_rate", "weight_decay", "time")
 EVAL_METRICS = (
     *("train_error", "train_loss", "train_error_clean", "train_loss_clean", "train_error_noisy", "train_loss_noisy"),
-    *("loss_val_nats", "acc_val", "test_error", "test_loss"),
+    *("validation_loss", "validation_error", "test_error", "test_loss"),
 )
 
 
@@ -283,7 +283,9 @@ def test_values_that_cannot_be_are_named(
     assert problems(watched, watched_study) == [f"plain.k001 trial 0: {metric} is not finite or out of range at {at}"]
 
 
-@pytest.mark.parametrize("metric", ["train_error", "train_error_clean", "train_error_noisy", "acc_val", "test_error"])
+@pytest.mark.parametrize(
+    "metric", ["train_error", "train_error_clean", "train_error_noisy", "validation_error", "test_error"]
+)
 def test_fractions_are_at_most_1(metric: str, watched: Store, watched_study: Study) -> None:
     harm(watched, "training_evals", changed(metric, 1.5))
     assert [problem.split()[3] for problem in problems(watched, watched_study)] == [metric]
@@ -304,11 +306,17 @@ def of_metric(metric: str, column: str, value: float) -> Harm:
 @pytest.mark.parametrize(
     ("metric", "value"),
     [
-        *((metric, math.inf) for metric in ("loss_val_nats", "lambda_max", "hutch_trace", "grad_var")),
-        *((metric, math.nan) for metric in ("acc_val", "grad_norm", "lambda_max")),
-        *((metric, -1.0) for metric in ("loss_val_nats", "acc_val", "grad_norm", "weight_norm", "grad_var")),
-        ("lambda_max_residual", -1.0),
-        ("acc_val", 1.5),
+        *(
+            (metric, math.inf)
+            for metric in ("validation_loss", "largest_eigenvalue", "hessian_trace", "gradient_variance")
+        ),
+        *((metric, math.nan) for metric in ("validation_error", "gradient_norm", "largest_eigenvalue")),
+        *(
+            (metric, -1.0)
+            for metric in ("validation_loss", "validation_error", "gradient_norm", "weight_norm", "gradient_variance")
+        ),
+        ("largest_eigenvalue_residual", -1.0),
+        ("validation_error", 1.5),
     ],
 )
 def test_values_of_monitors_that_cannot_be_are_named(
@@ -320,16 +328,16 @@ def test_values_of_monitors_that_cannot_be_are_named(
 
 
 def test_a_hessian_may_have_negative_eigenvalues_and_trace(watched: Store, watched_study: Study) -> None:
-    for metric in ("lambda_max", "hutch_trace"):
+    for metric in ("largest_eigenvalue", "hessian_trace"):
         harm(watched, "training_monitors", of_metric(metric, "value", -1.0))
     assert problems(watched, watched_study) == []
 
 
 @pytest.mark.parametrize("value", [-1.0, math.inf])
 def test_standard_errors_are_checked(value: float, watched: Store, watched_study: Study) -> None:
-    harm(watched, "training_monitors", of_metric("hutch_trace", "standard_error", value))
+    harm(watched, "training_monitors", of_metric("hessian_trace", "standard_error", value))
     assert problems(watched, watched_study) == [
-        "plain.k001 trial 0: standard_error of hutch_trace is not finite or out of range after step 2 (1 of 8)"
+        "plain.k001 trial 0: standard_error of hessian_trace is not finite or out of range after step 2 (1 of 8)"
     ]
 
 
@@ -347,7 +355,7 @@ def test_metrics_of_images_that_do_not_exist_may_be_nan(
 ) -> None:
     study = make_study(variant={"architecture": "cnn5", **variant}, data={"dataset": "digits", **data}, trials=1)
     train_arm(study, ARM, store, 0)
-    absent = absent | (set() if "num_validation" in data else {"loss_val_nats", "acc_val"})
+    absent = absent | (set() if "num_validation" in data else {"validation_loss", "validation_error"})
     (row,) = read_parquet(part(store, "training_evals", 0)).to_pylist()
     assert {name for name in EVAL_METRICS if row[name] is None} == absent
     assert problems(store, study) == []
@@ -404,11 +412,11 @@ def test_trials_that_diverged_are_complete_up_to_there(diverged: tuple[Store, St
 def test_gaps_before_an_early_stop_and_evaluations_after_it_are_asked_for(stopped: tuple[Store, Study]) -> None:
     store, study = stopped
     harm(store, "training_batches", without(trial=1, step=8))
-    harm(store, "training_monitors", without(trial=1, metric="grad_norm", step=8))
+    harm(store, "training_monitors", without(trial=1, metric="gradient_norm", step=8))
     harm(store, "training_evals", without(trial=0, epoch=3), epoch=4)
     assert problems(store, study) == [
         "plain.k001 trial 1: every metric of training_batches is missing at step 8 (1 of 8)",
-        "plain.k001 trial 1: grad_norm is missing after step 8 (1 of 8)",
+        "plain.k001 trial 1: gradient_norm is missing after step 8 (1 of 8)",
         "plain.k001 trial 0: every metric of training_evals is missing at epoch 3 (1 of 5)",
     ]
 
@@ -448,9 +456,9 @@ def test_what_a_course_must_have(make_study: Any) -> None:
     expected = Expectations(study, [whole, stopped, diverged])
     assert expected.batches(whole).tolist() == list(range(1, 17))
     assert expected.batches(stopped).tolist() == expected.batches(diverged).tolist() == list(range(1, 9))
-    assert expected.monitors(whole)["lambda_max"].tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert expected.monitors(stopped)["lambda_max"].tolist() == [2, 4, 6, 8]
-    assert expected.monitors(diverged)["lambda_max"].tolist() == [2, 4]
+    assert expected.monitors(whole)["largest_eigenvalue"].tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert expected.monitors(stopped)["largest_eigenvalue"].tolist() == [2, 4, 6, 8]
+    assert expected.monitors(diverged)["largest_eigenvalue"].tolist() == [2, 4]
     assert expected.evaluations(whole).tolist() == expected.evaluations(stopped).tolist() == [0, 1, 2, 3, 4]
     assert expected.evaluations(diverged).tolist() == [0, 1]
     assert stopped.steps_at(np.arange(5)).tolist() == [0, 4, 8, 8, 8]
@@ -530,7 +538,7 @@ def test_sentences_keep_different_problems_apart() -> None:
 
 def test_the_largest_loss_and_its_place(trained: Store, tiny_study: Study) -> None:
     rows = [
-        (row["loss_train_nats"], f"{path.parent.name.removeprefix('arm=')} trial {row['trial']}, step {row['step']}")
+        (row["train_loss"], f"{path.parent.name.removeprefix('arm=')} trial {row['trial']}, step {row['step']}")
         for path in trained.table_folder("training_batches").rglob("*.parquet")
         for row in read_parquet(path).to_pylist()
     ]

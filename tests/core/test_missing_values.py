@@ -55,13 +55,13 @@ def test_averages_of_what_a_study_does_not_have_are_null(store: Store, make_stud
     study = make_study({"architecture": "cnn5", "label_noise": 0.0}, trials=1)
     train_arm(study, study.arms["plain.k001"], store, until=2)
     with contextlib.closing(connect(store)) as connection:
-        absent = "avg(acc_val), avg(loss_val_nats), avg(train_error_noisy), avg(train_loss_noisy)"
+        absent = "avg(validation_error), avg(validation_loss), avg(train_error_noisy), avg(train_loss_noisy)"
         assert connection.execute(f"SELECT {absent} FROM training_evals").fetchone() == (None,) * 4
         there = "count(*) = count(test_error), count(*) = count(train_loss_clean), avg(train_error) >= 0"
         assert connection.execute(f"SELECT {there} FROM training_evals").fetchone() == (True,) * 3
         errors = "SELECT metric, avg(standard_error) FROM training_monitors GROUP BY metric"
-        assert dict(connection.execute(errors).fetchall())["grad_norm"] is None
-        outcomes = "avg(last_acc_val), avg(best_loss_val_nats)"
+        assert dict(connection.execute(errors).fetchall())["gradient_norm"] is None
+        outcomes = "avg(last_validation_error), avg(best_validation_loss)"
         assert connection.execute(f"SELECT {outcomes} FROM runs").fetchone() == (None, None)
         for table in ("training_batches", "training_evals", "training_monitors", "image_progress", "runs"):
             floats = [column.name for column in TABLES[table].columns if column.type in _FLOATS]

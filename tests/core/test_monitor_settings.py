@@ -127,30 +127,30 @@ def test_by_default_metrics_are_expected_when_the_campaign_logged_them() -> None
     quarters = (98, 196, 294, 391, 489, 587, 685, 782, 880, 978, 1076, 1173, 1271, 1369, 1467, 1564)
     steps = {metric: tuple(due) for metric, due in expected.items()}
     assert steps == {
-        **dict.fromkeys(("loss_val_nats", "acc_val", "grad_norm", "weight_norm"), quarters),
-        **dict.fromkeys(("lambda_max", "lambda_max_residual", "hutch_trace"), (500, 1000, 1500)),
-        **dict.fromkeys(("grad_var", "psd_tail", "resid_power"), (782, 1564)),
+        **dict.fromkeys(("validation_loss", "validation_error", "gradient_norm", "weight_norm"), quarters),
+        **dict.fromkeys(("largest_eigenvalue", "largest_eigenvalue_residual", "hessian_trace"), (500, 1000, 1500)),
+        **dict.fromkeys(("gradient_variance", "spectral_density_tail", "residual_power"), (782, 1564)),
     }
 
 
 def test_the_spectrum_of_the_losses_is_expected_from_a_hundred_steps_on() -> None:
     settings = MonitorSettings(noise=NoiseMonitor(every="30 steps"))
     expected = expected_steps(settings, False, Calendar(10, 1), 200)
-    assert expected["grad_var"] == [30, 60, 90, 120, 150, 180]
-    assert expected["psd_tail"] == expected["resid_power"] == [120, 150, 180]
+    assert expected["gradient_variance"] == [30, 60, 90, 120, 150, 180]
+    assert expected["spectral_density_tail"] == expected["residual_power"] == [120, 150, 180]
     exact = expected_steps(MonitorSettings(noise=NoiseMonitor(every="50 steps")), False, Calendar(10, 1), 200)
-    assert exact["psd_tail"] == [100, 150, 200]
+    assert exact["spectral_density_tail"] == [100, 150, 200]
 
 
 def test_what_is_off_or_the_users_own_is_not_expected() -> None:
     own = CustomMonitor(use="a.b:C", every="1 epoch")
     settings = MonitorSettings(norms=None, hessian=HessianMonitor(every="1 epoch"), noise=None, custom={"own": own})
     assert expected_steps(settings, False, Calendar(5, 1), 10) == {
-        "lambda_max": [5, 10],
-        "lambda_max_residual": [5, 10],
-        "hutch_trace": [5, 10],
+        "largest_eigenvalue": [5, 10],
+        "largest_eigenvalue_residual": [5, 10],
+        "hessian_trace": [5, 10],
     }
-    assert set(expected_steps(settings, True, Calendar(5, 1), 10)) > {"loss_val_nats", "acc_val"}
+    assert set(expected_steps(settings, True, Calendar(5, 1), 10)) > {"validation_loss", "validation_error"}
 
 
 def test_monitors_are_no_part_of_the_recipe(make_study: Any) -> None:

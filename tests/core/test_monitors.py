@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dd_core.curvature.parameter_space.by_trial import by_trial
 from dd_core.errors import UserError
 from dd_core.study.calendar import Calendar
+from dd_core.study.former_names import now
 from dd_core.study.monitors import (
     HessianMonitor,
     NoiseMonitor,
@@ -240,11 +241,11 @@ def test_what_is_recorded_is_what_is_expected(make_study: MakeStudy) -> None:
         for metric, rows in stack.train_epoch(epoch).readings.items():
             assert rows.shape[1] == 4
             assert np.isfinite(rows[:, 2]).all()
-            recorded.setdefault(metric, []).extend(rows[:, 1].astype(int).tolist())
+            recorded.setdefault(now(metric).name, []).extend(rows[:, 1].astype(int).tolist())
             assert set(rows[:, 0]) == {epoch}
     assert recorded == expected_steps(stack.study.monitors, True, stack.calendar, stack.calendar.steps_after(30))
-    assert recorded["psd_tail"] == [100, 120]
-    assert len(recorded["grad_var"]) == 6
+    assert recorded["spectral_density_tail"] == [100, 120]
+    assert len(recorded["gradient_variance"]) == 6
 
 
 def test_an_interrupted_training_measures_the_same_bits(make_study: MakeStudy) -> None:

@@ -147,7 +147,7 @@ def test_what_is_there_is_recognised_and_sound(bucket: Store, study: Study, serv
 
 
 SQL = [
-    "SELECT study, arm, count(*), sum(loss_train_nats) FROM training_batches GROUP BY ALL",
+    "SELECT study, arm, count(*), sum(train_loss) FROM training_batches GROUP BY ALL",
     "SELECT * EXCLUDE (seconds) FROM hessian_spectra ORDER BY ALL",
     "SELECT * FROM curvature ORDER BY ALL",
     "SELECT trial, image_id, trace, is_noisy FROM per_image_curvature WHERE epoch = 4 ORDER BY trial, image_id",

@@ -96,7 +96,7 @@ def test_it_trains_with_every_monitor_and_every_precision_of_a_cpu(study_of: Any
     assert torch.equal(weights["one.weight"], weights["two.weight"])
     paths = store.table_folder("training_monitors", "tiny", ARM.key).glob("*.parquet")
     found = {metric for path in paths for metric in read_parquet(path)["metric"].to_pylist()}
-    assert found >= {"grad_norm", "weight_norm", "lambda_max", "hutch_trace", "grad_var"}
+    assert found >= {"gradient_norm", "weight_norm", "largest_eigenvalue", "hessian_trace", "gradient_variance"}
 
 
 def test_each_trial_is_the_network_it_would_be_in_a_plain_loop(study_of: Any, store: Store) -> None:

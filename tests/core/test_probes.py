@@ -90,8 +90,8 @@ def test_impossible_requests_for_signs_are_refused(ids: list[int], probes: int, 
 def test_steps_are_named_in_plain_decimals(h: float, name: str) -> None:
     assert step_name(h) == name
     norm, norm_error, directional, directional_error = columns_of_step(h)
-    assert (norm, norm_error) == (f"fd_norm_{name}", f"fd_norm_{name}_se")
-    assert (directional, directional_error) == (f"fd_directional_{name}", f"fd_directional_{name}_se")
+    assert (norm, norm_error) == (f"fd_norm_{name}", f"fd_norm_{name}_standard_error")
+    assert (directional, directional_error) == (f"fd_directional_{name}", f"fd_directional_{name}_standard_error")
 
 
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))

@@ -74,7 +74,7 @@ def test_images_left_out_are_evaluated_with_their_given_labels_and_are_no_part_o
         expected = torch.nn.functional.cross_entropy(outputs, given, reduction="none").numpy()
         np.testing.assert_allclose(own.loss, expected, rtol=1e-3, atol=1e-5)
         recorded = evals[(evals.trial == trial) & (evals.epoch == 2)].iloc[0]
-        for split, loss in (("train", "train_loss"), ("validation", "loss_val_nats"), ("test", "test_loss")):
+        for split, loss in (("train", "train_loss"), ("validation", "validation_loss"), ("test", "test_loss")):
             np.testing.assert_allclose(recorded[loss], own[own.split == split].loss.mean(), rtol=1e-5)
         left_out = own[own.split == "left_out"]
         np.testing.assert_array_equal(left_out.is_noisy, left_out.given_label != left_out.true_label)

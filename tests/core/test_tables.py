@@ -83,7 +83,8 @@ def test_missing_and_unknown_columns_are_named(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fd_norm_h0p001", "fd_norm_h0p001_se", "fd_directional_h3", "fd_directional_h12p5_se"]
+    "name",
+    ["fd_norm_h0p001", "fd_norm_h0p001_standard_error", "fd_directional_h3", "fd_directional_h12p5_standard_error"],
 )
 def test_files_of_curvature_may_have_a_column_for_each_step(name: str, tmp_path: Path) -> None:
     columns = {**content("per_image_curvature", None), name: np.array([0.5, 1.5])}
@@ -109,7 +110,7 @@ def test_the_names_of_steps_are_those_that_tables_take() -> None:
         for name in columns_of_step(step):
             assert TABLES["per_image_curvature"].optional_column(name) is not None
             summarised = TABLES["curvature"].optional_column(f"auroc_{name}")
-            assert (summarised is None) == name.endswith("_se")
+            assert (summarised is None) == name.endswith("_standard_error")
 
 
 def test_columns_of_another_length_are_refused() -> None:
@@ -128,10 +129,15 @@ def test_values_that_do_not_fit_are_refused_instead_of_wrapped(column: str, valu
 def test_numpy_values_keep_their_value() -> None:
     random = np.random.default_rng(0)
     losses = random.random(4)
-    columns = {**content("training_batches", None), "loss_train_nats": losses, "lr": np.float64(0.1), "k": np.int64(3)}
+    columns = {
+        **content("training_batches", None),
+        "train_loss": losses,
+        "learning_rate": np.float64(0.1),
+        "k": np.int64(3),
+    }
     table = to_arrow("training_batches", columns, 4)
-    np.testing.assert_array_equal(table["loss_train_nats"].to_numpy(), losses)
-    assert table["lr"].to_pylist() == [0.1] * 4
+    np.testing.assert_array_equal(table["train_loss"].to_numpy(), losses)
+    assert table["learning_rate"].to_pylist() == [0.1] * 4
     assert table["k"].to_pylist() == [3] * 4
 
 

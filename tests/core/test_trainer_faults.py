@@ -213,7 +213,7 @@ def test_a_stopped_trial_keeps_its_weights_and_its_evaluations_while_others_trai
     evals = table(store, study, "training_evals")
     stopped = evals[(evals.trial == 0) & (evals.epoch >= 3)]
     assert stopped.epoch.tolist() == [3, 4, 5, 6] and set(stopped.step) == {12}
-    assert stopped[["train_loss", "test_error", "acc_val"]].nunique().tolist() == [1, 1, 1]
+    assert stopped[["train_loss", "test_error", "validation_error"]].nunique().tolist() == [1, 1, 1]
     batches = table(store, study, "training_batches")
     assert batches[batches.trial == 0].step.max() == 12 and batches[batches.trial == 1].step.max() == 24
 
@@ -252,7 +252,7 @@ def test_a_plateau_lowers_the_rate_of_one_trial_alone(
     monkeypatch.setattr(Session, "_note", note)
     train_arm(study, ARM, store, 4)
     batches = table(store, study, "training_batches")
-    rates = {t: batches[batches.trial == t].groupby("epoch").lr.first().tolist() for t in (0, 1)}
+    rates = {t: batches[batches.trial == t].groupby("epoch").learning_rate.first().tolist() for t in (0, 1)}
     assert rates == {0: [0.002, 0.002, 0.001, 0.0005], 1: [0.002] * 4}
 
 
@@ -263,10 +263,10 @@ def test_the_best_checkpoints_are_those_with_the_lowest_validation_loss(make_stu
     files = {path.name for path in store.best_folder(study.name, ARM.key).glob("*.safetensors")}
     expected = set()
     for trial in (0, 1):
-        own = evals[(evals.trial == trial) & (evals.epoch > 0)].sort_values("loss_val_nats")
+        own = evals[(evals.trial == trial) & (evals.epoch > 0)].sort_values("validation_loss")
         expected |= {f"trial-{trial:03d}.epoch-{epoch:04d}.safetensors" for epoch in own.epoch[:2]}
         weights, manifest = load_best(store, study, ARM, trial)
-        assert manifest.epoch == own.epoch.iloc[0] and manifest.loss_val_nats == own.loss_val_nats.iloc[0]
+        assert manifest.epoch == own.epoch.iloc[0] and manifest.loss_val_nats == own.validation_loss.iloc[0]
         if manifest.epoch == 6:
             last, _ = load_checkpoint(store, study, Checkpoint(ARM, 6))
             assert all(torch.equal(weights[name], last[name][trial]) for name in last)

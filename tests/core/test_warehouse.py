@@ -316,7 +316,7 @@ def test_studies_with_and_without_finite_differences_stand_side_by_side(full: St
     refresh(full)
     with opened(full) as connection:
         found = connection.execute(
-            "SELECT study, count(*), count(trace), count(fd_norm_h0p5), count(fd_directional_h0p5_se), "
+            "SELECT study, count(*), count(trace), count(fd_norm_h0p5), count(fd_directional_h0p5_standard_error), "
             "count(method) FROM per_image_curvature GROUP BY study ORDER BY study"
         ).fetchall()
         assert found == [("second", 200, 200, 200, 200, 200), ("tiny", 200, 200, 0, 0, 200)]

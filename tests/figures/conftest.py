@@ -87,7 +87,7 @@ def write_evals(store: Store) -> Writer:
                 "recipe": (recipe_of or study).recipe_hash(arm),
                 "train_error": train, "train_loss": 3 * train, "train_error_clean": train / 2,
                 "train_loss_clean": train, "train_error_noisy": noisy, "train_loss_noisy": 4 * noisy,
-                "loss_val_nats": math.nan, "acc_val": math.nan, "test_error": test, "test_loss": 4 * test,
+                "validation_loss": math.nan, "validation_error": math.nan, "test_error": test, "test_loss": 4 * test,
             }  # fmt: skip
             path = store.table_folder("training_evals", study.name, key) / "0004.parquet"
             write_parquet(path, to_arrow("training_evals", columns, len(pairs)))
@@ -125,7 +125,7 @@ def write_curvature(store: Store) -> Writer:
             given = (ids + (ids >= 40)) % 10 if split else ids % 10
             is_noisy = given != ids % 10
             images = [made_up_images(arm.k, trial, is_noisy, steps) for trial in range(study.trials)]
-            scores = [name for name in images[0] if not name.endswith("_se")]
+            scores = [name for name in images[0] if not name.endswith("_standard_error")]
             subsets = ("all", "clean", "noisy") if split else ("all",)
             rows = [(t, e, s) for e in EPOCHS for t in range(study.trials) for s in subsets]
             level = np.array(
@@ -178,7 +178,8 @@ def made_up_spectrum(k: int, trial: int, epoch: int) -> dict[str, Any]:
     )
     return {
         "num_images": 50, "num_parameters": 100 * k, "layers": [], "loss": 0.5,
-        "lambda_max": top[0], "lambda_max_residual": 0.0, "lambda_min": -0.5, "lambda_min_residual": 0.0,
+        "largest_eigenvalue": top[0], "largest_eigenvalue_residual": 0.0,
+        "smallest_eigenvalue": -0.5, "smallest_eigenvalue_residual": 0.0,
         "eigenvalues": top.tolist(), "residuals": [0.0] * 3, "trace": 2 * top.sum(), "layer_names": ["all"],
         "layer_traces": [2 * top.sum()], "trace_hutchinson": 1.8 * top.sum(),
         "trace_hutchinson_standard_error": 0.3 * top.sum(), "trace_hutch_plus_plus": 1.9 * top.sum(),

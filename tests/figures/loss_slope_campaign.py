@@ -104,12 +104,14 @@ def made_up_run(study: Study, variant: str, k: int, trial: int) -> dict[str, Any
         "alpha_early_linear": linear, "alpha_early_linear_bits": linear / math.log(2),
         "alpha_full": full, "alpha_full_standard_error": error / 2, "alpha_full_low": full - error,
         "alpha_full_high": full + error, "alpha_start_spread": 0.015 * math.exp(0.5 * noise()),
-        "loss_at_early_stop": 0.5 + 0.4 * (best - 0.4) + 0.06 * noise(), "final_train_loss": 0.1,
-        "best_val_ce": best, "best_val_epoch": 40.0, "final_val_ce": 1.05 * best, "val_is_test": False,
-        "lambda_plateau_epoch": max(knee + 3 + 2 * noise(), 0.5) if trial % 4 else None,
-        "lambda_max_early": 20 + 5 * noise(),
-        "psd_tail": 0.02 * math.exp(0.5 * noise() + 2 * alpha), "noise_floor": 0.05 * math.exp(0.3 * noise()),
-        "resid_power": 0.05 * math.exp(0.4 * noise()), "best_model": "power" if gap < 0.05 else "two_power",
+        "loss_at_early_stop": 0.5 + 0.4 * (best - 0.4) + 0.06 * noise(), "last_train_loss": 0.1,
+        "best_validation_loss": best, "best_validation_epoch": 40.0, "last_validation_loss": 1.05 * best,
+        "validation_is_test": False,
+        "largest_eigenvalue_plateau_epoch": max(knee + 3 + 2 * noise(), 0.5) if trial % 4 else None,
+        "largest_eigenvalue_early": 20 + 5 * noise(),
+        "spectral_density_tail": 0.02 * math.exp(0.5 * noise() + 2 * alpha),
+        "noise_floor": 0.05 * math.exp(0.3 * noise()),
+        "residual_power": 0.05 * math.exp(0.4 * noise()), "best_model": "power" if gap < 0.05 else "two_power",
     }  # fmt: skip
     for name, value in delta.items():
         found |= {f"delta_aic_{name}": value, f"delta_aic_{name}_plain": 3.2 * value}
@@ -198,7 +200,7 @@ def write_campaign(
                 rows["loss_slope_fits"] += [of_arm | fit for fit in made_up_fits(study, run)]
             losses = made_up_curve(study, run, np.random.default_rng([arm.k, trial]))
             rows["training_batches"] += [
-                of_arm | {"step": i, "epoch": (i - 1) // STEPS_PER_EPOCH + 1, "loss_train_nats": loss}
+                of_arm | {"step": i, "epoch": (i - 1) // STEPS_PER_EPOCH + 1, "train_loss": loss}
                 for i, loss in enumerate(losses.tolist(), start=1)
             ]
         for table, own in rows.items():

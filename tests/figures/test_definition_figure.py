@@ -65,7 +65,9 @@ def test_aurocs_are_those_of_the_files(study, store, write_evals, write_curvatur
     write_evals(study)
     write_curvature(study, steps=STEPS)
     drawn = aurocs(draw(study, store, open_views))
-    columns = [d.column for d in LOCAL] + [c for s in STEPS for c in columns_of_step(s) if not c.endswith("_se")]
+    columns = [d.column for d in LOCAL] + [
+        c for s in STEPS for c in columns_of_step(s) if not c.endswith("_standard_error")
+    ]
     names = {
         d.name: d.column
         for d in (*LOCAL, *published(columns, study, "norm"), *published(columns, study, "directional"))

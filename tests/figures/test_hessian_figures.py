@@ -48,7 +48,7 @@ def test_trials_and_means_by_width_are_those_of_the_files(written, store, open_v
     drawn = rows(draw("hessian_by_width", written, store, open_views), "quantity")
     for k in (1, 2, 4, 8):
         spectra = [spectrum_of(store, written, k, trial) for trial in range(2)]
-        for quantity, column in ((LARGEST, "lambda_max"), (TRACE, "trace")):
+        for quantity, column in ((LARGEST, "largest_eigenvalue"), (TRACE, "trace")):
             own = [row for row in drawn if row["k"] == k and row["quantity"] == quantity]
             trials = {row["trial"]: row["value"] for row in own if "trial" in row}
             assert trials == pytest.approx({t: s[column] for t, s in enumerate(spectra)}, rel=1e-5)
@@ -63,7 +63,10 @@ def test_gradient_overlap_is_in_percent(written, store, open_views):
 
 def test_title_names_the_peak(written, store, open_views):
     title = " ".join(draw("hessian_by_width", written, store, open_views)["title"]["text"])
-    fold = spectrum_of(store, written, 4, 0)["lambda_max"] / spectrum_of(store, written, 8, 0)["lambda_max"]
+    fold = (
+        spectrum_of(store, written, 4, 0)["largest_eigenvalue"]
+        / spectrum_of(store, written, 8, 0)["largest_eigenvalue"]
+    )
     assert title == (
         "The largest eigenvalue of the Hessian in the weights peaks at k = 4, as test error does, and falls "
         f"{fold:.2g}-fold by k = 8"
@@ -110,7 +113,7 @@ def test_over_training_shows_three_widths_at_every_epoch(written, store, open_vi
         for k in (1, 4, 8)
         for epoch in EPOCHS
         for trial in range(2)
-        for quantity, column in ((LARGEST, "lambda_max"), (TRACE, "trace"))
+        for quantity, column in ((LARGEST, "largest_eigenvalue"), (TRACE, "trace"))
     }
     assert trials == pytest.approx(expected, rel=1e-5)
 
@@ -146,7 +149,7 @@ def test_spectrum_shows_trial_0_of_three_widths(written, store, open_views):
         ticks = next(layer for layer in panel["layer"] if layer["mark"].get("strokeWidth") == 1.8)
         marks = specification["datasets"][ticks["data"]["name"]]
         assert [m["eigenvalue"] for m in marks] == pytest.approx([*spectrum["eigenvalues"], -0.5], rel=1e-5)
-        drawn.append(spectrum["lambda_max"])
+        drawn.append(spectrum["largest_eigenvalue"])
     assert " ".join(specification["title"]["text"]).endswith(
         f"is {drawn[0]:.3g} at k = 1, {drawn[1]:.3g} at k = 4 and {drawn[2]:.3g} at k = 8"
     )
@@ -167,9 +170,9 @@ def test_a_single_eigenvalue_stands_above_the_floor_of_the_density():
     ("without", "missing"),
     [
         (("density", "density_eigenvalues"), {"hessian_spectrum"}),
-        (("lambda_max", "lambda_min", "eigenvalues", "gradient_overlap"), set()),
+        (("largest_eigenvalue", "smallest_eigenvalue", "eigenvalues", "gradient_overlap"), set()),
         (
-            ("lambda_max", "trace", "trace_hutchinson", "trace_hutch_plus_plus"),
+            ("largest_eigenvalue", "trace", "trace_hutchinson", "trace_hutch_plus_plus"),
             {"hessian_by_width", "hessian_over_training"},
         ),
     ],

@@ -134,7 +134,7 @@ def test_the_grid_has_the_median_over_seeds_and_no_diverged_run_vanishes(campaig
     assert {cell["diverged"] for cell in cells} == {"", "2 of 4 diverged", "4 of 4 diverged"}
     medians = []
     for variant in CAMPAIGN.variants:
-        own = [run["best_val_ce"] for run in fitted() if run["variant"] == variant]
+        own = [run["best_validation_loss"] for run in fitted() if run["variant"] == variant]
         medians += [statistics.median(own)] if own else []
     assert sorted(cell["value"] for cell in cells if cell["value"] is not None) == pytest.approx(
         sorted(medians), rel=1e-5
@@ -163,7 +163,7 @@ def test_runs_that_differ_in_another_setting_of_a_grid_are_no_seeds_of_one_cell(
 
 def test_prediction_says_what_scipy_says_of_the_correlation(campaign: Store) -> None:
     specification = drawn("prediction", CAMPAIGN, campaign)
-    x, y = ([run[name] for run in fitted()] for name in ("alpha_early", "best_val_ce"))
+    x, y = ([run[name] for run in fitted()] for name in ("alpha_early", "best_validation_loss"))
     rho = scipy.stats.spearmanr(x, y).statistic
     assert title(specification).startswith(f"Early slope and best loss: \u03c1 = {rho:.2f} (95 % interval ")
     assert f"{len(fitted())} runs of 8 configurations" in title(specification)
@@ -171,7 +171,7 @@ def test_prediction_says_what_scipy_says_of_the_correlation(campaign: Store) -> 
     assert found["all runs"]["rho"] == pytest.approx(rho, abs=1e-6)
     assert found["all runs, Pearson"]["rho"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-4)
     core = [run for run in fitted() if run["family"] == "s-core"]
-    own = scipy.stats.spearmanr([run["alpha_early"] for run in core], [run["best_val_ce"] for run in core])
+    own = scipy.stats.spearmanr([run["alpha_early"] for run in core], [run["best_validation_loss"] for run in core])
     assert found["s-core"]["rho"] == pytest.approx(own.statistic, abs=1e-6)
     errors = {row["name"]: row["error"] for row in rows(specification, "error")}
     assert set(errors) == {"no predictor (mean)", "loss at the same epoch", "early slope", "both"}
@@ -195,7 +195,7 @@ def test_the_heat_map_of_windows_is_spearmans_and_the_best_window_is_in_the_titl
 
 
 def test_correlations_of_windows_leave_out_what_cannot_be_correlated() -> None:
-    known = [{"arm": "a", "trial": i, "best_val_ce": loss} for i, loss in enumerate((0.3, 0.2, 0.5, 0.4))]
+    known = [{"arm": "a", "trial": i, "best_validation_loss": loss} for i, loss in enumerate((0.3, 0.2, 0.5, 0.4))]
     scan = [
         {"arm": "a", "trial": i, "start": start, "stop": 10.0, "slope": slope}
         for start, slopes in {1.0: (3, 1, 4, 2), 2.0: (1, 1, 1, 1), 3.0: (1, 2, 3), 5.0: (1, 2, 3, 4)}.items()
@@ -214,9 +214,9 @@ def test_the_knee_says_who_has_none_and_how_much_later_curvature_settles(campaig
     knees = [run["knee_epoch_break"] for run in fitted() if run["knee_epoch_break"] is not None]
     assert f"Burn-in ends at epoch {statistics.median(knees):.2g}, median" in title(specification)
     timed = [
-        run["lambda_plateau_epoch"] - run["knee_epoch_break"]
+        run["largest_eigenvalue_plateau_epoch"] - run["knee_epoch_break"]
         for run in fitted()
-        if run["lambda_plateau_epoch"] is not None and run["knee_epoch_break"] is not None
+        if run["largest_eigenvalue_plateau_epoch"] is not None and run["knee_epoch_break"] is not None
     ]
     assert f"settles {statistics.median(timed):.2g} epochs later (median)" in title(specification)
     assert f"after it in {sum(delay > 0 for delay in timed)} of {len(timed)} runs" in title(specification)
@@ -232,14 +232,14 @@ def test_units_differ_by_what_the_tables_say_not_by_their_rounding(campaign: Sto
 
 def test_noise_names_the_measure_that_goes_with_the_best_loss(campaign: Store) -> None:
     specification = drawn("noise", CAMPAIGN, campaign)
-    losses = [run["best_val_ce"] for run in fitted()]
+    losses = [run["best_validation_loss"] for run in fitted()]
     found = {
         name: scipy.stats.spearmanr([run[name] for run in fitted()], losses).statistic
-        for name in ("psd_tail", "resid_power", "noise_floor")
+        for name in ("spectral_density_tail", "residual_power", "noise_floor")
     }
     most = max(found.values(), key=abs)
     assert f"\u03c1 = {most:.2f}".replace("-", "\u2212") in title(specification)
-    assert len(rows(specification, "psd_tail")) == len(rows(specification, "noise_floor")) == len(fitted())
+    assert len(rows(specification, "spectral_density_tail")) == len(rows(specification, "noise_floor")) == len(fitted())
 
 
 # The mosaic
@@ -334,7 +334,15 @@ THIN = {
     "one run": (dict(families=("s-core",), rates=(0.1,), decays=(1e-3,), trials=1), {}),
     "short, without validation and curvature": (
         dict(families=("s-core", "s-bn-off"), rates=(0.1,), decays=(1e-4, 1e-3), trials=1),
-        dict.fromkeys((*_SHORT, "alpha_start_spread", "best_val_ce", "loss_at_early_stop", "lambda_plateau_epoch")),
+        dict.fromkeys(
+            (
+                *_SHORT,
+                "alpha_start_spread",
+                "best_validation_loss",
+                "loss_at_early_stop",
+                "largest_eigenvalue_plateau_epoch",
+            )
+        ),
     ),
     "dead": (dict(families=("s-adamw",), rates=(0.1, 0.2), decays=(1e-3,), trials=2), {}),
 }

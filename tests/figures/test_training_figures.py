@@ -60,15 +60,22 @@ def write_runs(store: Store) -> Callable[..., None]:
 
 
 # By metric after how many steps it is measured; studies here have 5 steps in an epoch and 4 epochs.
-MEASURED = {"grad_norm": 1, "weight_norm": 1, "lambda_max": 5, "lambda_max_residual": 5, "hutch_trace": 5, "acc_val": 5}
-ERRORS = {"hutch_trace": 0.25}
+MEASURED = {
+    "gradient_norm": 1,
+    "weight_norm": 1,
+    "largest_eigenvalue": 5,
+    "largest_eigenvalue_residual": 5,
+    "hessian_trace": 5,
+    "validation_error": 5,
+}
+ERRORS = {"hessian_trace": 0.25}
 
 
 def made_up_value(metric: str, k: int, trial: int, step: int) -> float:
     """Positive; the largest eigenvalue rises to a peak at step 2 k and falls."""
     level = list(MEASURED).index(metric) + 1 if metric in MEASURED else 1
-    shape = 1 + min(step, 4 * k - step) / 40 if metric == "lambda_max" else 1 + step / 10
-    return level * shape * (1 + trial / 10) if metric != "acc_val" else shape / 4
+    shape = 1 + min(step, 4 * k - step) / 40 if metric == "largest_eigenvalue" else 1 + step / 10
+    return level * shape * (1 + trial / 10) if metric != "validation_error" else shape / 4
 
 
 @pytest.fixture
@@ -308,7 +315,7 @@ def test_means_and_bands_are_those_of_the_files(study, store, write_monitors, wr
     write_errors(study)
     drawn = curves(draw("training_dynamics", study, store, open_views))
     roles = {1: "k = 1, narrowest", 4: "k = 4, threshold", 8: "k = 8, widest"}
-    assert set(drawn) == {(m, role) for m in MEASURED if m != "lambda_max_residual" for role in roles.values()}
+    assert set(drawn) == {(m, role) for m in MEASURED if m != "largest_eigenvalue_residual" for role in roles.values()}
     for (metric, width), points in drawn.items():
         k = next(k for k, role in roles.items() if role == width)
         expected = {}
@@ -359,7 +366,7 @@ def test_long_trainings_are_thinned_but_keep_both_ends(study, store, write_monit
     def value(metric: str, k: int, trial: int, step: int) -> float:
         return 2.0 if step == 4001 else 1.0
 
-    write_monitors(study, measured={"lambda_max": 1}, value=value, num_steps=5000)
+    write_monitors(study, measured={"largest_eigenvalue": 1}, value=value, num_steps=5000)
     specification = draw("training_dynamics", study, store, open_views)
     for points in curves(specification).values():
         assert 50 <= len(points) <= 100
@@ -379,7 +386,7 @@ def test_axes_are_logarithmic_for_positive_values_over_a_decade(
     growth, is_log, study, store, write_monitors, open_views
 ):
     write_monitors(
-        study, measured={"lambda_max": 5}, value=lambda metric, k, trial, step: growth ** (step / 5) * (1 + k)
+        study, measured={"largest_eigenvalue": 5}, value=lambda metric, k, trial, step: growth ** (step / 5) * (1 + k)
     )
     assert scale_types(draw("training_dynamics", study, store, open_views)) == {"log" if is_log else None}
 
@@ -388,9 +395,9 @@ def test_means_below_a_logarithmic_axis_are_told(study, store, write_monitors, o
     def value(metric: str, k: int, trial: int, step: int) -> float:
         return -1.0 if (k, step) == (8, 100) else float(step)
 
-    write_monitors(study, measured={"lambda_max": 5}, value=value, num_steps=100)
+    write_monitors(study, measured={"largest_eigenvalue": 5}, value=value, num_steps=100)
     specification = draw("training_dynamics", study, store, open_views)
-    assert "lambda_max: 1 of 40 means are below the axis and drawn at its lower end" in subtitle(specification)
+    assert "largest_eigenvalue: 1 of 40 means are below the axis and drawn at its lower end" in subtitle(specification)
     assert scale_types(specification) == {"log"}
     assert min(value for points in curves(specification).values() for value, *_ in points.values()) == 4.0
 
@@ -401,15 +408,15 @@ def test_values_that_are_not_numbers_are_left_out(study, store, write_monitors, 
     def value(metric: str, k: int, trial: int, step: int) -> float:
         return np.inf if trial == 1 and step > 10 else 1.0 + trial
 
-    write_monitors(study, measured={"grad_norm": 5}, value=value)
-    points = curves(draw("training_dynamics", study, store, open_views))["grad_norm", "k = 8, widest"]
+    write_monitors(study, measured={"gradient_norm": 5}, value=value)
+    points = curves(draw("training_dynamics", study, store, open_views))["gradient_norm", "k = 8, widest"]
     assert points == {1: (1.5, 1, 2), 2: (1.5, 1, 2), 3: (1, 1, 1), 4: (1, 1, 1)}
 
 
 def test_of_many_variants_the_first_are_drawn(study, store, new_study, write_monitors, open_views):
     plain = study.variants["plain"].model_dump()
     study = new_study(variants={f"v{i}": plain for i in range(6)})
-    write_monitors(study, measured={"lambda_max": 5})
+    write_monitors(study, measured={"largest_eigenvalue": 5})
     specification = draw("training_dynamics", study, store, open_views)
     assert len(specification["vconcat"]) == 4
     assert "Variants: the first 4 of 6" in subtitle(specification)

@@ -38,10 +38,10 @@ class Campaign:
     delta_aic_two_power: np.ndarray
     delta_aic_offset: np.ndarray
     alpha_early: np.ndarray
-    best_val_ce: np.ndarray
-    final_val_ce: np.ndarray
+    best_validation_loss: np.ndarray
+    last_validation_loss: np.ndarray
     loss_at_early_stop: np.ndarray
-    lambda_plateau_epoch: np.ndarray
+    largest_eigenvalue_plateau_epoch: np.ndarray
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Campaign":

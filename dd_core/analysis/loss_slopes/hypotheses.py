@@ -188,14 +188,15 @@ class H2:
     """Does the early slope predict the best validation loss?
 
     Attributes:
-        pooled: correlations of ``alpha_early`` with ``best_val_ce`` over all runs; ``partial`` is
+        pooled: correlations of ``alpha_early`` with ``best_validation_loss`` over all runs; ``partial`` is
             Pearson's, given the settings ``given``, each as categories.
         by_family: the same within each variant.
         verdict: ``yes``: Spearman's |rho| is at least ``strong_correlation`` and its p value at most ``significance``;
-            ``weak``: |rho| below ``weak_correlation``, the campaign's reason to turn to lambda_max; ``no``: neither, as
-            |rho| lies between or p is too large; ``unknown``: there is no rho, or too few configurations for p.
-        pivot: correlations of ``lambda_plateau_epoch`` with ``best_val_ce``.
-        prediction: of ``final_val_ce`` for configurations that were not seen.
+            ``weak``: |rho| below ``weak_correlation``, the campaign's reason to turn to the largest eigenvalue;
+            ``no``: neither, as |rho| lies between or p is too large; ``unknown``: there is no rho, or too few
+            configurations for p.
+        pivot: correlations of ``largest_eigenvalue_plateau_epoch`` with ``best_validation_loss``.
+        prediction: of ``last_validation_loss`` for configurations that were not seen.
         strong: |rho| asked for.
         weak: |rho| of the pivot.
         given: settings that differ among the runs, in words.
@@ -252,7 +253,7 @@ class H2:
             )
         if self.verdict == "weak":
             pivot = self.pivot.spearman
-            text += "; the plateau of lambda_max " + (
+            text += "; the plateau of the largest eigenvalue " + (
                 f"has a rank correlation of {pivot.value:.2f}"
                 if pivot.value is not None
                 else "is not known of enough runs"
@@ -268,7 +269,7 @@ def answer_h2(campaign: Campaign, settings: LossSlopeSettings) -> H2:
     def correlations(runs: Campaign, x: np.ndarray, *given: np.ndarray) -> Correlations:
         covariates, groups = categories(*given), runs.configuration
         pearson, spearman, partial = (
-            correlate(x, runs.best_val_ce, groups, kind, samples, covariates) for kind in KINDS
+            correlate(x, runs.best_validation_loss, groups, kind, samples, covariates) for kind in KINDS
         )
         return Correlations(pearson, spearman, partial)
 
@@ -280,15 +281,19 @@ def answer_h2(campaign: Campaign, settings: LossSlopeSettings) -> H2:
     for name in campaign.families:
         runs = campaign[campaign.family == name]
         by_family[name] = correlations(runs, runs.alpha_early, *all_given(runs))
-    used = campaign[np.isfinite(campaign.alpha_early) & np.isfinite(campaign.best_val_ce)]
+    used = campaign[np.isfinite(campaign.alpha_early) & np.isfinite(campaign.best_validation_loss)]
     differ = (words for name, words in _GIVEN.items() if categories(getattr(used, name)).shape[1])
     return H2(
         pooled,
         by_family,
         _strength(pooled.spearman, settings),
-        correlations(campaign, campaign.lambda_plateau_epoch, *all_given(campaign)),
+        correlations(campaign, campaign.largest_eigenvalue_plateau_epoch, *all_given(campaign)),
         predict(
-            campaign.alpha_early, campaign.loss_at_early_stop, campaign.final_val_ce, campaign.configuration, samples
+            campaign.alpha_early,
+            campaign.loss_at_early_stop,
+            campaign.last_validation_loss,
+            campaign.configuration,
+            samples,
         ),
         settings.strong_correlation,
         settings.weak_correlation,

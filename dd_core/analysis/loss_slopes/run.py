@@ -45,7 +45,7 @@ class Run:
         val_step: steps of validation (or test) losses; may be empty.
         val_loss: these, nats.
         lambda_step: steps of the largest Hessian eigenvalue; may be empty.
-        lambda_max: these.
+        largest_eigenvalue: these.
         status: of the training, as in the table.
     """
 
@@ -55,7 +55,7 @@ class Run:
     val_step: np.ndarray
     val_loss: np.ndarray
     lambda_step: np.ndarray
-    lambda_max: np.ndarray
+    largest_eigenvalue: np.ndarray
     status: str = "finished"
 
 
@@ -63,8 +63,8 @@ def analyse_run(run: Run, settings: LossSlopeSettings) -> tuple[dict[str, Any], 
     """Fit all models to a run's loss curve. Whatever the losses are, this does not raise.
 
     Returns:
-        The columns of ``loss_slopes`` from ``outcome`` on (without ``val_is_test`` and ``source_sha256``), and the rows
-        of ``loss_slope_fits`` from ``segment`` on; None where undefined, ``reason`` says why.
+        The columns of ``loss_slopes`` from ``outcome`` on (without ``validation_is_test`` and ``source_sha256``), and
+        the rows of ``loss_slope_fits`` from ``segment`` on; None where undefined, ``reason`` says why.
     """
     curve = clean_curve(run.step, run.loss, run.steps_per_epoch, settings.largest_loss, run.status)
     columns: dict[str, Any] = dict.fromkeys(_COLUMNS)
@@ -81,7 +81,7 @@ def analyse_run(run: Run, settings: LossSlopeSettings) -> tuple[dict[str, Any], 
     }
     if len(curve.step):
         columns["loss_at_early_stop"] = curve.mean_of_epoch(settings.early[1])
-        columns["final_train_loss"] = curve.mean_of_epoch(math.ceil(curve.epoch[-1] - 1e-9))
+        columns["last_train_loss"] = curve.mean_of_epoch(math.ceil(curve.epoch[-1] - 1e-9))
     rows: list[dict[str, Any]] = []
     if curve.outcome == "fitted":
         fitted, rows, more = _fits(curve, settings)
@@ -102,8 +102,14 @@ _COLUMNS = (
     *("early_break_epoch", "early_break_slope_before", "early_break_slope_after"),
     *("delta_aic_exponential", "delta_aic_two_power", "delta_aic_offset"),
     *("delta_aic_exponential_plain", "delta_aic_two_power_plain", "delta_aic_offset_plain", "best_model"),
-    *("loss_at_early_stop", "final_train_loss", "best_val_ce", "best_val_epoch", "final_val_ce"),
-    *("lambda_plateau_epoch", "lambda_max_early", "psd_tail", "noise_floor", "resid_power"),
+    *("loss_at_early_stop", "last_train_loss", "best_validation_loss", "best_validation_epoch", "last_validation_loss"),
+    *(
+        "largest_eigenvalue_plateau_epoch",
+        "largest_eigenvalue_early",
+        "spectral_density_tail",
+        "noise_floor",
+        "residual_power",
+    ),
 )
 
 
@@ -113,19 +119,26 @@ def _validation(run: Run, curve: Curve) -> dict[str, Any]:
     step, loss = step[order], loss[order]
     if not len(loss):
         return {}
-    final = {"final_val_ce": float(loss[-1])}
+    final = {"last_validation_loss": float(loss[-1])}
     if not np.isfinite(loss).any():
         return final
     best = int(np.nanargmin(np.where(np.isfinite(loss), loss, np.nan)))
-    return {"best_val_ce": float(loss[best]), "best_val_epoch": float(step[best] / curve.steps_per_epoch), **final}
+    return {
+        "best_validation_loss": float(loss[best]),
+        "best_validation_epoch": float(step[best] / curve.steps_per_epoch),
+        **final,
+    }
 
 
 def _lambda(run: Run, curve: Curve, settings: LossSlopeSettings) -> dict[str, Any]:
     epoch = np.asarray(run.lambda_step, dtype=np.float64) / curve.steps_per_epoch
-    value = np.asarray(run.lambda_max, dtype=np.float64)
+    value = np.asarray(run.largest_eigenvalue, dtype=np.float64)
     inside = np.flatnonzero((epoch > settings.early[0]) & (epoch <= settings.early[1] + 1e-9) & np.isfinite(value))
     early = float(value[inside[np.argmax(epoch[inside])]]) if len(inside) else None
-    return {"lambda_plateau_epoch": plateau_epoch(epoch, value, settings.plateau), "lambda_max_early": early}
+    return {
+        "largest_eigenvalue_plateau_epoch": plateau_epoch(epoch, value, settings.plateau),
+        "largest_eigenvalue_early": early,
+    }
 
 
 def _fits(curve: Curve, settings: LossSlopeSettings) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
@@ -207,6 +220,6 @@ def _spectrum(curve: Curve, part: slice, line: Fit) -> dict[str, Any]:
     frequency, density, enough = welch_psd(np.log(loss) - fitted)
     columns: dict[str, Any] = {"noise_floor": batch_noise_floor(loss - np.exp(fitted))}
     if enough:
-        columns["psd_tail"] = band_mean(frequency, density, PSD_TAIL)
-        columns["resid_power"] = band_mean(frequency, density, RESID_POWER)
+        columns["spectral_density_tail"] = band_mean(frequency, density, PSD_TAIL)
+        columns["residual_power"] = band_mean(frequency, density, RESID_POWER)
     return columns

@@ -30,7 +30,7 @@ _TRIALS = f"""
         UNION ALL
         SELECT variant, k, trial, '{_TRAIN}', train_error, train_loss FROM rows WHERE epoch = $epoch
         UNION ALL
-        SELECT variant, k, trial, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
+        SELECT variant, k, trial, '{_VALIDATION}', validation_error, validation_loss FROM rows
         WHERE epoch = $epoch AND test_error IS NULL AND test_loss IS NULL
     ) WHERE isfinite(error) OR isfinite(loss)
 """

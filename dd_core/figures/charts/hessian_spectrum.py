@@ -16,7 +16,7 @@ from dd_core.study.study import Study
 _HEIGHT, _TICK = 150, 12
 
 _SPECTRA = """
-    SELECT variant, k, num_images, num_parameters, layers, lambda_max, lambda_min, eigenvalues,
+    SELECT variant, k, num_images, num_parameters, layers, largest_eigenvalue, smallest_eigenvalue, eigenvalues,
            density_eigenvalues, density
     FROM rows WHERE epoch = $epoch AND trial = 0 AND len(density) > 1 ORDER BY variant, k
 """
@@ -64,8 +64,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
 
 def headline(shown: list[dict[str, Any]]) -> str:
     """One sentence with the largest eigenvalues."""
-    known = [row for row in shown if row["lambda_max"] is not None]
-    found = [f"{style.number(row['lambda_max'], 3)} at k = {row['k']}" for row in known]
+    known = [row for row in shown if row["largest_eigenvalue"] is not None]
+    found = [f"{style.number(row['largest_eigenvalue'], 3)} at k = {row['k']}" for row in known]
     if not found:
         return "Eigenvalues of the Hessian in the weights"
     return f"The largest eigenvalue of the Hessian in the weights is {style.listed(found)}"
@@ -102,13 +102,13 @@ def _panel(row: dict[str, Any], name: str, *, last: bool) -> style.Panel:
         axis=alt.Axis(labelOverlap="greedy", **y_axis),
     )  # fmt: skip
     area = alt.Chart(style.csv_data([{**point, "floor": floor} for point in points])).encode(x=x)
-    marked = [value for value in [*(row["eigenvalues"] or ()), row["lambda_min"]] if value is not None]
+    marked = [value for value in [*(row["eigenvalues"] or ()), row["smallest_eigenvalue"]] if value is not None]
     ticks = alt.Chart(style.data([{"eigenvalue": value} for value in marked])).mark_rule(
         color=style.LARGEST_EIGENVALUE, strokeWidth=1.8, clip=True
     )
     facts = [
         f"{word} eigenvalue {style.number(row[column], 3)}".replace("-", "\u2212")
-        for word, column in (("largest", "lambda_max"), ("smallest", "lambda_min"))
+        for word, column in (("largest", "largest_eigenvalue"), ("smallest", "smallest_eigenvalue"))
         if row[column] is not None
     ]
     facts.append(f"{row['num_parameters']:,} weights")

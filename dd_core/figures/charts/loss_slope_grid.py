@@ -75,7 +75,11 @@ def _cells(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     made = []
     for rate, decay in pairs:
         own = [row for row in rows if (row["learning_rate"], row["weight_decay"]) == (rate, decay)]
-        losses = [row["best_val_ce"] for row in own if row["best_val_ce"] is not None and not row["is_diverged"]]
+        losses = [
+            row["best_validation_loss"]
+            for row in own
+            if row["best_validation_loss"] is not None and not row["is_diverged"]
+        ]
         num_diverged = sum(row["is_diverged"] for row in own)
         value = statistics.median(losses) if losses else None
         made.append(

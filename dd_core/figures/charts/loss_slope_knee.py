@@ -36,7 +36,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     panels = [_boxes(runs, study.loss_slopes, name, last, first=i == 0) for i, name in enumerate(_COLUMNS)]
     rows: list[Any] = [alt.hconcat(*panels, spacing=56)]
     knee = _COLUMNS[study.loss_slopes.knee]
-    timed = [{**row, "knee": row[knee]} for row in runs.having("lambda_plateau_epoch", knee)]
+    timed = [{**row, "knee": row[knee]} for row in runs.having("largest_eigenvalue_plateau_epoch", knee)]
     if timed:
         rows.append(alt.hconcat(_timing(runs, timed, last), _delays(runs, timed), spacing=110))
     return style.finish(
@@ -70,7 +70,7 @@ def headline(runs: Runs, settings: LossSlopeSettings, timed: list[dict[str, Any]
     of = counted(len(knees), "run") if len(knees) == len(runs.fitted) else f"{len(knees)} of {len(runs.fitted)} runs"
     sentence = f"Burn-in ends at epoch {spread(knees)} of {of} (by {words(settings)})"
     if timed:
-        delays = [row["lambda_plateau_epoch"] - row["knee"] for row in timed]
+        delays = [row["largest_eigenvalue_plateau_epoch"] - row["knee"] for row in timed]
         middle = statistics.median(delays)
         when = "later" if middle >= 0 else "earlier"
         sentence += f"; the largest eigenvalue settles {abs(middle):.2g} epochs {when} (median)"
@@ -115,12 +115,13 @@ def _never(runs: Runs, name: str) -> dict[str, str]:
 def _delays(runs: Runs, rows: list[dict[str, Any]]) -> style.Panel:
     """How much later than the knee the largest eigenvalue settles, a row per family."""
     delays = [
-        {name: row[name] for name in ("family", "run")} | {"value": row["lambda_plateau_epoch"] - row["knee"]}
+        {name: row[name] for name in ("family", "run")}
+        | {"value": row["largest_eigenvalue_plateau_epoch"] - row["knee"]}
         for row in rows
     ]
     x = alt.X("value:Q", axis=alt.Axis(tickCount=6), title="epochs from the knee until it settles")
     zero = alt.Chart(style.data([{"value": 0}])).mark_rule(color=style.GREY, strokeDash=[4, 3]).encode(x=x)
-    never = _never(runs, "lambda_plateau_epoch")
+    never = _never(runs, "largest_eigenvalue_plateau_epoch")
     right = ("never, or not measured:", never) if never else None
     layers = family_rows(runs, delays, x, _SQUARE, right=right, below=[zero])
     above = style.heading(_SQUARE, "largest eigenvalue of the Hessian")
@@ -132,13 +133,15 @@ def _timing(runs: Runs, rows: list[dict[str, Any]], last: int) -> style.Panel:
     scale, ticks = style.epoch_scale(last)
     axis = alt.Axis(values=ticks, labelOverlap="greedy")
     x = alt.X("knee:Q", scale=scale, axis=axis, title="knee, epochs")
-    y = alt.Y("lambda_plateau_epoch:Q", scale=scale, axis=axis, title=["largest eigenvalue", "settles, epochs"])
-    ends = [{"knee": end, "lambda_plateau_epoch": end} for end in (0, last)]
+    y = alt.Y(
+        "largest_eigenvalue_plateau_epoch:Q", scale=scale, axis=axis, title=["largest eigenvalue", "settles, epochs"]
+    )
+    ends = [{"knee": end, "largest_eigenvalue_plateau_epoch": end} for end in (0, last)]
     line = alt.Chart(style.data(ends)).mark_line(strokeDash=[4, 3], color=style.GREY, strokeWidth=1.2)
-    names = ("run", "family", "knee", "lambda_plateau_epoch")
+    names = ("run", "family", "knee", "largest_eigenvalue_plateau_epoch")
     points = alt.Chart(style.data([{name: row[name] for name in names} for row in rows]))
     tooltip = ["run:N", alt.Tooltip("knee:Q", format=".3g", title="knee")]
-    tooltip.append(alt.Tooltip("lambda_plateau_epoch:Q", format=".3g", title="settles"))
+    tooltip.append(alt.Tooltip("largest_eigenvalue_plateau_epoch:Q", format=".3g", title="settles"))
     return alt.layer(
         line.encode(x=x, y=y),
         points.mark_circle(size=36, opacity=0.7).encode(x=x, y=y, color=runs.colour(runs.fitted), tooltip=tooltip),

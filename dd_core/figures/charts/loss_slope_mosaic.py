@@ -25,9 +25,9 @@ _COLOURS = {_POWER: style.BLUE, _OFFSET: style.GREEN, _EXPONENTIAL: style.ORANGE
 
 # Geometric means over bins of equal width in log step: one step a bin early on, hundreds late.
 _BATCHES = f"""
-    SELECT arm, trial, avg(step) AS step, exp(avg(ln(loss_train_nats))) AS loss FROM rows
+    SELECT arm, trial, avg(step) AS step, exp(avg(ln(train_loss))) AS loss FROM rows
     JOIN (SELECT unnest($arms_drawn) AS arm, unnest($trials) AS trial) USING (arm, trial)
-    WHERE step > 0 AND loss_train_nats > 0 AND isfinite(loss_train_nats)
+    WHERE step > 0 AND train_loss > 0 AND isfinite(train_loss)
     GROUP BY arm, trial, floor({_POINTS_PER_DECADE} * log10(step)) ORDER BY arm, trial, step
 """
 _FITS = """

@@ -15,8 +15,11 @@ from dd_core.study.study import Study
 _SIZE = 220
 # Words and the title of the axis.
 _MEASURES = {
-    "psd_tail": ("fast fluctuations", ["psd_tail, variance of log loss", "per cycle per step"]),
-    "resid_power": ("slow fluctuations", ["resid_power, variance of log loss", "per cycle per step"]),
+    "spectral_density_tail": (
+        "fast fluctuations",
+        ["spectral_density_tail, variance of log loss", "per cycle per step"],
+    ),
+    "residual_power": ("slow fluctuations", ["residual_power, variance of log loss", "per cycle per step"]),
     "noise_floor": ("noise floor", ["noise_floor, nats"]),
 }
 
@@ -30,13 +33,13 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     runs = read_runs(connection, study)
     if not runs.rows:
         return None
-    shown = {name: rows for name in _MEASURES if (rows := runs.having(name, "best_val_ce"))}
+    shown = {name: rows for name in _MEASURES if (rows := runs.having(name, "best_validation_loss"))}
     if not shown:
         raise DataMissingError(f"no run has a noise of its loss and a validation or test loss; {runs.endings()}")
     found = {}
     panels: list[style.Panel] = []
     for name, rows in shown.items():
-        x, y = (np.array([row[column] for row in rows], dtype=np.float64) for column in (name, "best_val_ce"))
+        x, y = (np.array([row[column] for row in rows], dtype=np.float64) for column in (name, "best_validation_loss"))
         groups = np.unique([row["arm"] for row in rows], return_inverse=True)[1]
         found[name] = correlate(x, y, groups, "spearman", study.loss_slopes.bootstrap_samples)
         words, title = _MEASURES[name]
@@ -47,7 +50,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         alt.hconcat(*panels, spacing=40),
         headline(found),
         [
-            "Residuals of the straight segment's line in log loss; psd_tail: 0.3 to 0.5 cycles per step, resid_power: "
+            "Residuals of the straight segment's line in log loss; fast: 0.3 to 0.5 cycles per step, slow: "
             "0.02 to 0.1. Point: a run; \u03c1: Spearman's, its interval by bootstrap over configurations",
             *runs.describe(study),
         ],
@@ -61,7 +64,10 @@ def headline(found: dict[str, Correlation]) -> str:
     if not known:
         return "The noise of the loss curve against the best loss; too few runs for a correlation"
     name, most = max(known.items(), key=lambda item: abs(item[1].value or 0.0))
-    what = {"psd_tail": "fast fluctuations of the loss go", "resid_power": "slow fluctuations of the loss go"}
+    what = {
+        "spectral_density_tail": "fast fluctuations of the loss go",
+        "residual_power": "slow fluctuations of the loss go",
+    }
     subject = what.get(name, "the noise floor goes")
     better = "lower" if (most.value or 0.0) < 0 else "higher"
     sure = most.low is not None and most.high is not None and most.low * most.high > 0

@@ -35,7 +35,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     runs = read_runs(connection, study)
     if not runs.rows:
         return None
-    rows = runs.having("alpha_early", "best_val_ce")
+    rows = runs.having("alpha_early", "best_validation_loss")
     if not rows:
         raise DataMissingError(f"no run has an early slope and a validation or test loss; {runs.endings()}")
     settings = study.loss_slopes
@@ -104,7 +104,8 @@ def pivot_line(answer: H2, settings: LossSlopeSettings) -> str | None:
     if answer.verdict != "weak":
         return None
     found = in_words(answer.pivot.spearman)
-    return f"As |\u03c1| < {settings.weak_correlation:g}: epoch at which lambda_max settles and best loss, {found}"
+    settles = "epoch at which the largest eigenvalue settles and best loss"
+    return f"As |\u03c1| < {settings.weak_correlation:g}: {settles}, {found}"
 
 
 def _correlations(runs: Runs, answer: H2, settings: LossSlopeSettings) -> style.Panel | None:
@@ -116,7 +117,7 @@ def _correlations(runs: Runs, answer: H2, settings: LossSlopeSettings) -> style.
     if len(runs.families) > 1:
         found |= {name: answer.by_family[name].spearman for name in runs.families if name in answer.by_family}
     if answer.pivot.spearman.value is not None:
-        found["lambda_max plateau"] = answer.pivot.spearman
+        found["plateau of the largest eigenvalue"] = answer.pivot.spearman
     known = {name: own for name, own in found.items() if own.value is not None}
     if not known:
         return None

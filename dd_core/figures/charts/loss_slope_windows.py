@@ -45,7 +45,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     if not runs.rows:
         return None
     scan = fetch(connection, study, "loss_slope_fits", _SCAN)
-    windows = by_window(scan, runs.having("best_val_ce"))
+    windows = by_window(scan, runs.having("best_validation_loss"))
     cells = correlations(windows)
     spread = runs.having("alpha_start_spread")
     panels: list[Any] = []
@@ -80,9 +80,9 @@ def by_window(scan: list[dict[str, Any]], known: list[dict[str, Any]]) -> Window
 
     Args:
         scan: a row per run and window with its ``slope``.
-        known: the runs with a ``best_val_ce``.
+        known: the runs with a ``best_validation_loss``.
     """
-    losses = {(row["arm"], row["trial"]): row["best_val_ce"] for row in known}
+    losses = {(row["arm"], row["trial"]): row["best_validation_loss"] for row in known}
     windows: Windows = defaultdict(list)
     for row in scan:
         loss = losses.get((row["arm"], row["trial"]))

@@ -25,7 +25,7 @@ _SPLITS = f"""
     SELECT arm, epoch, '{_TEST}' AS split, test_error AS error, test_loss AS loss FROM rows
     UNION ALL SELECT arm, epoch, '{_RIGHT}', train_error_clean, train_loss_clean FROM rows
     UNION ALL SELECT arm, epoch, '{_WRONG}', train_error_noisy, train_loss_noisy FROM rows
-    UNION ALL SELECT arm, epoch, '{_VALIDATION}', 1 - acc_val, loss_val_nats FROM rows
+    UNION ALL SELECT arm, epoch, '{_VALIDATION}', validation_error, validation_loss FROM rows
     WHERE arm NOT IN (SELECT arm FROM rows WHERE coalesce(test_error, test_loss) IS NOT NULL
                       GROUP BY arm HAVING count(DISTINCT epoch) > 1)
     UNION ALL SELECT arm, epoch, '{_ALL}', train_error, train_loss FROM rows

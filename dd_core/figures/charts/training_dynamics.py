@@ -25,7 +25,7 @@ from dd_core.study.study import Study
 _WIDTH, _HEIGHT, _COLUMNS = 215, 130, 3
 # Curves with at most so many points show them.
 _FEW = 25
-_LINEAR = {"acc_val", "weight_norm"}
+_LINEAR = {"validation_error", "weight_norm"}
 
 # Three of matplotlib's magma, light to dark as widths grow; distinguishable with every common colour blindness.
 _ROLES = {
@@ -107,7 +107,7 @@ def _block(
             y_scale, axis = log_axis([row[name] for row in rows for name in ("value", "low", "high")])
         else:
             y_scale = alt.Scale(zero=False)
-            axis = alt.Axis(format=".0%" if metric == "acc_val" else "~g", tickCount=5)
+            axis = alt.Axis(format=".0%" if metric == "validation_error" else "~g", tickCount=5)
         y = alt.Y("value:Q", scale=y_scale, title=unit or None, axis=axis)
         columns = ("width", "epoch", "value", "low", "high")
         base = alt.Chart(style.csv_data([{name: row[name] for name in columns} for row in rows]))

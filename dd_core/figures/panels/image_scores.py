@@ -66,7 +66,7 @@ def published(columns: Sequence[str], study: Study, kind: str) -> list[Definitio
         study: says how they are normalised.
         kind: norm or directional.
     """
-    found = [name for name in columns if name.startswith(f"fd_{kind}_") and not name.endswith("_se")]
+    found = [name for name in columns if name.startswith(f"fd_{kind}_") and not name.endswith("_standard_error")]
     # Divided by h or h squared they are second derivatives; as published code has them, differences of gradients.
     is_derivative = study.curvature.finite_difference.normalisation == "per_step"
     change = "g(x\u00a0+\u00a0hr)\u00a0\u2212\u00a0g(x)"

@@ -35,7 +35,7 @@ def scatter(
 
     Args:
         runs: all, for the colours.
-        rows: those with a value in ``column`` and in ``best_val_ce``; at least one.
+        rows: those with a value in ``column`` and in ``best_validation_loss``; at least one.
         column: on the x axis.
         title: of the x axis.
         size: width and height of the panel, pixels.
@@ -43,7 +43,7 @@ def scatter(
         behind: another column in grey, on the same axis, as far as it reaches.
         labels: whether the y axis has a title.
     """
-    losses = [row["best_val_ce"] for row in rows]
+    losses = [row["best_validation_loss"] for row in rows]
     values = [row[column] for row in rows]
     if errors:
         values += [row[end] for row in rows for end in (f"{column}_low", f"{column}_high") if row[end] is not None]
@@ -51,12 +51,16 @@ def scatter(
         values = _widened(values, [row[behind] for row in rows if row[behind] is not None])
     y_scale, y_axis = axis_of(losses)
     x_scale, x_axis = axis_of(values)
-    y = alt.Y("best_val_ce:Q", scale=y_scale, axis=y_axis, title=val_ce_title(rows) if labels else None)
+    y = alt.Y("best_validation_loss:Q", scale=y_scale, axis=y_axis, title=val_ce_title(rows) if labels else None)
     x = alt.X(f"{column}:Q", scale=x_scale, axis=x_axis, title=title)
-    names = ["run", "family", "best_val_ce", column]
+    names = ["run", "family", "best_validation_loss", column]
     layers = []
     if behind:
-        grey = [{"value": row[behind], "best_val_ce": row["best_val_ce"]} for row in rows if row[behind] is not None]
+        grey = [
+            {"value": row[behind], "best_validation_loss": row["best_validation_loss"]}
+            for row in rows
+            if row[behind] is not None
+        ]
         other = alt.X("value:Q", scale=x_scale, axis=x_axis, title=title)
         points = alt.Chart(style.data(grey)).mark_circle(size=16, color="#C4C4C4", opacity=1, clip=True)
         layers.append(points.encode(x=other, y=y))

@@ -101,7 +101,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def val_ce_title(rows: Iterable[dict[str, Any]]) -> str:
-    """The axis of ``best_val_ce``: of validation images, or without them of test images."""
-    kinds = {bool(row["val_is_test"]) for row in rows if row["best_val_ce"] is not None}
+    """The axis of ``best_validation_loss``: of validation images, or without them of test images."""
+    kinds = {bool(row["validation_is_test"]) for row in rows if row["best_validation_loss"] is not None}
     words = {frozenset({True}): "test", frozenset({False}): "validation"}.get(frozenset(kinds), "validation or test")
     return f"best {words} cross-entropy, nats"

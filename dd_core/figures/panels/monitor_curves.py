@@ -16,26 +16,26 @@ _MOST_CUSTOM, _MOST_STEPS = 6, 100
 _CURVATURE = "nats per squared weight"
 # Words for a metric and the unit of its axis.
 _METRICS = {
-    "loss_val_nats": ("validation loss", "nats"),
-    "acc_val": ("validation accuracy", ""),
-    "grad_norm": ("norm of the batch gradient", "nats per weight"),
+    "validation_loss": ("validation loss", "nats"),
+    "validation_error": ("validation error", ""),
+    "gradient_norm": ("norm of the batch gradient", "nats per weight"),
     "weight_norm": ("norm of all weights", "weight units"),
-    "lambda_max": ("largest Hessian eigenvalue", _CURVATURE),
-    "hutch_trace": ("trace of the Hessian", _CURVATURE),
-    "grad_var": ("variance of the batch gradient", "nats² per weight²"),
-    "psd_tail": ("fastest fluctuations of the loss", ""),
-    "resid_power": ("slow fluctuations of the loss", ""),
+    "largest_eigenvalue": ("largest Hessian eigenvalue", _CURVATURE),
+    "hessian_trace": ("trace of the Hessian", _CURVATURE),
+    "gradient_variance": ("variance of the batch gradient", "nats² per weight²"),
+    "spectral_density_tail": ("fastest fluctuations of the loss", ""),
+    "residual_power": ("slow fluctuations of the loss", ""),
     "dormant_units": ("dormant units", "share of all"),
     "effective_rank": ("effective rank of the features", "directions"),
     "stable_rank": ("stable rank of the features", "directions"),
 }
 _NOISE_UNITS = {
-    "density": {"psd_tail": "per (cycle per step)", "resid_power": "variance of log loss"},
-    "periodogram": {"psd_tail": "squared amplitude", "resid_power": "squared amplitudes"},
-    "ratio": {"psd_tail": "ratio of powers", "resid_power": "squared amplitudes"},
+    "density": {"spectral_density_tail": "per (cycle per step)", "residual_power": "variance of log loss"},
+    "periodogram": {"spectral_density_tail": "squared amplitude", "residual_power": "squared amplitudes"},
+    "ratio": {"spectral_density_tail": "ratio of powers", "residual_power": "squared amplitudes"},
 }
 # How far an estimate may be off is no panel of its own.
-_HIDDEN = {"lambda_max_residual"}
+_HIDDEN = {"largest_eigenvalue_residual"}
 
 _STEPS = """
     SELECT variant, metric, list(DISTINCT step) AS steps FROM rows
@@ -113,7 +113,7 @@ def read_extremes(connection: duckdb.DuckDBPyConnection, study: Study, drawn: li
 def words_of(study: Study, metric: str) -> tuple[str, str]:
     """What a metric is and its unit."""
     noise = study.monitors.noise
-    if metric in ("psd_tail", "resid_power") and noise is not None:
+    if metric in ("spectral_density_tail", "residual_power") and noise is not None:
         return _METRICS[metric][0], _NOISE_UNITS[noise.psd][metric]
     return _METRICS.get(metric, (metric, ""))
 
@@ -125,9 +125,9 @@ def headline(study: Study, roles: dict[str, dict[int, str]], extremes: list[dict
     (variant,) = roles
     parts: list[str] = []
     for metric, which, words in (
-        ("loss_val_nats", "lowest", "validation loss is lowest"),
-        ("lambda_max", "highest", "the largest eigenvalue of the Hessian is highest"),
-        ("grad_norm", "highest", "the gradient is largest"),
+        ("validation_loss", "lowest", "validation loss is lowest"),
+        ("largest_eigenvalue", "highest", "the largest eigenvalue of the Hessian is highest"),
+        ("gradient_norm", "highest", "the gradient is largest"),
     ):
         epochs = [
             f"{style.number(float(study.calendar(variant).time_of(row[which])), 3)} (k = {row['k']})"

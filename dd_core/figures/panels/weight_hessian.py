@@ -17,7 +17,7 @@ LARGEST, TRACE = "largest eigenvalue", "trace"
 _TRACES = (("trace", "exact"), ("trace_hutch_plus_plus", "Hutch++"), ("trace_hutchinson", "Hutchinson"))
 
 _TRIALS = """
-    SELECT arm, variant, k, epoch, trial, num_images, layers, lambda_max, trace,
+    SELECT arm, variant, k, epoch, trial, num_images, layers, largest_eigenvalue, trace,
            trace_hutch_plus_plus, trace_hutch_plus_plus_standard_error,
            trace_hutchinson, trace_hutchinson_standard_error,
            100 * gradient_overlap AS overlap, len(eigenvalues) AS num_eigenvalues
@@ -42,7 +42,7 @@ def long(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per trial and quantity that there is, with its value and one standard error below and above it."""
     made = []
     for row in rows:
-        for quantity, value, error in ((LARGEST, row["lambda_max"], 0.0), (TRACE, row["trace"], row["error"])):
+        for quantity, value, error in ((LARGEST, row["largest_eigenvalue"], 0.0), (TRACE, row["trace"], row["error"])):
             if value is not None:
                 place = {key: row[key] for key in ("variant", "k", "epoch", "trial")}
                 made.append(place | {"quantity": quantity, "value": value, "low": value - error, "high": value + error})
