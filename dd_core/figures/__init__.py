@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dd_core.store.store import Store
     from dd_core.study.study import Study
 
-# In the specification's usermeta, which Vega ignores: what a figure shows, as ``digest_of_rows`` has it.
+# In the specification's usermeta, which Vega ignores: by table the ``digest_of_rows`` that a figure was drawn from.
 DRAWN_FROM = "drawn_from"
 
 
@@ -57,7 +57,8 @@ class Figure:
         drawn = cast("alt.TopLevelMixin | None", importlib.import_module(self.module).chart(study, store, connection))
         if drawn is None:
             return None
-        return with_usermeta(drawn, **{DRAWN_FROM: digest_of_rows(connection, study, self.tables)})
+        digests = {table: digest_of_rows(connection, study, table) for table in self.tables}
+        return with_usermeta(drawn, **{DRAWN_FROM: digests})
 
 
 def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "figures") -> Figure:

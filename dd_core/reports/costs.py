@@ -34,21 +34,17 @@ def costs(study: Study, connection: duckdb.DuckDBPyConnection) -> tuple[Grid, Gr
         "cost, in the currency of the price": shown(_sum(rows, "cost"), "{:.2f}"),
         "saved by early stopping": duration(saved) if saved else "",
     }
-    head = ["arm", "attempts", "took", "predicted", "cost"]
-    own = [
-        [
-            row["arm"],
-            str(row["num_attempts"]),
-            duration(row["seconds"]),
-            duration(row["predicted_seconds"]),
-            shown(row["cost"], "{:.2f}"),
-        ]
-        for row in rows
-    ]
-    if all(row["cost"] is None for row in rows):
-        head, own = head[:-1], [line[:-1] for line in own]
+    columns = {
+        "arm": [row["arm"] for row in rows],
+        "attempts": [str(row["num_attempts"]) for row in rows],
+        "took": [duration(row["seconds"]) for row in rows],
+        "predicted": [duration(row["predicted_seconds"]) for row in rows],
+        "cost": [shown(row["cost"], "{:.2f}") for row in rows],
+    }
+    told = {name: column for name, column in columns.items() if set(column) != {NOTHING}}
+    table = Grid(list(told), list(zip(*told.values(), strict=True)), frozenset(range(1, len(told))))
     known = {name: text for name, text in totals.items() if text != NOTHING}
-    return Grid.of_facts(known), Grid(head, own, frozenset(range(1, len(head))))
+    return Grid.of_facts(known), table
 
 
 def machines(study: Study, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ from dd_core.errors import StoreError
 from dd_core.figures import DRAWN_FROM, FIGURES, Figure
 from dd_core.figures.drawing.render import TABLE
 from dd_core.figures.drawing.selection import digest_of_rows
+from dd_core.figures.drawing.style import listed
 from dd_core.reports.parts import Grid
 from dd_core.store.files import read_all
 from dd_core.store.store import Store
@@ -25,6 +27,8 @@ GROUPS = {
     "memorization": "Memorisation",
     "nsm": "Graph networks",
 }
+# Words of titles that would not be true of inverted colours, which keep only hues.
+_NAMED_COLOURS = re.compile(r"\b(black|white|yellow|darker|lighter)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class DrawnFigure:
         specification: Vega-Lite, JSON that may stand in a script element.
         table: words and numbers that belong below it.
         is_gallery: whether it shows images of the data set.
+        is_on_paper: whether its colours would mean something else if they were inverted.
     """
 
     figure: Figure
@@ -46,6 +51,7 @@ class DrawnFigure:
     specification: str
     table: Grid | None
     is_gallery: bool
+    is_on_paper: bool
 
     @property
     def title(self) -> str:
@@ -79,31 +85,40 @@ def files_of_figures(store: Store, study: Study) -> dict[Figure, tuple[bytes, by
 def drawn_figures(
     files: dict[Figure, tuple[bytes, bytes | None]], study: Study, connection: duckdb.DuckDBPyConnection
 ) -> tuple[list[DrawnFigure], list[str]]:
-    """The figures that show the present results, and a sentence about each of the others.
+    """The figures that show the present results, and sentences about the others.
 
     Args:
         files: of the figures, by ``files_of_figures``.
         study: whose.
         connection: has the views of the tables that the figures are drawn from.
     """
-    drawn, left_out = [], []
+    drawn, damaged, others = [], [], []
+    digest = cache(lambda table: digest_of_rows(connection, study, table))
     for figure, (text, picture) in files.items():
         try:
             found = _read(figure, text, picture)
         except (ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError):
-            left_out.append(_left_out(figure, study, "its files are damaged"))
+            damaged.append(figure.name)
             continue
         specification = json.loads(text)
-        if specification.get("usermeta", {}).get(DRAWN_FROM) != digest_of_rows(connection, study, figure.tables):
-            left_out.append(_left_out(figure, study, "it was drawn from other results than there are now"))
+        present = {table: digest(table) for table in figure.tables}
+        if specification.get("usermeta", {}).get(DRAWN_FROM) != present:
+            others.append(figure.name)
         else:
             drawn.append(found)
+    left_out = []
+    if damaged:
+        left_out.append(_left_out(study, damaged, "its files are", "their files are", "damaged"))
+    if others:
+        left_out.append(_left_out(study, others, "it was", "they were", "drawn from other results than there are now"))
     return drawn, left_out
 
 
-def _left_out(figure: Figure, study: Study, why: str) -> str:
-    again = f"dagster asset materialize --select {figure.name},report"
-    return f"{figure.name} of {study.name} is left out, as {why}; draw it again: {again}."
+def _left_out(study: Study, names: list[str], one: str, several: str, what: str) -> str:
+    command = f"dagster asset materialize --select '{','.join([*names, 'report'])}'"
+    if len(names) == 1:
+        return f"{names[0]} of {study.name} is left out, as {one} {what}; draw it again: {command}"
+    return f"{listed(names)} of {study.name} are left out, as {several} {what}; draw them again: {command}"
 
 
 def _read(figure: Figure, text: bytes, picture: bytes | None) -> DrawnFigure:
@@ -122,7 +137,8 @@ def _read(figure: Figure, text: bytes, picture: bytes | None) -> DrawnFigure:
         _apart(picture.decode("utf-8"), f"{figure.name}-"),
         compact.replace("<", "\\u003c"),
         Grid(table["head"], table["rows"]) if table else None,
-        "data:image/png" in compact,
+        is_gallery="data:image/png" in compact,
+        is_on_paper='"scheme":' in compact or bool(_NAMED_COLOURS.search(json.dumps(title))),
     )
 
 

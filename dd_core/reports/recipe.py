@@ -44,7 +44,7 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {
         path.removeprefix("variant."): text
         for path, text in _flat(recipe, "")
-        if path not in ("k", "horizon_epochs", "imported")
+        if path not in ("k", "horizon_epochs", "imported", "trainer_version")
     }
 
 

@@ -1,6 +1,7 @@
 """The table of results: what every arm reached at the last epoch that all have, and the SQL that gives the same."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 
@@ -62,7 +63,7 @@ def results(study: Study, connection: duckdb.DuckDBPyConnection) -> Results | No
         row = found[arm.variant, arm.k]
         losses = [shown(row[name], "{:.3f}") for name in ("train_loss", "test_loss")]
         numbers = [percent(row["train_error"]), percent(row["test_error"]), percent(row["test_error_deviation"])]
-        traces = [shown(row["mean_curvature"])] if has_trace else []
+        traces = [shown(row["mean_curvature"], "{:#.3g}")] if has_trace else []
         rows.append([*([arm.variant] if several else []), str(arm.k), str(row["trials"]), *numbers, *losses, *traces])
     head = [*(["variant"] if several else []), "k", "trials", *_COLUMNS[: None if has_trace else -1]]
     numeric = frozenset(range(int(several), len(head)))
@@ -70,7 +71,7 @@ def results(study: Study, connection: duckdb.DuckDBPyConnection) -> Results | No
     return Results(selection.epoch, Grid(head, rows, numeric), selection.note(study), sql, graphs)
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, object]]:
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     cursor = connection.execute(sql)
     names = [column[0] for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -22,8 +22,7 @@ from dd_assets.pages.landing import Landing
 from dd_assets.pages.live import LiveCurves
 from dd_core.store.store import Store, write_text
 from dd_core.study.files import Catalogue
-from dd_core.tables.files import to_arrow, write_parquet
-from dd_core.tables.live import LIVE, live_path
+from dd_core.tables.live import line, live_path
 
 Get = Callable[[str], tuple[int, str]]
 
@@ -110,15 +109,18 @@ def test_a_root_without_studies_says_what_to_do(tmp_path: Path) -> None:
     assert LiveCurves(Store(tmp_path / "nowhere"), {}).answer()["studies"] == []
 
 
-def write_news(store: Store, study: Any, arm: str, epochs: int, age: float = 0.0) -> None:
+def write_news(store: Store, study: Any, key: str, epochs: int, age: float = 0.0) -> None:
     """What a process that trains an arm says after some epochs."""
-    values: dict[str, Any] = {column.name: None for column in LIVE.file_columns}
-    values |= {"variant": study.arms[arm].variant, "k": study.arms[arm].k, "recipe": study.recipe_hash(study.arms[arm])}
-    values |= {"trial": [trial for trial in (0, 1) for _ in range(epochs)], "epoch": [*range(1, epochs + 1)] * 2}
-    values |= {"step": values["epoch"], "until": 100, "status": "training"}
-    values |= {"train_error": [0.5 / epoch for epoch in values["epoch"]], "train_loss": [*range(2 * epochs)]}
-    values["written_at"] = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
-    write_parquet(live_path(store, study.name, arm), to_arrow(LIVE, values, 2 * epochs))
+    arm = study.arms[key]
+    common = {"study": study.name, "arm": key, "variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm)}
+    written = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
+    common |= {"until": 100, "status": "training", "written_at": written.isoformat()}
+    lines = [
+        line({**common, "trial": t, "epoch": e, "step": e, "train_error": 0.5 / e, "train_loss": float(t * epochs + e - 1)})
+        for t in (0, 1)
+        for e in range(1, epochs + 1)
+    ]
+    write_text(live_path(store, study.name, key), "".join(f"{text}\n" for text in lines))
 
 
 def test_curves_of_what_trains_are_the_means_of_its_trials_with_the_time_left(tiny_study: Any, store: Store) -> None:

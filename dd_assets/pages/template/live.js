@@ -82,7 +82,7 @@ const state = (arm, now) => arm.state === "silent" ? `no news for ${duration(now
 
 function tell(answer) {
   const training = answer.arms.filter(arm => arm.state === "training").length;
-  const done = `${answer.num_done} of ${answer.num_arms} arms done`;
+  const done = `${answer.num_done} of ${answer.num_arms} ${answer.num_arms === 1 ? "arm" : "arms"} done`;
   element("title").textContent = answer.study || "Live";
   element("summary").textContent = answer.study
     ? [done, training && `${training} in training`, answer.seconds_left != null && `about ${duration(answer.seconds_left)} left`].filter(Boolean).join(", ")

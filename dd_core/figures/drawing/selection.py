@@ -65,20 +65,16 @@ def fetch_exact(
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def digest_of_rows(connection: duckdb.DuckDBPyConnection, study: Study, tables: Collection[str]) -> str:
-    """Tells the rows of the study's present recipe in some tables from others: 16 hexadecimal digits.
+def digest_of_rows(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> str:
+    """Tells the rows of the study's present recipe in a table from others: 16 hexadecimal digits.
 
     It changes with the recipe of any arm that has rows, and with every row that comes or goes; so a figure that
     carries it can be told from one that was drawn for another recipe, or before there were more results.
     """
-    counts = {
-        name: fetch_exact(
-            connection, study, name, "SELECT arm, recipe, count(*) AS rows FROM rows GROUP BY ALL ORDER BY ALL"
-        )
-        for name in sorted(tables)
-        if {"arm", "recipe"} <= {column.name for column in TABLES[name].columns}
-    }
-    return hashlib.sha256(json.dumps(counts).encode()).hexdigest()[:16]
+    if not {"arm", "recipe"} <= {column.name for column in TABLES[table].columns}:
+        return ""
+    sql = "SELECT arm, recipe, count(*) AS num_rows FROM rows GROUP BY ALL ORDER BY ALL"
+    return hashlib.sha256(json.dumps(fetch_exact(connection, study, table, sql)).encode()).hexdigest()[:16]
 
 
 def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
