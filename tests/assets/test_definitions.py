@@ -50,7 +50,6 @@ TABLES = {
     *("memorization_agreement", "boundary_forgetting", "graph_progress", "nsm_results", "nsm_claims"),
 }
 EXPORTS = {"metric_exports", "curvature_exports", "tensorboard_exports"}
-EXPORTS = {"metric_exports", "curvature_exports"}
 REPORTS = {"report"}
 SHIPPED = {
     *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "mislabelled_digits"),

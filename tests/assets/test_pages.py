@@ -116,7 +116,16 @@ def write_news(store: Store, study: Any, key: str, epochs: int, age: float = 0.0
     written = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
     common |= {"until": 100, "status": "training", "written_at": written.isoformat()}
     lines = [
-        line({**common, "trial": t, "epoch": e, "step": e, "train_error": 0.5 / e, "train_loss": float(t * epochs + e - 1)})
+        line(
+            {
+                **common,
+                "trial": t,
+                "epoch": e,
+                "step": e,
+                "train_error": 0.5 / e,
+                "train_loss": float(t * epochs + e - 1),
+            }
+        )
         for t in (0, 1)
         for e in range(1, epochs + 1)
     ]
