@@ -39,7 +39,7 @@ types: setup
 	$(VENV)/bin/mypy
 
 ui: setup
-	$(IN) python -m dd_assets.running.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+	$(IN) python -m dd_assets.running.instance port $${DD_PORT:-3000} && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
 
 # Curves of what trains, and the other pages of the UI below /lab, without Dagster.
 watch: setup

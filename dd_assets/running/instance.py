@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -196,12 +197,14 @@ def dagster_home() -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare for the UI; or, after ``end``, mark these runs as failed. Returns the exit code."""
+    """Prepare for the UI, on a ``port``; or, after ``end``, mark these runs as failed. Returns the exit code."""
     try:
         os.environ["DAGSTER_HOME"] = str(dagster_home())
         with DagsterInstance.get() as instance:
             if arguments[:1] == ["end"]:
                 return _end(instance, arguments[1:])
+            if arguments[:1] == ["port"]:
+                _refuse_taken_port(arguments[1])
             from dd_assets.compute import COMPUTE_POOL
 
             # The queue must know the limit before it first looks.
@@ -214,6 +217,18 @@ def main(arguments: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _refuse_taken_port(port: str) -> None:
+    """Dagster's own answer to a port that is taken is a stack trace, after a minute."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", int(port)))
+        except ValueError:
+            raise UserError(f"DD_PORT must be the number of a port, not {port!r}") from None
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} cannot be used ({error}); choose another: DD_PORT=... make ui") from error
 
 
 def _fail_broken_studies(instance: DagsterInstance) -> None:
