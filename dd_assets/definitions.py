@@ -22,6 +22,7 @@ from dd_assets.assets.training import checkpoints_asset
 from dd_assets.catalogue import broken_key, catalogue
 from dd_assets.laboratory import Laboratory
 from dd_assets.running.command import refuse_mistakes
+from dd_assets.running.console import install_console
 from dd_assets.running.executor import in_this_process
 from dd_assets.running.instance import LOADS
 from dd_assets.steps.checkpoint_results import CheckpointResult
@@ -85,5 +86,6 @@ def _broken_study(path: Path, reason: str) -> dg.AssetsDefinition:
 
 
 install_cli_hook()
+install_console()
 defs = build_defs()
 refuse_mistakes(defs)

@@ -58,8 +58,8 @@ class LiveCurves:
         if name is None:
             return {"studies": [], "study": None, "now": time.time(), "arms": []}
         arms = {arm: dict(values) for arm, values in self._of_checkpoints(name).items()}
-        for arm, rows in news.get(name, {}).items():
-            arms[arm] = self._with_news(name, arm, arms.get(arm), rows)
+        for key, rows in news.get(name, {}).items():
+            arms[key] = self._with_news(name, key, arms.get(key), rows)
         study = self.studies.get(name)
         order = list(study.arms) if study else []
         listed = sorted(arms.values(), key=lambda arm: order.index(arm["arm"]) if arm["arm"] in order else len(order))

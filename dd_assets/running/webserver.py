@@ -5,7 +5,6 @@ which loads ``dd_assets.running.instance`` as ``dagster.yaml`` says; that calls 
 """
 
 import os
-import sys
 from typing import Any
 
 from dd_assets.pages import PREFIX
@@ -21,7 +20,7 @@ def add_pages() -> None:
 
     from dd_assets.pages.app import pages
 
-    if app.DagsterWebserver is not DagsterWebserver:
+    if app.__dict__["DagsterWebserver"] is not DagsterWebserver:
         return
 
     class Webserver(DagsterWebserver[Any, Any]):
@@ -35,16 +34,16 @@ def add_pages() -> None:
     def _to_studies(request: Request) -> RedirectResponse:
         return RedirectResponse(f"{request.url.path.rstrip('/')}{PREFIX}/")
 
-    app.DagsterWebserver = Webserver  # type: ignore[misc]
+    app.__dict__["DagsterWebserver"] = Webserver  # what it makes the application with
 
 
 def main() -> None:
     """Dagster's command, with the pages."""
-    from dagster_webserver.cli import main as webserver
+    from dagster_webserver import cli
 
     add_pages()
-    webserver()
+    cli.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -93,7 +93,7 @@ def _sections(drawn: list[DrawnFigure]) -> dict[str, list[DrawnFigure]]:
 @lru_cache(maxsize=1)
 def vega() -> str:
     """The JavaScript of Vega, Vega-Lite and Vega-Embed, for a script element."""
-    script: str = vl_convert.javascript_bundle(None, VEGA_LITE)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return script.replace("</script", "<\\/script")
 
 
