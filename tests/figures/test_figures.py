@@ -317,16 +317,13 @@ def test_files_work_offline_and_parse(study, store, tmp_path, write_evals, open_
     assert json.loads(files["json"].read_text())["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
 
 
-def test_previews_stay_small(tmp_path):
+def test_a_preview_is_the_picture_itself_while_it_is_small_and_leads_to_the_interactive_page(tmp_path):
     small = tmp_path / "small.svg"
     small.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>')
-    assert preview_markdown(small).startswith("![figure](data:image/svg+xml;base64,")
-    random = np.random.default_rng(0)
-    dots = "".join(f'<circle cx="{x:.3f}" cy="{y:.3f}" r="1"/>' for x, y in 600 * random.random((6000, 2)))
+    link, picture = preview_markdown(small, "/lab/figures/points/tiny").split("\n\n")
+    assert link == "[Open interactive](/lab/figures/points/tiny.html)"
+    assert picture.startswith("![figure](data:image/svg+xml;base64,")
     large = tmp_path / "large.svg"
-    large.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="600">{dots}</svg>')
-    markdown = preview_markdown(large)
-    assert markdown.startswith("![figure](data:image/png;base64,") and len(markdown) <= PREVIEW_BYTES
-    big = tmp_path / "big.png"
-    big.write_bytes(bytes(PREVIEW_BYTES))
-    assert preview_markdown(big) == f"The picture is too large to be shown here: open {big}."
+    large.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{" " * PREVIEW_BYTES}</svg>')
+    _, picture = preview_markdown(large, "/lab/figures/points/tiny").split("\n\n")
+    assert picture == "![figure](/lab/figures/points/tiny.svg)"
