@@ -114,7 +114,7 @@ def paths(arguments: list[str]) -> int:
         *((f"  {name}", str(root / place), "") for name, place in _BELOW_ROOT.items()),
         ("data sets", data_address(), "DD_DATASETS"),
         ("study files", str(own), "that come with the platform"),
-        *(("", str(folder), "DD_STUDIES") for folder in further or ["none of your own"]),
+        *(("", str(folder), "DD_STUDIES") for folder in further or [Path("none of your own")]),
         ("Dagster", str(home_folder()), "DAGSTER_HOME"),
         ("program", str(Path(__file__).parent), ""),
     ]
