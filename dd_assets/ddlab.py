@@ -132,6 +132,7 @@ def ui(arguments: list[str]) -> int:
     options = _parsed("ui", arguments, "Dagster's UI, in which every asset can be made.", host="127.0.0.1", port=port)
     if code := instance.main([]):
         return code
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command`")  # it recommends another at every call
     command = ["-m", "dagster", "dev", "-m", "dd_assets.definitions", "-h", options.host, "-p", options.port]
     os.execve(sys.executable, [sys.executable, *command], dict(os.environ))
 

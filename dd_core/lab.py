@@ -62,7 +62,8 @@ class Lab:
     def sql(self, query: str, parameters: Any = None) -> "duckdb.DuckDBPyRelation":
         """The rows of a query: ``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()`` are what one asks them for.
 
-        Every table and view of ``warehouse.duckdb`` is there, its columns with comments, as the files are now.
+        Every table and view of ``warehouse.duckdb`` is there, its columns with comments, as the files are now; what
+        trains at this moment is in ``training_evals`` up to its last evaluation.
         ``docs/queries.md`` has examples.
 
         Args:
@@ -74,7 +75,7 @@ class Lab:
         """
         from dd_core.tables.warehouse import connect
 
-        return connect(self._store).sql(query, params=parameters)
+        return connect(self._store, live=True).sql(query, params=parameters)
 
     def checkpoints(self, study: str) -> list["TrainedCheckpoint"]:
         """All checkpoints of a study, by variant, k and epoch.

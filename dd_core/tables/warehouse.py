@@ -65,13 +65,14 @@ _OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehou
 def connect(store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view for each of some tables, without damaged files; close it after use.
 
-    ``live``: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+    ``live``: show evaluations that no checkpoint vouches for yet, and what grids varied, too, as the warehouse file
+    does for people.
     """
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
         give_access(connection, store.root)
-        _create_views(connection, store, tables, is_portable=False, is_live=live)
+        _create_views(connection, store, tables, is_portable=False, is_live=live, with_grids=live)
     except BaseException:
         connection.close()
         raise
