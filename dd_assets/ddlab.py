@@ -4,7 +4,6 @@ A command is a module with ``main(arguments) -> exit code``, imported when it is
 """
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from dd_assets.catalogue import catalogue, study_folders
 from dd_core.errors import UserError
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import store_at
+from dd_core.words import advice
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, 1)
-            raise UserError(
-                f"there is no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else "see: ddlab --help")
-            )
+            raise UserError(f"there is no command {name!r}; {advice(name, COMMANDS)}")
         module, _, function = COMMANDS[name].main.partition(":")
         code: int = getattr(importlib.import_module(module), function or "main")(others)
         return code
