@@ -152,7 +152,7 @@ def _gallery(cells: list[dict[str, Any]], name: str) -> style.Panel:
     )
     picture = base.mark_image(width=_IMAGE, height=_IMAGE, yOffset=-12).encode(
         url="url:N",
-        tooltip=["image_id:Q", "label:N", *style.numbers(4, trace="trace")],
+        tooltip=["image_id:Q", "label:N", *style.numbers(trace="trace")],
     )
     label = base.mark_text(dy=_IMAGE // 2 - 6, baseline="top", fontSize=10, lineBreak="\n", lineHeight=_TEXT)
     value = base.mark_text(dy=_IMAGE // 2 - 5 + _TEXT * num_lines, baseline="top", fontSize=9, color=style.GREY)

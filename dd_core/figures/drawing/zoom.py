@@ -22,7 +22,7 @@ def zoomable(panel: Any, name: str, *encodings: Any) -> Any:
         mark: Any = layer.mark
         kind = mark if isinstance(mark, str) else mark.type
         if kind != "text":
-            layer.mark = alt.MarkDef(type=mark, clip=True) if isinstance(mark, str) else mark.copy()
+            layer.mark = alt.MarkDef(**{"type": mark}) if isinstance(mark, str) else mark.copy()
             layer.mark.clip = True
     interval = alt.selection_interval(
         name=f"zoom_{name}", bind="scales", encodings=list(encodings or ("x", "y")), zoom=_WHEEL
