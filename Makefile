@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart check test lint types ui lock clean
+.PHONY: setup quickstart check test lint types docs ui lock clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,11 @@ lint: setup
 
 types: setup
 	$(VENV)/bin/mypy
+
+# Into build/site; open its index.html. tests/test_readme.py builds it, too.
+docs: setup
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	@echo "The documentation is build/site/index.html"
 
 ui: setup
 	$(IN) python -m dd_assets.running.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}

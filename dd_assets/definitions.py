@@ -13,6 +13,7 @@ from dd_assets.assets.graphs import graph_assets
 from dd_assets.assets.loss_slopes import loss_slope_assets
 from dd_assets.assets.memorization import memorization_assets
 from dd_assets.assets.metric_exports import metric_exports_asset
+from dd_assets.assets.report import report_asset
 from dd_assets.assets.resource_probe import resource_probe_asset
 from dd_assets.assets.results import ResultAssets
 from dd_assets.assets.tables import tables_asset
@@ -58,7 +59,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     assets += [resource_probe_asset(probed), metric_exports_asset(found.studies)]
     assets += [curvature_exports_asset(trained)]
     assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *graph_assets(found.studies)]
-    assets += figure_assets(found.studies)
+    assets += [*figure_assets(found.studies), report_asset(found.studies)]
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
     return dg.Definitions(
         assets=assets,

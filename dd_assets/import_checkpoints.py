@@ -1,7 +1,7 @@
 r"""Read weights that were trained elsewhere as checkpoints of a study, to be analysed like any that was trained here.
 
-  python -m dd_assets.import_checkpoints upstream results/base_deep_learning_system
-  python -m dd_assets.import_checkpoints mine runs/ --pattern '{arm}/seed{trial}/{epoch}.pth' --architecture resnet18 \
+  ddlab import-checkpoints upstream results/base_deep_learning_system
+  ddlab import-checkpoints mine runs/ --pattern '{arm}/seed{trial}/{epoch}.pth' --architecture resnet18 \
       --k 64 --dataset cifar10 --batch-size 128 --optimizer sgd --learning-rate 0.1
 
 reads files of torch.save with a state_dict (weights_only: no code of theirs is run), and safetensors. Without --pattern
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.import_checkpoints",
+        prog="ddlab import-checkpoints",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,8 +1,8 @@
 r"""Read metrics of other systems, or exported ones, into the tables, to be queried by SQL and plotted like any study.
 
-  python -m dd_assets.import_metrics figure1 output/ --dataset cifar10 --architecture preact_resnet18 \
+  ddlab import-metrics figure1 output/ --dataset cifar10 --architecture preact_resnet18 \
       --label-noise 0.15 --batch-size 128 --optimizer adam --learning-rate 1e-4
-  python -m dd_assets.import_metrics copy data/exports/quickstart
+  ddlab import-metrics copy data/exports/quickstart
 
 reads CSV and JSON lines, packed with gzip or not; in folders those called metrics.* and metrics_k*.*. The form (Keras,
 Lightning, timm, ...) is recognised by the header; --dry-run shows what each column is taken for. The variant, k and
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.import_metrics",
+        prog="ddlab import-metrics",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -26,13 +26,13 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run everything; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dd_assets.run_study", description=__doc__)
     parser.add_argument("study", help="name of a study")
     started = time.monotonic()
     try:
-        study = catalogue().get(parser.parse_args().study)
+        study = catalogue().get(parser.parse_args(arguments).study)
         if study.imported:
             what = "curvature,group:figures" if study.has_checkpoints else "group:figures,group:loss_slopes"
             raise UserError(

@@ -115,6 +115,7 @@ def _train(
         recorder.forecast = expected = forecast(store, study, job, machine)
         context.log.info(expected.order())
         context.log.info(expected.describe())
+        _let_people_watch(store)
         outcome = follow(context, laboratory, expected.job, recorder.on_event)
         context.log.info(expected.compare(outcome.seconds, outcome.finished))
     recorder.record_rest()
@@ -125,6 +126,15 @@ def _train(
     outcome.failed |= refused
     what, total = ("parts of arms", len(todo) + len(refused)) if in_parts else ("arms", len(until))
     return Done(outcome, what, total, f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded")
+
+
+def _let_people_watch(store: Store) -> None:
+    """Have SQL show what trains, before anything is trained or since an earlier version that did not."""
+    from dd_core.tables.live import is_in_views
+    from dd_core.tables.warehouse import refresh
+
+    if not is_in_views(store):
+        refresh(store)
 
 
 def _blame_each_arm(outcome: Outcome, study: Study, tasks: list[TrainTask], incomplete: set[Arm]) -> None:

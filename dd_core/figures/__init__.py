@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from dd_core.store.store import Store
     from dd_core.study.study import Study
 
+# In the specification's usermeta, which Vega ignores: by table the ``digest_of_rows`` that a figure was drawn from.
+DRAWN_FROM = "drawn_from"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -44,12 +47,18 @@ class Figure:
             connection: has a view for every table with files (``dd_core.tables.warehouse.connect``); only read from.
 
         Returns:
-            The chart, or None if the study has no data for it.
+            The chart, which says in its usermeta what it was drawn from, or None if the study has no data for it.
         """
         import importlib
 
-        drawn = importlib.import_module(self.module).chart(study, store, connection)
-        return cast("alt.TopLevelMixin | None", drawn)
+        from dd_core.figures.drawing.render import with_usermeta
+        from dd_core.figures.drawing.selection import digest_of_rows
+
+        drawn = cast("alt.TopLevelMixin | None", importlib.import_module(self.module).chart(study, store, connection))
+        if drawn is None:
+            return None
+        digests = {table: digest_of_rows(connection, study, table) for table in self.tables}
+        return with_usermeta(drawn, **{DRAWN_FROM: digests})
 
 
 def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "figures") -> Figure:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dd_core.machine.disk import flush
-from dd_core.store.files import is_object, readable_errors, sha256_of
+from dd_core.store.files import is_object, readable_errors, remove, sha256_of
 from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store
 
@@ -24,6 +24,7 @@ def retire(store: Store, study: str, arm: str, recipe: str) -> Path | None:
     # The checkpoints' manifests, by which a changed recipe is noticed, go last: a process killed here is taken up
     # again. Then once more what somebody has written meanwhile who still believed in them.
     sources = [path for path in store.folders_of_arm(study, arm) if _exists(path)]
+    remove(*store.live_folder(study, arm).glob("*.jsonl"))  # news of a training that nobody goes on with
     if not sources:
         return None
     target = _free(store, study, arm, recipe, sources)

@@ -10,8 +10,10 @@ Layout below the root::
     checkpoints/<study>/<arm>/resume.safetensors                      where training goes on after an interruption
     tables/<table>/study=<study>/arm=<arm>/<part>.parquet             nothing else, as others read whole folders
     manifests/<table>/study=<study>/arm=<arm>/<part>.json             of the files that no checkpoint vouches for
+    live/study=<study>/arm=<arm>/<part>.jsonl                         what trains just now, no results (tables.live)
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
     figures/<figure>/<study>.{html,svg,json}
+    reports/<study>.html                                              a page with all of it
     imported/memorization_truth/<study>/<source>.parquet              published estimates, for all recipes
     exports/<study>/<arm>/trial-000/metrics.{csv,jsonl}               for other systems, + <arm>/export.json
     exports/<study>/<variant>/metrics_k<k>.jsonl
@@ -25,6 +27,7 @@ Layout below the root::
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +52,7 @@ from dd_core.store.leases import Lease, LockedError
 from dd_core.store.manifests import FileEntry, Manifest, opened, sealed
 from dd_core.study.study import Checkpoint
 
-__all__ = ["LockedError", "Store", "sha256_of", "write_atomically", "write_json", "write_text"]
+__all__ = ["LockedError", "Store", "sha256_of", "store_at", "write_atomically", "write_json", "write_text"]
 
 
 @dataclass(frozen=True, init=False)
@@ -126,6 +129,11 @@ class Store:
             folder /= f"arm={arm}"
         return folder
 
+    def live_folder(self, study: str | None = None, arm: str | None = None) -> Path:
+        """The folder of what trains just now, or of one arm's part of it."""
+        folder = self.root / "live"
+        return folder if study is None else folder / f"study={study}" / f"arm={arm}"
+
     def result_path(self, table: str, study: str, checkpoint: Checkpoint) -> Path:
         """What was computed from one checkpoint (``dd_core.tables.kinds``), parquet."""
         return self.table_folder(table, study, checkpoint.arm.key) / f"{checkpoint.epoch:04d}.parquet"
@@ -145,6 +153,10 @@ class Store:
     def figure_folder(self, figure: str) -> Path:
         """One file per study and format."""
         return self.root / "figures" / figure
+
+    def report_path(self, study: str) -> Path:
+        """The page about a study."""
+        return self.root / "reports" / f"{study}.html"
 
     def exports_folder(self, study: str) -> Path:
         """Metrics as files for other systems, by arm and trial."""
@@ -290,3 +302,14 @@ class Store:
 
 def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def store_at(root: str | Path | None = None) -> Store:
+    """The data root at a folder, or an address of an object store; default ``DD_ROOT``, else ``data``.
+
+    Raises:
+        StoreError: as ``Store`` does.
+    """
+    root = root or os.environ.get("DD_ROOT", "data")
+    is_folder = isinstance(root, Path) or (isinstance(root, str) and "://" not in root)
+    return Store(Path(root).expanduser().absolute() if is_folder else root)

@@ -96,23 +96,25 @@ class Checkpoint:
 class Study(Strict):
     """One question. Its name is the name of its file."""
 
-    name: str
-    description: str = Field(min_length=1)
+    name: str = Field(description="that of the file, without .yaml; not a key of it")
+    description: str = Field(min_length=1, description="the question, in one or two sentences")
     imported: bool | Literal["weights"] = Field(
         default=False,
         description="nothing is trained: true: metrics of another system (dd_assets.import_metrics); weights: its "
         "checkpoints (dd_assets.import_checkpoints)",
     )
     data: Data
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[str, Variant] = Field(min_length=1, description="training recipes by name")
     widths: Widths = Field(description="values of k; of variants that do not name their own, and needed only for these")
     width_unit: float = Field(
         default=1.0, gt=0, description="imported only: the width that k = 1 stands for, where widths are fractions"
     )
-    trials: int = Field(ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    epochs: int = Field(ge=1, le=9999)
-    checkpoints: Epochs
+    trials: int = Field(ge=1, description="random seeds of each arm, which differ in everything that is drawn")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="with a trial's number, what all that is drawn follows from"
+    )
+    epochs: int = Field(ge=1, le=9999, description="passes over the training images")
+    checkpoints: Epochs = Field(description="epochs after which the weights are kept; 0: as initialised")
     evaluation: Evaluation = Evaluation()
     keep_best: int = Field(
         default=3, ge=0, le=100, description="checkpoints of each trial kept beside these, by lowest loss_val_nats"

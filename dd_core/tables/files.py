@@ -74,11 +74,11 @@ def arrow_schema(table: Table, optional: Iterable[str] = ()) -> "pa.Schema":
     return pa.schema(fields, {OPTIONAL_KEY: json.dumps(optional)} if table.optional else None)
 
 
-def to_arrow(table_name: str, columns: dict[str, Any], num_rows: int) -> "pa.Table":
+def to_arrow(table: str | Table, columns: dict[str, Any], num_rows: int) -> "pa.Table":
     """A typed Arrow table from arrays and constants.
 
     Args:
-        table_name: key of ``TABLES``.
+        table: or its key in ``TABLES``.
         columns: for every file column an array of ``num_rows`` values, or one value repeated for all rows; optional
             columns may follow.
         num_rows: number of rows.
@@ -88,11 +88,11 @@ def to_arrow(table_name: str, columns: dict[str, Any], num_rows: int) -> "pa.Tab
     """
     import pyarrow as pa
 
-    table = TABLES[table_name]
+    table = TABLES[table] if isinstance(table, str) else table
     fixed = [c.name for c in table.file_columns]
     missing = sorted(set(fixed) - set(columns))
     if missing:
-        raise ValueError(f"{table_name}: missing columns {missing}")
+        raise ValueError(f"{table.name}: missing columns {missing}")
     schema = arrow_schema(table, [name for name in columns if name not in fixed])
     return pa.table([_array(columns[field.name], field.type, num_rows) for field in schema], schema=schema)
 

@@ -25,7 +25,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import duckdb
@@ -34,7 +34,7 @@ from dd_core.errors import StoreError
 from dd_core.store.files import is_object, write_atomically
 from dd_core.store.store import Store
 from dd_core.study.former_names import now
-from dd_core.tables import former
+from dd_core.tables import former, live
 from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
 from dd_core.tables.damage import damaged_files
@@ -62,13 +62,16 @@ _NOBODY = "none"
 _OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehouse\.duckdb)\.tmp$', 1)"
 
 
-def connect(store: Store, tables: Collection[str] = tuple(TABLES)) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection with a view for each of some tables, without damaged files; close it after use."""
+def connect(store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection with a view for each of some tables, without damaged files; close it after use.
+
+    ``live``: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+    """
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
         give_access(connection, store.root)
-        _create_views(connection, store, tables, is_portable=False)
+        _create_views(connection, store, tables, is_portable=False, is_live=live)
     except BaseException:
         connection.close()
         raise
@@ -85,8 +88,9 @@ def refresh(store: Store) -> list[str]:
         try:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
                 give_access(connection, store.root)
+                is_portable = not is_object(store.root)
                 tables.extend(
-                    _create_views(connection, store, TABLES, is_portable=not is_object(store.root), with_grids=True)
+                    _create_views(connection, store, TABLES, is_portable=is_portable, is_live=True, with_grids=True)
                 )
         except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
@@ -98,6 +102,7 @@ def refresh(store: Store) -> list[str]:
         store.clean_temporaries(path.parent, path.name)
         for table in TABLES.values():
             _write_empty(store, table)
+        live.tidy(store)
         write_atomically(path, build)
     return tables
 
@@ -124,10 +129,12 @@ def _create_views(
     tables: Collection[str],
     *,
     is_portable: bool,
+    is_live: bool,
     with_grids: bool = False,
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
     damaged = {harm.path for harm in damaged_files(store, tables)}
+    news = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
@@ -144,7 +151,10 @@ def _create_views(
                 if table.newest:
                     rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
             names = {column.name for column in columns}
-            query, added = joined(table, f"SELECT {', '.join(columns.values())} {rows}", names, varied)
+            query = f"SELECT {', '.join(columns.values())} {rows}"
+            if news is not None and table.name == "training_evals":
+                query = live.with_live(query, [column.name for column in columns], news)
+            query, added = joined(table, query, names, varied)
             connection.execute(f"CREATE VIEW {table.name} AS {query}")
             is_varied = with_grids and table.name == "runs" and '"grid"' in columns.values()
             if is_varied and files is not None:
@@ -154,12 +164,38 @@ def _create_views(
                 raise
             reason = str(error).splitlines()[0]
             raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
-        connection.execute(f"COMMENT ON VIEW {table.name} IS {quoted(table.description)}")
-        for column in [*columns, *added]:
-            comment = quoted(column.description)
-            connection.execute(f"COMMENT ON COLUMN {table.name}.{as_name(column.name)} IS {comment}")
+        _comment(connection, table, [*columns, *added])
+    if news is not None:
+        shown = ", ".join(column.name for column in live.LIVE.columns)
+        connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {news}")
+        _comment(connection, live.LIVE, live.LIVE.columns)
     create_views(connection, tables)
     return [name for name in tables if name in filled]
+
+
+def _comment(connection: duckdb.DuckDBPyConnection, table: Table, columns: Iterable[Column]) -> None:
+    connection.execute(f"COMMENT ON VIEW {table.name} IS {quoted(table.description)}")
+    for column in columns:
+        comment = quoted(column.description)
+        connection.execute(f"COMMENT ON COLUMN {table.name}.{as_name(column.name)} IS {comment}")
+
+
+def _live_rows(store: Store, is_portable: bool) -> str:
+    """Rows of what trains just now as a relation; of the file of views those of the root where it lies."""
+    table, folder = live.LIVE, store.live_folder()
+    if next(folder.glob("*/*/*.jsonl"), None) is None:
+        nothing = ", ".join(f"NULL::{_SQL_TYPES[column.type]} AS {column.name}" for column in table.columns)
+        return f"(SELECT {nothing} WHERE false)"
+    files = [f"{_literal(str(folder.absolute()))}/*/*/*.jsonl"]
+    types = ", ".join(f"{column.name}: '{_SQL_TYPES[column.type]}'" for column in table.file_columns)
+    keys, is_whole = ", ".join(live.KEY), " AND ".join(f"{name} IS NOT NULL" for name in live.KEY)
+    folders = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
+    return (
+        f"(SELECT * FROM read_json({_own_root(store, files) if is_portable else _texts(files)}, columns = {{{types}}}, "
+        f"format = 'newline_delimited', ignore_errors = true, hive_partitioning = true, hive_types = {{{folders}}}) "
+        f"WHERE {is_whole}{f' AND {_guard(store)}' * is_portable} "
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY written_at DESC) = 1)"
+    )
 
 
 def _has_rows(store: Store, table: Table) -> bool:

@@ -40,7 +40,7 @@ def assemble(store: Store, study: Study, checkpoint: Checkpoint, parts: list[Par
     headline = dict.fromkeys(as_now(dict.fromkeys(EVAL_METRICS)), math.nan)
     for name in METRIC_TABLES:
         path = store.table_folder(name, study.name, arm.key) / f"{checkpoint.epoch:04d}.parquet"
-        table = _rows(name, study, checkpoint, parts, after)
+        table = rows_of_parts(name, study, checkpoint, parts, after)
         if table is None:
             path.unlink(missing_ok=True)
             continue
@@ -76,7 +76,9 @@ def _newest_epoch_before(store: Store, study: Study, checkpoint: Checkpoint) -> 
     return max(epochs, default=None)
 
 
-def _rows(name: str, study: Study, checkpoint: Checkpoint, parts: list[Part], after: int | None) -> "pa.Table | None":
+def rows_of_parts(
+    name: str, study: Study, checkpoint: Checkpoint, parts: list[Part], after: int | None
+) -> "pa.Table | None":
     """The rows of a table after one epoch up to another: trial by trial, monitors metric by metric; None without any.
 
     A part may have cut its files at other epochs, if the study named others meanwhile.

@@ -1,9 +1,12 @@
 """The loop over epochs: of one arm, or of several that share a network, in step."""
 
+import math
 import time
 from collections.abc import Sequence
+from statistics import fmean
 
 from dd_core.events import CheckpointWritten, Event, Note, Progress, Report
+from dd_core.training.live_rows import LiveRows
 from dd_core.training.session import Session
 
 
@@ -21,12 +24,15 @@ def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: 
     saved_at = time.monotonic()
     for session in _at(sessions, epoch):
         session.join()
+    live = {session.arm: LiveRows(session, until) for session in sessions}
     if epoch == 0:
         for session in _at(sessions, 0):
             headline, _ = session.evaluate()
+            live[session.arm].add()
             if 0 in study.checkpoints:
                 session.save_checkpoint(headline)
                 report(_named(CheckpointWritten(epoch=0), session))
+            live[session.arm].write()
     while epoch < until:
         behind, epoch = _at(sessions, epoch), epoch + 1
         _compute(behind, epoch)
@@ -38,6 +44,7 @@ def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: 
             if is_checkpoint or epoch % study.evaluation.every == 0:
                 headline, also_ended = session.evaluate()
                 trials = [*trials, *also_ended]
+            live[session.arm].add()
             _tell_of_endings(session, trials, report)
             if is_checkpoint:
                 session.save_checkpoint(headline)
@@ -47,7 +54,25 @@ def run(sessions: Sequence[Session], until: int, resume_seconds: float, report: 
             saved_at = time.monotonic()
         for session in behind if is_checkpoint else []:
             report(_named(CheckpointWritten(epoch=epoch), session))
-        report(Progress(epoch=epoch))
+        for session in behind:
+            live[session.arm].write()
+        report(_progress(sessions, epoch))
+    for rows in live.values():
+        rows.close()
+
+
+def _progress(sessions: Sequence[Session], epoch: int) -> Progress:
+    """What people are told after an epoch: means of the last evaluations of all trials that still train."""
+    last = [trial.last for session in sessions for trial in session.progress if trial.is_training and trial.last]
+
+    def mean(metric: str) -> float | None:
+        values = [metrics[metric] for metrics in last]
+        return fmean(values) if values and all(map(math.isfinite, values)) else None
+
+    test_error, accuracy = mean("test_error"), mean("acc_val")
+    if test_error is None and accuracy is not None:  # there are no test images
+        test_error = 1 - accuracy
+    return Progress(epoch=epoch, train_loss=mean("train_loss"), train_error=mean("train_error"), test_error=test_error)
 
 
 def _at(sessions: Sequence[Session], epoch: int) -> list[Session]:

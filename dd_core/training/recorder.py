@@ -163,7 +163,7 @@ class Recorder:
         """
         tables = {
             "training_batches": self._batch_columns(),
-            "training_evals": self._eval_columns(),
+            "training_evals": _evaluated(self.eval_columns(self.evals)),
             "training_monitors": self._reading_columns(),
             "image_progress": self._image_columns(),
             "class_progress": self._class_columns(),
@@ -203,10 +203,12 @@ class Recorder:
         decay = self.study.variants[self.arm.variant].optimizer.weight_decay
         return {**_rows(columns, ~np.isnan(losses)), "weight_decay": decay}
 
-    def _eval_columns(self) -> dict[str, Any]:
-        if not self.evals:
+    @staticmethod
+    def eval_columns(evals: list[np.ndarray]) -> dict[str, Any]:
+        """Columns of ``training_evals``, trial by trial, from arrays like ``evals``, NaN included."""
+        if not evals:
             return {}
-        rows = np.stack(self.evals, axis=1)  # (T, evaluations, 2 + metrics)
+        rows = np.stack(evals, axis=1)  # (T, evaluations, 2 + metrics)
         trials, count = rows.shape[:2]
         flat = rows.reshape(trials * count, -1)
         columns: dict[str, Any] = {
@@ -215,7 +217,7 @@ class Recorder:
             "step": flat[:, 1].astype(int),
         }
         columns |= as_now({name: flat[:, 2 + i] for i, name in enumerate(EVAL_METRICS)})
-        return _rows(columns, ~np.isnan(columns["train_loss"]))
+        return columns
 
     def _reading_columns(self) -> dict[str, Any]:
         if not self.readings:
@@ -281,6 +283,10 @@ class Recorder:
             "accuracy": values[..., 1].reshape(-1),
         }
         return _rows(columns, ~np.isnan(columns["loss"]))
+
+
+def _evaluated(columns: dict[str, Any]) -> dict[str, Any]:
+    return _rows(columns, ~np.isnan(columns["train_loss"])) if columns else {}
 
 
 def _rows(columns: dict[str, np.ndarray], there: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from dd_core.store.provenance import harmed_best
 from dd_core.store.retirement import manifests_of_arm, restorable, restore, retire
 from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.live import begin_anew
 from dd_core.training.ledger import mark_interrupted
 from dd_core.training.recorder import METRIC_TABLES
 
@@ -49,6 +50,7 @@ def prepare(store: Store, study: Study, arm: Arm, report: Report) -> None:
     """
     mark_interrupted(store, study, arm)
     set_recipe_right(store, study, arm, report)
+    begin_anew(store, study.name, arm.key)
     for table in ("runs", *METRIC_TABLES):
         store.clean_temporaries(store.table_folder(table, study.name, arm.key))
     for folder in (store.arm_folder(study.name, arm.key), store.best_folder(study.name, arm.key)):

@@ -16,6 +16,7 @@ from dd_core.store.parts import Part, all_parts, locks_of_parts
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import LockedError, Store
 from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables.live import forget
 from dd_core.training.assembly import assemble, remove_what_parts_need_no_more
 from dd_core.training.recorder import METRIC_TABLES
 from dd_core.training.tidying import arm_lock, set_recipe_right
@@ -127,6 +128,7 @@ def put_together(store: Store, study: Study, arm: Arm) -> list[int]:
             newest = checkpoint.epoch
         if newest is not None:
             remove_what_parts_need_no_more(store, study, arm, parts, newest)
+            forget(store, study.name, arm.key, until=newest)
     return written
 
 

@@ -68,7 +68,7 @@ def test_training(small: Study, store: Store) -> None:
     seen = watched(store.root, lambda: train_arm(small, ARM, store, 4, resume_seconds=0))
     assert seen.violations == []
     written = {path.relative_to(store.root).parts[0] for path in seen.states}
-    assert written == {"checkpoints", "manifests", "tables"}
+    assert written == {"checkpoints", "live", "manifests", "tables"}
     assert sum("best" in path.parts for path, states in seen.states.items() if states[-1]) == 4, "one of each trial"
     assert len(seen.states) > 25 and seen.calls > 90
 
@@ -98,7 +98,7 @@ def test_parts_that_are_put_together(make_study: MakeStudy, store: Store) -> Non
     assert len(trials) == 2
     seen = watched(store.root, lambda: [train_part(study, ARM, store, 4, part) for part in trials])
     assert seen.violations == []
-    assert {"parts", "checkpoints", "manifests", "tables"} == {
+    assert {"parts", "checkpoints", "live", "manifests", "tables"} == {
         path.relative_to(store.root).parts[0] for path in seen.states
     }
 

@@ -512,7 +512,7 @@ def test_another_recipe_waits_until_nobody_trains_a_part_with_the_one_before(
     newcomer = threading.Thread(target=train_part, args=(new, ARM, store, 4, range(2, 3)))
 
     def report(news: Event) -> None:
-        if news == Progress(epoch=3):
+        if isinstance(news, Progress) and news.epoch == 3:
             newcomer.start()
             newcomer.join(1)
             assert newcomer.is_alive()
@@ -606,7 +606,7 @@ def test_every_attempt_of_every_part_is_in_the_table_while_it_runs(parted: MakeS
     statuses = []
 
     def look(news: Event) -> None:
-        if news == Progress(epoch=3):
+        if isinstance(news, Progress) and news.epoch == 3:
             with connect(store) as connection:
                 rows = connection.sql("SELECT attempt, trial, status FROM runs ORDER BY ALL").fetchall()
             statuses.append(rows)

@@ -17,7 +17,7 @@ from dd_core.store.store import write_text
 # Dagster stores metadata with every materialisation and loads it with the asset's page.
 PREVIEW_BYTES = 150_000
 _PNG_SCALES = (1.5, 1.0, 0.75, 0.5, 0.35, 0.25)
-_TABLE = "table"  # in the specification's usermeta, which Vega ignores
+TABLE = "table"  # in the specification's usermeta, which Vega ignores
 _STYLE = """<style>
 table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
 th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; vertical-align: top }
@@ -34,7 +34,7 @@ body { font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
   .vega-embed image { filter: hue-rotate(180deg) invert(1) }
 }
 </style>"""
-_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]:
@@ -55,17 +55,17 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     """
     specification = chart.to_dict()
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
-    page = vl_convert.vegalite_to_html(text, vl_version=_VEGA_LITE, bundle=True)
+    page = vl_convert.vegalite_to_html(text, vl_version=VEGA_LITE, bundle=True)
     title = f"<title>{html.escape(stem)}</title>"
     page = page.replace("<title>Chart</title>", f"{title}{_PAGE_STYLE}", 1)
     if is_zoomable(specification):
         page = _at_the_end(page, f'<p class="help">{html.escape(HELP)}</p>')
-    if table := specification.get("usermeta", {}).get(_TABLE):
+    if table := specification.get("usermeta", {}).get(TABLE):
         page = _at_the_end(page, _as_html(**table))
     contents = {
         "html": page,
         "svg": vl_convert.vegalite_to_svg(
-            json.dumps({**specification, "background": style.PAPER}), vl_version=_VEGA_LITE
+            json.dumps({**specification, "background": style.PAPER}), vl_version=VEGA_LITE
         ),
         "json": text,
     }
@@ -89,9 +89,14 @@ def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Seq
         head: names of the columns.
         rows: plain text, a cell for each column.
     """
+    return with_usermeta(chart, **{TABLE: {"head": list(head), "rows": [list(row) for row in rows]}})
+
+
+def with_usermeta(chart: alt.TopLevelMixin, **entries: Any) -> alt.TopLevelMixin:
+    """A chart whose specification carries further entries in its usermeta, which Vega ignores."""
     changed: Any = chart
-    table = {"head": list(head), "rows": [list(row) for row in rows]}
-    return cast("alt.TopLevelMixin", changed.properties(usermeta={_TABLE: table}))
+    present = changed.usermeta if isinstance(changed.usermeta, dict) else {}
+    return cast("alt.TopLevelMixin", changed.properties(usermeta={**present, **entries}))
 
 
 def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

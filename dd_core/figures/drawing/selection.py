@@ -4,6 +4,8 @@ Every query of a figure goes through ``fetch``. Belongs here: which arms have da
 belong here: what the numbers mean.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -61,6 +63,18 @@ def fetch_exact(
     cursor = connection.execute(query, {**current, **parameters})
     names = [column[0] for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def digest_of_rows(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> str:
+    """Tells the rows of the study's present recipe in a table from others: 16 hexadecimal digits.
+
+    It changes with the recipe of any arm that has rows, and with every row that comes or goes; so a figure that
+    carries it can be told from one that was drawn for another recipe, or before there were more results.
+    """
+    if not {"arm", "recipe"} <= {column.name for column in TABLES[table].columns}:
+        return ""
+    sql = "SELECT arm, recipe, count(*) AS num_rows FROM rows GROUP BY ALL ORDER BY ALL"
+    return hashlib.sha256(json.dumps(fetch_exact(connection, study, table, sql)).encode()).hexdigest()[:16]
 
 
 def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
