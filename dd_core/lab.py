@@ -218,7 +218,7 @@ class TrainedCheckpoint:
         """
         self._require(trial)
         tensors = self.tensors()
-        from dd_core.results.rows import trained_network
+        from dd_core.curvature.trained import trained_network
 
         return trained_network(self._study, self.checkpoint, tensors, trial)
 
@@ -237,7 +237,7 @@ class TrainedCheckpoint:
         require_torch("standardising images")
         import torch
 
-        from dd_core.results.rows import seen_data, standardised
+        from dd_core.curvature.trained import seen_data, standardised
 
         data = seen_data(self._study, self.checkpoint, trial)
         images = standardised(self._study, data, data.train_ids, torch.device("cpu"), torch.float32)
