@@ -71,7 +71,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         headline(checkpoint, most, noise),
         [
             style.describe(study, [checkpoint.arm.variant])[0],
-            f"{checkpoint.arm.key} \u00b7 epoch {checkpoint.epoch} of {study.epochs} \u00b7 {which}",
+            f"{checkpoint.arm.key} \u00b7 epoch {checkpoint.epoch} of {study.epochs} \u00b7 trial {trials[0]}{others}",
             ("Coloured frame: wrong label. " if noise else "") + f"Number: {' '.join(style.TRACE)}",
             why_not,
             selection.note(study),
