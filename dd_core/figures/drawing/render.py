@@ -25,7 +25,7 @@ th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; ver
 _PAGE_STYLE = """<style>
 :root { color-scheme: light dark }
 body { font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
-.vega-embed { color-scheme: light }
+.vega-embed { color-scheme: light; color: black }
 .vega-bindings, .help { margin: 6px 14px }
 @media screen and (prefers-color-scheme: dark) {
   body { background: #141414; color: #E8E8E6 }
