@@ -4,16 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart check test lint types ui lock clean
+.PHONY: setup quickstart check test lint types docs ui lock clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@echo "Setting up $(VENV): $$(grep -c == requirements.lock) packages, PyTorch among them, the largest; minutes, once"
+	@set -o pipefail; $(VENV)/bin/pip install --disable-pip-version-check --requirement requirements.lock | $(DOWNLOADS)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+# Of what pip says: what is downloaded, with its size, and that it installs.
+DOWNLOADS := awk '/Downloading/ && !/\.metadata/ { print "  " $$2 " " $$3 " " $$4; fflush() } \
+	/^Installing collected/ { print "  installing them"; fflush() }'
 
 quickstart: setup
 	$(IN) python -m dd_assets.run_study quickstart
@@ -37,6 +42,11 @@ lint: setup
 
 types: setup
 	$(VENV)/bin/mypy
+
+# Into build/site; open its index.html. tests/test_readme.py builds it, too.
+docs: setup
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	@echo "The documentation is build/site/index.html"
 
 ui: setup
 	$(IN) python -m dd_assets.running.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}

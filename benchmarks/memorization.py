@@ -20,11 +20,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from dd_core.curvature.trained import standardised, trained_network
 from dd_core.data.trials import trial_data
 from dd_core.results.image_curves import Sources, curves_of
 from dd_core.results.memorization import rebuild
 from dd_core.results.memorization_scores import ArmScores, Probes, detection_rows, score_rows
-from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study

@@ -1,6 +1,6 @@
 r"""Is a campaign of runs fit to be analysed? Says GO or NO-GO with the reasons.
 
-  python -m dd_assets.check_campaign loss_slope_digits
+  ddlab check loss_slope_digits
 
 looks at all runs of a study, trained here or imported: whether every run is there and came to its end, and every metric
 at its frequency, what values are impossible or out of range, how many runs failed, and how well a power law fits. Then
@@ -22,7 +22,7 @@ from dd_core.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
     """Check; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.check_campaign",
+        prog="ddlab check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,7 @@
 r"""Read weights that were trained elsewhere as checkpoints of a study, to be analysed like any that was trained here.
 
-  python -m dd_assets.import_checkpoints upstream results/base_deep_learning_system
-  python -m dd_assets.import_checkpoints mine runs/ --pattern '{arm}/seed{trial}/{epoch}.pth' --architecture resnet18 \
+  ddlab import-checkpoints upstream results/base_deep_learning_system
+  ddlab import-checkpoints mine runs/ --pattern '{arm}/seed{trial}/{epoch}.pth' --architecture resnet18 \
       --k 64 --dataset cifar10 --batch-size 128 --optimizer sgd --learning-rate 0.1
 
 reads files of torch.save with a state_dict (weights_only: no code of theirs is run), and safetensors. Without --pattern
@@ -23,6 +23,7 @@ from dd_core.errors import UserError, require_torch
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.datasets import DATASETS
 from dd_core.study.recipe import Optimizer
+from dd_core.words import counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.import_checkpoints",
+        prog="ddlab import-checkpoints",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,17 +175,17 @@ def _told(done: Any, dry_run: bool, seconds: float) -> str:
     study, arms = done.study, list(dict.fromkeys(checkpoint.arm.key for checkpoint in done.checkpoints))
     epochs = sorted({checkpoint.epoch for checkpoint in done.checkpoints})
     lines = [
-        f"{study.name}: {len(done.checkpoints)} checkpoints of {', '.join(arms)}, epochs {epochs[0]} to {epochs[-1]}, "
-        f"{study.trials} {'trial' if study.trials == 1 else 'trials'}"
+        f"{study.name}: {counted(len(done.checkpoints), 'checkpoint')} of {', '.join(arms)}, "
+        f"epochs {epochs[0]} to {epochs[-1]}, {counted(study.trials, 'trial')}"
     ]
     lines += [
         f"  the recipe had changed; what was imported with the earlier one lies in {path}" for path in done.retired
     ]
     if dry_run:
-        lines.append(f"Nothing was written; without --dry-run {len(done.written)} files would be.")
+        lines.append(f"Nothing was written; without --dry-run {counted(len(done.written), 'file')} would be.")
     elif done.written:
         speed = f"{done.bytes / 1e6:,.0f} MB in {seconds:.1f} s"
-        lines.append(f"  {len(done.written)} files written, {speed}")
+        lines.append(f"  {counted(len(done.written), 'file')} written, {speed}")
         lines.append("Done. Dagster is not told of it; look at it: dagster asset materialize --select curvature")
     else:
         lines.append("All of it had been imported before; nothing was changed.")

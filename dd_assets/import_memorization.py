@@ -1,6 +1,6 @@
 r"""Read published estimates of memorisation into the table memorization_truth, for scores to be compared with.
 
-  python -m dd_assets.import_memorization my_cifar100 cifar100_infl_matrix.npz --index-map tf_to_torch.npy
+  ddlab import-memorization my_cifar100 cifar100_infl_matrix.npz --index-map tf_to_torch.npy
 
 reads the fields tr_labels and tr_mem of Feldman & Zhang's file. It is in the order of TensorFlow's data set: the index
 map, an integer for each of its images, says which row of the data set here that is. Labels are compared, and a file
@@ -19,7 +19,7 @@ from dd_core.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
     """Import; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.import_memorization",
+        prog="ddlab import-memorization",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

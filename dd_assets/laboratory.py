@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Generator, Iterable
-from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -12,7 +11,7 @@ from dd_core.events import Event
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.store.layout import bring_up_to_date
-from dd_core.store.store import Store
+from dd_core.store.store import Store, store_at
 from dd_core.study.resources import largest
 from dd_core.study.study import Study
 
@@ -23,8 +22,7 @@ def writable_store(root: str | None = None) -> Store:
     Raises:
         StoreError: it cannot be written.
     """
-    root = root or os.environ.get("DD_ROOT", "data")
-    store = Store(root if "://" in root else Path(root).expanduser().absolute())
+    store = store_at(root)
     store.check_writable()
     bring_up_to_date(store)
     return store

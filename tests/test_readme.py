@@ -1,7 +1,11 @@
-"""The README and docs/ keep their word: their queries run, their files exist, their variables are read."""
+"""The README and docs/ keep their word: queries run, links hold, the site builds, its references have no gaps."""
 
 import contextlib
+import os
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,14 +18,18 @@ from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
-from dd_core.study.study import Checkpoint
+from dd_core.study.former_names import NOW
+from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.images import write_images
 from dd_core.tables.warehouse import connect
 from dd_core.training.train import train_arm
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+}
 TRAINING = PAGES[ROOT / "docs/training.md"]
 # Those of tasks and memorisation ask for other studies: tests/figures/test_memorization_figures.py runs them.
 QUERIES = [
@@ -107,10 +115,68 @@ def test_the_study_settings_of_the_readme_are_valid(make_study):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_linked_files_exist(page):
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", PAGES[page])]
-    own = [link for link in links if link and not link.startswith("http")]
-    assert [link for link in own if not (page.parent / link).exists()] == []
+def test_links_lead_to_files_and_headings(page):
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if not link.startswith("http")]
+    targets = [((page.parent / file).resolve() if file else page, heading) for file, _, heading in links]
+    assert [str(target) for target, _ in targets if not target.exists()] == []
+    assert [heading for target, heading in targets if heading and heading not in _headings(target)] == []
+
+
+def _headings(page: Path) -> set[str]:
+    """The headings of a page as links name them, on GitHub and on the site."""
+    headings = re.findall("^#+ (.*)", PAGES[page], re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_site_builds_and_fetches_nothing_from_elsewhere(tmp_path):
+    """Strictly: a link, a heading, a page that is not in the menu or a docstring that cannot be read is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    loads = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?https?:")
+    assert [name for name, page in pages.items() if loads.search(page)] == []
+    assert "variants.NAME.optimizer" in pages["study_keys.html"] and "clip_norm" in pages["study_keys.html"]
+    assert "image_progress" in pages["tables.html"] and "double_descent_curve" in pages["figures.html"]
+
+
+def test_every_key_of_a_study_file_says_what_it_is_for():
+    """The site's reference is made of these."""
+    schema = Study.model_json_schema()
+    models = {"Study": schema, **schema["$defs"]}
+    del models["FoundOrder"]  # filled in, no key of a file
+    described = {
+        f"{name}.{key}": setting.get("description") or "$ref" in str(setting)
+        for name, model in models.items()
+        for key, setting in model.get("properties", {}).items()
+    }
+    assert [key for key, words in described.items() if not words] == []
+
+
+def test_every_study_that_comes_with_it_is_told_of():
+    names = {path.stem for path in (ROOT / "dd_assets/studies").glob("*.yaml")}
+    assert {name for name in names if f"`{name}`" not in PAGES[ROOT / "docs/studies.md"]} == set()
+    assert {name for name in names if f"`{name}`" not in README} == set()
+
+
+def test_citation_and_package_agree():
+    citation = YAML(typ="safe", pure=True).load(ROOT / "CITATION.cff")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
+    assert f"## {project['version']} " in PAGES[ROOT / "CHANGELOG.md"]
+
+
+def test_the_changelog_tells_every_name_that_changed():
+    """Somebody's query fails with the old one, and they will look for it here."""
+    told = {
+        name: row.partition(" | ")[2]
+        for row in re.findall(r"^\| (`.*)", PAGES[ROOT / "CHANGELOG.md"], re.MULTILINE)
+        for name in re.findall("`(.*?)`", row.partition(" | ")[0])
+    }
+    wrong = {name: was.name for name, was in NOW.items() if f"`{was.name}" not in told.get(name, "")}
+    assert wrong == {}
 
 
 def test_environment_variables_of_the_readme_are_read_somewhere():

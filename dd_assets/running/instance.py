@@ -167,18 +167,24 @@ def dagster_home() -> Path:
     Raises:
         UserError: it cannot be made.
     """
-    root = os.environ.get("DD_ROOT", "data")
-    folder = Path(os.environ.get("DAGSTER_HOME") or (Path("data" if "://" in root else root) / "dagster"))
-    folder = folder.expanduser().absolute()
+    folder = home_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "dagster.yaml").exists():
             shutil.copy(Path(__file__).parents[1] / "dagster.yaml", folder)
     except OSError as error:
         raise UserError(
-            f"the folder DAGSTER_HOME={folder} cannot be made ({error.strerror}); check the data root, DD_ROOT={root}"
+            f"the folder DAGSTER_HOME={folder} cannot be made ({error.strerror}); check the data root, "
+            f"DD_ROOT={os.environ.get('DD_ROOT', 'data')}"
         ) from error
     return folder
+
+
+def home_folder() -> Path:
+    """Where Dagster's folder is or will be; beside results that lie on an object store it is in ``data`` here."""
+    root = os.environ.get("DD_ROOT", "data")
+    folder = Path(os.environ.get("DAGSTER_HOME") or (Path("data" if "://" in root else root) / "dagster"))
+    return folder.expanduser().absolute()
 
 
 def main(arguments: list[str]) -> int:

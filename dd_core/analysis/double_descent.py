@@ -1,6 +1,11 @@
-"""The double descent of a study in numbers: the curve over widths, the threshold, and whether it is really there."""
+"""The double descent of a study in numbers: the curve over widths, its peak, and whether it is really there.
+
+What terminal, report and figures say of a rise and a fall is computed here: a fall is that from the peak to the widest
+network, not to whichever of the wider ones happens to be best.
+"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -8,6 +13,64 @@ import duckdb
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+
+# An error that rises or falls by less than one point has no peak; nor a curvature by less than a tenth of a decade.
+LEAST_RISE, LEAST_DECADES = 0.01, 0.1
+
+
+@dataclass(frozen=True)
+class Peak:
+    """An interior maximum of a curve over widths, with the lowest value to its left and the value at the widest."""
+
+    k: int
+    value: float
+    k_before: int
+    before: float
+    k_after: int
+    after: float
+
+    @property
+    def prominence(self) -> float:
+        """The smaller of rise and fall; negative where there is none of both."""
+        return self.value - max(self.before, self.after)
+
+
+def peak(values: Mapping[int, float], least: float = LEAST_RISE) -> Peak | None:
+    """The most prominent interior maximum of a curve over k.
+
+    Args:
+        values: by k.
+        least: by how much the curve must rise before the peak, and fall from it to the widest network.
+
+    Returns:
+        The k for which the smaller of rise and fall is largest, or None if the curve has no such peak.
+    """
+    ks = sorted(values)
+    found = []
+    for i, k in enumerate(ks[1:-1], start=1):
+        before = min(ks[:i], key=values.__getitem__)
+        found.append(Peak(k, values[k], before, values[before], ks[-1], values[ks[-1]]))
+    best = max(found, key=lambda each: each.prominence, default=None)
+    return best if best is not None and best.prominence >= least else None
+
+
+def curvature_peak(values: Mapping[int, float]) -> Peak | None:
+    """The peak of a curvature over k, in decades: it spans many.
+
+    Args:
+        values: by k; what is not positive has no logarithm and is left out.
+    """
+    return peak({k: math.log10(value) for k, value in values.items() if value > 0}, LEAST_DECADES)
+
+
+def percent(error: float) -> str:
+    """An error in words: ``20.7 %``."""
+    return f"{100 * error:.1f} %"
+
+
+def fold(decades: float) -> str:
+    """A ratio in words: ``166-fold``, ``1.57-fold``."""
+    return f"{float(f'{10**decades:.3g}'):,.12g}-fold"
 
 
 @dataclass(frozen=True)
@@ -84,8 +147,8 @@ class Finding:
         widest: the widest network.
         rise: test error at the peak minus that at the first minimum, fraction.
         fall: test error at the peak minus that at the widest, fraction.
-        curvature_peak: the width with the largest mean curvature, None if unknown.
-        curvature_fall: mean curvature there over that of the widest network, NaN if unknown.
+        curvature_peak: the width at which mean curvature peaks, None if it has no peak or is unknown.
+        curvature_fall: mean curvature there over that of the widest network, NaN without a peak.
     """
 
     first_minimum: WidthRow
@@ -103,22 +166,20 @@ def find_double_descent(rows: list[WidthRow]) -> Finding | None:
     The peak is the interior width with the largest drop on both sides: it maximises min(rise, fall), where rise is
     counted from the smallest error at narrower widths. A monotone curve yields a rise or fall of at most 0.
     """
-    rows = [row for row in rows if not math.isnan(row.test_error)]
-    if len(rows) < 3:
+    by_k = {row.k: row for row in rows if not math.isnan(row.test_error)}
+    top = peak({k: row.test_error for k, row in by_k.items()}, -math.inf)
+    if top is None:
         return None
-    widest = rows[-1]
-
-    def sides(index: int) -> tuple[float, float]:
-        left = min(row.test_error for row in rows[:index])
-        return rows[index].test_error - left, rows[index].test_error - widest.test_error
-
-    index = max(range(1, len(rows) - 1), key=lambda i: min(sides(i)))
-    rise, fall = sides(index)
-    first_minimum = min(rows[:index], key=lambda row: row.test_error)
-    known = [row for row in rows if not math.isnan(row.mean_trace)]
-    top = max(known, key=lambda row: row.mean_trace) if known else None
-    ratio = top.mean_trace / known[-1].mean_trace if top else math.nan
-    return Finding(first_minimum, rows[index], widest, rise, fall, top, ratio)
+    curvature = curvature_peak({row.k: row.mean_trace for row in by_k.values() if not math.isnan(row.mean_trace)})
+    return Finding(
+        first_minimum=by_k[top.k_before],
+        peak=by_k[top.k],
+        widest=by_k[top.k_after],
+        rise=top.value - top.before,
+        fall=top.value - top.after,
+        curvature_peak=None if curvature is None else by_k[curvature.k],
+        curvature_fall=math.nan if curvature is None else 10 ** (curvature.value - curvature.after),
+    )
 
 
 def quickstart_check(rows: list[WidthRow]) -> tuple[bool, str]:

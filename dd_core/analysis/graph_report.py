@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from dd_core.analysis.double_descent import WidthRow, find_double_descent
+from dd_core.analysis.double_descent import LEAST_RISE, WidthRow, find_double_descent
 from dd_core.analysis.graphs.claims import GENERAL
 from dd_core.analysis.graphs.intervals import effective_graphs, share_over_trials
 from dd_core.analysis.graphs.measures import best_constant
@@ -30,7 +30,6 @@ from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
 
 VERDICTS = (HOLDS, FAILS, UNKNOWN)
-_SMALLEST_PEAK = 0.01  # as in figures
 _BY_CHANCE = 0.01  # probability that a mean over trials without a leak is said to have one
 _TABLES = ("nsm_results", "nsm_claims")
 _ABOVE = {1: "above", 0: "not surely above or below", -1: "below"}
@@ -267,7 +266,7 @@ def over_widths(study: Study, results: Mapping[str, list[dict[str, Any]]]) -> li
             rows = [row for k in sorted(own) for row in width_row(own[k], k, at)]
             if (found := find_double_descent(rows)) is not None:
                 told = double_descent_sentence(found, min(row.trials for row in rows)).removesuffix(".")
-                if min(found.rise, found.fall) < _SMALLEST_PEAK:
+                if min(found.rise, found.fall) < LEAST_RISE:
                     told = "Test error has no peak of one point or more within these widths"
                 sentences.append(f"{variant} over widths, {_AT[at]}: {told[0].lower()}{told[1:]}")
     return sentences

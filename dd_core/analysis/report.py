@@ -3,7 +3,15 @@
 import contextlib
 import math
 
-from dd_core.analysis.double_descent import Finding, WidthRow, find_double_descent, width_curve
+from dd_core.analysis.double_descent import (
+    LEAST_RISE,
+    Finding,
+    WidthRow,
+    find_double_descent,
+    fold,
+    percent,
+    width_curve,
+)
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
@@ -29,20 +37,17 @@ def curve_table(rows: list[WidthRow], names: list[str] | None = None) -> str:
 def sentence(finding: Finding, trials: int) -> str:
     """The finding in words and figures."""
     low, peak, wide = finding.first_minimum, finding.peak, finding.widest
-    if finding.rise <= 0 or finding.fall <= 0:
-        ends = f"{100 * low.test_error:.1f} % at k = {low.k} to {100 * wide.test_error:.1f} % at k = {wide.k}"
+    if min(finding.rise, finding.fall) < LEAST_RISE:
+        ends = f"{percent(low.test_error)} at k = {low.k} to {percent(wide.test_error)} at k = {wide.k}"
         return f"No double descent: the test error goes from {ends}."
     text = (
-        f"Test error (mean of {trials} trial{'s' if trials > 1 else ''}) falls to {100 * low.test_error:.1f} % at "
-        f"k = {low.k}, rises to {100 * peak.test_error:.1f} % at k = {peak.k}, where the training error has come down "
-        f"to {100 * peak.train_error:.1f} %, and falls again to {100 * wide.test_error:.1f} % at k = {wide.k}"
+        f"Test error (mean of {trials} trial{'s' if trials > 1 else ''}) falls to {percent(low.test_error)} at "
+        f"k = {low.k}, rises to {percent(peak.test_error)} at k = {peak.k}, where the training error has come down "
+        f"to {percent(peak.train_error)}, and falls again to {percent(wide.test_error)} at k = {wide.k}"
     )
-    if finding.curvature_peak is not None and finding.curvature_fall > 1:
-        top = finding.curvature_peak
-        text += (
-            f"; mean input curvature peaks at k = {top.k} ({top.mean_trace:.1f}) and falls "
-            f"{finding.curvature_fall:.0f}-fold to k = {wide.k}"
-        )
+    if finding.curvature_peak is not None:
+        top, fall = finding.curvature_peak, fold(math.log10(finding.curvature_fall))
+        text += f"; mean input curvature peaks at k = {top.k} ({top.mean_trace:.1f}) and falls {fall} to k = {wide.k}"
     return text + "."
 
 

@@ -7,6 +7,7 @@ plain and stacked weights convert by ``cat`` and ``chunk``, and T = 1 is a plain
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,15 @@ class BatchNorm(nn.BatchNorm2d):
         """``channels`` counts the channels of one network."""
         super().__init__(trials * channels)
         self.num_batches_tracked = None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *others: Any
+    ) -> None:
+        """As PyTorch's, which would add a counter to weights that come without a version, and refuse it as unexpected.
+
+        Weights read from a file are such: ``load_state_dict`` takes them as they are.
+        """
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": self._version}, *others)
 
 
 def normalisation(norm: str, channels: int, trials: int) -> nn.Module:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.parameter_space.distributed import Group, agreeing, sum_over
+from dd_core.curvature.trained import as_trained, seen_data, standardised, targets, trained_network
 from dd_core.data.trials import TrialData
 from dd_core.errors import StaleError, UserError
 from dd_core.machine.memory import name_of
-from dd_core.results.rows import as_trained, seen_data, standardised, targets, trained_network
 from dd_core.store.checkpoints import identity, load_checkpoint
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from dd_core.curvature.trained import as_trained, seen_data, standardised, targets, trained_network
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError
 from dd_core.results.memorization_scores import Probes
-from dd_core.results.rows import as_trained, seen_data, standardised, targets, trained_network
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study

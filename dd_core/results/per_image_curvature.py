@@ -17,11 +17,12 @@ import pyarrow as pa
 import torch
 
 from dd_core.analysis.auroc import auroc
+from dd_core.curvature.trained import seen_data
 from dd_core.data.trials import TrialData
 from dd_core.errors import StaleError
 from dd_core.machine.memory import name_of
 from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_result
-from dd_core.results.rows import Families, compute_rows, seen_data
+from dd_core.results.rows import Families, compute_rows
 from dd_core.store.checkpoints import check_checkpoint, read_weights
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest

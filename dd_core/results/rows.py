@@ -17,12 +17,8 @@ from torch import Tensor, nn
 from dd_core.curvature.input_space.finite_difference import finite_difference_curvature
 from dd_core.curvature.input_space.graphs import graph_curvature
 from dd_core.curvature.input_space.per_image import per_image_curvature
-from dd_core.data.augmentation import PlainImages
-from dd_core.data.datasets import load
-from dd_core.data.trials import TrialData, trial_data
-from dd_core.models.build import in_its_memory, network_of
-from dd_core.models.outputs import with_outputs
-from dd_core.models.stacking import load_state
+from dd_core.curvature.trained import as_trained, standardised, targets, trained_network
+from dd_core.data.trials import TrialData
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tasks.graphs import GraphExamples
 from dd_core.tasks.losses import Loss, make_loss
@@ -30,46 +26,6 @@ from dd_core.tasks.losses import Loss, make_loss
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 Families = dict[str, dict[str, Any]]
-
-
-def trained_network(study: Study, checkpoint: Checkpoint, weights: dict[str, Tensor], trial: int) -> nn.Module:
-    """One trial's network in eval mode, on the CPU, in the memory format it was trained in.
-
-    Args:
-        study: gives the architecture.
-        checkpoint: gives the width.
-        weights: of all trials, (T, ...) by name.
-        trial: which of them.
-    """
-    model = network_of(study, checkpoint.arm)
-    load_state(model, {name: tensor[trial] for name, tensor in weights.items()})
-    return in_its_memory(model.eval(), study, checkpoint.arm)
-
-
-def seen_data(study: Study, checkpoint: Checkpoint, trial: int) -> TrialData:
-    """The data of a trial, of the classes that a checkpoint has seen (at the initialisation: of the first task)."""
-    data = trial_data(study, checkpoint.arm.variant, trial)
-    return data.first_classes(study.num_classes_at(checkpoint.epoch))
-
-
-def as_trained(study: Study, checkpoint: Checkpoint, model: nn.Module, data: TrialData) -> nn.Module:
-    """The network with the outputs of the classes seen, in their order, as the loss sees it in training."""
-    if data.order is None:
-        return model
-    height, width, channels = study.data.record.image_shape
-    outputs = data.order[: study.num_classes_at(checkpoint.epoch)].tolist()
-    return with_outputs(model, outputs, torch.zeros(1, channels, height, width))
-
-
-def targets(data: TrialData, positions: Any) -> np.ndarray:
-    """The outputs of ``as_trained`` that stand for the labels some training images were given, int64."""
-    labels = data.train_labels[positions]
-    return labels if data.ranks is None else data.ranks[labels]
-
-
-def standardised(study: Study, data: TrialData, ids: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Images (N, channels, height, width) as a trial's training saw them, without augmentation."""
-    return PlainImages(load(study.data.dataset).images, [ids], [data], device, dtype).batch(0, len(ids))
 
 
 def compute_rows(

@@ -27,6 +27,7 @@ Layout below the root::
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ from dd_core.store.leases import Lease, LockedError
 from dd_core.store.manifests import FileEntry, Manifest, opened, sealed
 from dd_core.study.study import Checkpoint
 
-__all__ = ["LockedError", "Store", "sha256_of", "write_atomically", "write_json", "write_text"]
+__all__ = ["LockedError", "Store", "sha256_of", "store_at", "write_atomically", "write_json", "write_text"]
 
 
 @dataclass(frozen=True, init=False)
@@ -301,3 +302,14 @@ class Store:
 
 def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def store_at(root: str | Path | None = None) -> Store:
+    """The data root at a folder, or an address of an object store; default ``DD_ROOT``, else ``data``.
+
+    Raises:
+        StoreError: as ``Store`` does.
+    """
+    root = root or os.environ.get("DD_ROOT", "data")
+    is_folder = isinstance(root, Path) or (isinstance(root, str) and "://" not in root)
+    return Store(Path(root).expanduser().absolute() if is_folder else root)

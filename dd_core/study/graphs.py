@@ -39,7 +39,7 @@ class Graphs(Strict):
 class NSM(Strict):
     """The hierarchical network of a variant, and its loss ``CE + cycle_weight * cycle loss``."""
 
-    domain: Domain
+    domain: Domain = Field(description="which problems it learns")
     cycle_weight: float = Field(default=0.01, ge=0, description="lambda; the two levels count .7 and .3")
     pool_ratio: float = Field(default=0.5, gt=0, le=1, description="share of the nodes of a graph that a level keeps")
     num_relations: int | None = Field(
@@ -65,7 +65,7 @@ class NSM(Strict):
         description="whether graphs that a pooling leaves no edge are convolved above it; with_edges: as published, "
         "their nodes stay as the pooling left them",
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of the features that are left out of a step")
     largest_log_scale: float | None = Field(
         default=2.0,
         gt=0,

@@ -10,7 +10,7 @@ from dd_core.study.yaml_files import Strict
 class ShrinkAndPerturb(Strict):
     """Weights times ``shrink`` plus Gaussian noise (Ash & Adams 2020; Dohare et al. 2024 shrink by weight decay)."""
 
-    shrink: float = Field(default=1.0, gt=0, le=1)
+    shrink: float = Field(default=1.0, gt=0, le=1, description="what every parameter is multiplied by")
     noise: float = Field(default=1e-5, ge=0, description="standard deviation of what is added to every parameter")
     at: Literal["steps", "tasks"] = Field(
         default="steps", description="after every optimiser step, or before the first step of every further task"

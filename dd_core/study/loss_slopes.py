@@ -29,8 +29,14 @@ class LossSlopeSettings(Strict):
     starts: tuple[Epoch, ...] = Field(
         default=(3.0, 5.0, 7.0), min_length=2, description="first epochs of the early window, for its stability"
     )
-    scan_starts: tuple[Epoch, ...] = Field(default=(1.0, 2.0, 3.0, 5.0, 7.0, 10.0), min_length=1)
-    scan_stops: tuple[Epoch, ...] = Field(default=(10.0, 15.0, 20.0, 30.0, 40.0, 50.0), min_length=1)
+    scan_starts: tuple[Epoch, ...] = Field(
+        default=(1.0, 2.0, 3.0, 5.0, 7.0, 10.0),
+        min_length=1,
+        description="first epochs of the windows that are compared",
+    )
+    scan_stops: tuple[Epoch, ...] = Field(
+        default=(10.0, 15.0, 20.0, 30.0, 40.0, 50.0), min_length=1, description="their last epochs"
+    )
     burn_in_loss: float = Field(default=1.0, gt=0, description="nats; burn-in by loss ends where it is at most this")
     largest_loss: float = Field(default=5.0, gt=0, description="nats; steps above are left out of fits, and counted")
     points: Literal["log_spaced", "all"] = Field(
@@ -66,4 +72,4 @@ class LossSlopeSettings(Strict):
     strong_correlation: Share = Field(default=0.7, description="H2: |rho| from which on it is strong")
     weak_correlation: Share = Field(default=0.4, description="H2: |rho| below which the campaign turns to lambda_max")
     significance: Share = Field(default=0.01, description="H2: largest p value")
-    bootstrap_samples: int = Field(default=2000, ge=100, le=100_000)
+    bootstrap_samples: int = Field(default=2000, ge=100, le=100_000, description="behind intervals of correlations")

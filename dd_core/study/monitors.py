@@ -41,7 +41,11 @@ def names_a_class(text: str) -> str:
     return text
 
 
-Interval = Annotated[str, AfterValidator(_is_interval)]
+Interval = Annotated[
+    str,
+    AfterValidator(_is_interval),
+    Field(description="how often it measures, in steps or epochs: 500 steps, 1/4 epoch"),
+]
 
 
 def due_steps(interval: str, calendar: Calendar, num_steps: int) -> list[int]:
@@ -172,7 +176,7 @@ class CustomMonitor(MonitorEntry):
     Importing runs the module, so a study file is trusted code: its author may do what its workers may.
     """
 
-    use: Annotated[str, AfterValidator(names_a_class)]
+    use: Annotated[str, AfterValidator(names_a_class)] = Field(description="the class, as package.module:Class")
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the class")
 
 

@@ -45,8 +45,8 @@ class Duplicates(Strict):
 class Standardisation(Strict):
     """What is subtracted from the pixels of each channel and what they are divided by, where the largest value is 1."""
 
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[float, ...] = Field(description="of each channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="of each channel")
 
 
 class Data(Strict):
@@ -183,7 +183,7 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 class EarlyStopping(Strict):
     """End a trial whose metric has not improved for ``patience`` evaluations; its weights stay as they are then."""
 
-    metric: WatchedMetric = "loss_val_nats"
+    metric: WatchedMetric = Field(default="loss_val_nats", description="what has to improve")
     patience: int = Field(ge=1, description="evaluations (every evaluation.every epochs) without improvement")
     min_delta: float = Field(default=0.0, ge=0, description="an improvement must be larger than this")
 
@@ -191,8 +191,8 @@ class EarlyStopping(Strict):
 class Optimizer(Strict):
     """torch.optim.Adam, AdamW or SGD with its settings."""
 
-    name: Literal["adam", "adamw", "sgd"]
-    learning_rate: float = Field(gt=0)
+    name: Literal["adam", "adamw", "sgd"] = Field(description="as in torch.optim")
+    learning_rate: float = Field(gt=0, description="the largest; the schedule multiplies it")
     weight_decay: float = Field(
         default=0.0, ge=0, description="as in torch.optim: an L2 penalty, for adamw decoupled from the gradient"
     )
@@ -227,7 +227,9 @@ class Schedule(Strict):
     ``factor`` whenever a trial's ``metric`` has not improved for more than ``patience`` evaluations.
     """
 
-    name: Literal["constant", "cosine", "step", "inverse_sqrt", "plateau"] = "constant"
+    name: Literal["constant", "cosine", "step", "inverse_sqrt", "plateau"] = Field(
+        default="constant", description="its form, see above"
+    )
     period: int = Field(default=512, ge=1, description="inverse_sqrt only, steps")
     warmup_epochs: float = _added(0.0, ge=0, description="linear from 0, before any schedule")
     final: float = _added(0.0, ge=0, le=1, description="cosine only, multiple of the learning rate at the end")
@@ -294,7 +296,10 @@ class Loss(Strict):
 
 
 class Variant(Strict):
-    """One training recipe; with a width k it is an arm."""
+    """One training recipe; with a width k it is an arm.
+
+    In a study file ``grid: {learning_rate: [0.05, 0.1]}`` beside these keys makes a variant of each value.
+    """
 
     architecture: LabelOrCode = Field(
         description="of a study that is imported, any name; what is trained here: one of study/architectures.py, or "
@@ -314,7 +319,7 @@ class Variant(Strict):
         description="symmetric: any other class; pair_flip: the next class; asymmetric: the class it is taken for, as "
         "the record of the data set says (label_noise is the share of all labels here too)",
     )
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="training images of a step; the last of an epoch may have fewer")
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     loss: Loss = _added(Loss(), description="cross-entropy by default")

@@ -39,6 +39,7 @@ from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.widths import Widths, unique
 from dd_core.study.yaml_files import Strict
+from dd_core.words import meant, nearest
 
 # Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
 TRAINER_VERSION = "1"
@@ -96,23 +97,25 @@ class Checkpoint:
 class Study(Strict):
     """One question. Its name is the name of its file."""
 
-    name: str
-    description: str = Field(min_length=1)
+    name: str = Field(description="that of the file, without .yaml; not a key of it")
+    description: str = Field(min_length=1, description="the question, in one or two sentences")
     imported: bool | Literal["weights"] = Field(
         default=False,
         description="nothing is trained: true: metrics of another system (dd_assets.import_metrics); weights: its "
         "checkpoints (dd_assets.import_checkpoints)",
     )
     data: Data
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[str, Variant] = Field(min_length=1, description="training recipes by name")
     widths: Widths = Field(description="values of k; of variants that do not name their own, and needed only for these")
     width_unit: float = Field(
         default=1.0, gt=0, description="imported only: the width that k = 1 stands for, where widths are fractions"
     )
-    trials: int = Field(ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    epochs: int = Field(ge=1, le=9999)
-    checkpoints: Epochs
+    trials: int = Field(ge=1, description="random seeds of each arm, which differ in everything that is drawn")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="with a trial's number, what all that is drawn follows from"
+    )
+    epochs: int = Field(ge=1, le=9999, description="passes over the training images")
+    checkpoints: Epochs = Field(description="epochs after which the weights are kept; 0: as initialised")
     evaluation: Evaluation = Evaluation()
     keep_best: int = Field(
         default=3, ge=0, le=100, description="checkpoints of each trial kept beside these, by lowest loss_val_nats"
@@ -318,8 +321,10 @@ class Study(Strict):
         arm_key, _, epoch = key.partition("|")
         arm = self.arms.get(arm_key)
         if arm is None or epoch not in self.epoch_keys:
+            arm_key, epoch = nearest(arm_key, self.arms) or "", epoch.zfill(4)
+            known = f"did you mean '{arm_key}|{epoch}'? " if arm_key and epoch in self.epoch_keys else ""
             raise UserError(
-                f"study {self.name} has no checkpoint {key!r}; arms are {_span(list(self.arms))}, "
+                f"study {self.name} has no checkpoint {key!r}; {known}arms are {_span(list(self.arms))}, "
                 f"epochs {_span(list(self.epoch_keys))}"
             )
         return Checkpoint(arm, int(epoch))
@@ -370,7 +375,8 @@ def _with_source(path: str, variant: Variant) -> Variant:
     name, loss = variant.architecture, variant.loss
     if name not in ARCHITECTURES and not is_own_code(name):
         known = " or ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"{path}.architecture: Input should be {known} or module:function of your own (got {name!r})")
+        own = f"or module:function of your own (got {name!r}){meant(name, ARCHITECTURES)}"
+        raise ValueError(f"{path}.architecture: Input should be {known} {own}")
     if is_own_code(name) and variant.architecture_sha256 is None:
         variant = variant.model_copy(update={"architecture_sha256": _source_digest(f"{path}.architecture", name)})
     if is_own_code(loss.name) and loss.sha256 is None:

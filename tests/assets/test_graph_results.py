@@ -6,9 +6,9 @@ import torch
 from support import Lab
 
 from dd_core.curvature.input_space.graphs import graph_curvature
+from dd_core.curvature.trained import trained_network
 from dd_core.errors import UserError
 from dd_core.results.hessian import hessian_of_checkpoint
-from dd_core.results.rows import trained_network
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.study.files import read_study
 from dd_core.study.study import Checkpoint, Study

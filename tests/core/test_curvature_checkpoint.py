@@ -15,6 +15,7 @@ import torch
 
 from dd_core.analysis.auroc import auroc
 from dd_core.curvature import finite_difference_curvature, per_image_curvature
+from dd_core.curvature.trained import standardised, trained_network
 from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
@@ -22,7 +23,6 @@ from dd_core.models.build import build
 from dd_core.models.stacking import load_state
 from dd_core.results import per_image_curvature as checkpoint_module
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard, prove_complete
-from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import load_checkpoint, save_tensors
 from dd_core.store.provenance import checkpoint_manifest
 from dd_core.store.store import Store

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dd_core.curvature.trained import standardised
 from dd_core.data.augmentation import PlainImages, TrainingImages, plan_epoch
 from dd_core.data.datasets import load
 from dd_core.data.duplicates import Copies, draw_copies, images_of
 from dd_core.data.trials import trial_data
 from dd_core.errors import DataMissingError
-from dd_core.results.rows import standardised
 from dd_core.store.store import Store
 from dd_core.study.recipe import Augmentation, Duplicates
 from dd_core.study.study import Study

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dd_assets import import_checkpoints as command
+from dd_core.curvature.trained import standardised
 from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
 from dd_core.models.build import build
 from dd_core.results.per_image_curvature import compute_curvature
-from dd_core.results.rows import standardised
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.store import Store
 from dd_core.study.files import read_study

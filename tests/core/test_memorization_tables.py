@@ -14,13 +14,13 @@ import torch
 
 from dd_core.analysis.memorization.ranks import as_ordered
 from dd_core.checks.expected import Course, Expectations
+from dd_core.curvature.trained import standardised, trained_network
 from dd_core.data.trials import trial_data
 from dd_core.errors import UserError
 from dd_core.exchange.memorization import import_memorization
 from dd_core.results.memorization import rebuild
 from dd_core.results.memorization_probes import gradient_norms, probes_of
 from dd_core.results.per_image_curvature import compute_curvature
-from dd_core.results.rows import standardised, trained_network
 from dd_core.store.checkpoints import load_checkpoint
 from dd_core.store.retirement import retire
 from dd_core.store.store import Store

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import altair as alt
 import numpy as np
 import pytest
+from specifications import assert_legible
 
 from dd_core.figures import FIGURES
 from dd_core.figures.charts import double_descent_curve, epoch_by_width, training_curves
@@ -81,6 +82,7 @@ def test_every_figure_compiles(
     assert "digits" in subtitle(chart)
     text = vl_convert.vegalite_to_svg(json.dumps(chart.to_dict(), allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    assert_legible(chart.to_dict(), text)
 
 
 # Which rows are shown
@@ -204,7 +206,7 @@ def test_published_threshold_and_peak_coincide_in_our_definition():
 def test_title_states_the_double_descent(study, store, write_evals, open_views):
     write_evals(study)
     title = " ".join(BY_NAME["double_descent_curve"].draw(study, store, open_views()).to_dict()["title"]["text"])
-    assert title == "Test error falls to 15.5 % at k = 2, peaks at 25.5 % at k = 4 and falls again, to 12.5 % at k = 8"
+    assert title == "Test error falls to 15.5 % at k = 2, peaks at 25.5 % at k = 4 and falls again to 12.5 % at k = 8"
 
 
 # The published curve
@@ -272,10 +274,16 @@ def test_gallery_shows_the_largest_traces_and_marks_wrong_labels(
     write_curvature(study)
     chart = BY_NAME["most_curved_images"].draw(study, store, open_views())
     most, least = sorted(chart.to_dict()["datasets"].values(), key=len, reverse=True)
-    assert [row["image_id"] for row in most] == list(range(49, 17, -1))
-    assert {row["image_id"]: row["rank"] for row in least} == {i: i for i in range(8)}
-    assert most[0]["label"] == "given 0 · true 9" and most[0]["is_noisy"]
-    assert chart.to_dict()["title"]["text"][0].startswith("10 of the 32 most curved training images at k = 4")
+    assert {row["trial"] for row in most} == {row["trial"] for row in least} == {0, 1}
+    first = [row for row in most if row["trial"] == 0]
+    assert [row["image_id"] for row in first] == list(range(49, 17, -1))
+    assert {row["image_id"]: row["rank"] for row in least if row["trial"] == 0} == {i: i for i in range(8)}
+    assert first[0]["label"] == "given 0 · true 9" and first[0]["is_noisy"]
+    assert "Predictions are not shown: checkpoint plain.k004|0004 of made_up has not been trained" in subtitle(chart)
+    [choice] = [param for param in chart.to_dict()["params"] if param["name"] == "trial"]
+    assert (choice["value"], choice["bind"]["options"]) == (0, [0, 1])
+    wrong = [sum(row["is_noisy"] for row in most if row["trial"] == trial) for trial in (0, 1)]
+    assert chart.to_dict()["title"]["text"][0].startswith(f"{min(wrong)} to {max(wrong)} of the 32 most curved")
 
 
 def test_errors_of_different_tasks_are_not_compared_and_rules_stand_where_tasks_end(study, write_evals, open_views):

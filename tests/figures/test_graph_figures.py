@@ -10,7 +10,7 @@ from typing import Any
 import graph_rows as made
 import pytest
 import vl_convert
-from specifications import rows, subtitle, title
+from specifications import assert_legible, rows, subtitle, title
 from statsmodels.stats.proportion import proportion_confint
 
 from dd_core.analysis import graph_report
@@ -63,6 +63,7 @@ def test_each_compiles_and_says_on_what(study: Study, filled: Store) -> None:
         specification = drawn(name, study, filled)
         text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
         assert "NaN" not in text and "undefined" not in text
+        assert_legible(specification, text)
         said = title(specification) + subtitle(specification)
         assert "1,600 training graphs" in said and "image" not in said and "nan" not in said.split()
 
@@ -137,8 +138,8 @@ def test_cycle_loss_has_its_floor_and_that_of_its_first_level(filled: Store) -> 
 def test_widths_have_best_and_last_epochs_apart(filled: Store) -> None:
     specification = drawn("graph_widths", WIDTHS, filled)
     assert title(specification) == (
-        "At the last epoch test error falls to 22 % at k = 4, peaks at 34 % at k = 8 and falls again, to 18 % at k = "
-        "32; at the best epoch it has no peak"
+        "At the last epoch test error falls to 22.0 % at k = 4, peaks at 34.0 % at k = 8 and falls again to 18.0 % at "
+        "k = 32; at the best epoch it has no peak"
     )
     means = [row for row in rows(specification, "split", "at", "k", "error") if "trial" not in row]
     last = {row["k"]: row["error"] for row in means if (row["split"], row["at"]) == ("test", "last epoch")}

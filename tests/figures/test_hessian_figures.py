@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from dd_core.errors import DataMissingError
 from dd_core.figures import FIGURES
 from dd_core.figures.charts import hessian_spectrum
 from dd_core.figures.drawing import landmarks
@@ -121,7 +122,11 @@ def test_over_training_shows_three_widths_at_every_epoch(written, store, open_vi
 def test_one_epoch_is_no_training(study, store, write_evals, write_hessian, open_views):
     write_evals(study)
     write_hessian(study, epochs=(4,))
-    assert BY_NAME["hessian_over_training"].draw(study, store, open_views()) is None
+    with pytest.raises(DataMissingError, match=r"at epoch 4 alone.* name several epochs under hessian:"):
+        BY_NAME["hessian_over_training"].draw(study, store, open_views())
+    asking = study.model_copy(update={"hessian": study.hessian.model_copy(update={"epochs": (2, 4)})})
+    with pytest.raises(DataMissingError, match="no arm has two yet"):
+        BY_NAME["hessian_over_training"].draw(asking, store, open_views())
     assert BY_NAME["hessian_by_width"].draw(study, store, open_views()) is not None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import vl_convert
+from specifications import assert_legible
 
 from dd_core.exchange.gathering import Request
 from dd_core.exchange.importer import import_metrics
@@ -41,6 +42,7 @@ def drawn(tmp_path: Path, path: Path, figure: str, **reading: Any) -> dict[str, 
     specification: dict[str, Any] = chart.to_dict()
     text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    assert_legible(specification, text)
     return specification
 
 

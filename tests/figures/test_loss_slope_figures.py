@@ -17,7 +17,7 @@ import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_slope_campaign import STEPS_PER_EPOCH, campaign_study, made_up_run, write_campaign
-from specifications import rows, subtitle, title
+from specifications import assert_legible, rows, subtitle, title
 from statsmodels.stats.proportion import proportion_confint
 
 from dd_core.errors import DataMissingError
@@ -65,6 +65,7 @@ def draw(name: str, study: Study, store: Store, *, compiled: bool = True) -> dic
         return specification
     text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    assert_legible(specification, text)
     return specification
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import vl_convert
-from specifications import rows, subtitle, title
+from specifications import assert_legible, rows, subtitle, title
 
 from dd_core.analysis import incremental_report, memorization_report
 from dd_core.analysis.intervals import over_trials
@@ -76,6 +76,7 @@ def test_each_compiles_and_says_on_what_and_a_study_of_the_other_kind_has_none(
     specification = drawn(name, study, filled)
     text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    assert_legible(specification, text)
     if name in ("detection_by_score", "scores_against_truth"):
         width = re.search(r'<svg[^>]* width="([0-9.]+)"', text)
         assert width and float(width[1]) <= 800, "legible where figures are drawn 800 pixels wide"

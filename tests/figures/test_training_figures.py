@@ -14,6 +14,7 @@ import pytest
 import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
+from specifications import assert_legible
 
 from dd_core.figures import FIGURES
 from dd_core.figures.drawing import log_axis
@@ -182,6 +183,7 @@ def test_every_figure_compiles(
     assert "digits" in subtitle(specification)
     text = vl_convert.vegalite_to_svg(json.dumps(specification, allow_nan=False))
     assert "NaN" not in text and "undefined" not in text
+    assert_legible(specification, text)
 
 
 @pytest.mark.parametrize("name", ["gpu_hours", "training_dynamics"])

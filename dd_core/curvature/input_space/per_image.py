@@ -91,17 +91,18 @@ def per_image_curvature(
 ) -> ImageCurvature:
     """Curvature of the loss in each image, for one network.
 
-    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
-    >>> curvature = per_image_curvature(model, torch.ones(5, 3, 2, 2), torch.zeros(5, dtype=torch.int64))
-    >>> curvature.method, tuple(curvature.columns["trace"].shape)
-    ('exact', (5,))
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+        >>> curvature = per_image_curvature(model, torch.ones(5, 3, 2, 2), torch.zeros(5, dtype=torch.int64))
+        >>> curvature.method, tuple(curvature.columns["trace"].shape)
+        ('exact', (5,))
 
     Args:
         model: in eval mode, float32 or float64, images (B, ...) to logits (B, C). It is copied, not changed.
         images: (N, ...), in the model's precision and on its device, standardised as in training.
         labels: int64 (N,): the given labels. NumPy arrays will do for both.
         image_ids: int64 (N,), default 0 to N-1; probes belong to them, so any order, shard or batch gives the same.
-        method: see the table above.
+        method: exact, top_directions or double_backward; this module's docstring compares them.
         precision: of the backward passes of exact and top_directions, default the model's; bfloat16 is exact to about
             1 % and 1.3 to 1.6 times as fast on a CPU that knows it. Forward passes and sums keep theirs.
         relative_error: of top_directions: predicted standard error of the trace over the trace.

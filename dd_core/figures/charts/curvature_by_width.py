@@ -1,13 +1,13 @@
 """Curvature of the loss at the training images against width, below the test error to compare their peaks."""
 
-import math
 from typing import Any
 
 import altair as alt
 import duckdb
 
+from dd_core.analysis.double_descent import curvature_peak, fold
 from dd_core.figures.drawing import style
-from dd_core.figures.drawing.landmarks import Widths, errors_by_width, peak
+from dd_core.figures.drawing.landmarks import Widths, errors_by_width
 from dd_core.figures.drawing.selection import fetch, select, shown_variants
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
@@ -40,7 +40,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     title = f"Test error and curvature at the training {study.data.examples} against width, by variant"
     if len(variants) == 1:
         title = headline(traces, widths.get(variants[0]), study.data.examples)
-    shown = style.by_label(traces)
+    shown = [*_of_all(traces), *style.by_label(traces)]
     lifted = style.for_log_axis(shown, _VALUES)
     colour = style.label_colour(shown)
     panels = {
@@ -67,24 +67,29 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     )
 
 
+def _of_all(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over all, which the title is about, of variants whose right and wrong labels are drawn apart."""
+    noisy = {row["variant"] for row in traces if row["subset"] == "noisy"}
+    return [
+        {**row, "images": style.ALL_LABELS}
+        for row in traces
+        if row["variant"] in noisy and (row["subset"], row["statistic"]) == ("all", "mean")
+    ]
+
+
 def headline(traces: list[dict[str, Any]], widths: Widths | None, examples: str) -> str:
     """One sentence on where the mean curvature over all images (or graphs) peaks, and how far it falls from there."""
-    means = {
-        row["k"]: math.log10(row["trace"])
-        for row in traces
-        if row["subset"] == "all" and row["statistic"] != "median" and row["trace"] > 0
-    }
-    if len(means) < 3:
+    means = {row["k"]: row["trace"] for row in traces if row["subset"] == "all" and row["statistic"] == "mean"}
+    if sum(value > 0 for value in means.values()) < 3:
         return f"Curvature at the training {examples} against width"
-    top = peak(means, least=0.1)
+    top = curvature_peak(means)
     if top is None:
         return f"Mean curvature at the training {examples} has no peak within these widths"
-    fold = 10 ** (top.value - top.after)
     where = f"peaks at k = {top.k}"
     if widths and widths.peak:
         same = widths.peak.k == top.k
         where += ", as test error does," if same else f" (test error: k = {widths.peak.k})"
-    fall = f"falls {style.number(fold)}-fold by k = {top.k_after}"
+    fall = f"falls {fold(top.value - top.after)} to k = {top.k_after}"
     return f"Mean curvature at the training {examples} {where} and {fall}"
 
 
@@ -111,7 +116,10 @@ def _panels(
         y=alt.Y("low:Q", scale=scale, title=title, axis=alt.Axis(**axis)), y2="high:Q"
     )
     trace_line = base.mark_line(strokeWidth=2).encode(y=alt.Y("trace:Q", title=title), strokeDash=dash)
-    points = base.mark_circle(size=34, opacity=1).encode(y=alt.Y("trace:Q"))
+    points = base.mark_circle(size=34, opacity=1).encode(
+        y=alt.Y("trace:Q"),
+        tooltip=["images:N", "statistic:N", "k:Q", *style.numbers(trace="trace", low="lowest", high="highest")],
+    )
     bottom = alt.layer(*style.threshold_rule(threshold, ks), trace_band, trace_line, points).properties(
         width=style.WIDTH, height=250
     )

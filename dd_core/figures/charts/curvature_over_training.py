@@ -92,11 +92,11 @@ def _line(names: dict[int, str], spread: list[dict[str, Any]], colour: alt.Color
             y = alt.Y(f"{lower}:Q", scale=y_scale, title=title, axis=axis)
             return base.mark_area(opacity=opacity).encode(y=y, y2=f"{upper}:Q")
 
-        line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(
-            y=alt.Y("p50:Q", scale=y_scale, title=title, axis=axis)
-        )
+        line = base.mark_line(strokeWidth=2).encode(y=alt.Y("p50:Q", scale=y_scale, title=title, axis=axis))
+        shown = style.numbers(**dict(zip(_QUANTILES, ("5 %", "25 %", "median", "75 %", "95 %"), strict=True)))
+        points = line.mark_circle(size=28, opacity=1).encode(tooltip=["images:N", "epoch:Q", *shown])
         heading = style.heading(_PANEL, f"k = {k}, {name}")
-        layers = [band("p05", "p95", 0.14), band("p25", "p75", 0.3), line, *heading]
+        layers = [band("p05", "p95", 0.14), band("p25", "p75", 0.3), line, points, *heading]
         return alt.layer(*layers).properties(width=_PANEL, height=270)
 
     panels = [panel(k, name, first=i == 0) for i, (k, name) in enumerate(names.items())]

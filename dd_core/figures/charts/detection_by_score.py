@@ -50,7 +50,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     series = [OURS, *dict.fromkeys(row["series"] for own in known.values() for row in own)]
     lowest = min([0.45, *(row["low"] for own in panels.values() for row in _points(own) if row["low"] is not None)])
     scale = alt.Scale(domain=[math.floor(20 * lowest) / 20, 1], nice=False)
-    columns = min(len(panels), max(_PANELS))
+    columns = min(len(panels), style.columns_for(len(panels), max(_PANELS)), max(_PANELS))
     drawn = [
         _panel(name, own, known[name], order, scale, series, labels=i % columns == 0, width=_PANELS[columns])
         for i, (name, own) in enumerate(panels.items())

@@ -10,6 +10,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
+from dd_core.analysis.double_descent import percent
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, Widths, errors_by_width
 from dd_core.figures.drawing.selection import MOST_PANELS, Selection, fetch, select, shown_variants
@@ -121,9 +122,8 @@ def headline(found: Widths, otherwise: str) -> str:
         return "Test error has no peak of one point or more within these widths"
     peak = found.peak
     return (
-        f"Test error falls to {style.percent(peak.before)} at k = {peak.k_before}, peaks at "
-        f"{style.percent(peak.value)} at k = {peak.k} and falls again, to {style.percent(peak.after)} at "
-        f"k = {peak.k_after}"
+        f"Test error falls to {percent(peak.before)} at k = {peak.k_before}, peaks at {percent(peak.value)} at "
+        f"k = {peak.k} and falls again to {percent(peak.after)} at k = {peak.k_after}"
     )
 
 
@@ -171,6 +171,7 @@ def _panels(
         if value == "error":
             highest += [{"top": row["error"]} for row in published]
         scale = style.headroom(highest, "top", 0.15 if value == "error" else 0)
+        shown_below = {value: title, f"{value}_low": "lowest trial", f"{value}_high": "highest trial"}
         base = alt.Chart(style.data(shown)).encode(x=x, color=colour)
         label = f"interpolation threshold: k = {threshold}\n(training error at most {style.percent(EPSILON)})"
         layers = [
@@ -180,15 +181,17 @@ def _panels(
             ),
             alt.Chart(style.data([row for row in trials if row[value] is not None]))
             .mark_circle(size=12, opacity=0.6)
-            .encode(x=x, y=y, color=colour),
+            .encode(x=x, y=y, color=colour, tooltip=["split:N", "k:Q", "trial:O", *style.numbers(**{value: title})]),
             base.mark_line(strokeWidth=2).encode(y=y),
             base.mark_circle(size=42, opacity=1).encode(
-                y=y, tooltip=["split:N", "k:Q", alt.Tooltip(f"{value}:Q", format=".3g", title=title)]
+                y=y,
+                tooltip=["split:N", "k:Q", *style.numbers(**shown_below)],
             ),
         ]
         if published and value == "error":
             over = alt.Chart(style.data(published)).mark_line(strokeDash=[6, 3], strokeWidth=2)
-            layers.append(over.encode(x=x, y=y, color=colour))
+            dots = over.mark_circle(size=30, opacity=0).encode(tooltip=["split:N", "k:Q", *style.numbers(error=title)])
+            layers += [layer.encode(x=x, y=y, color=colour) for layer in (over, dots)]
         return alt.layer(*layers).properties(width=style.WIDTH, height=height)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in means)]

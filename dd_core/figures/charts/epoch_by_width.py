@@ -1,4 +1,4 @@
-"""Test error over epoch and width, with the epoch from which on each width fits its training labels."""
+"""Test error over epoch and width, as a map and as curves, with the epoch from which on labels are fitted."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from dd_core.figures.charts.training_curves import thin
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON
 from dd_core.figures.drawing.selection import fetch, select, shown_variants
+from dd_core.figures.drawing.zoom import zoomable
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -36,7 +37,7 @@ _LIMITS = (
 
 
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
-    """Draw the heat map, one panel per variant."""
+    """Draw the heat map, and below it the same errors as a curve for each width; side by side for variants."""
     selection = select(connection, study, "training_evals")
     if selection is None:
         return None
@@ -49,22 +50,26 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     fitted = fetch(connection, study, "training_evals", _FITTED, epsilon=EPSILON)
     limits = fetch(connection, study, "training_evals", _LIMITS)[0]["limits"] or [0, 100]
     variants, others = shown_variants(study, {row["variant"] for row in cells})
-    panels = {
-        variant: _panel(
-            [row for row in cells if row["variant"] == variant],
-            [row for row in fitted if row["variant"] == variant],
-            (columns["low"][0], columns["high"][-1]),
-            epochs[-1],
-            (math.floor(limits[0]), math.ceil(limits[1])),
+    ks = sorted({row["k"] for row in cells if row["variant"] in variants})
+    ends = (columns["low"][0], columns["high"][-1])
+    domain = (math.floor(limits[0]), max(math.ceil(limits[1]), math.floor(limits[0]) + 2))
+    panels = {}
+    for number, variant in enumerate(variants):
+        own = [row for row in cells if row["variant"] == variant]
+        labelled = [row for row in fitted if row["variant"] == variant]
+        curves = _curves(own, labelled, ends, epochs[-1], domain, ks, number)
+        several = len({row["k"] for row in own}) > 1  # a map of one row says less than its curve
+        heat = [_panel(own, labelled, ends, epochs[-1], domain)] if several else []
+        panels[variant] = alt.vconcat(*heat, zoomable(curves, f"curves_{number}"), spacing=18).resolve_scale(
+            color="independent"
         )
-        for variant in variants
-    }
     return style.finish(
         style.by_variant(panels),
         headline(cells, fitted) if len(variants) == 1 else "Test error over epoch and width, by variant",
         [
             *style.describe(study, variants),
-            f"Colour: mean over trials, and over the evaluations of a column. White dots: {_MARK}",
+            f"Mean over trials, and over the evaluations of a column. Dots: {_MARK}",
+            "A click on a width in the legend shows it alone" if len(ks) > 1 else None,
             others,
             selection.note(study),
         ],
@@ -128,9 +133,42 @@ def _panel(
     )
     heat = alt.Chart(style.csv_data(cells)).mark_rect(clip=True).encode(
         x=x, x2="x_high:Q", y=y, color=colour,
-        tooltip=["k:O", alt.Tooltip("epoch:Q", title="from epoch"), alt.Tooltip("error:Q", format=".1f")],
+        tooltip=["k:O", alt.Tooltip("epoch:Q", title="from epoch"), *style.numbers(error="test error, %")],
     )  # fmt: skip
     dots = alt.Chart(style.data(fitted)).mark_circle(
         size=46, color="white", stroke="black", strokeWidth=1.2, opacity=1
-    ).encode(x=alt.X("epoch:Q", scale=scale), y=y)  # fmt: skip
+    ).encode(
+        x=alt.X("epoch:Q", scale=scale), y=y, tooltip=["k:O", alt.Tooltip("epoch:Q", title=_MARK)]
+    )  # fmt: skip
     return alt.layer(heat, dots).properties(width=style.WIDTH, height=max(180, min(26 * len(ks), 480)))
+
+
+def _curves(
+    cells: list[dict[str, Any]],
+    fitted: list[dict[str, Any]],
+    ends: tuple[float, float],
+    last: int,
+    limits: tuple[int, int],
+    ks: list[int],
+    number: int,
+) -> style.Panel:
+    """The same errors against epoch, a line for each width; before they come down to the map's range they are cut."""
+    _, ticks = style.epoch_scale(last)
+    scale = alt.Scale(type="symlog", constant=1, domain=list(ends), nice=False)
+    x = alt.X("epoch:Q", scale=scale, title="epoch", axis=alt.Axis(values=ticks, format="d"))
+    y = alt.Y("error:Q", title="test error, %", scale=alt.Scale(domain=[0, 1.05 * limits[1]], nice=False))
+    shades = alt.Scale(domain=ks, scheme=alt.SchemeParams(name="plasma", extent=[0, 0.85]))
+    legend = alt.Legend(title="k", symbolType="stroke", symbolStrokeWidth=3, symbolLimit=0, columns=-(-len(ks) // 12))
+    colour = alt.Color("k:O", scale=shades, legend=legend)
+    kept = [{name: row[name] for name in ("k", "epoch", "error")} for row in cells]
+    at = {(row["k"], row["epoch"]): row["error"] for row in cells}
+    starts = {row["k"]: [epoch for k, epoch in at if k == row["k"] and epoch <= row["epoch"]] for row in fitted}
+    marks = [row | {"error": at[row["k"], max(starts[row["k"]])]} for row in fitted if starts[row["k"]]]
+    chosen = alt.selection_point(name=f"width_{number}", fields=["k"], bind="legend")
+    opacity = alt.condition(chosen, alt.value(1), alt.value(0.08))
+    base = alt.Chart(style.csv_data(kept)).encode(x=x, y=y, color=colour, opacity=opacity)
+    shown = ["k:O", alt.Tooltip("epoch:Q", title="from epoch"), *style.numbers(error="test error, %")]
+    dots = alt.Chart(style.data(marks)).mark_circle(size=46, stroke="black", strokeWidth=1.2)
+    dots = dots.encode(x=x, y=y, color=colour, opacity=opacity, tooltip=shown)
+    layers = [base.mark_line(strokeWidth=1.8), base.mark_circle(size=14).encode(tooltip=shown), dots]
+    return alt.layer(*layers).properties(width=style.WIDTH, height=230).add_params(chosen)

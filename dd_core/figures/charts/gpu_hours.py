@@ -40,6 +40,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     colour = alt.Color("status:N", scale=scale, legend=style.point_legend(columns=5))
     rows = [_bars(spending, variants, study.all_widths, colour)]
     below = [panel for panel in (_over_time(spending, colour), _predictions(spending, colour)) if panel is not None]
+    if len(below) == 1:
+        below = [below[0].properties(width=style.WIDTH)]
     if below:
         rows.append(alt.hconcat(*below, spacing=60))
     return style.finish(
@@ -119,7 +121,7 @@ def _over_time(spending: Spending, colour: alt.Color) -> style.Panel | None:
     times = {datetime.timedelta(minutes=10): "%H:%M:%S", datetime.timedelta(days=2): "%H:%M"}
     form = next((form for span, form in times.items() if last - first < span), "%d %b")
     axis = alt.Axis(format=form, labelOverlap="greedy", tickCount=4)
-    title = f"end of the attempt, UTC, until {last:%Y-%m-%d}"
+    title = f"end of the attempt, UTC, {'until' if first.date() < last.date() else 'on'} {last:%Y-%m-%d}"
     x = alt.X("ended:T", scale=alt.Scale(type="utc"), title=title, axis=axis)
     y = alt.Y("amount:Q", title=[f"{spending.what},", "cumulative"])
     base = alt.Chart(style.data(rows)).encode(x=x, y=y)

@@ -1,13 +1,13 @@
 """Largest eigenvalue and trace of the Hessian in the weights against width, below the test error."""
 
-import math
 from typing import Any
 
 import altair as alt
 import duckdb
 
+from dd_core.analysis.double_descent import curvature_peak, fold
 from dd_core.figures.drawing import style
-from dd_core.figures.drawing.landmarks import Widths, peak
+from dd_core.figures.drawing.landmarks import Widths
 from dd_core.figures.drawing.selection import select, shown_variants
 from dd_core.figures.panels import weight_hessian
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
@@ -62,18 +62,18 @@ def headline(means: list[dict[str, Any]], widths: Widths | None) -> str:
     """One sentence on where the largest eigenvalue, or else the trace, peaks, and how far it falls from there."""
     present = {row["quantity"] for row in means}
     quantity = weight_hessian.LARGEST if weight_hessian.LARGEST in present else weight_hessian.TRACE
-    logs = {row["k"]: math.log10(row["value"]) for row in means if row["quantity"] == quantity and row["value"] > 0}
+    values = {row["k"]: row["value"] for row in means if row["quantity"] == quantity and row["value"] > 0}
     what = f"The {quantity} of the Hessian in the weights"
-    if len(logs) < 3:
+    if len(values) < 3:
         return "Test error and the Hessian in the weights against width"
-    top = peak(logs, least=0.1)
+    top = curvature_peak(values)
     if top is None:
         return f"{what} has no peak within these widths"
     where = f"peaks at k = {top.k}"
     if widths and widths.peak:
         same = widths.peak.k == top.k
         where += ", as test error does," if same else f" (test error: k = {widths.peak.k})"
-    return f"{what} {where} and falls {style.number(10 ** (top.value - top.after))}-fold by k = {top.k_after}"
+    return f"{what} {where} and falls {fold(top.value - top.after)} to k = {top.k_after}"
 
 
 def _panels(

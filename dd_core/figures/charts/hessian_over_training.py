@@ -5,6 +5,7 @@ from typing import Any
 import altair as alt
 import duckdb
 
+from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import shown_widths
 from dd_core.figures.drawing.selection import MOST_LINES, select, shown_variants
@@ -16,7 +17,11 @@ _PANEL = 230
 
 
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
-    """Draw both against epoch; one row per variant, one column per width. None if no arm has two epochs."""
+    """Draw both against epoch; one row per variant, one column per width.
+
+    Raises:
+        DataMissingError: no arm has been analysed at two epochs.
+    """
     selection = select(connection, study, "hessian_spectra")
     if selection is None:
         return None
@@ -34,7 +39,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         if (ks := sorted(k for (own, k), found in epochs.items() if own == variant and len(found) > 1))
     }
     if not drawn:
-        return None
+        raise DataMissingError(why_none(study, {epoch for found in epochs.values() for epoch in found}))
     rows, shown = ([row for row in part if row["k"] in drawn.get(row["variant"], ())] for part in (every_row, trials))
     title = headline(weight_hessian.means(rows), drawn)
     lifted = style.for_log_axis(rows, ("value", "low", "high"))
@@ -56,6 +61,17 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ],
         characters=90,
     )
+
+
+def why_none(study: Study, epochs: set[int]) -> str:
+    """Why no arm has two epochs: the study asks for one alone, or the others are not there yet."""
+    asked = set(study.hessian.epochs or ()) or {max(study.checkpoints)}
+    if len(asked) < 2:
+        return (
+            f"the Hessian in the weights is analysed at epoch {style.listed([str(e) for e in sorted(epochs)])} alone, "
+            "and over training means several: name several epochs under hessian: in the study file"
+        )
+    return f"of the {len(asked)} epochs named under hessian: no arm has two yet; materialise hessian_spectra"
 
 
 def headline(means: list[dict[str, Any]], drawn: dict[str, dict[int, str]]) -> str:

@@ -115,6 +115,9 @@ def _panel(row: dict[str, Any], name: str, *, last: bool) -> style.Panel:
     layers = [
         area.mark_area(color=style.WEIGHT_TRACE, opacity=0.35, clip=True).encode(y=y, y2="floor:Q"),
         area.mark_line(color=style.WEIGHT_TRACE, strokeWidth=1.5, clip=True).encode(y=y),
+        area.mark_circle(size=40, opacity=0, clip=True).encode(
+            y=y, tooltip=style.numbers(eigenvalue="eigenvalue", density="density")
+        ),
         ticks.encode(x=alt.X("eigenvalue:Q"), y=alt.value(_HEIGHT), y2=alt.value(_HEIGHT - _TICK)),
         *style.heading(style.WIDTH, f"k = {row['k']}, {name}", "; ".join(facts)),
     ]

@@ -227,4 +227,5 @@ def _curves(
         base.mark_rule(strokeWidth=1, opacity=0.7).encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"),
         base.mark_circle(size=24, opacity=0.8).encode(y=y, tooltip=tooltip),
         line.mark_line(strokeWidth=2),
+        line.mark_circle(size=50, opacity=0).encode(tooltip=["what:N", "k:Q", *style.numbers(value="mean")]),
     ).properties(width=style.WIDTH, height=height)

@@ -121,7 +121,7 @@ def _colour(values: list[float], title: str) -> alt.Color:
     )
     clipped = [f"(yellow: {style.number(high)} or more)"] if values and max(values) > high else []
     words = [f"{title.removesuffix(', nats')},", "nats", *clipped]
-    legend = alt.Legend(gradientLength=120, format=".3~g") if values else None
+    legend = alt.Legend(gradientLength=120, format=".3r") if values else None
     return alt.Color("value:Q", title=words, scale=scale, legend=legend)
 
 

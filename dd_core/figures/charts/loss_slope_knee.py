@@ -15,7 +15,7 @@ from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
 
-_PANEL, _SQUARE = 200, 250
+_PANEL, _SQUARE, _BELOW = 200, 250, 200
 # What the authors of the campaign expected of the knee, epochs.
 _EXPECTED = (3, 8)
 _COLUMNS = {"break": "knee_epoch_break", "aic": "knee_epoch", "loss": "knee_epoch_at_loss"}
@@ -125,7 +125,7 @@ def _delays(runs: Runs, rows: list[dict[str, Any]]) -> style.Panel:
     right = ("never, or not measured:", never) if never else None
     layers = family_rows(runs, delays, x, _SQUARE, right=right, below=[zero])
     above = style.heading(_SQUARE, "largest eigenvalue of the Hessian")
-    return alt.layer(*layers, *above).properties(width=_SQUARE, height=height(runs))
+    return alt.layer(*layers, *above).properties(width=_SQUARE, height=height(runs, _BELOW))
 
 
 def _timing(runs: Runs, rows: list[dict[str, Any]], last: int) -> style.Panel:
@@ -145,4 +145,4 @@ def _timing(runs: Runs, rows: list[dict[str, Any]], last: int) -> style.Panel:
     return alt.layer(
         line.encode(x=x, y=y),
         points.mark_circle(size=36, opacity=0.7).encode(x=x, y=y, color=runs.colour(runs.fitted), tooltip=tooltip),
-    ).properties(width=_SQUARE, height=_SQUARE - 50)
+    ).properties(width=_SQUARE, height=height(runs, _BELOW))

@@ -21,6 +21,7 @@ _POINTS_PER_DECADE = 40
 _CURVE_POINTS = 60
 _DATA = "#9A9A9A"
 _POWER, _EXPONENTIAL, _OFFSET, _TWO = "power law", "exponential", "power law with offset", "two power laws"
+_MODELS = {"power": _POWER, "power_offset": _OFFSET, "exponential": _EXPONENTIAL, "two_power": _TWO}
 _COLOURS = {_POWER: style.BLUE, _OFFSET: style.GREEN, _EXPONENTIAL: style.ORANGE, _TWO: style.VERMILLION}
 
 # Geometric means over bins of equal width in log step: one step a bin early on, hundreds late.
@@ -94,7 +95,7 @@ def headline(ranked: list[dict[str, Any]]) -> str:
     if best is worst:
         return f"The loss curve of {best['run']} is a straight line with R\u00b2 = {best['r_squared']:.4f}"
     return (
-        f"R\u00b2 of a straight line ranges from {worst['r_squared']:.3f} ({worst['run']}) to {best['r_squared']:.4f} "
+        f"R\u00b2 of a straight line ranges from {worst['r_squared']:.4f} ({worst['run']}) to {best['r_squared']:.4f} "
         f"({best['run']})"
     )
 
@@ -164,14 +165,16 @@ def _panel(run: dict[str, Any], points: list[dict[str, Any]], fits: list[dict[st
     for names, width, opacity in (((_TWO,), 5.0, 0.45), ((_POWER, _OFFSET, _EXPONENTIAL), 1.6, 1.0)):
         if rows := [row for row in fitted if row["model"] in names]:
             lines = alt.Chart(style.csv_data(rows)).mark_line(strokeWidth=width, opacity=opacity, clip=True)
-            layers.append(lines.encode(x=x, y=y, color=colour, detail="part:N"))
+            shown = ["model:N", *style.numbers(epoch="epoch", loss="loss")]
+            dots = lines.mark_circle(size=40, opacity=0, clip=True).encode(tooltip=shown)
+            layers += [layer.encode(x=x, y=y, color=colour, detail="part:N") for layer in (lines, dots)]
     inner = next((fit for fit in fits if (fit["segment"], fit["model"]) == ("straight", "two_power")), None)
     breaks = run["best_model"] == "two_power" and inner is not None
     knee = [
         *_rule(run["first_fit_epoch"], points, x, [4, 3], style.GREY),
         *_rule(inner["break_epoch"] if breaks and inner else None, points, x, [1, 2], style.VERMILLION),
     ]
-    words = f"R\u00b2 = {run['r_squared']:.4f}, lowest AICc: {(run['best_model'] or 'unknown').replace('_', ' ')}"
+    words = f"R\u00b2 = {run['r_squared']:.4f}, lowest AICc: {_MODELS.get(run['best_model'], 'unknown')}"
     top = alt.layer(*layers, *knee, *style.heading(_WIDTH, run["run"], words)).properties(width=_WIDTH, height=_HEIGHT)
     power = next((fit for fit in fits if (fit["segment"], fit["model"]) == ("straight", "power")), None)
     if power is None:

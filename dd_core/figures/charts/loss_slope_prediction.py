@@ -11,13 +11,14 @@ from dd_core.analysis.loss_slopes.hypotheses import H2, answer_h2
 from dd_core.analysis.loss_slopes.prediction import Prediction
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
+from dd_core.figures.drawing.zoom import zoomable
 from dd_core.figures.panels.loss_slope_scatter import in_words, p_in_words, scatter
 from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
 
-_SIZE, _SIDE, _ROW = (400, 330), 190, 21
+_SIZE, _SIDE, _ROW, _BETWEEN = (400, 330), 190, 21, 110
 _PREDICTORS = {
     "mean": "no predictor (mean)",
     "loss": "loss at the same epoch",
@@ -43,9 +44,12 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     first, last = settings.early
     title = [f"alpha_early, {SLOPE}, epochs {first:g} to {last:g}"]
     layers = scatter(runs, rows, "alpha_early", title, _SIZE, errors=True, behind="alpha_full")
-    left = alt.layer(*layers).properties(width=_SIZE[0], height=_SIZE[1])
+    left = zoomable(alt.layer(*layers).properties(width=_SIZE[0], height=_SIZE[1]), "runs")
     side = [panel for panel in (_correlations(runs, answer, settings), _errors(answer.prediction)) if panel is not None]
-    whole = alt.hconcat(left, alt.vconcat(*side, spacing=44), spacing=50) if side else left
+    if len(side) == 2:  # as high as the runs beside them
+        share = (_SIZE[1] - _BETWEEN) / sum(panel.height for panel in side)
+        side = [panel.properties(height=max(panel.height, round(share * panel.height))) for panel in side]
+    whole = alt.hconcat(left, alt.vconcat(*side, spacing=20), spacing=50) if side else left
     return style.finish(
         whole,
         headline(answer, settings),
@@ -149,7 +153,7 @@ def _errors(prediction: Prediction) -> style.Panel | None:
     """Root mean square errors, a bar for each predictor."""
     errors: Mapping[str, float] = prediction.root_mean_square
     rows = [
-        {"name": words, "error": errors[name], "text": f"{errors[name]:.3g}"}
+        {"name": words, "error": errors[name], "text": f"{errors[name]:#.3g}"}
         for name, words in _PREDICTORS.items()
         if name in errors
     ]

@@ -19,7 +19,7 @@ from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
 
 _BINS = 30
-_PANEL, _ALTERNATIVE = 340, 190
+_PANEL, _HEIGHT, _ALTERNATIVE = 340, 190, 190
 _ALTERNATIVES = {
     "delta_aic_two_power": "two power laws",
     "delta_aic_offset": "power law with offset",
@@ -151,7 +151,7 @@ def _histogram(runs: Runs, rows: list[dict[str, Any]], edges: np.ndarray, settin
         base.encode(x=x, x2="high:Q", y=y, y2="to:Q", color=runs.colour(rows), tooltip=tooltip),
         rule.mark_rule(color="black", strokeDash=[4, 3], strokeWidth=1.2),
         text.encode(y=alt.value(2), text=alt.value(f"{settings.straight_r_squared:g}")),
-    ).properties(width=_PANEL, height=190)
+    ).properties(width=_PANEL, height=_HEIGHT)
 
 
 def _shares(runs: Runs, answer: H1, settings: LossSlopeSettings) -> style.Panel:
@@ -182,7 +182,7 @@ def _shares(runs: Runs, answer: H1, settings: LossSlopeSettings) -> style.Panel:
         base.mark_circle(size=60, opacity=1, color="black").encode(x=x, tooltip=tooltip),
         aside.encode(x=alt.value(width + 5), text="text:N"),
         *style.heading(width, "share of straight runs"),
-    ).properties(width=width, height=max(30 * len(rows), 46))
+    ).properties(width=width, height=max(30 * len(rows), _HEIGHT))
 
 
 def _differences(runs: Runs, name: str, *, first: bool) -> style.Panel:

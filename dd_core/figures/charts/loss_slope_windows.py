@@ -54,7 +54,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     elif scan:
         panels.append(_slopes(runs, scan))
     if spread:
-        panels.append(_spread(runs, spread))
+        beside = [panels[0].height] if panels else []
+        panels.append(_spread(runs, spread, *beside))
     if not panels:
         raise DataMissingError(f"no run has slopes over several windows; {runs.endings()}")
     starts = ", ".join(f"{start:g}" for start in study.loss_slopes.starts)
@@ -187,7 +188,7 @@ def _slopes(runs: Runs, scan: list[dict[str, Any]]) -> style.Panel:
     return alt.layer(base.mark_line(strokeWidth=2), dots.encode(tooltip=tooltip)).properties(width=300, height=200)
 
 
-def _spread(runs: Runs, rows: list[dict[str, Any]]) -> style.Panel:
+def _spread(runs: Runs, rows: list[dict[str, Any]], beside: int = 46) -> style.Panel:
     """How much the early slope moves with its first epoch, a row per family."""
     values = [row["alpha_start_spread"] for row in rows]
     kept = [{"family": row["family"], "run": row["run"], "value": row["alpha_start_spread"]} for row in rows]
@@ -203,4 +204,4 @@ def _spread(runs: Runs, rows: list[dict[str, Any]]) -> style.Panel:
     }
     layers = family_rows(runs, kept, x, _PANEL, right=(f"below {_STABLE:g}:", stable), below=[rule])
     above = style.heading(_PANEL, "spread over starts")
-    return alt.layer(*layers, *above).properties(width=_PANEL, height=height(runs))
+    return alt.layer(*layers, *above).properties(width=_PANEL, height=height(runs, beside))

@@ -53,7 +53,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     panels += [_monitor(study, monitored[metric], metric, colour) for metric in _METRICS if metric in monitored]
     fresh = [name for name in names.values() if begins_anew(study.variants[name])]
     return style.finish(
-        alt.concat(*panels, columns=2, spacing={"column": 40, "row": 40}),
+        alt.concat(*panels, columns=style.columns_for(len(panels), 2), spacing={"column": 40, "row": 40}),
         plasticity_headline(study, shown),
         [
             "Newest classes: those that the task added, told from all classes seen, right at its end. "

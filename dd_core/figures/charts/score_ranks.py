@@ -137,7 +137,7 @@ def _matrix(
             words.append(own | {"rho": signed(rho), "ends": interval(low, high)})
     domain = alt.Scale(domain=[0, len(names)], nice=False)
     x, y = alt.X("x:Q", scale=domain, axis=None), alt.Y("y:Q", scale=domain, axis=None)
-    legend = alt.Legend(title="share of images", format=".1%", orient="bottom", gradientLength=160, tickCount=4)
+    legend = alt.Legend(title="share of images", format=".1%", orient="bottom", gradientLength=240, tickCount=3)
     colour = alt.Color("share:Q", scale=alt.Scale(scheme="purples", type="sqrt", domainMin=0), legend=legend)
     frame = alt.Chart(style.data(frames)).mark_rect(filled=False, stroke="#CCCCCC")
     heat = alt.Chart(style.csv_data(cells)).mark_rect()

@@ -12,6 +12,7 @@ import duckdb
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import EPSILON, errors_by_width
 from dd_core.figures.drawing.selection import fetch, select
+from dd_core.figures.drawing.zoom import zoomable
 from dd_core.figures.panels.task_lines import boundaries
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
@@ -163,9 +164,12 @@ def _panels(curves: list[dict[str, Any]], last_epoch: int, loss_title: str, rule
             y=alt.Y(f"{value}_low:Q", title=title, scale=y_scale), y2=f"{value}_high:Q"
         )
         line = base.mark_line(strokeWidth=2).encode(y=alt.Y(f"{value}:Q", title=title))
-        alone = base.transform_filter("datum.is_alone == 1").mark_circle(size=42, opacity=1)
-        point = alone.encode(y=alt.Y(f"{value}:Q", title=title))
-        return alt.layer(*rules, band, line, point).properties(width=style.WIDTH, height=height)
+        shown = {value: title, f"{value}_low": "lowest trial", f"{value}_high": "highest trial"}
+        point = base.mark_circle(size=42, opacity=alt.expr("datum.is_alone == 1 ? 1 : 0")).encode(
+            y=alt.Y(f"{value}:Q", title=title), tooltip=["split:N", "epoch:Q", *style.numbers(**shown)]
+        )
+        layers = alt.layer(*rules, band, line, point).properties(width=style.WIDTH, height=height)
+        return zoomable(layers, value)
 
     measured = [value for value in ("error", "loss") if any(row[value] is not None for row in curves)]
     titles = {"error": ("error, %", 220), "loss": (loss_title, 170)}

@@ -112,19 +112,20 @@ def _block(
         columns = ("width", "epoch", "value", "low", "high")
         base = alt.Chart(style.csv_data([{name: row[name] for name in columns} for row in rows]))
         encoded = base.encode(x=x, color=colour)
-        tooltip = ["width:N", "epoch:Q", alt.Tooltip("value:Q", format=".3g", title=metric)]
+        tooltip = ["width:N", "epoch:Q", *style.numbers(value=metric, low="low", high="high")]
         layers = [
             *([dashed] if fitted else []),
             encoded.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", scale=y_scale, title=unit or None), y2="high:Q"),
             encoded.mark_line(strokeWidth=1.6).encode(y=y),
         ]
-        if len(rows) <= _FEW * len({row["k"] for row in rows}):
-            layers.append(encoded.mark_circle(size=22, opacity=1).encode(y=y, tooltip=tooltip))
+        are_few = len(rows) <= _FEW * len({row["k"] for row in rows})
+        layers.append(encoded.mark_circle(size=22, opacity=1 if are_few else 0).encode(y=y, tooltip=tooltip))
         second = metric if words != metric else None
         return alt.layer(*layers, *style.heading(_WIDTH, words, second)).properties(width=_WIDTH, height=_HEIGHT)
 
     shown = [metric for metric in metrics if any(row["metric"] == metric for row in own)]
-    return alt.concat(*(panel(metric) for metric in shown), columns=_COLUMNS, spacing={"column": 22, "row": 34})
+    columns = style.columns_for(len(shown), _COLUMNS)
+    return alt.concat(*(panel(metric) for metric in shown), columns=columns, spacing={"column": 22, "row": 34})
 
 
 def _below_each_other(blocks: dict[str, alt.ConcatChart], roles: dict[str, dict[int, str]]) -> Any:

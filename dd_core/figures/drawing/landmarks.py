@@ -1,4 +1,4 @@
-"""Where a curve over widths has its threshold and its peak. Pure functions, and the query they need."""
+"""The widths that matter: the threshold, the peak, those drawn for all. Pure functions, and the query they need."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,24 +7,13 @@ from typing import Any
 
 import duckdb
 
+from dd_core.analysis.double_descent import Peak, peak
 from dd_core.figures.drawing.selection import Selection, fetch
 from dd_core.study.study import Arm, Study
 
 # Nakkiran et al. 2019, Definition 1: the effective model complexity of a training procedure is the largest number of
 # samples on which its expected training error is at most epsilon; they take epsilon = 0.1.
 EPSILON = 0.1
-
-
-@dataclass(frozen=True)
-class Peak:
-    """An interior maximum of a curve over widths, with the lowest values to its left and right."""
-
-    k: int
-    value: float
-    k_before: int
-    before: float
-    k_after: int
-    after: float
 
 
 @dataclass(frozen=True)
@@ -71,26 +60,6 @@ def threshold(train_error: Mapping[int, float]) -> int | None:
         k, or None if no width fits its labels.
     """
     return min((k for k, error in train_error.items() if error <= EPSILON), default=None)
-
-
-def peak(values: Mapping[int, float], least: float = 0.01) -> Peak | None:
-    """The most prominent interior maximum of a curve over k.
-
-    Args:
-        values: by k.
-        least: by how much the curve must rise before the peak and fall after it.
-
-    Returns:
-        The k for which the smaller of rise and fall is largest, or None if the curve has no such peak.
-    """
-    ks = sorted(values)
-    found: list[tuple[float, Peak]] = []
-    for i, k in enumerate(ks[1:-1], start=1):
-        before, after = min(ks[:i], key=values.__getitem__), min(ks[i + 1 :], key=values.__getitem__)
-        prominence = values[k] - max(values[before], values[after])
-        if prominence >= least:
-            found.append((prominence, Peak(k, values[k], before, values[before], after, values[after])))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def shown_widths(ks: Sequence[int], threshold: int | None) -> dict[int, str]:

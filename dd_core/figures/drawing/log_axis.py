@@ -7,7 +7,10 @@ from typing import Any
 import altair as alt
 
 _MOST_DECADES = 8
-_LABEL = "datum.value >= 0.001 && datum.value < 100000 ? format(datum.value, ',~g') : format(datum.value, '~e')"
+# Numbers that are read as easily as powers of ten.
+_PLAIN = (0.001, 100_000)
+_DIGITS = "['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹']"
+_POWER = "floor(log(datum.value) / LN10 + 1e-9)"
 
 
 def is_worth_it(values: Sequence[float]) -> bool:
@@ -38,8 +41,24 @@ def clip(rows: list[dict[str, Any]], value: str, bounds: Sequence[str]) -> int:
 def log_axis(values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
     """A scale that just holds positive values, and an axis with round numbers on it."""
     low, high = min(values) / 1.1, max(values) * 1.1
-    axis = alt.Axis(values=log_ticks(low, high), labelExpr=_LABEL, labelOverlap="greedy")
+    ticks = log_ticks(low, high)
+    axis = alt.Axis(values=ticks, labelExpr=labels_of(ticks), labelOverlap="greedy")
     return alt.Scale(type="log", domain=[low, high], nice=False), axis
+
+
+def labels_of(ticks: Sequence[float]) -> str:
+    """A Vega expression for the labels of an axis: all of them plain numbers, or all powers of ten.
+
+    Args:
+        ticks: positive; ``0.01`` and ``3`` are written like this, ``0.00003`` makes all powers: ``3·10⁻⁵``.
+    """
+    if all(_PLAIN[0] <= tick < _PLAIN[1] for tick in ticks):
+        return "format(datum.value, ',~g')"
+    power = f"({_POWER})"
+    factor = f"format(datum.value / pow(10, {power}), '.3~g')"
+    tens = f"(abs{power} > 9 ? {_DIGITS}[floor(abs{power} / 10)] : '')"
+    exponent = f"({power} < 0 ? '⁻' : '') + {tens} + {_DIGITS}[abs{power} % 10]"
+    return f"({factor} === '1' ? '' : {factor} + '·') + '10' + {exponent}"
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -10,6 +10,8 @@ from typing import Any, cast
 import altair as alt
 import vl_convert
 
+from dd_core.figures.drawing import style
+from dd_core.figures.drawing.zoom import HELP, is_zoomable
 from dd_core.store.store import write_text
 
 # Dagster stores metadata with every materialisation and loads it with the asset's page.
@@ -19,6 +21,18 @@ TABLE = "table"  # in the specification's usermeta, which Vega ignores
 _STYLE = """<style>
 table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
 th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; vertical-align: top }
+</style>"""
+# Charts are drawn for paper: in the dark all of one is inverted, but for photographs.
+_PAGE_STYLE = """<style>
+:root { color-scheme: light dark }
+body { font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
+.vega-embed { color-scheme: light }
+.vega-bindings, .help { margin: 6px 14px }
+@media screen and (prefers-color-scheme: dark) {
+  body { background: #141414; color: #E8E8E6 }
+  .vega-embed { filter: invert(0.92) hue-rotate(180deg) }
+  .vega-embed image { filter: hue-rotate(180deg) invert(1) }
+}
 </style>"""
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
@@ -42,12 +56,17 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     specification = chart.to_dict()
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
     page = vl_convert.vegalite_to_html(text, vl_version=VEGA_LITE, bundle=True)
+    title = f"<title>{html.escape(stem)}</title>"
+    page = page.replace("<title>Chart</title>", f"{title}{_PAGE_STYLE}", 1)
+    if is_zoomable(specification):
+        page = _at_the_end(page, f'<p class="help">{html.escape(HELP)}</p>')
     if table := specification.get("usermeta", {}).get(TABLE):
-        before, end, after = page.rpartition("</body>")
-        page = f"{before}{_as_html(**table)}{end}{after}"
+        page = _at_the_end(page, _as_html(**table))
     contents = {
         "html": page,
-        "svg": vl_convert.vegalite_to_svg(text, vl_version=VEGA_LITE),
+        "svg": vl_convert.vegalite_to_svg(
+            json.dumps({**specification, "background": style.PAPER}), vl_version=VEGA_LITE
+        ),
         "json": text,
     }
     paths = {}
@@ -55,6 +74,11 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
         paths[kind] = folder / f"{stem}.{kind}"
         write_text(paths[kind], content)
     return paths
+
+
+def _at_the_end(page: str, part: str) -> str:
+    before, end, after = page.rpartition("</body>")
+    return f"{before}{part}{end}{after}"
 
 
 def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Sequence[str]]) -> alt.TopLevelMixin:

@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 
+from dd_core.figures.drawing.log_axis import labels_of
 from dd_core.study.architectures import label_of
 from dd_core.study.study import Study
 
@@ -23,6 +24,13 @@ GREY = "#595959"
 # Arial is what browsers and the renderer's built-in Liberation Sans agree on in width, so text fits in both.
 FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 WIDTH = 460
+
+
+# Vega would show the first row of a line or area wherever the pointer is: these have points with them instead.
+_SHOWN_UNDER_THE_POINTER = ("bar", "circle", "image", "point", "rect", "rule", "square", "tick")
+_BY_ENCODING = {"tooltip": {"content": "encoding"}}  # what a mark shows that says nothing else of itself
+TOOLTIP_NUMBERS = ".5~r"
+PAPER = "white"  # behind pictures; where a chart stands in a page, the page is what is seen behind it
 
 
 Panel = alt.LayerChart | alt.FacetChart  # what Altair says properties() of a layered chart returns
@@ -110,9 +118,12 @@ def dress(chart: Any) -> alt.TopLevelMixin:
     )  # fmt: skip
     configured = chart.configure(
         font=FONT,
-        background="white",
+        background="transparent",
         padding=14,
         axis=axis,
+        axisQuantitative=alt.AxisConfig(labelOverlap="greedy", labelSeparation=5),
+        tooltipFormat=alt.FormatConfig(numberFormat=TOOLTIP_NUMBERS),
+        **dict.fromkeys(_SHOWN_UNDER_THE_POINTER, _BY_ENCODING),
         view=alt.ViewConfig(stroke=None, continuousWidth=WIDTH, continuousHeight=220),
         legend=alt.LegendConfig(
             labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=400, titleLimit=400
@@ -177,14 +188,23 @@ def number(value: float, digits: int = 2) -> str:
     return f"{float(f'{value:.{digits}g}'):,.12g}"
 
 
+def numbers(digits: int = 3, **names: str) -> list[alt.Tooltip]:
+    """Numbers shown under the pointer, by column: ``numbers(error="error, %")``.
+
+    Args:
+        digits: that count.
+        **names: what each column is called.
+    """
+    return [alt.Tooltip(f"{column}:Q", format=f",.{digits}~r", title=name) for column, name in names.items()]
+
+
 def log_scale(rows: list[dict[str, Any]], names: Sequence[str]) -> tuple[alt.Scale, dict[str, Any]]:
     """A logarithmic scale over whole decades, and axis settings that label just these."""
     values = [row[name] for row in rows for name in names if row[name] is not None] or [1.0]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high = max(high, low + 1)
-    short = "datum.value >= 0.01 && datum.value <= 1000 ? format(datum.value, '~g') : format(datum.value, '.0e')"
     ticks = [10.0**power for power in range(low, high + 1)]
-    return alt.Scale(type="log", domain=[ticks[0], ticks[-1]]), {"values": ticks, "labelExpr": short}
+    return alt.Scale(type="log", domain=[ticks[0], ticks[-1]]), {"values": ticks, "labelExpr": labels_of(ticks)}
 
 
 def for_log_axis(rows: list[dict[str, Any]], names: Sequence[str], decades: int = 10) -> str | None:
@@ -208,7 +228,8 @@ def for_log_axis(rows: list[dict[str, Any]], names: Sequence[str], decades: int 
     return f"Values below {floor:.1g}, zero included, are drawn at {floor:.1g}" if lifted else None
 
 
-_SUBSETS = {"all": ("all labels", TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
+ALL_LABELS = "all labels"
+_SUBSETS = {"all": (ALL_LABELS, TRAIN), "clean": ("right label", RIGHT_LABEL), "noisy": ("wrong label", WRONG_LABEL)}
 
 
 def by_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -286,6 +307,16 @@ def lines_by_variant(lines: dict[str, alt.HConcatChart]) -> alt.VConcatChart:
         for name, line in lines.items()
     ]
     return alt.vconcat(*titled, spacing=30)
+
+
+def columns_for(count: int, most: int) -> int:
+    """In how many columns panels stand, about so many, so that none is alone in the last row."""
+
+    def unfit(columns: int) -> tuple[bool, int, int]:
+        is_orphan = count > columns and count % columns == 1
+        return is_orphan, abs(columns - most), columns if count <= 2 * most else -columns
+
+    return min((columns for columns in (most - 1, most, most + 1) if columns > 1), key=unfit)
 
 
 def heading(width: int, text: str, second_line: str | None = None) -> list[alt.Chart]:

@@ -9,6 +9,7 @@ import duckdb
 
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import column_names, fetch
+from dd_core.figures.drawing.zoom import zoomable
 from dd_core.figures.panels.image_scores import ALONG_GRADIENT, GRADIENT_NORM, LOSS, TRACE, Definition, published
 from dd_core.study.study import Checkpoint, Study
 
@@ -200,7 +201,7 @@ def _panel(
     if definition.is_published:
         second += f" (gradient norm: {_two_digits(with_gradient)})"
     layers = [points, *style.heading(_PANEL, definition.short, second)]
-    return alt.layer(*layers).properties(width=_PANEL, height=_PANEL)
+    return zoomable(alt.layer(*layers).properties(width=_PANEL, height=_PANEL), definition.column)
 
 
 def _title(definition: Definition) -> list[str]:

@@ -57,6 +57,6 @@ def family_rows(
     return layers
 
 
-def height(runs: Runs) -> int:
-    """Height of such a panel, pixels."""
-    return max(_ROW * len({row["family"] for row in runs.fitted}), 46)
+def height(runs: Runs, beside: int = 46) -> int:
+    """Height of such a panel, pixels; at least that of the panel beside it."""
+    return max(_ROW * len({row["family"] for row in runs.fitted}), beside)

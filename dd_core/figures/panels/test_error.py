@@ -31,9 +31,10 @@ def test_error_panels(errors: list[dict[str, Any]], ks: list[int], threshold: in
     band = base.mark_area(opacity=0.15, color=style.TEST).encode(
         y=alt.Y("low:Q", title=title, scale=style.headroom(errors, "high", 0.25)), y2="high:Q"
     )
-    line = base.mark_line(color=style.TEST, point=alt.OverlayMarkDef(size=40, color=style.TEST)).encode(
-        y=alt.Y("error:Q", title=title)
-    )
+    y = alt.Y("error:Q", title=title)
+    line = base.mark_line(color=style.TEST).encode(y=y)
+    shown = style.numbers(error=title, low="lowest", high="highest")
+    points = base.mark_circle(size=40, opacity=1, color=style.TEST).encode(y=y, tooltip=["k:Q", *shown])
     label = f"interpolation threshold: k = {threshold}"
-    layers = [*style.threshold_rule(threshold, ks, label), band, line]
+    layers = [*style.threshold_rule(threshold, ks, label), band, line, points]
     return [alt.layer(*layers).properties(width=style.WIDTH, height=110)]
