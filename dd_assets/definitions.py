@@ -17,6 +17,7 @@ from dd_assets.assets.report import report_asset
 from dd_assets.assets.resource_probe import resource_probe_asset
 from dd_assets.assets.results import ResultAssets
 from dd_assets.assets.tables import tables_asset
+from dd_assets.assets.tensorboard_exports import tensorboard_exports_asset
 from dd_assets.assets.training import checkpoints_asset
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import Laboratory
@@ -58,7 +59,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]
     probed = {name: study for name, study in trained.items() if not study.imported}
     assets += [resource_probe_asset(probed), metric_exports_asset(found.studies)]
-    assets += [curvature_exports_asset(trained)]
+    assets += [tensorboard_exports_asset(found.studies), curvature_exports_asset(trained)]
     assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *graph_assets(found.studies)]
     assets += [*figure_assets(found.studies), report_asset(found.studies)]
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
