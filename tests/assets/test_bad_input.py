@@ -154,7 +154,10 @@ def test_wrong_arguments_are_explained(case: str, lab: Lab) -> None:
 @pytest.mark.parametrize("case", IN_THE_RUN)
 def test_impossible_requests_are_explained(case: str, lab: Lab) -> None:
     arguments, sentence = IN_THE_RUN[case]
-    lab.forked_dagster("asset", "materialize", "--select", *arguments).refused(sentence)
+    result = lab.forked_dagster("asset", "materialize", "--select", *arguments)
+    result.refused(sentence)
+    assert " ".join(result.output.split()).count(sentence) == 1, "it is said once"
+    assert "ASSET_JOB" not in result.output
 
 
 @pytest.mark.parametrize("case", ["unknown_arm", "unknown_asset", "text_for_a_list", "unknown_study"])

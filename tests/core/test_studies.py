@@ -38,7 +38,11 @@ def with_(section: str) -> tuple[str, str]:
 
 # What is changed in GOOD, and the path of the key that must be named (with a part of the reason).
 REFUSED = {
-    "unknown key of the study": ("trials: 2", "trials: 2\ntrails: 3", ["trails", "no such key"]),
+    "unknown key of the study": (
+        "trials: 2",
+        "trials: 2\ntrails: 3",
+        ["trails: there is no such key; did you mean 'trials'?"],
+    ),
     "unknown key of a variant": ("batch_size: 32", "batch_size: 32\n    momentum: 0.9", ["variants.plain.momentum"]),
     "unknown key of the optimiser": ("name: adam,", "name: adam, beta: 1,", ["variants.plain.optimizer.beta"]),
     "text for a number": ("trials: 2", "trials: two", ["trials", "'two'"]),
@@ -218,7 +222,10 @@ REFUSED = {
     "unknown quantity": (*with_("hessian: {quantities: [trace]}"), ["hessian.quantities.0", "'trace'"]),
     "broken pattern": (*with_('hessian: {layers: ["conv("]}'), ["hessian.layers.0", "not a regular expression"]),
     "too few Lanczos steps": (*with_("hessian: {lanczos_steps: 5}"), ["hessian: lanczos_steps", "10 eigenvalues"]),
-    "unknown key of hessian": (*with_("hessian: {probes: 5}"), ["hessian.probes", "no such key"]),
+    "unknown key of hessian": (
+        *with_("hessian: {probes: 5}"),
+        ["hessian.probes: there is no such key; did you mean 'density_probes'?"],
+    ),
     "missing key": ("trials: 2\n", "", ["trials", "missing"]),
     "no variant": (GOOD[GOOD.index("variants:") : GOOD.index("widths")], "variants: {}\n", ["variants"]),
     "bar in a variant's name": ("  plain:", "  a|b:", ["variants.a|b", "lower-case"]),

@@ -26,7 +26,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def draw(store: Store, instance: dg.DagsterInstance) -> Callable[..., tuple[dg.ExecuteInProcessResult, str]]:
     """Materialise some figures of some studies; returns the result and the log."""
 
-    def run(studies: dict[str, Study], names: tuple[str, ...]) -> tuple[dg.ExecuteInProcessResult, str]:
+    def run(studies: dict[str, Study], names: tuple[str, ...], *only: str) -> tuple[dg.ExecuteInProcessResult, str]:
         tables = [dg.AssetSpec(name) for name in ("training_evals", "runs", "hessian_spectra")]
         keys = [dg.AssetKey(name) for name in names]
         result = dg.materialize(
@@ -34,6 +34,7 @@ def draw(store: Store, instance: dg.DagsterInstance) -> Callable[..., tuple[dg.E
             selection=dg.AssetSelection.assets(*keys),
             resources={"laboratory": Laboratory(root=str(store.root))},
             instance=instance,
+            run_config={"ops": {name: {"config": {"studies": list(only)}} for name in names}},
             raise_on_error=False,
         )
         records = instance.event_log_storage.get_logs_for_run(result.run_id)
@@ -114,3 +115,20 @@ def test_what_has_no_data_is_skipped_and_said_unless_it_is_all_that_was_asked_fo
     result, log = draw(studies, (NAME, "epoch_by_width"))
     assert result.success
     assert f"20 skipped: {NAME}: no study has the data yet; it is drawn from training_evals; one: cifar10 is" in log
+
+
+def test_of_studies_that_are_not_asked_for_the_figure_stays_as_it_is(
+    new_study: Any, write_evals: Any, draw: Any, store: Store
+) -> None:
+    studies = studies_of(new_study, write_evals, "one", "two")
+    draw(studies, (NAME,))
+    before = {path.name: path.stat().st_mtime_ns for path in store.figure_folder(NAME).iterdir()}
+    store.arm_folder("two", "any").mkdir(parents=True)  # it has been trained
+    result, _ = draw(studies, (NAME,), "one")
+    after = {path.name: path.stat().st_mtime_ns for path in store.figure_folder(NAME).iterdir()}
+    assert {name.partition(".")[0] for name in after if after[name] != before[name]} == {"one"}
+    (event,) = result.asset_materializations_for_node(NAME)
+    assert {"one", "one_file", "two", "two_file"} <= set(event.metadata)
+    assert event.tags["dagster/input_data_version/training_evals"] == "partial", "stale until all are drawn"
+    result, log = draw(studies, (NAME,), "twoo")
+    assert not result.success and "there is no study 'twoo'; did you mean 'two'?" in log

@@ -1,9 +1,15 @@
 """What somebody has who installed the wheel and has no checkout: the command, the library, and all files of both."""
 
+import contextlib
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import termios
+import threading
 import zipfile
 from pathlib import Path
 
@@ -32,6 +38,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def on_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> Result:
+    """Run a command whose standard streams are a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        timer = threading.Timer(3 * PATIENCE, process.kill)
+        timer.start()
+        output = b""
+        with contextlib.suppress(OSError):  # how a terminal says that nobody has it open any more
+            while part := os.read(ours, 2**16):
+                output += part
+        timer.cancel()
+    os.close(ours)
+    return Result(process.returncode, output.decode())
+
+
 class Installed:
     """An environment outside of the checkout that has the wheel, and the packages that it needs."""
 
@@ -40,14 +63,15 @@ class Installed:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         python = folder / "venv/bin/python"
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python]
-        subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True)
+        seen = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # no checkout's own metadata
+        subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True, env=seen)
         (own,) = (folder / "venv/lib").glob("python*/site-packages")
         (own / "shared.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
         self.lab = Lab(folder / "lab", SMALL)
         self.bin, self.packages = python.parent, own
 
     def run(self, *command: str) -> Result:
-        """In an empty folder, without anything of env.sh."""
+        """In an empty folder, without anything of env.sh; on a terminal."""
         environment = {
             "PATH": f"{self.bin}:/usr/bin:/bin",
             "HOME": str(self.lab.folder),
@@ -55,17 +79,7 @@ class Installed:
             "DD_STUDIES": str(self.lab.studies),
             "OMP_NUM_THREADS": "1",
         }
-        done = subprocess.run(
-            [str(self.bin / command[0]), *command[1:]],
-            cwd=self.lab.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=3 * PATIENCE,
-            check=False,
-        )
-        return Result(done.returncode, done.stdout)
+        return on_a_terminal([str(self.bin / command[0]), *command[1:]], self.lab.folder, environment)
 
 
 @pytest.fixture
@@ -87,8 +101,17 @@ def test_a_study_runs_from_the_wheel_alone_without_env_sh(installed: Installed) 
     listed = installed.run("ddlab", "studies").succeeded().output
     assert "0 of 2" in next(line for line in listed.splitlines() if line.startswith("tiny "))
     done = installed.run("ddlab", "run", "tiny").succeeded()
-    assert "SupersessionWarning" not in done.output
     results = installed.lab.folder / "results"
+    lines = [line.rpartition("\r")[2] for line in done.output.splitlines()]
+    phases = [re.split(r"  +", line)[0] for line in lines if "100 % |" in line]
+    assert phases == ["checkpoints", "curvature", "tables and figures"], done.output
+    assert "1 of 1 arm done" in done.output
+    assert "dagster - " not in done.output and "SupersessionWarning" not in done.output
+    (log,) = (results / "dagster/run_study").glob("tiny-*.log")
+    assert str(log) in done.output
+    assert f"done: 2 checkpoints of tiny below {results}/checkpoints/tiny\n" in log.read_text(encoding="utf-8")
+    assert lines[-1].strip() == (results / "reports/tiny.html").as_uri()
+    assert (results / "reports/tiny.html").is_file()
     assert (results / "checkpoints/tiny/plain.k001/0002.safetensors").is_file()
     assert (results / "figures/training_curves/tiny.html").is_file()
     assert (results / "dagster/dagster.yaml").is_file(), "the runs are recorded where the UI looks"
