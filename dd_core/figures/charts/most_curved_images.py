@@ -62,9 +62,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     trials = sorted({row["trial"] for row in found})
     noise = study.variants[checkpoint.arm.variant].label_noise
     gallery = alt.vconcat(_gallery(most, "Most curved"), _gallery(least, "Least curved"), spacing=10)
-    which = f"trial {trials[0]}" + (
-        f" in pictures, one of {len(trials)} to choose in the page" if len(trials) > 1 else ""
-    )
+    others = f" in pictures, one of {len(trials)} to choose in the page" if len(trials) > 1 else ""
     options = alt.binding_select(options=trials, name="trial: ") if len(trials) > 1 else alt.Undefined
     return style.finish(
         gallery.add_params(alt.param(name="trial", value=trials[0], bind=options)),
