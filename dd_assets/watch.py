@@ -16,7 +16,7 @@ from dd_core.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until Ctrl-C; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dd_assets.watch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="ddlab watch", description=__doc__)
     parser.add_argument("--root", default=os.environ.get("DD_ROOT", "data"), help="data root (DD_ROOT, or data)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default this machine alone")
     parser.add_argument("--port", type=int, help="default one more than DD_PORT, which is 3000 by default")
