@@ -11,9 +11,14 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@echo "Setting up $(VENV): $$(grep -c == requirements.lock) packages, PyTorch among them, the largest; minutes, once"
+	@set -o pipefail; $(VENV)/bin/pip install --disable-pip-version-check --requirement requirements.lock | $(DOWNLOADS)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+# Of what pip says: what is downloaded, with its size, and that it installs.
+DOWNLOADS := awk '/Downloading/ && !/\.metadata/ { print "  " $$2 " " $$3 " " $$4; fflush() } \
+	/^Installing collected/ { print "  installing them"; fflush() }'
 
 quickstart: setup
 	$(IN) python -m dd_assets.run_study quickstart

@@ -17,10 +17,12 @@ from dd_assets.assets.report import report_asset
 from dd_assets.assets.resource_probe import resource_probe_asset
 from dd_assets.assets.results import ResultAssets
 from dd_assets.assets.tables import tables_asset
+from dd_assets.assets.tensorboard_exports import tensorboard_exports_asset
 from dd_assets.assets.training import checkpoints_asset
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import Laboratory
 from dd_assets.running.command import refuse_mistakes
+from dd_assets.running.console import install_console
 from dd_assets.running.executor import in_this_process
 from dd_assets.steps.checkpoint_results import CheckpointResult
 from dd_assets.steps.user_errors import install_cli_hook, shown_as_sentence
@@ -57,7 +59,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     assets += [*(result.driver(trained) for result in results), tables_asset(found.studies)]
     probed = {name: study for name, study in trained.items() if not study.imported}
     assets += [resource_probe_asset(probed), metric_exports_asset(found.studies)]
-    assets += [curvature_exports_asset(trained)]
+    assets += [tensorboard_exports_asset(found.studies), curvature_exports_asset(trained)]
     assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *graph_assets(found.studies)]
     assets += [*figure_assets(found.studies), report_asset(found.studies)]
     assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
@@ -82,5 +84,6 @@ def _broken_study(file_name: str, reason: str) -> dg.AssetsDefinition:
 
 
 install_cli_hook()
+install_console()
 defs = build_defs()
 refuse_mistakes(defs)

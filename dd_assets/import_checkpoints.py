@@ -23,6 +23,7 @@ from dd_core.errors import UserError, require_torch
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.datasets import DATASETS
 from dd_core.study.recipe import Optimizer
+from dd_core.words import counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,17 +175,17 @@ def _told(done: Any, dry_run: bool, seconds: float) -> str:
     study, arms = done.study, list(dict.fromkeys(checkpoint.arm.key for checkpoint in done.checkpoints))
     epochs = sorted({checkpoint.epoch for checkpoint in done.checkpoints})
     lines = [
-        f"{study.name}: {len(done.checkpoints)} checkpoints of {', '.join(arms)}, epochs {epochs[0]} to {epochs[-1]}, "
-        f"{study.trials} {'trial' if study.trials == 1 else 'trials'}"
+        f"{study.name}: {counted(len(done.checkpoints), 'checkpoint')} of {', '.join(arms)}, "
+        f"epochs {epochs[0]} to {epochs[-1]}, {counted(study.trials, 'trial')}"
     ]
     lines += [
         f"  the recipe had changed; what was imported with the earlier one lies in {path}" for path in done.retired
     ]
     if dry_run:
-        lines.append(f"Nothing was written; without --dry-run {len(done.written)} files would be.")
+        lines.append(f"Nothing was written; without --dry-run {counted(len(done.written), 'file')} would be.")
     elif done.written:
         speed = f"{done.bytes / 1e6:,.0f} MB in {seconds:.1f} s"
-        lines.append(f"  {len(done.written)} files written, {speed}")
+        lines.append(f"  {counted(len(done.written), 'file')} written, {speed}")
         lines.append("Done. Dagster is not told of it; look at it: dagster asset materialize --select curvature")
     else:
         lines.append("All of it had been imported before; nothing was changed.")

@@ -29,6 +29,7 @@ from dd_core.exchange.places import Reading
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.datasets import DATASETS
 from dd_core.study.recipe import Optimizer
+from dd_core.words import counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -157,14 +158,14 @@ def _told(study: str, done: Imported, dry_run: bool) -> str:
             totals[table] = totals.get(table, 0) + rows
     arms = list(dict.fromkeys(arm.key for arm, _ in done.rows))
     shown = ", ".join(arms) if len(arms) <= 8 else f"{arms[0]}, {arms[1]}, … {arms[-1]}"
-    lines = [f"{study}: {len(done.rows)} runs of {len(arms)} arms ({shown})"]
-    lines += [f"  {table}: {rows:,} rows" for table, rows in sorted(totals.items())]
+    lines = [f"{study}: {counted(len(done.rows), 'run')} of {counted(len(arms), 'arm')} ({shown})"]
+    lines += [f"  {table}: {counted(rows, 'row')}" for table, rows in sorted(totals.items())]
     lines += _columns(done.told)
     if done.metrics:
         lines.append(f"  other keys, now metrics of training_monitors: {', '.join(done.metrics)}")
     lines += [f"  left out: {text}" for text in done.left_out]
     if dry_run:
-        lines.append(f"Nothing was written; without --dry-run {len(done.written)} files would be.")
+        lines.append(f"Nothing was written; without --dry-run {counted(len(done.written), 'file')} would be.")
     elif done.written:
         has_steps = "training_batches" in totals
         what = "loss_slopes,loss_slope_fits" if has_steps else "double_descent_curve,training_curves"

@@ -46,7 +46,7 @@ class Estimators(dg.Config):
         try:
             settings = CurvatureSettings.model_validate_json(json.dumps(own))
         except ValidationError as error:
-            raise UserError(f"run config: {describe_problems(error)}") from error
+            raise UserError(f"run config: {describe_problems(error, CurvatureSettings)}") from error
         return study.model_copy(update={"curvature": settings})
 
 

@@ -21,6 +21,7 @@ from dd_core.errors import UserError
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.graphs import GRAPH_TABLES, GRAPHS_VERSION
+from dd_core.words import counted
 
 if TYPE_CHECKING:
     from dd_core.results.graphs import Rebuilt
@@ -92,7 +93,7 @@ def _rebuild(context: dg.AssetExecutionContext, store: Store, studies: Mapping[s
     for name, study in studies.items():
         one = rebuild(store, study)
         if one.computed:
-            context.log.info(f"{name}: {len(one.computed)} arms judged")
+            context.log.info(f"{name}: {counted(len(one.computed), 'arm')} judged")
         for arm, trials in one.diverged.items():
             context.log.warning(f"{name}/{arm}: diverged: trials {', '.join(map(str, trials))}")
         if one.arms:

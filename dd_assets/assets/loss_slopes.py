@@ -23,6 +23,7 @@ from dd_core.errors import UserError
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.loss_slopes import LOSS_SLOPE_VERSION
+from dd_core.words import counted
 
 if TYPE_CHECKING:
     from dd_core.checks.campaign import Verdict
@@ -110,7 +111,9 @@ def _rebuild(context: dg.AssetExecutionContext, store: Store, studies: Mapping[s
         for arm, trace in one.failed.items():
             context.log.error(f"{name}/{arm} could not be analysed:\n{trace}")
         if one.computed:
-            context.log.info(f"{name}: {len(one.computed)} arms analysed; runs by outcome: {_counts(one.outcomes)}")
+            context.log.info(
+                f"{name}: {counted(len(one.computed), 'arm')} analysed; runs by outcome: {_counts(one.outcomes)}"
+            )
         if one.rows or one.failed or one.left_out:
             done[name] = one
     return done

@@ -22,6 +22,7 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.memorization import MEMORIZATION_TABLES, MEMORIZATION_VERSION
+from dd_core.words import counted
 
 if TYPE_CHECKING:
     from dd_core.results.memorization import Rebuilt
@@ -113,7 +114,7 @@ def _rebuild(
             missing.append(name)
             continue
         if one.computed:
-            context.log.info(f"{name}: {len(one.computed)} arms scored")
+            context.log.info(f"{name}: {counted(len(one.computed), 'arm')} scored")
         for arm, trials in one.diverged.items():
             context.log.warning(f"{name}/{arm}: diverged and left out: trials {', '.join(map(str, trials))}")
         if one.arms:

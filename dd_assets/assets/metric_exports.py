@@ -7,6 +7,7 @@ from dd_assets.steps.narrowing import OfArms
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.errors import UserError
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _TABLES = ("training_batches", "training_evals", "training_monitors")
 _DESCRIPTION = """\
@@ -49,7 +50,9 @@ def metric_exports_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 done = [export for export in found.values() if export]
                 if done:
                     written, files = sum(e.written for e in done), sum(len(e.files) for e in done)
-                    context.log.info(f"{study}: {written} of {files} files written, {store.exports_folder(study)}")
+                    context.log.info(
+                        f"{study}: {written} of {counted(files, 'file')} written, {store.exports_folder(study)}"
+                    )
                 exports += done
             if not exports:
                 what = ", ".join([*config.studies, *config.arms]) or "any study"

@@ -24,6 +24,7 @@ from dd_core.errors import UserError
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.kinds import Kind
+from dd_core.words import counted
 
 Summarise = Callable[[dg.AssetExecutionContext, Store, Mapping[str, Study], set[str]], tuple[int, bool]]
 
@@ -145,7 +146,9 @@ class ResultAssets:
         """Compute, record and summarise; returns metadata, tags and version of the driver's materialisation."""
         kind, result, stock = self.kind, CheckpointResult(self.kind), stock_of(self.kind)
         todo = result.missing(store, chosen)
-        context.log.info(f"{len(chosen)} trained checkpoints, {len(todo)} without a current result: {kind.what}")
+        context.log.info(
+            f"{counted(len(chosen), 'trained checkpoint')}, {len(todo)} without a current result: {kind.what}"
+        )
         outcome, recorded = result.compute(context, laboratory, store, chosen, todo, studies)
         names = {study.name for study, _ in chosen}
         with outcome.raised_after("checkpoints", len(todo), f"{recorded} of {len(todo)} are recorded"):
@@ -161,6 +164,10 @@ class ResultAssets:
             harms = warn_of_harms(context, store, studies.values(), {kind.driver, kind.table.name})
             for name in names:
                 record_evaluations(context, self.check(store, studies[name], result.key(name)))
+        context.log.info(
+            f"done: {kind.what} of {counted(recorded, 'checkpoint')} computed, {len(chosen) - len(todo)} were there; "
+            f"{counted(rows, 'row')} in {store.table_folder(kind.driver)}, in SQL the table {kind.driver}"
+        )
         facts = {
             "dagster/row_count": rows,
             "dagster/uri": str(store.table_folder(kind.driver)),

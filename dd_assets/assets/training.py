@@ -24,6 +24,7 @@ from dd_core.store.store import Store
 from dd_core.study.measured import asked_later
 from dd_core.study.study import TRAINER_VERSION, Arm, Checkpoint, Study
 from dd_core.tables.attempts import arm_is_complete
+from dd_core.words import counted
 
 _TRAINED: Final = (
     "Training an arm to an epoch writes every earlier checkpoint of it too, and the tables training_batches, "
@@ -104,10 +105,11 @@ def _train(
     recorder = PartitionRecorder(context, store, study, wanted)
     for sentence in _asked_later(store, study, set(until)):
         context.log.warning(sentence)
-    in_parts = f" in {len(todo)} parts" if len(todo) > len(unfinished) else ""
+    in_parts = f" in {counted(len(todo), 'part')}" if len(todo) > len(unfinished) else ""
     networks = "one network" if len(todo) == 1 else f"{len(todo)} networks"
     shared = f" in {networks}, as arms that differ in rates alone share one" if any(t.also for t in todo) else ""
-    context.log.info(f"{len(until)} arms of {study.name} wanted, {len(unfinished)} to train{in_parts or shared}")
+    arms = counted(len(until), "arm")
+    context.log.info(f"{arms} of {study.name} wanted, {len(unfinished)} to train{in_parts or shared}")
     outcome = Outcome()
     if todo:
         asked = digest_of([f"{c.key} {study.recipe_hash(c.arm)}" for c in sorted(wanted)])
@@ -124,6 +126,9 @@ def _train(
         missing = {f"{study.name}/{c.arm.key}" for c in wanted if c not in recorder.recorded}
         outcome.failed |= dict.fromkeys(missing - {*refused}, "trained, but not all there; run the same command again")
     outcome.failed |= refused
+    if not outcome.failed:
+        there = counted(len(wanted), "checkpoint")
+        context.log.info(f"done: {there} of {study.name} below {store.arm_folder(study.name, '')}")
     what, total = ("parts of arms", len(todo) + len(refused)) if in_parts else ("arms", len(until))
     return Done(outcome, what, total, f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded")
 
@@ -154,7 +159,7 @@ def _asked_later(store: Store, study: Study, arms: set[Arm]) -> list[str]:
     return [
         f"{study.name} now asks for {what}; this is not there for what is trained: "
         + ", ".join(f"{arm} up to epoch {epoch}" for arm, epoch in list(until.items())[:8])
-        + (f" and {len(until) - 8} other arms" if len(until) > 8 else "")
+        + (f" and {counted(len(until) - 8, 'other arm')}" if len(until) > 8 else "")
         + "; to have it, train under another study name, or ask for it only where it was measured"
         for what, until in lacking.items()
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dd_core.study.resources import Resources
+from dd_core.words import counted
 
 _LONGEST_SECONDS: Final = 3600.0
 
@@ -55,4 +56,4 @@ def named(tasks: Sequence[str], otherwise: str) -> str:
     if not tasks:
         return otherwise
     more = len(tasks) - 1
-    return tasks[0] + (f" and {more} other task{'s' if more > 1 else ''}" if more else "")
+    return tasks[0] + (f" and {counted(more, 'other task')}" if more else "")

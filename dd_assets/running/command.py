@@ -5,8 +5,8 @@ for the rest. Called when such a command has loaded the definitions; everywhere 
 """
 
 import contextlib
-import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +17,10 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dd_assets.catalogue import catalogue
 from dd_core.errors import UserError
 from dd_core.study.study import Study
+from dd_core.words import advice, nearest
 
 EXAMPLE = '\'{"ops": {"curvature": {"config": {"epochs": [0]}}}}\''
+_PLAIN_KEY = re.compile(r"[\w-]+(/[\w-]+)*")  # of one asset, and no expression
 _SECTIONS = {"ops", "resources", "execution", "loggers"}
 
 
@@ -85,6 +87,8 @@ def _selected(graph: AssetGraph, selection: str) -> set[dg.AssetKey] | None:
     """The assets of a selection that can be computed; None if Dagster cannot read it, and will say so."""
     found: set[dg.AssetKey] = set()
     for part in selection.split(","):
+        if _PLAIN_KEY.fullmatch(part.strip()) and not graph.has(dg.AssetKey.from_user_string(part.strip())):
+            raise UserError(f"there is no asset {part.strip()}{_why_unknown(graph, part.strip())}")
         try:
             keys = dg.AssetSelection.from_coercible([part]).resolve(graph)
         except Exception:  # each kind of mistake has an error of its own, some of them private
@@ -95,13 +99,33 @@ def _selected(graph: AssetGraph, selection: str) -> set[dg.AssetKey] | None:
     return found
 
 
+def _why_unknown(graph: AssetGraph, name: str) -> str:
+    """Why there is no asset of that name, or which one was meant."""
+    from dd_core.tables.kinds import KINDS
+
+    known, errors = catalogue().studies, catalogue().errors
+    study, _, asset = name.rpartition("/")
+    if study in known and asset in KINDS and (reason := KINDS[asset].objection(known[study])):
+        return f": {reason}"
+    if study in {path.stem for path in errors}:
+        return f": the study file of {study} is not loaded, as said above"
+    meant = study if study in known else nearest(study, known)
+    names = {key.path[-1]: key.to_user_string() for key in graph.get_all_asset_keys() if key.path[:-1] == [meant]}
+    if not study:
+        names = {key.path[0]: key.path[0] for key in graph.get_all_asset_keys() if len(key.path) == 1}
+    if near := nearest(asset, names):
+        return f"; did you mean {names[near]!r}?"
+    where = "in what is not loaded, as said above" if study and errors else "in `dagster asset list`"
+    return f"; look for it {where}"
+
+
 def _advice(graph: AssetGraph, part: str) -> str:
     kind, _, name = part.partition(":")
     groups = sorted({str(graph.get(key).group_name) for key in graph.get_all_asset_keys()})
     if kind.strip() != "group":
         return "; `dagster asset list` shows what there is"
-    near = difflib.get_close_matches(name.strip("'\" "), groups, 1)
-    return f"; did you mean 'group:{near[0]}'?" if near else f"; groups are {', '.join(groups)}"
+    near = nearest(name.strip("'\" "), groups)
+    return f"; did you mean 'group:{near}'?" if near else f"; groups are {', '.join(groups)}"
 
 
 def _check_settings(graph: AssetGraph, keys: set[dg.AssetKey] | None, text: str) -> None:
@@ -117,8 +141,8 @@ def _check_settings(graph: AssetGraph, keys: set[dg.AssetKey] | None, text: str)
     selected = sorted({_op_name(graph, key) for key in keys})
     if strange := sorted(set(ops) - set(selected)):
         raise UserError(
-            f"--config-json has settings for {strange[0]!r}, which is not selected; here they may be for "
-            f"{', '.join(selected)}"
+            f"--config-json has settings for {strange[0]!r}, which is not selected; "
+            f"{advice(strange[0], selected, 'here they may be for')}"
         )
 
 

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
+from dd_assets.running.console import StepsBar, bar
 from dd_assets.running.instance import PROCESS, end_dead_runs
 from dd_assets.running.whereabouts import Whereabouts
 
@@ -22,8 +23,11 @@ class _AccountableExecutor(InProcessExecutor):
         instance.add_run_tags(run.run_id, {PROCESS: str(Whereabouts.here())})
         for sentence in end_dead_runs(instance):
             plan_context.log.info(sentence)
-        with _hang_up_is_an_interruption():
-            yield from super().execute(plan_context, execution_plan)
+        with _hang_up_is_an_interruption(), bar("tables and figures") as drawn:
+            steps = StepsBar(drawn, len(execution_plan.step_keys_to_execute))
+            for event in super().execute(plan_context, execution_plan):
+                steps.update(event)
+                yield event
 
 
 @dg.executor(name="in_process")

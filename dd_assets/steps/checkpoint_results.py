@@ -35,6 +35,7 @@ from dd_core.store.provenance import checkpoint_manifest, trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.kinds import Kind
+from dd_core.words import counted
 
 Work = list[tuple[Study, Checkpoint]]
 
@@ -124,7 +125,7 @@ class CheckpointResult:
                 recorded.add((study.name, checkpoint))
                 recorder.record(declared[study.name], checkpoint, manifest, weights)
 
-        context.log.info(f"{self.kind.what} of {len(wanted)} checkpoints on {machine.describe()}")
+        context.log.info(f"{self.kind.what} of {counted(len(wanted), 'checkpoint')} on {machine.describe()}")
         outcome = Outcome()
         jobs = by_machines(whole.model_copy(update={"request": self._request(asked)}))
         for job in jobs:
@@ -308,7 +309,7 @@ def select(
     if changed:
         warn(changed)
     if not chosen:
-        names = ", ".join(study.name for study in asked)
+        names = ", ".join(study.name for study in asked) if len(asked) <= 3 else f"any of the {len(asked)} studies"
         cheapest = min((study for study in asked if _can_be_trained(study)), key=whole_cost, default=None)
         first = f"; first run: dagster asset materialize {training_command(cheapest)}" if cheapest else ""
         if all(study.imported for study in asked):
@@ -325,12 +326,13 @@ def _of_another_recipe(store: Store, missing: Work) -> str:
         return ""
     study = old[0][0]
     arms = {f"{s.name}/{c.arm.key}": None for s, c in old}
-    named = ", ".join(itertools.islice(arms, 3)) + (f" and {len(arms) - 3} others" if len(arms) > 3 else "")
+    named = ", ".join(itertools.islice(arms, 3)) + (f" and {counted(len(arms) - 3, 'other')}" if len(arms) > 3 else "")
     training = f"dagster asset materialize {training_command(study, (c for s, c in old if s is study))}"
     again = f"import them again: {import_command(study)}" if study.imported else f"train them again: {training}"
     return (
         f"the recipe in the study file has changed since {named} {'was' if len(arms) == 1 else 'were'} "
-        f"{'imported' if study.imported else 'trained'} ({len(old)} checkpoints), so these are left out; {again}"
+        f"{'imported' if study.imported else 'trained'} ({counted(len(old), 'checkpoint')}), so these are left out; "
+        f"{again}"
     )
 
 
@@ -372,7 +374,7 @@ def require_trained(store: Store, study: Study, wanted: list[Checkpoint]) -> Non
             missing.append((checkpoint, error))
     if missing:
         checkpoint, reason = missing[0]
-        others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+        others = f" (and {counted(len(missing) - 1, 'other')})" if len(missing) > 1 else ""
         training = f"dagster asset materialize --select '{study.name}/checkpoints' --partition '{checkpoint.key}'"
         raise StaleError(f"{reason}{others}; run: {import_command(study) if study.imported else training}")
 

@@ -1,27 +1,23 @@
 """Following a job: progress with the time left in the log, a bar on a terminal, and what failed, in the end."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TextIO
 
 import dagster as dg
-from tqdm import tqdm
 
 from dd_assets.laboratory import Laboratory
+from dd_assets.running.console import OF_BAR, bar
 from dd_core.errors import UserError
 from dd_core.events import CheckpointWritten, Event, Failed, Finished, Note, Progress, Report, Started
 from dd_core.jobs.job import Job, TrainTask, predicted_cost
+from dd_core.words import counted, duration
 
 _LOG_SECONDS = 10.0
 # Each takes a tenth of a second to write.
 _MOST_REASONS = 100
 _MOST_NAMES = 3
-# Asked now, at import: while a step runs, Dagster has stderr in its own hands, to keep it in the compute log.
-_ON_A_TERMINAL = sys.stderr.isatty()
 
 
 class WorkerError(Exception):
@@ -85,7 +81,7 @@ class Outcome:
 
 def _listed(names: list[str]) -> str:
     more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} other{'s' if more > 1 else ''}" if more > 0 else "")
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {counted(more, 'other')}" if more > 0 else "")
 
 
 @contextlib.contextmanager
@@ -116,17 +112,8 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
     outcome = Outcome()
     meter = _Meter(job)
     began: float | None = None
-    with (
-        _terminal() as terminal,
-        tqdm(
-            total=100,
-            disable=terminal is None,
-            file=terminal,
-            leave=False,
-            bar_format="{l_bar}{bar}|",
-            dynamic_ncols=True,
-        ) as bar,
-    ):
+    with bar(_name_of(context)) as drawn:
+        drawn.move(0.0, "starting workers")
         for event in _events(context, laboratory, job):
             if isinstance(event, Note):
                 context.log.warning(event.text)
@@ -141,21 +128,17 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
             outcome.seconds = time.monotonic() - began
             meter.update(event)
             on_event(event)
-            bar.update(int(100 * meter.fraction) - bar.n)
+            drawn.move(meter.fraction, meter.in_a_bar())
             if meter.is_due():
-                context.log.info(meter.describe())
+                context.log.info(meter.describe(), extra=OF_BAR)
+        if began is not None:
+            drawn.move(meter.fraction, f"{meter.counts()}, {duration(outcome.seconds)}", at_once=True)
     return outcome
 
 
-@contextlib.contextmanager
-def _terminal() -> Iterator[TextIO | None]:
-    """The user's terminal, if there is one to draw a bar on."""
-    with contextlib.ExitStack() as stack:
-        terminal = None
-        if _ON_A_TERMINAL:
-            with contextlib.suppress(OSError):
-                terminal = stack.enter_context(Path("/dev/tty").open("w", encoding="utf-8"))
-        yield terminal
+def _name_of(context: dg.AssetExecutionContext) -> str:
+    """Of the bar: ``checkpoints``, ``curvature``."""
+    return min((key.path[-1] for key in context.selected_asset_keys), default="")
 
 
 def _events(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job) -> Iterator[Event]:
@@ -216,18 +199,32 @@ class _Meter:
         self.logged = time.monotonic()
         return True
 
-    def describe(self) -> str:
-        """One line."""
-        elapsed = time.monotonic() - self.started
+    def left(self) -> str:
+        """The time left, at the rate so far."""
         before = sum(self.cost[task] * share for task, share in self.first.items()) / self.total
         gained = self.fraction - before
-        left = (
-            f"about {elapsed * (1 - self.fraction) / gained:.0f} s left" if gained > 0.005 else "time left unknown yet"
-        )
+        if gained <= 0.005:
+            return "time left unknown yet"
+        if self.fraction >= 1:
+            return "finishing"
+        elapsed = time.monotonic() - self.started
+        return f"about {duration(elapsed * (1 - self.fraction) / gained)} left"
+
+    def counts(self) -> str:
+        """How many of the tasks are done."""
         has_parts = any(isinstance(task, TrainTask) and task.trials for task in self.job.tasks)
         share = any(isinstance(task, TrainTask) and task.also for task in self.job.tasks)
-        what = ("parts of arms" if has_parts else "networks" if share else "arms") if self.until else "checkpoints"
-        done = f"{self.finished} of {len(self.job.tasks)} {what} done, {100 * self.fraction:.0f} % of the work, {left}"
+        what = ("part of an arm" if has_parts else "network" if share else "arm") if self.until else "checkpoint"
+        total = counted(len(self.job.tasks), what, "parts of arms" if what.startswith("part") else None)
+        return f"{self.finished} of {total} done"
+
+    def in_a_bar(self) -> str:
+        """What stands behind the bar: the most important first, since a narrow terminal cuts it off."""
+        return " - ".join(filter(None, (f"{self.left()}, {self.counts().removesuffix(' done')}", self.latest)))
+
+    def describe(self) -> str:
+        """One line."""
+        done = f"{self.counts()}, {100 * self.fraction:.0f} % of the work, {self.left()}"
         return f"{self.latest} - {done}" if self.latest else done
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _MOST_WARNINGS = 20
 
@@ -25,5 +26,5 @@ def warn_of_harms(
     for harm in harms[:_MOST_WARNINGS]:
         context.log.warning(harm)
     if len(harms) > _MOST_WARNINGS:
-        context.log.warning(f"... and {len(harms) - _MOST_WARNINGS} other files")
+        context.log.warning(f"... and {counted(len(harms) - _MOST_WARNINGS, 'other file')}")
     return {"left_out": dg.MetadataValue.md("\n".join(f"- {harm}" for harm in harms))} if harms else {}

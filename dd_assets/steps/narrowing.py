@@ -7,6 +7,7 @@ from pydantic import Field
 
 from dd_core.errors import UserError
 from dd_core.study.study import Arm, Study
+from dd_core.words import advice
 
 
 class OfStudies(dg.Config):
@@ -20,9 +21,9 @@ class OfStudies(dg.Config):
         Raises:
             UserError: an unknown name.
         """
-        unknown = sorted(set(self.studies) - set(studies))
-        if unknown:
-            raise UserError(f"there is no study {', '.join(unknown)}; there are {', '.join(studies)}")
+        for name in self.studies:
+            if name not in studies:
+                raise UserError(f"there is no study {name!r}; {advice(name, studies)}")
         return [studies[name] for name in self.studies or studies]
 
 
@@ -63,4 +64,5 @@ def refuse_unknown(what: str, wanted: Iterable[str | int], known: Collection[str
     """
     missing = [str(value) for value in dict.fromkeys(wanted) if value not in known]
     if missing:
-        raise UserError(f"no study asked for has {what} {', '.join(missing)}")
+        there = f"; {advice(missing[0], map(str, known))}" if known else ""
+        raise UserError(f"no study asked for has {what} {', '.join(missing)}{there}")

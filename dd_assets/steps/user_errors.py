@@ -22,6 +22,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from dd_assets.running.command import words_of
 from dd_core.errors import UserError
+from dd_core.words import advice
 
 _KINDS = {"Int": "a whole number", "Float": "a number", "String": "text", "Bool": "true or false", "ARRAY": "a list"}
 
@@ -86,13 +87,19 @@ def install_cli_hook() -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """The sentence: about the asset or setting if the command names a wrong one, else Dagster's own words."""
+    """The sentence: about the setting if the command names a wrong one, else Dagster's own words."""
     words = " ".join(str(error).removeprefix("Failure condition: ").split())
     if isinstance(error, DagsterInvalidConfigError):
         return "; ".join(_wrong_setting(problem) for problem in error.errors)
-    if "no AssetsDefinition objects supply these keys" in words:
-        return _unknown_asset(re.findall(r"'([^']*)'", words))
     return words
+
+
+def _keys_of(description: str) -> list[str]:
+    """The keys in Dagster's words for a type: ``{ epochs?: (Int | { env: String }) studies?: [String] }``."""
+    inside = description.partition("{")[2].rpartition("}")[0]
+    while (flat := re.sub(r"\{[^{}]*\}", "", inside)) != inside:
+        inside = flat
+    return re.findall(r"(\w+)\??: ", inside)
 
 
 def _wrong_setting(problem: EvaluationError) -> str:
@@ -101,23 +108,10 @@ def _wrong_setting(problem: EvaluationError) -> str:
     data = problem.error_data
     if isinstance(data, FieldNotDefinedErrorData | FieldsNotDefinedErrorData):
         names = [data.field_name] if isinstance(data, FieldNotDefinedErrorData) else data.field_names
-        return f"--config-json: {'.'.join([*entries, ', '.join(names)])}: there is no such setting"
+        instead = advice(names[0], _keys_of(problem.message.partition("Expected:")[2]), "settings are")
+        return f"--config-json: {'.'.join([*entries, ', '.join(names)])}: there is no such setting; {instead}"
     if isinstance(data, RuntimeMismatchErrorData):
         kind = data.config_type_snap
         expected = _KINDS.get(kind.given_name or kind.kind.value, f"of type {kind.given_name or kind.kind.value}")
         return f"--config-json: {'.'.join(entries)}: must be {expected}, not {data.value_rep}"
     return f"--config-json: {'.'.join(entries)}: {' '.join(problem.message.split())}"
-
-
-def _unknown_asset(names: list[str]) -> str:
-    """That there is no such asset, and which study files could not be used, one of which may hold it."""
-    from dd_assets.catalogue import catalogue
-    from dd_core.tables.kinds import KINDS
-
-    for study, _, asset in (name.partition("/") for name in names):
-        own = catalogue().studies.get(study)
-        if own is not None and asset in KINDS and (reason := KINDS[asset].objection(own)):
-            return f"there is no asset {study}/{asset}: {reason}"
-    known = "; `dagster asset list` shows what there is"
-    broken = "".join(f"; not loaded: {reason}" for reason in catalogue().errors.values())
-    return f"there is no asset {', '.join(names)}{broken or known}"

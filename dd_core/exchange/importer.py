@@ -63,10 +63,12 @@ def import_metrics(store: Store, folders: list[Path], request: Request, *, dry_r
         if len(name) > _LONGEST_NAME:
             raise UserError(f"{name[:40]}… is too long for a name; at most {_LONGEST_NAME} characters")
     with store.lock("import"):
-        former = _existing(store, read_studies(folders), request.study)
+        catalogue = read_studies(folders)
+        former = _existing(store, catalogue, request.study)
+        others = [name for name, study in catalogue.studies.items() if study.imported]
         found = gather(former, request)
         runs = found.runs
-        study_file = _study_file(store, folders[-1], former, found, request)
+        study_file = _study_file(store, folders[-1], former, found, request, others)
         study = study_file.study
         with staging_folder(store, f"import.{study.name}") as staging:
             parts = [part for key, run in runs.items() for part in _stage(store, study, *key, run, staging)]
@@ -101,10 +103,12 @@ def _existing(store: Store, catalogue: Catalogue, name: str) -> Study | None:
     return study
 
 
-def _study_file(store: Store, folder: Path, former: Study | None, found: Found, request: Request) -> StudyFile:
-    """The study file that covers these runs too."""
+def _study_file(
+    store: Store, folder: Path, former: Study | None, found: Found, request: Request, others: list[str]
+) -> StudyFile:
+    """The study file that covers these runs too; ``others`` are the studies imported before."""
     runs = found.runs
-    data = agreed_data(former.data if former else None, runs.values(), request.data, request.study)
+    data = agreed_data(former.data if former else None, runs.values(), request.data, request.study, others)
     variants = {
         name: agreed_variant(
             former.variants.get(name) if former else None,

@@ -14,13 +14,16 @@ from dd_core.errors import UserError
 from dd_core.exchange.runs import Run
 from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.yaml_files import Strict, describe_problems
+from dd_core.words import meant
 
 Described = TypeVar("Described", bound=Strict)
 _NEEDED = ("architecture", "label_noise", "batch_size", "optimizer.name", "optimizer.learning_rate")
 _OPTIONS = {"optimizer.name": "optimizer", "optimizer.learning_rate": "learning-rate"}
 
 
-def agreed_data(known: Data | None, runs: Iterable[Run], given: dict[str, Any], study: str) -> Data:
+def agreed_data(
+    known: Data | None, runs: Iterable[Run], given: dict[str, Any], study: str, others: Iterable[str] = ()
+) -> Data:
     """The data set of a study.
 
     Args:
@@ -28,13 +31,17 @@ def agreed_data(known: Data | None, runs: Iterable[Run], given: dict[str, Any], 
         runs: those to be imported.
         given: keys of ``Data`` that the user says.
         study: its name.
+        others: imported studies, one of which may have been meant.
 
     Raises:
         UserError: nobody says which data set it is, or two disagree.
     """
     exported = [_parsed(Data, settings["data"], f"data of {study}") for settings in _exported(runs)]
     if known is None and not exported and "dataset" not in given:
-        raise UserError(f"study {study} is new, and which data set it is about is not in the files: pass --dataset")
+        raise UserError(
+            f"study {study} is new, and which data set it is about is not in the files: pass --dataset"
+            f"{meant(study, others)}"
+        )
     return _agreed(Data, [*([known] if known else []), *exported], given, f"data of {study}", "study name")
 
 
@@ -109,7 +116,7 @@ def _parsed(kind: type[Described], content: dict[str, Any], what: str) -> Descri
     try:
         return kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise UserError(f"{what}: {describe_problems(error)}") from error
+        raise UserError(f"{what}: {describe_problems(error, kind)}") from error
 
 
 def _measured(runs: list[Run]) -> dict[str, float]:

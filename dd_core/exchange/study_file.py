@@ -119,7 +119,7 @@ def extended(
     try:
         study = Study.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise UserError(f"study {name}: {describe_problems(error)}") from error
+        raise UserError(f"study {name}: {describe_problems(error, Study)}") from error
     del content["name"]
     content["data"] = _as_written(content["data"], folder)
     wanted = text if text is not None and study == former else _yaml(content, text)

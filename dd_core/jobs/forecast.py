@@ -15,6 +15,7 @@ from dd_core.store.resume_points import trained_epoch
 from dd_core.store.store import Store
 from dd_core.study.price import price_per_gpu_hour
 from dd_core.study.study import Arm, Study
+from dd_core.words import counted, duration
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Forecast:
         """One line: on what, and in which order."""
         workers = min(len(self.tasks), self.machine.num_places * self.job.num_workers)
         return (
-            f"training on {self.machine.describe()} with up to {workers} worker{'s' if workers > 1 else ''}, longest "
-            f"first by predicted cost (FLOPs x epochs), beginning with {self.tasks[0].arm.key}"
+            f"training on {self.machine.describe()} with up to {counted(workers, 'worker')}, longest first "
+            f"by predicted cost (FLOPs x epochs), beginning with {self.tasks[0].arm.key}"
         )
 
     def describe(self) -> str:
@@ -94,9 +95,7 @@ class Forecast:
         counts = Counter(prediction.source for prediction in self.predictions.values())
         if len(counts) == 1:
             return next(iter(counts))
-        return " and ".join(
-            f"{source} ({count} arm{'s' if count > 1 else ''})" for source, count in counts.most_common()
-        )
+        return " and ".join(f"{source} ({counted(count, 'arm')})" for source, count in counts.most_common())
 
     def compare(self, seconds: float, of_arms: dict[str, float]) -> str:
         """One line: how far off it was, if all arms finished.
@@ -109,24 +108,22 @@ class Forecast:
         if self.seconds is None or len(of_arms) < len(self.tasks):
             return took
         text = f"{took}, predicted {duration(self.seconds)} from {self._sources()}: {_off(seconds, self.seconds)}"
-        ratios = [of_arms[task.name] / task.predicted_seconds - 1 for task in self.tasks if task.predicted_seconds]
+        ratios = [of_arms[task.name] / task.predicted_seconds for task in self.tasks if task.predicted_seconds]
         if len(ratios) > 1:
-            text += f"; single arms between {100 * min(ratios):+.0f} % and {100 * max(ratios):+.0f} %"
+            text += f"; single arms from {_off(min(ratios), 1.0)} to {_off(max(ratios), 1.0)}"
         return text
 
 
 def _off(took: float, predicted: float) -> str:
+    """How far off a prediction was: in percent where that says something, else how many times as long."""
     if not predicted:
         return "it was to take no time"
-    percent = round(100 * (took / predicted - 1))
-    return "as predicted" if not percent else f"{abs(percent)} % {'longer' if percent > 0 else 'shorter'}"
-
-
-def duration(seconds: float) -> str:
-    """For people: ``92 s``, ``14 min``, ``5.2 h``."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    ratio = took / predicted
+    if abs(ratio - 1) < 0.005:
+        return "as predicted"
+    if ratio >= 3:
+        return f"{ratio:.2g} times as long" if ratio < 100 else f"{ratio:,.0f} times as long"
+    return f"{abs(100 * (ratio - 1)):.0f} % {'longer' if ratio > 1 else 'shorter'}"
 
 
 def _begun(store: Store, study: Study, task: TrainTask, arm: Arm) -> int:

@@ -8,6 +8,7 @@ from dd_core.errors import StudyError, UserError
 from dd_core.study.grid import unfolded
 from dd_core.study.study import Study
 from dd_core.study.yaml_files import read_mapping, validated
+from dd_core.words import advice, meant
 
 
 def read_study(path: Path) -> Study:
@@ -46,7 +47,8 @@ class Catalogue:
         for path, reason in self.errors.items():
             if path.stem == name:
                 raise StudyError(reason)
-        raise UserError(f"there is no study {name!r}; there are {', '.join(sorted(self.studies)) or 'none'}")
+        instead = meant(name, [path.stem for path in self.errors]) or f"; {advice(name, sorted(self.studies))}"
+        raise UserError(f"there is no study {name!r}{instead}")
 
 
 def read_studies(folders: Iterable[Path]) -> Catalogue:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.recipe import Variant
+from dd_core.words import nearest
 
 # More than Dagster's UI shows in finite time; a slip of a file must not fill the memory.
 _MOST_VARIANTS = 10_000
@@ -126,9 +127,9 @@ def _path_of(variant: dict[str, Any], setting: str, where: str) -> tuple[str, ..
     if setting.startswith(("network.", "loss.options.")):  # of the user's own code, which alone knows
         return tuple(setting.split("."))
     short = ", ".join(sorted(name for name in known if "." not in name))
-    raise ValueError(
-        f"{where}.{setting}: is no setting of a variant; a grid takes {short}, or a path like schedule.name"
-    )
+    near = nearest(setting, known)
+    instead = f"did you mean {near!r}?" if near else f"a grid takes {short}, or a path like schedule.name"
+    raise ValueError(f"{where}.{setting}: is no setting of a variant; {instead}")
 
 
 def _set(variant: dict[str, Any], path: tuple[str, ...], value: Any, where: str) -> None:

@@ -142,7 +142,7 @@ def read_dataset(value: Any, info: ValidationInfo) -> str | OwnDataset:
             content |= getattr(importlib.import_module(module), function)(content)
         return OwnDataset.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise ValueError(describe_problems(error)) from error
+        raise ValueError(describe_problems(error, OwnDataset)) from error
     except UserError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # somebody's files or code: whatever they do, other studies must load

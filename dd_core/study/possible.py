@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dd_core.study.architectures import architecture_called
 from dd_core.study.classes import path_of_order
 from dd_core.study.datasets import DATASETS
+from dd_core.words import meant
 
 if TYPE_CHECKING:
     from dd_core.study.recipe import Variant
@@ -60,7 +61,8 @@ def check_limits(study: "Study") -> None:
             raise ValueError(f"{path}: Input should be less than or equal to {most} (got {value})")
     if not study.data.is_known:
         known = " or ".join(map(repr, DATASETS))
-        raise ValueError(f"data.dataset: Input should be {known} (got {str(study.data.dataset)!r})")
+        given = str(study.data.dataset)
+        raise ValueError(f"data.dataset: Input should be {known} (got {given!r}){meant(given, DATASETS)}")
     if study.width_unit != 1:
         raise ValueError("width_unit: is for imported studies only")
 

@@ -39,6 +39,7 @@ from dd_core.study.recipe import Data, Variant, recipe_of
 from dd_core.study.resources import Resources
 from dd_core.study.widths import Widths, unique
 from dd_core.study.yaml_files import Strict
+from dd_core.words import meant, nearest
 
 # Part of every recipe hash. Raise it when a change to models, data or training alters the weights of the same study.
 TRAINER_VERSION = "1"
@@ -320,8 +321,10 @@ class Study(Strict):
         arm_key, _, epoch = key.partition("|")
         arm = self.arms.get(arm_key)
         if arm is None or epoch not in self.epoch_keys:
+            arm_key, epoch = nearest(arm_key, self.arms) or "", epoch.zfill(4)
+            known = f"did you mean '{arm_key}|{epoch}'? " if arm_key and epoch in self.epoch_keys else ""
             raise UserError(
-                f"study {self.name} has no checkpoint {key!r}; arms are {_span(list(self.arms))}, "
+                f"study {self.name} has no checkpoint {key!r}; {known}arms are {_span(list(self.arms))}, "
                 f"epochs {_span(list(self.epoch_keys))}"
             )
         return Checkpoint(arm, int(epoch))
@@ -372,7 +375,8 @@ def _with_source(path: str, variant: Variant) -> Variant:
     name, loss = variant.architecture, variant.loss
     if name not in ARCHITECTURES and not is_own_code(name):
         known = " or ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"{path}.architecture: Input should be {known} or module:function of your own (got {name!r})")
+        own = f"or module:function of your own (got {name!r}){meant(name, ARCHITECTURES)}"
+        raise ValueError(f"{path}.architecture: Input should be {known} {own}")
     if is_own_code(name) and variant.architecture_sha256 is None:
         variant = variant.model_copy(update={"architecture_sha256": _source_digest(f"{path}.architecture", name)})
     if is_own_code(loss.name) and loss.sha256 is None:

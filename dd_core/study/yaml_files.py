@@ -6,6 +6,7 @@ that one file keeps nobody from using the others.
 
 import json
 import math
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dd_core.errors import UserError
+from dd_core.study.key_advice import keys_at
+from dd_core.words import advice, meant, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -20,6 +23,8 @@ _MOST_BYTES = 2**20  # read in three seconds; a large study has some thousands
 _MOST_VALUES = 100_000  # with every alias unfolded
 _DEEPEST = 100  # brackets in brackets
 _LONGEST_SHOWN = 60  # characters of a value in an error
+_UNKNOWN_KEY = "extra_forbidden"  # pydantic's name
+_QUOTED = re.compile(r"'([^']+)'")
 
 
 def read_mapping(path: Path, what: str, *, may_be_empty: bool = False) -> dict[str, Any]:
@@ -123,17 +128,32 @@ def validated(path: Path, model: type[Model], content: dict[str, Any]) -> Model:
     try:
         return model.model_validate_json(json.dumps(content), context={"folder": path.parent})
     except ValidationError as error:
-        raise UserError(f"{path}: {describe_problems(error)}") from error
+        raise UserError(f"{path}: {describe_problems(error, model)}") from error
 
 
-def describe_problems(error: ValidationError) -> str:
-    """All problems of a file in one line, each with the path of its key."""
+def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
+    """All problems of a file in one line, each with the path of its key, and with what it was probably meant to be."""
+    problems = error.errors()
+    misspelt = {
+        (*problem["loc"][:-1], nearest(str(problem["loc"][-1]), keys_at(model, problem["loc"][:-1])))
+        for problem in problems
+        if problem["type"] == _UNKNOWN_KEY
+    }
     parts = []
-    for problem in error.errors():
+    for problem in problems:
+        *place, key = problem["loc"] or ("",)
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         shown = f" (got {_brief(given)})" if isinstance(given, int | float | str | bool) else ""
+        if problem["type"] == _UNKNOWN_KEY:
+            message, shown = f"there is no such key; {advice(str(key), keys_at(model, place), 'keys are')}", ""
+        elif problem["type"] == "missing":
+            if problem["loc"] in misspelt:  # the misspelt one has been named
+                continue
+            message, shown = "is missing", ""
+        elif isinstance(given, str):
+            shown += meant(given, _QUOTED.findall(message))
         parts.append(f"{where}: {message}{shown}" if where else message)
     return "; ".join(parts)
 

@@ -62,16 +62,25 @@ _NOBODY = "none"
 _OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehouse\.duckdb)\.tmp$', 1)"
 
 
-def connect(store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False) -> duckdb.DuckDBPyConnection:
+def connect(
+    store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False, arm: tuple[str, str] | None = None
+) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view for each of some tables, without damaged files; close it after use.
 
-    ``live``: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+    Args:
+        store: where they are.
+        tables: their names.
+        live: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+        arm: study and arm, the rows of which are enough; no file of others is opened then.
+
+    Raises:
+        StoreError: the object store does not let DuckDB read.
     """
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
         give_access(connection, store.root)
-        _create_views(connection, store, tables, is_portable=False, is_live=live)
+        _create_views(connection, store, tables, is_portable=False, is_live=live, arm=arm)
     except BaseException:
         connection.close()
         raise
@@ -131,15 +140,16 @@ def _create_views(
     is_portable: bool,
     is_live: bool,
     with_grids: bool = False,
+    arm: tuple[str, str] | None = None,
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
-    damaged = {harm.path for harm in damaged_files(store, tables)}
+    damaged = {harm.path for harm in damaged_files(store, tables, *(arm or ()))}
     news = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
-        folder = store.table_folder(table.name)
-        files = _files(store, table, damaged)
+        folder = store.table_folder(table.name, *(arm or ()))
+        files = _files(folder, damaged, 0 if arm else len(table.folder_columns))
         if files is not None:
             filled += [table.name] * _has_rows(store, table)
         try:
@@ -241,13 +251,12 @@ def _sql(column: Column, ways: list[str]) -> str:
     return f'"{column.name}"' if ways == [f'"{column.name}"'] else f'coalesce({", ".join(ways)}) AS "{column.name}"'
 
 
-def _files(store: Store, table: Table, damaged: Collection[Path]) -> list[str] | None:
-    """The files of a table below the data root, with wildcards where none is damaged; None: there are none."""
-    folder = store.table_folder(table.name)
+def _files(folder: Path, damaged: Collection[Path], depth: int) -> list[str] | None:
+    """The files of a table, or of an arm's part of it, with wildcards where none is damaged; None: there are none."""
     if not any(path.is_relative_to(folder) for path in damaged):
         if next(folder.glob("**/*.parquet"), None) is None:
             return None
-        return [f"{_literal(str(folder.absolute()))}{'/*' * len(table.folder_columns)}/*.parquet"]
+        return [f"{_literal(str(folder.absolute()))}{'/*' * depth}/*.parquet"]
     sound = [path for path in sorted(folder.glob("**/*.parquet")) if path not in damaged]
     return [_literal(str(path.absolute())) for path in sound] or None
 

@@ -216,8 +216,7 @@ class Recorder:
             "epoch": flat[:, 0].astype(int),
             "step": flat[:, 1].astype(int),
         }
-        columns |= as_now({name: flat[:, 2 + i] for i, name in enumerate(EVAL_METRICS)})
-        return columns
+        return columns | as_now({name: flat[:, 2 + i] for i, name in enumerate(EVAL_METRICS)})
 
     def _reading_columns(self) -> dict[str, Any]:
         if not self.readings:

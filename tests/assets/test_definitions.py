@@ -49,7 +49,7 @@ TABLES = {
     *("memorization", "memorization_detection", "memorization_truth", "memorization_influence"),
     *("memorization_agreement", "boundary_forgetting", "graph_progress", "nsm_results", "nsm_claims"),
 }
-EXPORTS = {"metric_exports", "curvature_exports"}
+EXPORTS = {"metric_exports", "curvature_exports", "tensorboard_exports"}
 REPORTS = {"report"}
 SHIPPED = {
     *("quickstart", "double_descent", "label_noise_20", "loss_slope", "loss_slope_digits", "mislabelled_digits"),
@@ -123,6 +123,7 @@ scores_against_truth | memorization | altair | memorization_agreement |
 settings-loss_slopes-DIGEST | loss_slopes | yaml | |
 settings-memorization-DIGEST | memorization | yaml | |
 settings-nsm_results-DIGEST | nsm | yaml | |
+tensorboard_exports | exports | tensorboard | training_batches training_evals training_monitors |
 tiny/checkpoints | tiny | pytorch safetensors | tiny/recipe-plain-DIGEST \
     | arm x epoch, 1, files_match_manifests metrics_complete_and_in_range
 tiny/hessian | tiny | parquet pytorch | tiny/checkpoints tiny/recipe-plain-DIGEST tiny/settings-hessian-DIGEST \

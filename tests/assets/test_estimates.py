@@ -10,12 +10,13 @@ from dd_assets.catalogue import catalogue
 from dd_core.forecast.probe_table import Measurement, write_measurements
 from dd_core.forecast.speed import Prediction
 from dd_core.forecast.work import equivalent_images
-from dd_core.jobs.forecast import Forecast, duration, forecast
+from dd_core.jobs.forecast import Forecast, forecast
 from dd_core.jobs.job import Job, TrainTask, training_job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
 from dd_core.tables.damage import sentences
+from dd_core.words import counted, duration
 
 CPU = Machine("cpu", num_gpus=0, num_cores=2)
 GPUS = Machine("NVIDIA H200", num_gpus=2, num_cores=16)
@@ -77,18 +78,24 @@ def test_what_is_unknown_is_said_to_be(tiny_study: Study) -> None:
 
 def test_how_far_off_it_was_is_told_after(tiny_study: Study) -> None:
     one = expected_of(tiny_study, CPU, [86.0], 2)
-    for took, words in ((92.0, "7 % longer"), (43.0, "50 % shorter"), (86.1, "as predicted")):
+    for took, words in (
+        (92.0, "7 % longer"),
+        (43.0, "50 % shorter"),
+        (86.1, "as predicted"),
+        (1898.0, "22 times as long"),
+    ):
         text = one.compare(took, {"tiny/plain.k001": took})
-        assert text == f"training took {took:.0f} s, predicted 86 s from earlier runs: {words}"
+        assert text == f"training took {duration(took)}, predicted 86 s from earlier runs: {words}"
     two = expected_of(tiny_study, CPU, [80.0, 50.0], 2)
     assert two.compare(80.0, {"tiny/plain.k001": 60.0, "tiny/plain.k002": 60.0}) == (
-        "training took 80 s, predicted 80 s from earlier runs: as predicted; single arms between -25 % and +20 %"
+        "training took 80 s, predicted 80 s from earlier runs: as predicted; "
+        "single arms from 25 % shorter to 20 % longer"
     )
     assert two.compare(3.0, {"tiny/plain.k001": 3.0}) == "training took 3 s", "nothing to compare: one arm failed"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(92.4, "92 s"), (600.0, "10 min"), (7199.0, "120 min"), (9000.0, "2.5 h")]
+    ("seconds", "words"), [(-0.4, "0 s"), (92.4, "92 s"), (600.0, "10 min"), (7199.0, "120 min"), (9000.0, "2.5 h")]
 )
 def test_durations_are_for_people(seconds: float, words: str) -> None:
     assert duration(seconds) == words
@@ -174,3 +181,8 @@ def test_a_damaged_table_keeps_nothing_from_being_trained(tiny_study: Study, sto
     assert len(expected.tasks) == 2
     assert expected.describe().startswith("how long this takes is unknown: ")
     assert any(str(path) in sentence for sentence in sentences(store, [tiny_study]))
+
+
+def test_one_thing_is_no_plural() -> None:
+    assert [counted(number, "arm") for number in (0, 1, 2, 1296)] == ["0 arms", "1 arm", "2 arms", "1,296 arms"]
+    assert counted(2, "part of an arm", "parts of arms") == "2 parts of arms"

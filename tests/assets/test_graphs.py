@@ -87,7 +87,7 @@ def test_scores_of_images_leave_graphs_out_and_say_so(store: Store, capfd: pytes
 def test_where_no_graph_was_evaluated_a_sentence_says_so(store: Store, tiny_study: Study) -> None:
     for asked, sentence in (
         ([], "no evaluation of graphs has been recorded under"),
-        (["tinny"], "there is no study tinny; there are tiny"),
+        (["tinny"], "there is no study 'tinny'; did you mean 'tiny'?"),
     ):
         config = {"ops": {"nsm_results": {"config": {"studies": asked}}}}
         result = materialize(store, graph_assets({"tiny": tiny_study}), "nsm_results", run_config=config)

@@ -80,7 +80,7 @@ def test_one_table_alone_can_be_asked_for_and_studies_narrowed(
     both = {"tiny": tiny_study, "other": make_study(name="other")}
     told = metadata(analyse(trained, both, only=("loss_slopes",), studies=["tiny"]))
     assert list(told) == ["loss_slopes"]
-    assert "there is no study none; there are tiny, other" in failure(analyse(trained, both, studies=["none"]))
+    assert "there is no study 'none'; there are tiny, other" in failure(analyse(trained, both, studies=["none"]))
 
 
 def test_with_nothing_to_analyse_one_sentence_says_so(store: Store, tiny_study: Study) -> None:

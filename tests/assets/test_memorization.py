@@ -100,11 +100,11 @@ def test_the_command_refuses_an_unknown_study_and_a_file_that_is_none(
     monkeypatch.setenv("DD_ROOT", str(store.root))
     assert import_memorization.main(["nothing", f"{tmp_path}/fz.npz"]) == 1
     assert "there is no study 'nothing'; there are" in capsys.readouterr().err
-    broken = Catalogue({}, {Path("studies/broken.yaml"): "studies/broken.yaml: epochs: Field required"})
+    broken = Catalogue({}, {Path("studies/broken.yaml"): "studies/broken.yaml: epochs: is missing"})
     with monkeypatch.context() as patch:
         patch.setattr(import_memorization, "catalogue", lambda: broken)
         assert import_memorization.main(["broken", f"{tmp_path}/fz.npz"]) == 1
-    assert "Error: studies/broken.yaml: epochs: Field required" in capsys.readouterr().err
+    assert "Error: studies/broken.yaml: epochs: is missing" in capsys.readouterr().err
     assert import_memorization.main(["quickstart", f"{tmp_path}/fz.npz"]) == 1
     assert "fz.npz cannot be read as an .npz file (FileNotFoundError)" in capsys.readouterr().err
     from dd_core.data.datasets import load

@@ -90,7 +90,7 @@ def test_config_narrows_what_is_exported(store: Store, study: Study) -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"studies": ["none"]}, "there is no study none; there are tiny"),
+        ({"studies": ["none"]}, "there is no study 'none'; there are tiny"),
         ({"arms": ["plain.k009"]}, "no study asked for has the arm plain.k009"),
     ],
 )

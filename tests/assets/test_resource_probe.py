@@ -73,7 +73,7 @@ def test_training_goes_by_it_and_tells_how_far_off_it_was(probed: Result, lab: L
 
 
 REFUSED = {
-    "unknown_study": ({"studies": ["tinny"]}, "there is no study tinny; there are double_descent,"),
+    "unknown_study": ({"studies": ["tinny"]}, "there is no study 'tinny'; did you mean 'tiny'?"),
     "unknown_variant": ({"studies": ["tiny"], "variants": ["fancy"]}, "no study asked for has the variant fancy"),
     "unknown_width": ({"studies": ["tiny"], "widths": [3, 1]}, "no study asked for has the width 3"),
     "nothing_of_both": (

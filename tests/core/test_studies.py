@@ -38,7 +38,7 @@ def with_(section: str) -> tuple[str, str]:
 
 # What is changed in GOOD, and the path of the key that must be named (with a part of the reason).
 REFUSED = {
-    "unknown key of the study": ("trials: 2", "trials: 2\ntrails: 3", ["trails", "not permitted"]),
+    "unknown key of the study": ("trials: 2", "trials: 2\ntrails: 3", ["trails", "no such key"]),
     "unknown key of a variant": ("batch_size: 32", "batch_size: 32\n    momentum: 0.9", ["variants.plain.momentum"]),
     "unknown key of the optimiser": ("name: adam,", "name: adam, beta: 1,", ["variants.plain.optimizer.beta"]),
     "text for a number": ("trials: 2", "trials: two", ["trials", "'two'"]),
@@ -103,7 +103,7 @@ REFUSED = {
     "an interval of another unit": (*with_("monitors: {norms: {every: 3 hours}}"), ["monitors.norms.every", "3 hours"]),
     "no interval": (*with_("monitors: {norms: {every: 0 steps}}"), ["monitors.norms.every", "positive"]),
     "half a step": (*with_("monitors: {norms: {every: 1/2 steps}}"), ["monitors.norms.every", "whole number"]),
-    "an unknown monitor": (*with_("monitors: {entropy: {every: 1 epoch}}"), ["monitors.entropy", "not permitted"]),
+    "an unknown monitor": (*with_("monitors: {entropy: {every: 1 epoch}}"), ["monitors.entropy", "no such key"]),
     "a monitor that is no class": (
         *with_("monitors: {custom: {own: {use: my.module, every: 1 epoch}}}"),
         ["monitors.custom.own.use", "package.module:Class"],
@@ -177,7 +177,7 @@ REFUSED = {
     ),
     "no error at all": (*with_("curvature: {relative_error: 0}"), ["curvature.relative_error"]),
     "no probes": (*with_("curvature: {num_probes: 0}"), ["curvature.num_probes"]),
-    "unknown key of curvature": (*with_("curvature: {method: exact}"), ["curvature.method", "not permitted"]),
+    "unknown key of curvature": (*with_("curvature: {method: exact}"), ["curvature.method", "no such key"]),
     "step twice": (
         *with_("curvature: {finite_difference: {steps: [1, 0.5, 1.0]}}"),
         ["curvature.finite_difference.steps", "a step is listed twice"],
@@ -218,8 +218,8 @@ REFUSED = {
     "unknown quantity": (*with_("hessian: {quantities: [trace]}"), ["hessian.quantities.0", "'trace'"]),
     "broken pattern": (*with_('hessian: {layers: ["conv("]}'), ["hessian.layers.0", "not a regular expression"]),
     "too few Lanczos steps": (*with_("hessian: {lanczos_steps: 5}"), ["hessian: lanczos_steps", "10 eigenvalues"]),
-    "unknown key of hessian": (*with_("hessian: {probes: 5}"), ["hessian.probes", "not permitted"]),
-    "missing key": ("trials: 2\n", "", ["trials", "required"]),
+    "unknown key of hessian": (*with_("hessian: {probes: 5}"), ["hessian.probes", "no such key"]),
+    "missing key": ("trials: 2\n", "", ["trials", "missing"]),
     "no variant": (GOOD[GOOD.index("variants:") : GOOD.index("widths")], "variants: {}\n", ["variants"]),
     "bar in a variant's name": ("  plain:", "  a|b:", ["variants.a|b", "lower-case"]),
     "dot in a variant's name": ("  plain:", "  a.b:", ["variants.a.b", "lower-case"]),

@@ -106,11 +106,11 @@ def test_what_has_no_data_is_skipped_and_said_unless_it_is_all_that_was_asked_fo
     assert len(result.asset_materializations_for_node(NAME)) == 1
     for name in ("hessian_spectrum", "gpu_hours"):
         assert not result.asset_materializations_for_node(name)
-        assert f"30 skipped: {name}: no study has the data yet" in log
+        assert f"20 skipped: {name}: no study has the data yet" in log
     result, log = draw(studies, ("hessian_spectrum",))
     assert not result.success
     assert "hessian_spectrum: no study has the data yet; it is drawn from hessian_spectra and training_evals" in log
     break_one(monkeypatch, {"one": DataMissingError("cifar10 is not there")})
     result, log = draw(studies, (NAME, "epoch_by_width"))
     assert result.success
-    assert f"30 skipped: {NAME}: no study has the data yet; it is drawn from training_evals; one: cifar10 is" in log
+    assert f"20 skipped: {NAME}: no study has the data yet; it is drawn from training_evals; one: cifar10 is" in log

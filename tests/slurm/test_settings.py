@@ -15,9 +15,9 @@ from dd_core.study.resources import Resources
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("partitoin: gpu\n", "partitoin: Extra inputs are not permitted"),
+        ("partitoin: gpu\n", "partitoin: there is no such key; did you mean 'partition'?"),
         ("partition: 7\n", "partition: Input should be a valid string (got 7)"),
-        ("resources: {gpus: 8}\n", "resources.gpus: Extra inputs are not permitted"),
+        ("resources: {gpus: 8}\n", "resources.gpus: there is no such key"),
         ("resources: {pods: 0}\n", "resources.pods: Input should be greater than or equal to 1 (got 0)"),
         ("poll_seconds: 0\n", "poll_seconds: Input should be greater than 0 (got 0)"),
         ("poll_seconds: .nan\n", "poll_seconds: Input should be a finite number (got nan)"),
