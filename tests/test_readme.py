@@ -76,6 +76,15 @@ def test_readme_query_runs_and_finds_rows(small_quickstart, query):
     assert all(value is not None for value in rows[0])
 
 
+def test_the_python_of_the_readme_runs(small_quickstart, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(small_quickstart.root)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(code, names)
+    assert (names["curvature"].method, len(names["curvature"].columns["trace"])) == ("exact", 50)
+
+
 def test_learned_epoch_query_tells_noisy_from_clean(small_quickstart):
     """The join on images must match each trial's own labels: mislabelled images are learned later."""
     with contextlib.closing(connect(small_quickstart)) as connection:
