@@ -70,6 +70,7 @@ def report_page(store: Store, study: Study) -> str:
             study=study,
             findings=findings(store, study),
             results=reached,
+            checkpoint=next(reversed(trained), None),
             sections=_sections(drawn),
             left_out=left_out,
             common=common,

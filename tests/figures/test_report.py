@@ -96,6 +96,7 @@ def test_everything_about_a_study_is_on_one_page(drawn: Study, store: Store) -> 
         "@misc{made_up, author = {{Double descent lab contributors}},",
         "E. Alpaydin, C. Kaynak 1998",
         "checkpoints/made_up/",
+        'lab.checkpoint("made_up", "plain", k=8, epoch=4).model(trial=0)',
     ):
         assert said in text, said
     assert page.count("<figure ") == len(DRAWN)
