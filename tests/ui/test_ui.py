@@ -219,7 +219,8 @@ def test_curves_grow_by_themselves_while_an_arm_trains(environment, browser):
 
     def start(name):
         command = ["bash", "-c", f"source ./env.sh && {commands[name]}"]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        output = subprocess.PIPE if name == "watch" else subprocess.DEVNULL
+        options = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
         started[name] = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
         return started[name]
 
@@ -237,7 +238,13 @@ def test_curves_grow_by_themselves_while_an_arm_trains(environment, browser):
         return 0
 
     try:
-        url = start("watch").stdout.readline().split(" at ")[1].split()[0]
+        said = []
+        for line in start("watch").stdout:
+            said.append(line)
+            if "http://" in line:
+                break
+        assert "http://" in "".join(said), said
+        url = said[-1].split(" at ")[1].split()[0]
         browser.get(f"{url}?study=long")
         browser.execute_script("window.loaded = 'once'")
         start("train")
