@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart check test lint types docs ui lock clean
+.PHONY: setup quickstart check test lint types docs ui watch lock clean
 
 setup: $(VENV)/.installed
 
@@ -49,7 +49,11 @@ docs: setup
 	@echo "The documentation is build/site/index.html"
 
 ui: setup
-	$(IN) python -m dd_assets.running.instance && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+	$(IN) python -m dd_assets.running.instance port $${DD_PORT:-3000} && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
+
+# Curves of what trains, and the other pages of the UI below /lab, without Dagster.
+watch: setup
+	$(IN) python -m dd_assets.watch
 
 # Exact versions of everything, from a fresh environment.
 lock:

@@ -1,5 +1,6 @@
 """Which studies there are: the package's own files and the user's folder."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,3 +19,8 @@ def study_folders() -> list[Path]:
 def catalogue() -> Catalogue:
     """All studies, read once per process."""
     return read_studies(study_folders())
+
+
+def broken_key(path: Path) -> list[str]:
+    """The key of the asset that stands for a study file that cannot be used."""
+    return ["broken_studies", re.sub(r"\W", "_", path.name)]

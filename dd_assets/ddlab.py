@@ -4,7 +4,6 @@ A command is a module with ``main(arguments) -> exit code``, imported when it is
 """
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from dd_assets.catalogue import catalogue, study_folders
 from dd_core.errors import UserError
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import store_at
+from dd_core.words import advice
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, 1)
-            raise UserError(
-                f"there is no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else "see: ddlab --help")
-            )
+            raise UserError(f"there is no command {name!r}; {advice(name, COMMANDS)}")
         module, _, function = COMMANDS[name].main.partition(":")
         code: int = getattr(importlib.import_module(module), function or "main")(others)
         return code
@@ -114,7 +111,7 @@ def paths(arguments: list[str]) -> int:
         *((f"  {name}", str(root / place), "") for name, place in _BELOW_ROOT.items()),
         ("data sets", data_address(), "DD_DATASETS"),
         ("study files", str(own), "that come with the platform"),
-        *(("", str(folder), "DD_STUDIES") for folder in further or ["none of your own"]),
+        *(("", str(folder), "DD_STUDIES") for folder in further or [Path("none of your own")]),
         ("Dagster", str(home_folder()), "DAGSTER_HOME"),
         ("program", str(Path(__file__).parent), ""),
     ]
@@ -132,6 +129,7 @@ def ui(arguments: list[str]) -> int:
     options = _parsed("ui", arguments, "Dagster's UI, in which every asset can be made.", host="127.0.0.1", port=port)
     if code := instance.main([]):
         return code
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command`")  # it recommends another at every call
     command = ["-m", "dagster", "dev", "-m", "dd_assets.definitions", "-h", options.host, "-p", options.port]
     os.execve(sys.executable, [sys.executable, *command], dict(os.environ))
 

@@ -1,7 +1,7 @@
 """Everything Dagster sees. ``build_defs`` is also what tests and other deployments call, with their own resources."""
 
-import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,11 +19,12 @@ from dd_assets.assets.results import ResultAssets
 from dd_assets.assets.tables import tables_asset
 from dd_assets.assets.tensorboard_exports import tensorboard_exports_asset
 from dd_assets.assets.training import checkpoints_asset
-from dd_assets.catalogue import catalogue
+from dd_assets.catalogue import broken_key, catalogue
 from dd_assets.laboratory import Laboratory
 from dd_assets.running.command import refuse_mistakes
 from dd_assets.running.console import install_console
 from dd_assets.running.executor import in_this_process
+from dd_assets.running.instance import LOADS
 from dd_assets.steps.checkpoint_results import CheckpointResult
 from dd_assets.steps.user_errors import install_cli_hook, shown_as_sentence
 from dd_assets.steps.versions import STOCKS, recipes
@@ -62,7 +63,7 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     assets += [tensorboard_exports_asset(found.studies), curvature_exports_asset(trained)]
     assets += [*loss_slope_assets(found.studies), *memorization_assets(found.studies), *graph_assets(found.studies)]
     assets += [*figure_assets(found.studies), report_asset(found.studies)]
-    assets += [_broken_study(path.name, reason) for path, reason in found.errors.items()]
+    assets += [_broken_study(path, reason) for path, reason in found.errors.items()]
     return dg.Definitions(
         assets=assets,
         resources={"laboratory": Laboratory(), **(resources or {})},
@@ -70,12 +71,13 @@ def build_defs(studies: Catalogue | None = None, resources: dict[str, Any] | Non
     )
 
 
-def _broken_study(file_name: str, reason: str) -> dg.AssetsDefinition:
+def _broken_study(path: Path, reason: str) -> dg.AssetsDefinition:
     """A study file that cannot be used, shown in the UI with the reason, so that it is not simply missing."""
-    name = re.sub(r"\W", "_", file_name)
+    key = dg.AssetKey(broken_key(path))
+    loads = dg.AssetCheckSpec(LOADS, asset=key, description="The file is a study. Failed by `make ui` when it is not.")
 
-    @dg.asset(name=name, key_prefix="broken_studies", group_name="broken_studies", description=f"Not loaded. {reason}")
-    def broken() -> None:
+    @dg.asset(key=key, group_name=key.path[0], description=f"Not loaded. {reason}", check_specs=[loads])
+    def broken() -> tuple[Any, ...]:
         with shown_as_sentence():
             raise StudyError(reason)
 

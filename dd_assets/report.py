@@ -17,7 +17,7 @@ from dd_core.errors import DataMissingError, UserError
 def main(argv: list[str] | None = None) -> int:
     """Write the page; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="ddlab report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", help="name of a study")
     options = parser.parse_args(argv)

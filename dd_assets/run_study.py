@@ -35,7 +35,7 @@ from dd_core.words import counted, duration
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dd_assets.run_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="ddlab run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", help="name of a study")
     options = parser.parse_args(arguments)

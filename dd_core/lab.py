@@ -4,7 +4,6 @@ Everything comes from the root itself: which studies there are from its folders,
 in the manifest of its checkpoint. No study file is needed, and none is asked.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store, store_at
 from dd_core.study.recorded import recorded_study
 from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.words import advice
 
 if TYPE_CHECKING:
     import altair as alt
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _Name = TypeVar("_Name", str, int)
 _ARM = re.compile(r"(?P<variant>.+)\.k(?P<k>\d{3,})")
-_MOST_NAMES = 20
 
 
 class Lab:
@@ -62,7 +61,8 @@ class Lab:
     def sql(self, query: str, parameters: Any = None) -> "duckdb.DuckDBPyRelation":
         """The rows of a query: ``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()`` are what one asks them for.
 
-        Every table and view of ``warehouse.duckdb`` is there, its columns with comments, as the files are now.
+        Every table and view of ``warehouse.duckdb`` is there, its columns with comments, as the files are now; what
+        trains at this moment is in ``training_evals`` up to its last evaluation.
         ``docs/queries.md`` has examples.
 
         Args:
@@ -74,7 +74,7 @@ class Lab:
         """
         from dd_core.tables.warehouse import connect
 
-        return connect(self._store).sql(query, params=parameters)
+        return connect(self._store, live=True).sql(query, params=parameters)
 
     def checkpoints(self, study: str) -> list["TrainedCheckpoint"]:
         """All checkpoints of a study, by variant, k and epoch.
@@ -218,7 +218,7 @@ class TrainedCheckpoint:
         """
         self._require(trial)
         tensors = self.tensors()
-        from dd_core.results.rows import trained_network
+        from dd_core.curvature.trained import trained_network
 
         return trained_network(self._study, self.checkpoint, tensors, trial)
 
@@ -237,7 +237,7 @@ class TrainedCheckpoint:
         require_torch("standardising images")
         import torch
 
-        from dd_core.results.rows import seen_data, standardised
+        from dd_core.curvature.trained import seen_data, standardised
 
         data = seen_data(self._study, self.checkpoint, trial)
         images = standardised(self._study, data, data.train_ids, torch.device("cpu"), torch.float32)
@@ -281,12 +281,9 @@ def _one(where: str, what: str, wanted: _Name | None, known: Sequence[_Name]) ->
         return wanted
     if wanted is None and len(known) == 1:
         return known[0]
-    shown = ", ".join(map(str, known[:_MOST_NAMES])) + ", …" * (len(known) > _MOST_NAMES)
     if wanted is None:
-        raise UserError(f"{where}: there are several, so pass {what}=, one of {shown}")
-    near = difflib.get_close_matches(str(wanted), [str(own) for own in known if isinstance(own, str)], 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"there are {shown or 'none'}"
-    raise UserError(f"{where}: there is no {what} {wanted!r}; {advice}")
+        raise UserError(f"{where}: there are several, so pass {what}=, one of {', '.join(map(str, known))}")
+    raise UserError(f"{where}: there is no {what} {wanted!r}; {advice(str(wanted), map(str, known))}")
 
 
 def _cure(study: str, arm: Arm, epoch: int) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from dd_assets.laboratory import Laboratory
+from dd_assets.pages import PREFIX, figure_address
 from dd_assets.steps.harms import warn_of_harms
 from dd_assets.steps.narrowing import OfStudies
 from dd_assets.steps.user_errors import shown_as_sentence
@@ -39,7 +40,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
     spec = dg.AssetSpec(
         figure.name,
         deps=[_table_key(table) for table in figure.tables],
-        description=figure.description,
+        description=_description(figure),
         group_name=figure.group,
         kinds={"altair"},
         skippable=True,
@@ -79,6 +80,12 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
             yield dg.MaterializeResult(asset_key=figure.name, metadata=metadata, tags=tags)
 
     return draw
+
+
+def _description(figure: Figure) -> str:
+    """What it shows, and the picture of the study of which it was drawn last."""
+    address = f"{PREFIX}/figures/{figure.name}"
+    return f"{figure.description}\n\n[Interactive, and of every study]({address}/)\n\n![{figure.name}]({address}.svg)"
 
 
 def _nothing_to_draw(figure: Figure, asked: list[str], lacking: dict[str, str]) -> str:
@@ -136,7 +143,9 @@ def _shown(figure: Figure, study: Study, svg: Path, html: Path) -> dict[str, Any
     """Metadata of a study's figure."""
     from dd_core.figures.drawing.render import preview_markdown
 
+    address = figure_address(figure.name, study.name)
     return {
-        study.name: dg.MetadataValue.md(preview_markdown(svg)),
+        study.name: dg.MetadataValue.md(preview_markdown(svg, address)),
+        f"{study.name}_interactive": dg.MetadataValue.url(f"{address}.html"),
         f"{study.name}_file": dg.MetadataValue.path(str(html)),
     }

@@ -8,24 +8,37 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, DefaultRunLauncher, RunsFilter
+from dagster import (
+    AssetCheckEvaluation,
+    AssetKey,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultRunLauncher,
+    RunsFilter,
+)
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
+from dd_assets.catalogue import broken_key, catalogue
 from dd_assets.running.command import refuse_broken_json
+from dd_assets.running.webserver import add_pages
 from dd_assets.running.whereabouts import Whereabouts
 from dd_core.errors import UserError
 
 # A tag of each run: where its process is.
 PROCESS = "dd/process"
+# Name of the check that is failed for a study file that cannot be used.
+LOADS = "loads"
 _LOCK_SECONDS = 120.0
 _AT_WORK = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
@@ -45,6 +58,8 @@ class LockedSqliteStorage(DagsterSqliteStorage):
         from filelock import FileLock, Timeout
 
         refuse_broken_json()  # here, since Dagster reads it next
+        if "dagster_webserver.app" in sys.modules:  # this process is going to be the web server
+            add_pages()
         folder = Path(config_value["base_dir"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -188,23 +203,45 @@ def home_folder() -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare for the UI; or, after ``end``, mark these runs as failed. Returns the exit code."""
+    """Prepare for the UI, on a ``port``; or, after ``end``, mark these runs as failed. Returns the exit code."""
     try:
         os.environ["DAGSTER_HOME"] = str(dagster_home())
         with DagsterInstance.get() as instance:
             if arguments[:1] == ["end"]:
                 return _end(instance, arguments[1:])
+            if arguments[:1] == ["port"]:
+                _refuse_taken_port(arguments[1])
             from dd_assets.compute import COMPUTE_POOL
 
             # The queue must know the limit before it first looks.
             if COMPUTE_POOL not in instance.event_log_storage.get_concurrency_keys():
                 instance.event_log_storage.set_concurrency_slots(COMPUTE_POOL, 1)
+            _fail_broken_studies(instance)
             for sentence in (*end_dead_runs(instance), *unaccounted_runs(instance)):
                 print(sentence, file=sys.stderr)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _refuse_taken_port(port: str) -> None:
+    """Dagster's own answer to a port that is taken is a stack trace, after a minute."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", int(port)))
+        except ValueError:
+            raise UserError(f"DD_PORT must be the number of a port, not {port!r}") from None
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} cannot be used ({error}); choose another: DD_PORT=... make ui") from error
+
+
+def _fail_broken_studies(instance: DagsterInstance) -> None:
+    """Let study files that cannot be used look so in the UI: an asset that was never run is merely grey."""
+    for path, reason in catalogue().errors.items():
+        check = AssetCheckEvaluation(AssetKey(broken_key(path)), LOADS, passed=False, metadata={}, description=reason)
+        instance.report_runless_asset_event(check)
 
 
 def _end(instance: DagsterInstance, run_ids: list[str]) -> int:

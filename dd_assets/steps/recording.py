@@ -106,7 +106,11 @@ def log_partition(
     metadata: dict[str, Any],
     tags: dict[str, str],
 ) -> None:
-    """Log one partition's materialisation now, with the tags of ``dd_assets.steps.versions.event_tags``."""
+    """Log one partition's materialisation now, with the tags of ``dd_assets.steps.versions.event_tags``.
+
+    Numbers are rounded: people read and plot them here, and the tables have them as they are.
+    """
+    metadata = {name: _rounded(value) for name, value in metadata.items()}
     context.log_event(
         dg.AssetMaterialization(
             key,
@@ -115,3 +119,7 @@ def log_partition(
             tags=tags,
         )
     )
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value

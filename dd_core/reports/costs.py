@@ -6,8 +6,9 @@ import duckdb
 
 from dd_core.analysis.loss_slope_report import CURRENT, query
 from dd_core.figures.drawing.selection import has_view
-from dd_core.reports.parts import NOTHING, Grid, counted, duration, shown
+from dd_core.reports.parts import NOTHING, Grid, lasting, shown
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _BY_ARM = f"SELECT * FROM costs WHERE {CURRENT}"
 _MACHINES = f"SELECT DISTINCT device, torch_version FROM runs WHERE {CURRENT} AND device IS NOT NULL ORDER BY ALL"
@@ -29,16 +30,16 @@ def costs(study: Study, connection: duckdb.DuckDBPyConnection) -> tuple[Grid, Gr
     saved = _sum(rows, "seconds_saved")
     totals = {
         "attempts": f"{sum(row['num_attempts'] for row in rows):,} of {counted(len(rows), 'arm')}",
-        "time of workers": duration(_sum(rows, "seconds")),
-        "predicted": duration(_sum(rows, "predicted_seconds")),
+        "time of workers": lasting(_sum(rows, "seconds")),
+        "predicted": lasting(_sum(rows, "predicted_seconds")),
         "cost, in the currency of the price": shown(_sum(rows, "cost"), "{:.2f}"),
-        "saved by early stopping": duration(saved) if saved else "",
+        "saved by early stopping": lasting(saved) if saved else "",
     }
     columns = {
         "arm": [row["arm"] for row in rows],
         "attempts": [str(row["num_attempts"]) for row in rows],
-        "took": [duration(row["seconds"]) for row in rows],
-        "predicted": [duration(row["predicted_seconds"]) for row in rows],
+        "took": [lasting(row["seconds"]) for row in rows],
+        "predicted": [lasting(row["predicted_seconds"]) for row in rows],
         "cost": [shown(row["cost"], "{:.2f}") for row in rows],
     }
     told = {name: column for name, column in columns.items() if set(column) != {NOTHING}}

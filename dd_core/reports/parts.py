@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dd_core.words import duration
+
 NOTHING = "-"  # in cells whose value is not known
 
 
@@ -37,14 +39,9 @@ def percent(fraction: float | None) -> str:
     return shown(None if fraction is None else 100 * fraction, "{:.1f} %")
 
 
-def duration(seconds: float | None) -> str:
-    """A time in the unit in which it is a small number."""
-    if seconds is None or not math.isfinite(seconds):
-        return NOTHING
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+def lasting(seconds: float | None) -> str:
+    """A time for people, or a dash where it is not known."""
+    return NOTHING if seconds is None or not math.isfinite(seconds) else duration(seconds)
 
 
 def num_bytes(count: int) -> str:
@@ -53,8 +50,3 @@ def num_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count} bytes"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 arm``, ``10 arms``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

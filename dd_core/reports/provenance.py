@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dd_core.reports.parts import NOTHING, Grid, counted, num_bytes
+from dd_core.reports.parts import NOTHING, Grid, num_bytes
 from dd_core.store.manifests import Manifest
 from dd_core.study.study import TRAINER_VERSION, Checkpoint, Study
+from dd_core.words import counted
 
 _PACKAGE = "double-descent-lab"
 _AUTHORS = "Double descent lab contributors"

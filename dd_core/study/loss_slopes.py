@@ -63,13 +63,15 @@ class LossSlopeSettings(Strict):
     smooth_break: bool = Field(default=False, description="also fit two power laws that pass smoothly into each other")
     plateau: Literal["relative_change", "pelt"] = Field(
         default="relative_change",
-        description="of lambda_max: relative change below 5 % for three epochs, or the last change point of PELT",
+        description="of the largest eigenvalue: change below 5 % for three epochs, or the last change point of PELT",
     )
     straight_r_squared: Share = Field(default=0.98, description="H1: a run is straight from this R^2 on")
     straight_shares: tuple[Share, ...] = Field(
         default=(0.8, 0.9), min_length=1, description="H1: shares of straight runs that the sources ask for"
     )
     strong_correlation: Share = Field(default=0.7, description="H2: |rho| from which on it is strong")
-    weak_correlation: Share = Field(default=0.4, description="H2: |rho| below which the campaign turns to lambda_max")
+    weak_correlation: Share = Field(
+        default=0.4, description="H2: |rho| below which the campaign turns to the largest eigenvalue"
+    )
     significance: Share = Field(default=0.01, description="H2: largest p value")
     bootstrap_samples: int = Field(default=2000, ge=100, le=100_000, description="behind intervals of correlations")

@@ -74,8 +74,8 @@ class MonitorEntry(Strict):
     """What all monitors have.
 
     Attributes:
-        first_steps: its metrics, and of each the first step after which there is something to measure; empty where only
-            the class behind it knows.
+        first_steps: its metrics under the names of training (dd_core.study.former_names), and of each the first step
+            after which there is something to measure; empty where only the class behind it knows.
     """
 
     first_steps: ClassVar[dict[str, int]] = {}
@@ -84,7 +84,10 @@ class MonitorEntry(Strict):
 
 
 class ValidationMonitor(MonitorEntry):
-    """``loss_val_nats`` and ``acc_val``: all validation images, BatchNorm in eval mode; needs data.num_validation."""
+    """``validation_loss`` and ``validation_error``: all validation images, BatchNorm in eval mode.
+
+    They need data.num_validation.
+    """
 
     first_steps: ClassVar[dict[str, int]] = {"loss_val_nats": 1, "acc_val": 1}
 
@@ -92,7 +95,7 @@ class ValidationMonitor(MonitorEntry):
 
 
 class NormMonitor(MonitorEntry):
-    """``grad_norm``: of the batch's gradient before clipping; ``weight_norm``: of all parameters after the step."""
+    """``gradient_norm``: of the batch's gradient before clipping; ``weight_norm``: of all parameters after the step."""
 
     first_steps: ClassVar[dict[str, int]] = {"grad_norm": 1, "weight_norm": 1}
 
@@ -100,7 +103,7 @@ class NormMonitor(MonitorEntry):
 
 
 class HessianMonitor(MonitorEntry):
-    """``lambda_max`` (and its residual) and ``hutch_trace`` of the Hessian in the weights, on a fixed batch."""
+    """``largest_eigenvalue`` (and its residual) and ``hessian_trace`` in the weights, on a fixed batch."""
 
     first_steps: ClassVar[dict[str, int]] = {"lambda_max": 1, "lambda_max_residual": 1, "hutch_trace": 1}
 
@@ -136,7 +139,7 @@ class HessianMonitor(MonitorEntry):
 
 
 class NoiseMonitor(MonitorEntry):
-    """``psd_tail`` and ``resid_power`` of the batch losses' fluctuations, from step 100 on; ``grad_var``."""
+    """``spectral_density_tail`` and ``residual_power`` of batch losses, from step 100 on; ``gradient_variance``."""
 
     first_steps: ClassVar[dict[str, int]] = {"grad_var": 1, "psd_tail": 100, "resid_power": 100}
 

@@ -56,7 +56,7 @@ def recorded_study(name: str, arm: Arm, recipe: Mapping[str, Any], trials: int, 
     except ValidationError as error:
         raise StaleError(
             f"the recipe of {name}/{arm.key} cannot be read by this version of the platform, here: "
-            f"{describe_problems(error)}"
+            f"{describe_problems(error, Study)}"
         ) from error
     variant = study.variants[arm.variant]
     for own, digest in ((variant.architecture, variant.architecture_sha256), (variant.loss.name, variant.loss.sha256)):

@@ -70,7 +70,8 @@ def connect(
     Args:
         store: where they are.
         tables: their names.
-        live: show evaluations that no checkpoint vouches for yet, too, as the warehouse file does for people.
+        live: show evaluations that no checkpoint vouches for yet, and what grids varied, as the warehouse file does
+            for people.
         arm: study and arm, the rows of which are enough; no file of others is opened then.
 
     Raises:
@@ -98,9 +99,7 @@ def refresh(store: Store) -> list[str]:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
                 give_access(connection, store.root)
                 is_portable = not is_object(store.root)
-                tables.extend(
-                    _create_views(connection, store, TABLES, is_portable=is_portable, is_live=True, with_grids=True)
-                )
+                tables.extend(_create_views(connection, store, TABLES, is_portable=is_portable, is_live=True))
         except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
@@ -139,7 +138,6 @@ def _create_views(
     *,
     is_portable: bool,
     is_live: bool,
-    with_grids: bool = False,
     arm: tuple[str, str] | None = None,
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
@@ -166,7 +164,7 @@ def _create_views(
                 query = live.with_live(query, [column.name for column in columns], news)
             query, added = joined(table, query, names, varied)
             connection.execute(f"CREATE VIEW {table.name} AS {query}")
-            is_varied = with_grids and table.name == "runs" and '"grid"' in columns.values()
+            is_varied = is_live and table.name == "runs" and '"grid"' in columns.values()
             if is_varied and files is not None:
                 varied = create_view(connection, _parquet(table, _texts(files)))
         except duckdb.IOException as error:

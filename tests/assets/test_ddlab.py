@@ -30,9 +30,9 @@ def test_help_is_one_screen_and_names_every_command(capsys: pytest.CaptureFixtur
 
 
 def test_a_misspelt_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    for word, advice in (("import_metrics", "did you mean 'import-metrics'?"), ("xyzzy", "see: ddlab --help")):
+    for word, advice in (("import_metrics", "did you mean 'import-metrics'?\n"), ("xyzzy", "there are run, studies, ")):
         assert ddlab.main([word]) == 2
-        assert capsys.readouterr().err == f"Error: there is no command {word!r}; {advice}\n"
+        assert capsys.readouterr().err.startswith(f"Error: there is no command {word!r}; {advice}")
 
 
 def test_studies_and_paths_say_what_is_there_and_write_nothing(

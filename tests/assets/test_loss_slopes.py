@@ -153,8 +153,8 @@ def test_a_folder_of_others_metrics_becomes_loss_slopes_and_a_verdict_without_tr
     lab.forked_dagster("asset", "materialize", "--select", "loss_slopes,loss_slope_fits").succeeded()
     with contextlib.closing(connect(lab.store)) as connection:
         rows = connection.sql(
-            "SELECT family, learning_rate, weight_decay, trial, status, outcome, alpha_early, best_val_ce, num_steps, "
-            "steps_per_epoch FROM loss_slopes ORDER BY ALL"
+            "SELECT family, learning_rate, weight_decay, trial, status, outcome, alpha_early, best_validation_loss, "
+            "num_steps, steps_per_epoch FROM loss_slopes ORDER BY ALL"
         ).fetchall()
     assert [row[:4] for row in rows] == [
         (family, rate, 1e-4, seed) for family in ("base", "bn-off") for rate in (0.05, 0.1) for seed in (0, 1)
@@ -172,7 +172,9 @@ def test_a_folder_of_others_metrics_becomes_loss_slopes_and_a_verdict_without_tr
     assert check_campaign.main(["campaign"]) == 1
     report = capsys.readouterr().out
     assert "campaign: 8 of 8 runs\n  training: 8 imported\n  analysis: 7 fitted, 1 diverged" in report
-    assert "no run has grad_norm, grad_var, psd_tail, resid_power and weight_norm" in report
+    assert (
+        "no run has gradient_norm, gradient_variance, residual_power, spectral_density_tail and weight_norm" in report
+    )
     assert report.splitlines()[-1].startswith("NO-GO: not every metric is there at its frequency")
     path = lab.studies / "campaign.yaml"
     path.write_text(path.read_text(encoding="utf-8") + "monitors: {norms: null, hessian: null, noise: null}\n")

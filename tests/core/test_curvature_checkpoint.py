@@ -15,7 +15,7 @@ import torch
 
 from dd_core.analysis.auroc import auroc
 from dd_core.curvature import finite_difference_curvature, per_image_curvature
-from dd_core.curvature.trained import standardised, trained_network
+from dd_core.curvature.trained import predicted_classes, standardised, trained_network
 from dd_core.data.datasets import load
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
@@ -77,6 +77,20 @@ def test_the_file_has_every_training_image_of_every_trial_in_order(trained: Stor
     for name, value in {"epoch": 4, "k": 2, "method": "exact", "recipe": tiny_study.recipe_hash(LAST.arm)}.items():
         assert set(rows[name]) == {value}
     assert shard_files(trained) == []
+
+
+def test_predictions_are_right_where_the_evaluation_while_training_said_so(trained: Store, tiny_study: Study) -> None:
+    folder = trained.table_folder("image_progress", tiny_study.name, LAST.arm.key)
+    rows = pd.concat([read_parquet(path).to_pandas() for path in folder.glob("*.parquet")])
+    rows = rows[(rows.epoch == LAST.epoch) & (rows.split == "train")]
+    given = {trial: trial_data(tiny_study, "plain", trial) for trial in range(2)}
+    found = predicted_classes(tiny_study, LAST, trained, {trial: data.train_ids for trial, data in given.items()})
+    for trial, data in given.items():
+        correct = rows[rows.trial == trial].set_index("image_id").correct.loc[data.train_ids]
+        assert 0 < correct.sum() < len(correct)
+        np.testing.assert_array_equal(found[trial] == data.train_labels, correct)
+    with pytest.raises(StaleError):
+        predicted_classes(tiny_study, replace(LAST, epoch=3), trained, {0: data.train_ids})
 
 
 def test_values_are_those_of_the_weights_on_standardised_images(trained: Store, tiny_study: Study) -> None:

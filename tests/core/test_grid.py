@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dd_core
 from dd_core.errors import StudyError
 from dd_core.store.store import Store
 from dd_core.study.files import read_study
@@ -172,10 +173,12 @@ def test_what_a_grid_varied_is_a_column_of_every_view_with_an_arm(store: Store) 
         train_arm(found, arm, store, 1)
     refresh(store)
     with contextlib.closing(duckdb.connect(str(store.warehouse_path), read_only=True)) as connection:
-        rows = connection.execute(
+        query = (
             "SELECT family, learning_rate, schedule_name, count(*) FROM training_evals WHERE epoch = 1 GROUP BY ALL "
             "ORDER BY ALL"
-        ).fetchall()
+        )
+        rows = connection.execute(query).fetchall()
+        assert dd_core.open(store.root).sql(query).fetchall() == rows
         assert rows == [
             ("s-core", 0.05, "constant", 1),
             ("s-core", 0.05, "cosine", 1),

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import dd_core
+from dd_core.curvature.trained import standardised
 from dd_core.data.trials import trial_data
 from dd_core.errors import StaleError, UserError
 from dd_core.models.build import build, network_of
-from dd_core.results.rows import standardised
 from dd_core.store.store import Store
 from dd_core.study.recorded import recorded_study
 from dd_core.study.study import Arm, Checkpoint, Study

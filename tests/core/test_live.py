@@ -12,6 +12,7 @@ import duckdb
 import pandas as pd
 import pytest
 
+import dd_core
 from dd_core.errors import StoreError
 from dd_core.events import Event, Progress
 from dd_core.store.retirement import retire
@@ -104,6 +105,7 @@ def test_live_rows_are_those_that_the_checkpoint_brings(study: Study, store: Sto
     with pytest.raises(Killed):
         train_arm(study, ARM, store, 4, report=look)
     assert left(store) == ["whole.jsonl"]
+    assert set(dd_core.open(store.root).sql("FROM training_evals").df().epoch) == {0, 1, 2, 3}
     assert set(evaluations(store).epoch) == {0, 1, 2, 3} and set(evaluations(store, live=False).epoch) == {0, 1, 2}
     told: list[Event] = []
     train_arm(study, ARM, store, 4, report=told.append)

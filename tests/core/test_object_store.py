@@ -1,6 +1,7 @@
 """The data root on an object store: a real S3 server on loopback, with what a folder gives, and what goes wrong."""
 
 import contextlib
+import datetime
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 from support import Lab, results, wait_until, work
 
+from dd_assets.pages.landing import Landing
+from dd_assets.pages.live import LiveCurves
 from dd_core.checks.integrity import curvature_gaps, damaged_checkpoints
 from dd_core.errors import StaleError, StoreError
 from dd_core.exchange import importer
@@ -35,12 +38,14 @@ from dd_core.store.retirement import retire
 from dd_core.store.store import LockedError, Store, sha256_of, write_text
 from dd_core.study import study as studies
 from dd_core.study.curvature import shards
+from dd_core.study.files import Catalogue
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.access import give_access, httpfs, quoted
 from dd_core.tables.files import TABLES, read_parquet
 from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.images import write_images
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
+from dd_core.tables.live import line, live_path
 from dd_core.tables.memorization import MEMORIZATION_TABLES
 from dd_core.tables.warehouse import connect, refresh
 from dd_core.training.train import ArmBusyError, train_arm
@@ -603,4 +608,18 @@ def test_a_figure_is_three_objects(remote: Store) -> None:
     assert [path.name for path in sorted(remote.figure_folder("points").iterdir())] == sorted(
         path.name for path in files.values()
     )
-    assert "image/svg+xml" in preview_markdown(files["svg"])
+    assert "image/svg+xml" in preview_markdown(files["svg"], "/lab/figures/points/tiny")
+    assert Landing(remote, Catalogue({}, {})).newest("points") == "tiny", "and the pages find it"
+
+
+def test_the_pages_show_what_is_in_a_bucket(remote: Store) -> None:
+    landing, curves = Landing(remote, Catalogue({}, {})), LiveCurves(remote, {})
+    assert landing.studies() == [] and curves.answer()["arms"] == []
+    write_text(remote.figure_folder("gpu_hours") / "tiny.html", "")
+    written = {"written_at": datetime.datetime.now(datetime.UTC).isoformat(), "until": 9, "status": "training"}
+    row = {"study": "tiny", "arm": "a.k001", "variant": "a", "k": 1, "trial": 0, "recipe": "r", "epoch": 3, "step": 3}
+    write_text(live_path(remote, "tiny", "a.k001"), line({**row, **written, "train_error": 0.5}) + "\n")
+    (study,) = landing.studies()
+    assert (study.name, study.figures, study.has_curves) == ("tiny", ["gpu_hours"], True)
+    (arm,) = curves.answer()["arms"]
+    assert (arm["epochs"], arm["train_error"], arm["state"]) == ([3], [0.5], "training")

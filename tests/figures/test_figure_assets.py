@@ -81,7 +81,7 @@ def test_whatever_befalls_one_study_the_others_are_drawn_and_the_asset_says_whic
     assert result.success
     (event,) = result.asset_materializations_for_node(NAME)
     assert event.metadata["bad_not_drawn"].value == reason
-    assert {"good", "good_file", "bad_not_drawn"} == set(event.metadata)
+    assert {"good", "good_interactive", "good_file", "bad_not_drawn"} == set(event.metadata)
     assert f"40 {NAME} of bad not drawn: {reason}" in log
     assert sorted(path.name for path in store.figure_folder(NAME).iterdir()) == ["good.html", "good.json", "good.svg"]
 

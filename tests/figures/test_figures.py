@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import altair as alt
 import numpy as np
 import pytest
+import vl_convert
 from specifications import assert_legible
 
 from dd_core.figures import FIGURES
@@ -70,8 +71,6 @@ def test_a_study_trained_with_another_recipe_has_no_figure(
 def test_every_figure_compiles(
     name, label_noise, num_variants, study, store, new_study, write_evals, write_curvature, write_hessian, open_views
 ):
-    import vl_convert
-
     variant = study.variants["plain"].model_copy(update={"label_noise": label_noise})
     study = new_study(variants={f"v{i}": variant.model_dump() for i in range(num_variants)})
     write_evals(study)
@@ -256,6 +255,22 @@ def test_zeros_are_lifted_onto_a_logarithmic_axis_and_this_is_said():
     assert [row["x"] for row in rows] == [0.002, 2.0, None, 0.002]
 
 
+def test_labels_of_an_axis_are_all_plain_or_all_powers():
+    """As Vega writes them: nothing below a thousandth or from a hundred thousand on is written out."""
+    for low, high, is_plain in ((0.001, 1e4, True), (1e-5, 10.0, False), (1.0, 1e12, False)):
+        chart = alt.Chart(alt.InlineData(values=[{"x": low}, {"x": high}])).mark_point()
+        scale, axis = style.log_scale([{"x": low}, {"x": high}], ["x"])
+        svg = vl_convert.vegalite_to_svg(chart.encode(x=alt.X("x:Q", scale=scale, axis=alt.Axis(**axis))).to_json())
+        labels = re.findall(r">([^<]+)</text>", svg.partition("role-axis-label")[2].partition("role-axis-title")[0])
+        assert labels[0] == ("0.001" if is_plain else {1e-5: "10⁻⁵", 1.0: "10⁰"}[low])
+        assert labels[-1] == {1e4: "10,000", 10.0: "10¹", 1e12: "10¹²"}[high]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(4, 2), (5, 3), (7, 4), (8, 3), (9, 3), (10, 4)])
+def test_no_panel_is_alone_in_the_last_row(count, columns):
+    assert style.columns_for(count, 3) == columns and count % columns != 1
+
+
 def test_png_decodes_to_the_same_pixels():
     image = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
     content = pixels.png(image)
@@ -317,16 +332,13 @@ def test_files_work_offline_and_parse(study, store, tmp_path, write_evals, open_
     assert json.loads(files["json"].read_text())["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
 
 
-def test_previews_stay_small(tmp_path):
+def test_a_preview_is_the_picture_itself_while_it_is_small_and_leads_to_the_interactive_page(tmp_path):
     small = tmp_path / "small.svg"
     small.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>')
-    assert preview_markdown(small).startswith("![figure](data:image/svg+xml;base64,")
-    random = np.random.default_rng(0)
-    dots = "".join(f'<circle cx="{x:.3f}" cy="{y:.3f}" r="1"/>' for x, y in 600 * random.random((6000, 2)))
+    link, picture = preview_markdown(small, "/lab/figures/points/tiny").split("\n\n")
+    assert link == "[Open interactive](/lab/figures/points/tiny.html)"
+    assert picture.startswith("![figure](data:image/svg+xml;base64,")
     large = tmp_path / "large.svg"
-    large.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="600" height="600">{dots}</svg>')
-    markdown = preview_markdown(large)
-    assert markdown.startswith("![figure](data:image/png;base64,") and len(markdown) <= PREVIEW_BYTES
-    big = tmp_path / "big.png"
-    big.write_bytes(bytes(PREVIEW_BYTES))
-    assert preview_markdown(big) == f"The picture is too large to be shown here: open {big}."
+    large.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{" " * PREVIEW_BYTES}</svg>')
+    _, picture = preview_markdown(large, "/lab/figures/points/tiny").split("\n\n")
+    assert picture == "![figure](/lab/figures/points/tiny.svg)"

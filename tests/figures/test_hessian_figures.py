@@ -70,7 +70,7 @@ def test_title_names_the_peak(written, store, open_views):
     )
     assert title == (
         "The largest eigenvalue of the Hessian in the weights peaks at k = 4, as test error does, and falls "
-        f"{fold:.2g}-fold by k = 8"
+        f"{fold:.2g}-fold to k = 8"
     )
 
 

@@ -78,7 +78,7 @@ def test_errors_without_losses_are_drawn_with_their_peak_and_threshold(tmp_path:
     assert specification is not None
     assert axes(specification) == {"error, %"}
     text = json.dumps(specification, ensure_ascii=False).replace("\u00a0", " ")
-    assert "peaks at 45 % at k = 8" in text.replace('", "', " ")
+    assert "peaks at 45.0 % at k = 8" in text.replace('", "', " ")
     assert "interpolation threshold: k = 8" in text
     curves = drawn(tmp_path, FILES / "errors_only.csv", "training_curves", first_epoch=0)
     assert curves is not None and axes(curves) == {"error, %"}

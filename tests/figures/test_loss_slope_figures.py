@@ -254,7 +254,7 @@ def test_the_mosaic_has_the_straightest_and_the_least_straight_runs(campaign: St
         assert f"{run['arm']}, trial {run['trial']}" in text
     for run in ranked[3:-3]:
         assert f"{run['arm']}, trial {run['trial']}" not in text
-    assert f"from {ranked[-1]['r_squared']:.3f}" in title(specification)
+    assert f"from {ranked[-1]['r_squared']:.4f}" in title(specification)
     assert len(rows(specification, "residual")) > 100
 
 

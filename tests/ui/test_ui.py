@@ -1,5 +1,6 @@
-"""The UI as a user sees it: `make ui`, a real browser, the asset graph and a figure's preview."""
+"""The UI as a user sees it: `make ui`, a real browser, the asset graph, figures, and curves that grow."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -32,6 +33,10 @@ epochs: 2
 checkpoints: [0, 2]
 """
 
+FIGURE = "/lab/figures/double_descent_curve"
+# To be watched for as long as it takes, and then killed.
+LONG = STUDY.replace("epochs: 2", "epochs: 9000").replace("[0, 2]", "[0, 9000]").replace("[1, 2, 3]", "[1]")
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
@@ -59,6 +64,8 @@ def environment(tmp_path_factory):
     studies = folder / "studies"
     studies.mkdir()
     (studies / "tiny.yaml").write_text(STUDY, encoding="utf-8")
+    (studies / "long.yaml").write_text(LONG, encoding="utf-8")
+    (studies / "broken.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 1"), encoding="utf-8")
     home = folder / "dagster"
     environment = {**os.environ, "DD_ROOT": str(folder / "data"), "DAGSTER_HOME": str(home), "DD_STUDIES": str(studies)}
     commands = (
@@ -165,7 +172,12 @@ def test_asset_graph_shows_the_quickstart_assets(address, browser):
     keep_screenshot(browser, "asset_graph")
 
 
-def test_figure_preview_renders(address, browser):
+def test_figure_preview_renders_and_leads_to_the_interactive_page(address, browser):
+    browser.get(f"{address}/assets/double_descent_curve?view=overview")
+    picture = f'img[src="{FIGURE}.svg"]'
+    image = WebDriverWait(browser, 60).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, picture))[0]
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script("return arguments[0].complete", image))
+    assert browser.execute_script("return arguments[0].naturalWidth", image) > 300, "it shows without a click"
     browser.get(f"{address}/assets/double_descent_curve?view=events")
     shows(browser, "tiny")
     link = WebDriverWait(browser, 60).until(
@@ -176,5 +188,67 @@ def test_figure_preview_renders(address, browser):
         lambda driver: driver.find_elements(By.CSS_SELECTOR, 'img[src^="data:image"]')
     )[0]
     WebDriverWait(browser, 60).until(lambda driver: driver.execute_script("return arguments[0].complete", image))
-    assert browser.execute_script("return arguments[0].naturalWidth", image) > 300
+    natural, shown = browser.execute_script("return [arguments[0].naturalWidth, arguments[0].clientWidth]", image)
+    assert natural == shown > 300, "as wide as it is"
     keep_screenshot(browser, "figure_preview")
+    browser.execute_script("arguments[0].click()", browser.find_element(By.LINK_TEXT, "Open interactive"))
+    WebDriverWait(browser, 60).until(
+        lambda driver: driver.find_elements(By.CSS_SELECTOR, ".vega-embed canvas, .vega-embed svg")
+    )
+    assert browser.current_url == f"{address}{FIGURE}/tiny.html", "of the same origin"
+
+
+def test_the_first_page_leads_to_studies_figures_and_what_is_broken(address, browser):
+    browser.get(address)
+    shows(browser, "broken.yaml is broken")
+    assert browser.current_url == f"{address}/lab/"
+    assert browser.find_elements(By.CSS_SELECTOR, f'a[href="{FIGURE.removeprefix("/lab/")}/tiny.html"]')
+    keep_screenshot(browser, "studies")
+    browser.get(f"{address}/assets/broken_studies/broken_yaml?view=checks")
+    shows(browser, "Failed")
+    shows(browser, "epoch 2 is beyond the last epoch, 1")
+
+
+def test_curves_grow_by_themselves_while_an_arm_trains(environment, browser):
+    """`make watch` and a training, both as a user types them; the page is loaded once, before anything is there."""
+    commands = {
+        "watch": "exec python -m dd_assets.watch --port 0",
+        "train": "dagster asset materialize --select long/checkpoints --partition 'small.k001|9000'",
+    }
+    started = {}
+
+    def start(name):
+        command = ["bash", "-c", f"source ./env.sh && {commands[name]}"]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        started[name] = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
+        return started[name]
+
+    def epoch():
+        rows = browser.find_elements(By.CSS_SELECTOR, 'tr[data-arm="small.k001"][data-state="training"]')
+        with contextlib.suppress(StaleElementReferenceException):
+            return int(rows[0].get_attribute("data-epoch")) if rows else 0
+        return 0
+
+    def length_of_line():
+        """Number of points of the drawn curve of the test error."""
+        drawn = browser.find_elements(By.CSS_SELECTOR, "#error .mark-line path")
+        with contextlib.suppress(StaleElementReferenceException):
+            return max((len(path.get_attribute("d").split("L")) for path in drawn), default=0)
+        return 0
+
+    try:
+        url = start("watch").stdout.readline().split(" at ")[1].split()[0]
+        browser.get(f"{url}?study=long")
+        browser.execute_script("window.loaded = 'once'")
+        start("train")
+        browser.get_log("browser")
+        first = wait_for(epoch, 90, "arm in training on the page")
+        drawn = wait_for(length_of_line, 30, "curve")
+        wait_for(lambda: epoch() > first, 60, "growth of the table")
+        wait_for(lambda: length_of_line() > drawn, 60, "growth of the curve")
+        assert browser.execute_script("return window.loaded") == "once"
+        keep_screenshot(browser, "live")
+    finally:
+        for process in started.values():
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate()

@@ -127,7 +127,7 @@ def _panel(
     x = alt.X("x_low:Q", scale=scale, title="epoch", axis=alt.Axis(values=ticks, grid=False, format="d"))
     colour = alt.Color(
         "error:Q",
-        title=["test error, %", f"(yellow: {limits[1]} or more)"],
+        title=["test error, %", f"({limits[1]} or more: one colour)"],
         scale=alt.Scale(scheme="viridis", domain=list(limits), clamp=True),
         legend=alt.Legend(gradientLength=180, tickCount=6, format="d"),
     )

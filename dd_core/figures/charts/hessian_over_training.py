@@ -38,6 +38,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         for variant in variants
         if (ks := sorted(k for (own, k), found in epochs.items() if own == variant and len(found) > 1))
     }
+    if not every_row:
+        return None
     if not drawn:
         raise DataMissingError(why_none(study, {epoch for found in epochs.values() for epoch in found}))
     rows, shown = ([row for row in part if row["k"] in drawn.get(row["variant"], ())] for part in (every_row, trials))

@@ -119,7 +119,7 @@ def _colour(values: list[float], title: str) -> alt.Color:
     scale = alt.Scale(
         type="log" if low > 0 else "linear", scheme="viridis", domain=[low, high if high > low else low + 1], clamp=True
     )
-    clipped = [f"(yellow: {style.number(high)} or more)"] if values and max(values) > high else []
+    clipped = [f"({style.number(high)} or more: one colour)"] if values and max(values) > high else []
     words = [f"{title.removesuffix(', nats')},", "nats", *clipped]
     legend = alt.Legend(gradientLength=120, format=".3r") if values else None
     return alt.Color("value:Q", title=words, scale=scale, legend=legend)

@@ -62,14 +62,16 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     trials = sorted({row["trial"] for row in found})
     noise = study.variants[checkpoint.arm.variant].label_noise
     gallery = alt.vconcat(_gallery(most, "Most curved"), _gallery(least, "Least curved"), spacing=10)
-    which = f"trial {trials[0]}" + (f"; the page has a choice of {len(trials)}" if len(trials) > 1 else "")
+    which = f"trial {trials[0]}" + (
+        f" in pictures, one of {len(trials)} to choose in the page" if len(trials) > 1 else ""
+    )
     options = alt.binding_select(options=trials, name="trial: ") if len(trials) > 1 else alt.Undefined
     return style.finish(
         gallery.add_params(alt.param(name="trial", value=trials[0], bind=options)),
         headline(checkpoint, most, noise),
         [
             style.describe(study, [checkpoint.arm.variant])[0],
-            f"{checkpoint.arm.key} \u00b7 epoch {checkpoint.epoch} of {study.epochs} \u00b7 {which}",
+            f"{checkpoint.arm.key} \u00b7 epoch {checkpoint.epoch} of {study.epochs} \u00b7 trial {trials[0]}{others}",
             ("Coloured frame: wrong label. " if noise else "") + f"Number: {' '.join(style.TRACE)}",
             why_not,
             selection.note(study),
@@ -152,7 +154,7 @@ def _gallery(cells: list[dict[str, Any]], name: str) -> style.Panel:
     )
     picture = base.mark_image(width=_IMAGE, height=_IMAGE, yOffset=-12).encode(
         url="url:N",
-        tooltip=["image_id:Q", "label:N", *style.numbers(4, trace="trace")],
+        tooltip=["image_id:Q", "label:N", *style.numbers(trace="trace")],
     )
     label = base.mark_text(dy=_IMAGE // 2 - 6, baseline="top", fontSize=10, lineBreak="\n", lineHeight=_TEXT)
     value = base.mark_text(dy=_IMAGE // 2 - 5 + _TEXT * num_lines, baseline="top", fontSize=9, color=style.GREY)

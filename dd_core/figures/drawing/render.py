@@ -16,7 +16,6 @@ from dd_core.store.store import write_text
 
 # Dagster stores metadata with every materialisation and loads it with the asset's page.
 PREVIEW_BYTES = 150_000
-_PNG_SCALES = (1.5, 1.0, 0.75, 0.5, 0.35, 0.25)
 TABLE = "table"  # in the specification's usermeta, which Vega ignores
 _STYLE = """<style>
 table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
@@ -26,7 +25,7 @@ th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; ver
 _PAGE_STYLE = """<style>
 :root { color-scheme: light dark }
 body { font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
-.vega-embed { color-scheme: light }
+.vega-embed { color-scheme: light; color: black }
 .vega-bindings, .help { margin: 6px 14px }
 @media screen and (prefers-color-scheme: dark) {
   body { background: #141414; color: #E8E8E6 }
@@ -107,24 +106,14 @@ def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"{_STYLE}<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
-def preview_markdown(picture: Path) -> str:
-    """Markdown that shows a picture inline, at most ``PREVIEW_BYTES`` long, or says where it lies if it is too large.
+def preview_markdown(picture: Path, address: str) -> str:
+    """Markdown that shows a picture as wide as it is, with a link to the page on which it is interactive.
 
     Args:
-        picture: an SVG or PNG file. An SVG that is too large is drawn as PNG, at the largest scale that fits.
+        picture: an SVG file. Up to ``PREVIEW_BYTES`` it is inside, and stays what it was; a larger one is a link.
+        address: of the figure's files on the web server that shows the Markdown, without their endings.
     """
-    content = picture.read_bytes()
-    if picture.suffix == ".png":
-        candidates = iter([_markdown(content, "image/png")])
-    else:
-        svg = content.decode("utf-8")
-        pngs = (_markdown(vl_convert.svg_to_png(svg, scale=scale), "image/png") for scale in _PNG_SCALES)
-        candidates = (text for part in ([_markdown(content, "image/svg+xml")], pngs) for text in part)
-    for markdown in candidates:
-        if len(markdown) <= PREVIEW_BYTES:
-            return markdown
-    return f"The picture is too large to be shown here: open {picture}."
-
-
-def _markdown(content: bytes, media_type: str) -> str:
-    return f"![figure](data:{media_type};base64,{base64.b64encode(content).decode('ascii')})"
+    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+    if len(source) > PREVIEW_BYTES:
+        source = f"{address}.svg"
+    return f"[Open interactive]({address}.html)\n\n![figure]({source})"

@@ -188,14 +188,13 @@ def number(value: float, digits: int = 2) -> str:
     return f"{float(f'{value:.{digits}g}'):,.12g}"
 
 
-def numbers(digits: int = 3, **names: str) -> list[alt.Tooltip]:
+def numbers(**names: str) -> list[alt.Tooltip]:
     """Numbers shown under the pointer, by column: ``numbers(error="error, %")``.
 
     Args:
-        digits: that count.
         **names: what each column is called.
     """
-    return [alt.Tooltip(f"{column}:Q", format=f",.{digits}~r", title=name) for column, name in names.items()]
+    return [alt.Tooltip(f"{column}:Q", format=",.4~r", title=name) for column, name in names.items()]
 
 
 def log_scale(rows: list[dict[str, Any]], names: Sequence[str]) -> tuple[alt.Scale, dict[str, Any]]:

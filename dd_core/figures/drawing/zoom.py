@@ -20,10 +20,9 @@ def zoomable(panel: Any, name: str, *encodings: Any) -> Any:
     changed = panel.copy(deep=["layer"])
     for layer in changed.layer:
         mark: Any = layer.mark
-        kind = mark if isinstance(mark, str) else mark.type
-        if kind != "text":
-            layer.mark = alt.MarkDef(type=mark, clip=True) if isinstance(mark, str) else mark.copy()
-            layer.mark.clip = True
+        definition: dict[str, Any] = {"type": mark} if isinstance(mark, str) else mark.to_dict()
+        if definition["type"] != "text":
+            layer.mark = alt.MarkDef(**definition | {"clip": True})
     interval = alt.selection_interval(
         name=f"zoom_{name}", bind="scales", encodings=list(encodings or ("x", "y")), zoom=_WHEEL
     )

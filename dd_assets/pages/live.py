@@ -1,0 +1,215 @@
+"""Curves of a study's arms, those that train just now among them, and how long the rest will take."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from dd_assets.pages.landing import modified
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+# Of what an arm that has gone silent is called: its process was killed, or an epoch takes long.
+_SILENT_SECONDS, _SILENT_EPOCHS = 60.0, 5.0
+# Over all arms; more are no better to look at.
+_MOST_POINTS = 20_000
+_QUANTITIES = tuple(f"{split}_{what}" for split in ("train", "validation", "test") for what in ("error", "loss"))
+_BATCHES = ("batch_error", "batch_loss")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where an arm or a study was when it was first looked at."""
+
+    done: float
+    at: float
+
+    def seconds_per_unit(self, done: float, at: float) -> float | None:
+        return (at - self.at) / (done - self.done) if done > self.done and at > self.at else None
+
+
+class LiveCurves:
+    """What the live page draws. It remembers how fast things went since it was first asked."""
+
+    def __init__(self, store: Store, studies: Mapping[str, Study]):
+        """Nothing is read yet."""
+        self.store, self.studies = store, studies
+        self._committed: dict[str, tuple[object, dict[str, dict[str, Any]]]] = {}
+        self._starts: dict[tuple[str, str], _Start] = {}
+
+    def answer(self, asked: str | None = None) -> dict[str, Any]:
+        """The curves of a study as JSON.
+
+        Args:
+            asked: its name; default the one that trains, or else the one that trained last.
+
+        Returns:
+            ``studies``: names of those that have curves; ``study``; ``now``: seconds since 1970; ``num_arms``,
+            ``num_done``, ``seconds_left`` (None: not known); ``arms``: a mapping for each arm with its state and the
+            means of its trials by epoch, errors as fractions and losses in nats.
+        """
+        news = self._news()
+        changed = self._changed()
+        studies = sorted({*changed, *news})
+        name = asked if asked in studies else _first(news, changed)
+        if name is None:
+            return {"studies": [], "study": None, "now": time.time(), "arms": []}
+        arms = {arm: dict(values) for arm, values in self._of_checkpoints(name).items()}
+        for key, rows in news.get(name, {}).items():
+            arms[key] = self._with_news(name, key, arms.get(key), rows)
+        study = self.studies.get(name)
+        order = list(study.arms) if study else []
+        listed = sorted(arms.values(), key=lambda arm: order.index(arm["arm"]) if arm["arm"] in order else len(order))
+        for arm in listed:
+            _thin(arm, max(_MOST_POINTS // len(listed), 20))
+        return {
+            "studies": studies,
+            "study": name,
+            "now": time.time(),
+            "num_arms": max(len(order), len(listed)),
+            "num_done": sum(arm["is_done"] for arm in listed),
+            "seconds_left": self._seconds_left(study, listed) if study else None,
+            "arms": listed,
+        }
+
+    def _changed(self) -> dict[str, float]:
+        """Studies with evaluations, and when they were last written, where the store tells."""
+        changed = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for folder in self.store.table_folder("training_evals").iterdir():
+                name = folder.name.removeprefix("study=")
+                if name not in (folder.name, "none"):
+                    changed[name] = max((modified(arm) for arm in folder.iterdir()), default=0.0)
+        return changed
+
+    def _news(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Rows of what trains just now, by study and arm."""
+        from dd_core.tables.live import live_rows
+
+        rows = live_rows(self.store)
+        wanted = ("study", "arm", "k", "epoch", "until", "status", "written_at", *_QUANTITIES, *_BATCHES)
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for row in rows.select([name for name in wanted if name in rows.column_names]).to_pylist():
+            found.setdefault(row["study"], {}).setdefault(row["arm"], []).append(row)
+        return found
+
+    def _of_checkpoints(self, name: str) -> dict[str, dict[str, Any]]:
+        """What checkpoints vouch for; read again when a file has come or gone."""
+        folders = [self.store.table_folder(table, name) for table in ("training_evals", "runs")]
+        stamp = sorted((str(path), modified(path)) for folder in folders for path in folder.glob("*/*.parquet"))
+        kept = self._committed.get(name)
+        if kept is None or kept[0] != stamp:
+            kept = self._committed[name] = stamp, self._read(name)
+        return kept[1]
+
+    def _read(self, name: str) -> dict[str, dict[str, Any]]:
+        from dd_core.tables.files import TABLES
+        from dd_core.tables.warehouse import connect
+
+        known = [q for q in _QUANTITIES if any(column.name == q for column in TABLES["training_evals"].columns)]
+        means = ", ".join(f"list(mean_{q} ORDER BY epoch) AS {q}" for q in known)
+        inner = ", ".join(f"avg({q}) AS mean_{q}" for q in known)
+        study = self.studies.get(name)
+        recipes = None
+        if study and not study.imported:
+            recipes = [study.recipe_hash(arm) for arm in study.arms.values()]
+        with contextlib.closing(connect(self.store, ("training_evals", "runs"))) as connection:
+            curves = connection.execute(
+                f"SELECT arm, any_value(k) AS k, list(epoch ORDER BY epoch) AS epochs, {means} FROM ("
+                f"SELECT arm, k, epoch, {inner} FROM training_evals WHERE study = $study "
+                "AND ($recipes IS NULL OR list_contains($recipes, recipe)) GROUP BY ALL) GROUP BY arm",
+                {"study": name, "recipes": recipes},
+            ).to_arrow_table()
+            ended = dict(
+                connection.execute(
+                    "SELECT arm, string_agg(DISTINCT status, ', ' ORDER BY status) FROM (SELECT arm, status FROM runs "
+                    "WHERE study = $study QUALIFY row_number() OVER (PARTITION BY arm, trial ORDER BY attempt DESC) = 1"
+                    ") GROUP BY arm",
+                    {"study": name},
+                ).fetchall()
+            )
+        arms = {}
+        for arm in curves.to_pylist():
+            state = ended.get(arm["arm"], "imported")
+            is_done = not ({"running", "interrupted", "failed"} & {*state.split(", ")})
+            arms[arm["arm"]] = arm | {"state": state, "is_done": is_done, "until": study.epochs if study else None}
+        return arms
+
+    def _with_news(
+        self, name: str, arm: str, before: dict[str, Any] | None, rows: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The curves of an arm that trains: those of its checkpoints, and what has come since."""
+        known = before["epochs"] if before else []
+        epochs = sorted({row["epoch"] for row in rows} - {*known})
+        at = {epoch: [row for row in rows if row["epoch"] == epoch] for epoch in epochs}
+        curves = {}
+        for quantity in (*_QUANTITIES, *_BATCHES):
+            earlier = (before or {}).get(quantity) or [None] * len(known)
+            curves[quantity] = [*earlier, *(_mean(row.get(quantity) for row in at[epoch]) for epoch in epochs)]
+        epoch, until = max(row["epoch"] for row in rows), max(row["until"] for row in rows)
+        written = max(row["written_at"] for row in rows).timestamp()
+        pace = self._start((name, arm), epoch, written).seconds_per_unit(epoch, written)
+        is_silent = time.time() - written > max(_SILENT_SECONDS, _SILENT_EPOCHS * (pace or 0.0))
+        is_training = any(row["status"] == "training" for row in rows)
+        return {
+            "arm": arm,
+            "k": rows[0]["k"],
+            "epochs": [*known, *epochs],
+            "until": until,
+            **curves,
+            "state": ("silent" if is_silent else "training") if is_training else "ending",
+            "is_done": False,
+            "news_at": written,
+            "seconds_left": (until - epoch) * pace if pace is not None and is_training and not is_silent else None,
+        }
+
+    def _start(self, key: tuple[str, str], done: float, at: float) -> _Start:
+        start = self._starts.get(key)
+        if start is None or done < start.done:
+            start = self._starts[key] = _Start(done, at)
+        return start
+
+    def _seconds_left(self, study: Study, arms: list[dict[str, Any]]) -> float | None:
+        """Until all arms are done, at the pace since the study was first looked at."""
+        from dd_core.forecast.work import training_cost
+
+        if study.imported or not any(arm["state"] == "training" for arm in arms):
+            return None
+        cost = {key: training_cost(study, arm, 0, study.epochs) for key, arm in study.arms.items()}
+        shares = {arm["arm"]: 1.0 if arm["is_done"] else _last(arm) / study.epochs for arm in arms}
+        done = sum(cost[key] * min(share, 1.0) for key, share in shares.items() if key in cost)
+        now = time.time()
+        pace = self._start((study.name, ""), done, now).seconds_per_unit(done, now)
+        return None if pace is None else (sum(cost.values()) - done) * pace
+
+
+def _first(news: Mapping[str, Any], changed: Mapping[str, float]) -> str | None:
+    """The study to show to those who ask for none."""
+    if news:
+        return max(news, key=lambda name: changed.get(name, 0.0))
+    return max(changed, key=lambda name: changed[name]) if changed else None
+
+
+def _last(arm: Mapping[str, Any]) -> int:
+    return arm["epochs"][-1] if arm["epochs"] else 0
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(there) if there else None
+
+
+def _thin(arm: dict[str, Any], most: int) -> None:
+    """Leave out points between, so that no more than that many are left, and round the rest."""
+    count = len(arm["epochs"])
+    kept = sorted({round(i * (count - 1) / (most - 1)) for i in range(most)}) if count > most else range(count)
+    arm["epochs"] = [arm["epochs"][i] for i in kept]
+    for name in (*_QUANTITIES, *_BATCHES):
+        values = arm.get(name)
+        if values is None or all(value is None for value in values):
+            arm.pop(name, None)
+            continue
+        arm[name] = [None if values[i] is None else float(f"{values[i]:.5g}") for i in kept]
