@@ -40,6 +40,7 @@ class LiveRows:
         for epoch in sorted({*map(int, steps[:, 0]), *evals, session.epoch}):
             self._add(epoch, steps[steps[:, 0] == epoch], evals.get(epoch))
         self.write()
+        self._due = 0.0  # what comes first is told at once
 
     def add(self) -> None:
         """Take the epoch that the session has behind it into account; before its checkpoint is written."""

@@ -284,13 +284,14 @@ ALLOWED = {
     "dd_core/weights/class_orders.py": "fills a temporary",
     "dd_core/exchange/curvature_exporter.py": "fills temporaries",
     "dd_core/exchange/exporter.py": "fills temporaries",
+    "dd_core/exchange/tensorboard.py": "fills a temporary",
     "dd_core/data/datasets.py": "copies of data sets, flushed before their folder gets its name",
     "dd_core/store/retirement.py": "moves folders of whole files, and flushes where they were and are",
     "dd_core/data/graphs/kept.py": "fills memory",
     "dd_core/machine/devices.py": "settings of the operating system",
     "dd_core/machine/memory.py": "likewise",
     "dd_core/jobs/pod.py": "news, a line at a time",
-    "dd_assets/steps/follow.py": "the terminal",
+    "dd_assets/running/console.py": "the terminal",
 }
 
 
