@@ -170,7 +170,8 @@ def test_the_worker_needs_no_more_than_its_list() -> None:
     packages = closure(requirements("requirements-worker.txt"))
     assert {"torch", "nvidia-nccl-cu13", "dagster-pipes"} <= packages
     assert not packages & {"dagster", "dagster-shared", "dagster-k8s", "kubernetes", "grpcio", "sqlalchemy"}
-    drawn = ("dd_core.figures.charts", "dd_core.figures.panels", "dd_core.figures.drawing")  # not by workers
+    # Not by workers.
+    drawn = ("dd_core.figures.charts", "dd_core.figures.panels", "dd_core.figures.drawing", "dd_core.reports")
     run_without_others(packages, [*(m for m in modules_of("dd_core") if not m.startswith(drawn)), "dagster_pipes"])
 
 
