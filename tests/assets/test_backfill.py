@@ -103,7 +103,7 @@ def test_the_first_run_of_a_backfill_does_the_work_of_all_on_the_whole_machine(l
     assert len(said) == 2, "a run for each arm: Dagster cuts the box so"
     assert "2 arms of tiny wanted, 2 to train" in said[0]
     assert any("with up to 2 workers" in line for line in said[0])
-    assert "1 arms of tiny wanted, 0 to train" in said[1]
+    assert "1 arm of tiny wanted, 0 to train" in said[1]
     assert lab.recorded("checkpoints") == set(keys)
 
     said = messages(lab, backfill(server, "per_image_curvature", keys))

@@ -81,7 +81,9 @@ def test_tables_report_their_rows(story: Story) -> None:
 
 def test_a_figure_shows_itself_and_says_where_it_lies(story: Story) -> None:
     (event,) = story.events["training_curves"]
-    assert str(event.metadata["tiny"].value).startswith("![")
+    assert str(event.metadata["tiny"].value).startswith(
+        "[Open interactive](/lab/figures/training_curves/tiny.html)\n\n!["
+    )
     assert Path(str(event.metadata["tiny_file"].value)).is_file()
 
 

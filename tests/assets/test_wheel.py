@@ -121,4 +121,5 @@ def test_a_study_runs_from_the_wheel_alone_without_env_sh(installed: Installed) 
     for place in (results, results / "dagster", installed.packages / "dd_assets/studies", installed.lab.studies):
         assert f" {place} " in places
     code = "import dd_core; print(dd_core.__file__, len(dd_core.open().checkpoint('tiny').model().state_dict()) > 9)"
-    assert installed.run("python", "-c", code).output == f"{installed.packages / 'dd_core/__init__.py'} True\n"
+    said = installed.run("python", "-c", code).output.strip()
+    assert said == f"{installed.packages / 'dd_core/__init__.py'} True"

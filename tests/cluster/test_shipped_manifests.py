@@ -346,4 +346,4 @@ def test_the_documentation_names_files_and_settings_that_are_there() -> None:
         assert (REPOSITORY / path).exists() or (SHIPPED / path).exists(), path
     settings = {*KubernetesSettings.model_fields, *Resources.model_fields}
     for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)(?::[^`]*)?`", documented):
-        assert name in settings | {"dd_core"}, name
+        assert name in settings | {"dd_core", "resource_probe"}, name
