@@ -19,14 +19,14 @@ train() {
     > "$OUT/$1.log" 2>&1
   echo $? > "$OUT/$1.code"
 }
-disk_with_room_for 300000 || exit 77
+disk_with_room_for 900000 || exit 77
 source ./env.sh
 train full
 rm "$DD_ROOT/filler"
 cp -r "$DD_ROOT" "$OUT/full"
 train freed
 cp -r "$DD_ROOT" "$OUT/freed"
-disk_with_room_for 800000
+disk_with_room_for 1500000
 unset DAGSTER_HOME
 source ./env.sh
 train together
