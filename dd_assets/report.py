@@ -36,7 +36,7 @@ def _written(name: str) -> Path:
     root = os.environ.get("DD_ROOT", "data")
     if "://" not in root and not Path(root).expanduser().exists():
         raise DataMissingError(f"there is no data root {root}; set DD_ROOT to the folder that has the results")
-    return write_report(writable_store(), study)
+    return write_report(writable_store(), study)[0]
 
 
 if __name__ == "__main__":

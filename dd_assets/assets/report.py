@@ -90,14 +90,13 @@ def _write_each(
     Returns:
         Metadata about those that were written; and by study, why one could not be.
     """
-    from dd_core.reports.findings import findings
     from dd_core.reports.page import write_report
 
     written: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for study in asked:
         try:
-            path = write_report(store, study)
+            path, found = write_report(store, study)
         except DataMissingError as error:
             if study.name in named:
                 raise
@@ -107,8 +106,7 @@ def _write_each(
             log.error(f"report of {study.name} not written: {error}")
         else:
             link = f"[Report of {study.name}](/lab/reports/{study.name}.html)"
-            found = [f"- {sentence}" for sentence in findings(store, study)]
-            written[study.name] = dg.MetadataValue.md("\n".join([link, "", *found]))
+            written[study.name] = dg.MetadataValue.md("\n".join([link, "", *(f"- {sentence}" for sentence in found)]))
             written[f"{study.name}_file"] = dg.MetadataValue.path(str(path))
             log.info(f"report of {study.name}: {path}")
     return written, failed

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from dd_core.store.store import Store
     from dd_core.study.study import Study
 
-# In the specification's usermeta, which Vega ignores: by table the ``digest_of_rows`` that a figure was drawn from.
+# In the specification's usermeta, which Vega ignores: by table the ``digest_of_rows`` that a figure was drawn from,
+# and by what they were hashed.
 DRAWN_FROM = "drawn_from"
 
 
@@ -52,13 +53,13 @@ class Figure:
         import importlib
 
         from dd_core.figures.drawing.render import with_usermeta
-        from dd_core.figures.drawing.selection import digest_of_rows
+        from dd_core.figures.drawing.selection import HASHED_BY, digest_of_rows
 
         drawn = cast("alt.TopLevelMixin | None", importlib.import_module(self.module).chart(study, store, connection))
         if drawn is None:
             return None
         digests = {table: digest_of_rows(connection, study, table) for table in self.tables}
-        return with_usermeta(drawn, **{DRAWN_FROM: digests})
+        return with_usermeta(drawn, **{DRAWN_FROM: HASHED_BY | digests})
 
 
 def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "figures") -> Figure:

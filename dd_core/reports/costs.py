@@ -29,7 +29,7 @@ def costs(study: Study, connection: duckdb.DuckDBPyConnection) -> tuple[Grid, Gr
         return None
     saved = _sum(rows, "seconds_saved")
     totals = {
-        "attempts": f"{sum(row['num_attempts'] for row in rows):,} of {counted(len(rows), 'arm')}",
+        "attempts": f"{sum(row['num_attempts'] for row in rows):,} for {counted(len(rows), 'arm')}",
         "time of workers": lasting(_sum(rows, "seconds")),
         "predicted": lasting(_sum(rows, "predicted_seconds")),
         "cost, in the currency of the price": shown(_sum(rows, "cost"), "{:.2f}"),

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 from xml.etree import ElementTree
@@ -12,8 +12,8 @@ import duckdb
 
 from dd_core.errors import StoreError
 from dd_core.figures import DRAWN_FROM, FIGURES, Figure
-from dd_core.figures.drawing.render import TABLE
-from dd_core.figures.drawing.selection import digest_of_rows
+from dd_core.figures.drawing.render import TABLE, for_script
+from dd_core.figures.drawing.selection import HASHED_BY, digest_of_rows
 from dd_core.figures.drawing.style import listed
 from dd_core.reports.parts import Grid
 from dd_core.store.files import read_all
@@ -43,6 +43,7 @@ class DrawnFigure:
         table: words and numbers that belong below it.
         is_gallery: whether it shows images of the data set.
         is_on_paper: whether its colours would mean something else if they were inverted.
+        is_known: whether it is known to show the present results.
     """
 
     figure: Figure
@@ -52,6 +53,7 @@ class DrawnFigure:
     table: Grid | None
     is_gallery: bool
     is_on_paper: bool
+    is_known: bool = True
 
     @property
     def title(self) -> str:
@@ -85,7 +87,7 @@ def files_of_figures(store: Store, study: Study) -> dict[Figure, tuple[bytes, by
 def drawn_figures(
     files: dict[Figure, tuple[bytes, bytes | None]], study: Study, connection: duckdb.DuckDBPyConnection
 ) -> tuple[list[DrawnFigure], list[str]]:
-    """The figures that show the present results, and sentences about the others.
+    """The figures that show the present results, as far as is known, and sentences about the others.
 
     Args:
         files: of the figures, by ``files_of_figures``.
@@ -100,9 +102,10 @@ def drawn_figures(
         except (ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError):
             damaged.append(figure.name)
             continue
-        specification = json.loads(text)
-        present = {table: digest(table) for table in figure.tables}
-        if specification.get("usermeta", {}).get(DRAWN_FROM) != present:
+        then = json.loads(text).get("usermeta", {}).get(DRAWN_FROM, {})
+        if not HASHED_BY.items() <= then.items():
+            drawn.append(replace(found, is_known=False))
+        elif any(then.get(table) != digest(table) for table in figure.tables):
             others.append(figure.name)
         else:
             drawn.append(found)
@@ -135,7 +138,7 @@ def _read(figure: Figure, text: bytes, picture: bytes | None) -> DrawnFigure:
         figure,
         " ".join([lines] if isinstance(lines, str) else lines if isinstance(lines, Sequence) else []),
         _apart(picture.decode("utf-8"), f"{figure.name}-"),
-        compact.replace("<", "\\u003c"),
+        for_script(compact),
         Grid(table["head"], table["rows"]) if table else None,
         is_gallery="data:image/png" in compact,
         is_on_paper='"scheme":' in compact or bool(_NAMED_COLOURS.search(json.dumps(title))),

@@ -29,22 +29,23 @@ _TABLES = ("training_evals", "runs", "curvature", "nsm_results")
 _TEMPLATE = resources.files("dd_core.reports") / "template"
 
 
-def write_report(store: Store, study: Study) -> Path:
-    """Write the page into the data root; as ``report_page``."""
-    path = store.report_path(study.name)
-    write_text(path, report_page(store, study))
-    return path
+def write_report(store: Store, study: Study) -> tuple[Path, list[str]]:
+    """Write the page into the data root, as ``report_page``; returns where, and the sentences about what was found."""
+    path, found = store.report_path(study.name), findings(store, study)
+    write_text(path, report_page(store, study, found))
+    return path, found
 
 
-def report_page(store: Store, study: Study) -> str:
+def report_page(store: Store, study: Study, found: list[str] | None = None) -> str:
     """One self-contained HTML page about the results of a study's present recipe.
 
     Figures are those in the data root, as they were drawn. One that was drawn from other results than there are now, or
-    whose files are damaged, is left out and named.
+    whose files are damaged, is left out and named; one by a version that did not note from what is shown with a note.
 
     Args:
         store: the data root; only read.
         study: any, imported ones included.
+        found: its ``findings``, where they are known already.
 
     Raises:
         DataMissingError: there are no results of the present recipe.
@@ -68,7 +69,7 @@ def report_page(store: Store, study: Study) -> str:
         .get_template("page.html")
         .render(
             study=study,
-            findings=findings(store, study),
+            findings=findings(store, study) if found is None else found,
             results=reached,
             checkpoint=next(reversed(trained), None),
             sections=_sections(drawn),

@@ -11,7 +11,7 @@ _MOST_VARIANTS = 24  # with a row of their own
 
 
 def recipe_tables(study: Study) -> tuple[Grid, Grid | None]:
-    """Settings by the keys of study files; those with default values are in none of both.
+    """Settings by the keys of study files; those with default values are in none of both, unless every recipe has them.
 
     Returns:
         What holds for all variants; and what differs, a row for each variant, or for each setting where there are very

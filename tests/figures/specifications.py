@@ -71,6 +71,7 @@ def assert_legible(specification: dict[str, Any], svg: str) -> None:
             elif name is not None and len(specification["datasets"][name]) > 2:
                 assert name in {of for _, of in shown}, f"{kind} without points: {own}"
     for group in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g"):
+        assert "mark-text" not in group.get("class", "") or "clip-path" not in group.attrib, "words are cut off"
         if "role-axis-label" in group.get("class", ""):
             labels = [text.text or "" for text in group]
             assert not any(re.fullmatch(r"[\d.]+e[-+\u2212]?\d+", label) for label in labels), labels

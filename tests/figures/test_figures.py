@@ -15,7 +15,7 @@ import vl_convert
 from specifications import assert_legible
 
 from dd_core.figures import FIGURES
-from dd_core.figures.charts import double_descent_curve, epoch_by_width, training_curves
+from dd_core.figures.charts import double_descent_curve, epoch_by_width, most_curved_images, training_curves
 from dd_core.figures.drawing import landmarks, pixels, style
 from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
 from dd_core.figures.drawing.selection import fetch, name_arms, select, shown_variants
@@ -314,12 +314,37 @@ def test_errors_of_different_tasks_are_not_compared_and_rules_stand_where_tasks_
     assert [{"epoch": 2}] in chart["datasets"].values()
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((1, 0.69, -0.0198), "1.00 0.69 \u22120.02"),
+        (
+            (1.29e-05, 0.00027, 0.0012, 0),
+            "1.29\u00b710\u207b\u2075 2.70\u00b710\u207b\u2074 1.20\u00b710\u207b\u00b3 0",
+        ),
+        ((12345.6, 170.2), "12,346 170"),
+        ((3, 2.5, 0), "3.0 2.5 0.0"),
+        ((2, 4), "2 4"),
+        ((0.5, 0.0012), "0.500 0.001"),
+    ],
+)
+def test_numbers_of_a_gallery_have_one_form(values, said):
+    assert " ".join(style.alike(values)) == said
+
+
+def test_trials_that_can_be_chosen_are_told_so_that_it_is_true_of_page_and_picture():
+    assert most_curved_images.which_trials([1], 1) == "trial 1"
+    assert most_curved_images.which_trials([0, 1], 2) == "2 trials: choose one below; pictures and print show trial 0"
+    assert most_curved_images.which_trials(list(range(10)), 30).startswith("the first 10 of 30 trials: choose one")
+
+
 # Files
 
 
 def test_files_work_offline_and_parse(study, store, tmp_path, write_evals, open_views):
     write_evals(study)
     chart = BY_NAME["training_curves"].draw(study, store, open_views())
+    chart.title.text = ["</script><b>"]
     files = render(chart, tmp_path / "figures", study.name)
     assert {kind: path.name for kind, path in files.items()} == {
         kind: f"made_up.{kind}" for kind in ("html", "svg", "json")
@@ -328,6 +353,8 @@ def test_files_work_offline_and_parse(study, store, tmp_path, write_evals, open_
     page = files["html"].read_text()
     assert not re.search(r"<script[^>]+src=|<link[^>]+href=|import\s*\(?[\"']https?:|@import", page)
     assert len(page) > 500_000  # Vega itself is inside
+    (line,) = re.findall(r"^ *const spec = (.*);$", page, re.MULTILINE)
+    assert "<" not in line and json.loads(line) == chart.to_dict()
     assert ElementTree.parse(files["svg"]).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert json.loads(files["json"].read_text())["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
 

@@ -14,6 +14,7 @@ import dagster as dg
 import graph_rows
 import loss_slope_campaign
 import memorization_rows
+import pyarrow as pa
 import pytest
 import vl_convert
 
@@ -28,6 +29,7 @@ from dd_core.reports.page import report_page, write_report
 from dd_core.store.files import write_text
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.tables.files import read_parquet, write_parquet
 from dd_core.tables.warehouse import connect
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
@@ -78,7 +80,7 @@ def drawn(study: Study, store: Store, write_evals: Any, write_curvature: Any) ->
 
 
 def test_everything_about_a_study_is_on_one_page(drawn: Study, store: Store) -> None:
-    page = write_report(store, drawn).read_text(encoding="utf-8")
+    page = write_report(store, drawn)[0].read_text(encoding="utf-8")
     text = text_of(page)
     arm = drawn.arms["plain.k004"]
     for said in (
@@ -151,16 +153,17 @@ def train_further(study: Study, store: Store, write_evals: Any) -> Study:
     return study
 
 
-def forget_the_rows(study: Study, store: Store, write_evals: Any) -> Study:
-    """As an earlier version drew it."""
-    path = store.figure_folder("double_descent_curve") / "made_up.json"
-    specification = json.loads(path.read_text(encoding="utf-8"))
-    del specification["usermeta"]
-    path.write_text(json.dumps(specification), encoding="utf-8")
+def compute_anew(study: Study, store: Store, write_evals: Any) -> Study:
+    """As many rows of the same recipe, one of them with another value."""
+    (path, *_) = sorted(store.table_folder("training_evals", study.name).glob("**/*.parquet"))
+    table = read_parquet(path)
+    errors = table.column("test_error").to_pylist()
+    changed = pa.array([errors[0] + 0.01, *errors[1:]], table.schema.field("test_error").type)
+    write_parquet(path, table.set_column(table.schema.get_field_index("test_error"), "test_error", changed))
     return study
 
 
-@pytest.mark.parametrize("change", [change_recipe, train_further, forget_the_rows])
+@pytest.mark.parametrize("change", [change_recipe, train_further, compute_anew])
 def test_a_figure_that_does_not_show_what_is_there_is_left_out_and_named(
     change: Callable[..., Study], study: Study, store: Store, write_evals: Any
 ) -> None:
@@ -192,6 +195,24 @@ def test_so_is_one_whose_files_are_damaged(study: Study, store: Store, write_eva
         assert "<figure " not in page
         path.write_bytes(whole)
     assert "<figure " in report_page(store, study)
+
+
+@pytest.mark.parametrize("then", [None, {"training_evals": "0" * 16}, {"hashed_by": "DuckDB 1.2.3"}])
+def test_one_of_another_version_is_shown_with_a_note(
+    then: dict[str, str] | None, study: Study, store: Store, write_evals: Any
+) -> None:
+    """Whose digests say nothing, or that has none."""
+    write_evals(study)
+    draw(store, study, "double_descent_curve")
+    note = "Drawn by another version, so whether it shows the present results is not known."
+    assert note not in text_of(report_page(store, study))
+    path = store.figure_folder("double_descent_curve") / "made_up.json"
+    specification = json.loads(path.read_text(encoding="utf-8"))
+    specification["usermeta"] = {"drawn_from": then} if then else {}
+    path.write_text(json.dumps(specification), encoding="utf-8")
+    page = report_page(store, study)
+    assert note in text_of(page) and "left out" not in text_of(page)
+    assert "<figure " in page
 
 
 def campaign(store: Store) -> Study:
@@ -306,7 +327,7 @@ def test_on_a_dark_phone_charts_scroll_within_themselves_are_interactive_and_ask
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        browser.get(write_report(store, drawn).as_uri())
+        browser.get(write_report(store, drawn)[0].as_uri())
         for index in range(len(DRAWN)):
             chart = f"const chart = document.querySelectorAll('.chart')[{index}]"
             live = f"{chart}; chart.scrollIntoView(); return chart.querySelector('.vega-embed svg')"

@@ -60,8 +60,10 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         source = cell["image_id"] if cell["copy_of"] is None else cell["copy_of"]
         cell["url"] = data_uri(images[source], study.data.record, _IMAGE)
         cell["label"] = _caption(study, cell) if cell["is_noisy"] else ""
-        is_never = cell["never_right"] and cell["by"] == "forgetting_events"
-        cell["size"] = "never right" if is_never else _written(cell["value"])
+    for score in kinds.values():
+        own = [cell for cell in cells if cell["by"] == score]
+        for cell, size in zip(own, style.alike([cell["value"] for cell in own]), strict=True):
+            cell["size"] = "never right" if cell["never_right"] and score == "forgetting_events" else size
     count = study.data.record.num_classes
     noise = study.variants[study.arms[arm].variant].label_noise
     titles = {

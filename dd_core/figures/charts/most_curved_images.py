@@ -56,26 +56,42 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     for row in found:
         copies = trial_data(study, checkpoint.arm.variant, row["trial"]).copies
         row["url"] = data_uri(images_of(images, copies, np.array([row["image_id"]]))[0], study.data.record, _IMAGE)
-        row |= {"label": caption(study, row), "size": style.number(row["trace"], digits=3)}
+        row["label"] = caption(study, row)
     most = [{**row, "rank": row["from_top"]} for row in found if row["from_top"] < COLUMNS * ROWS]
     least = [{**row, "rank": row["from_bottom"]} for row in found if row["from_bottom"] < COLUMNS]
+    for cells in (most, least):
+        for row, size in zip(cells, style.alike([row["trace"] for row in cells]), strict=True):
+            row["size"] = size
     trials = sorted({row["trial"] for row in found})
     noise = study.variants[checkpoint.arm.variant].label_noise
     gallery = alt.vconcat(_gallery(most, "Most curved"), _gallery(least, "Least curved"), spacing=10)
-    others = f" in pictures, one of {len(trials)} to choose in the page" if len(trials) > 1 else ""
+    num_trials = fetch(
+        connection, study, "per_image_curvature",
+        "SELECT count(DISTINCT trial) AS trials FROM rows WHERE arm = $arm AND epoch = $epoch",
+        arm=checkpoint.arm.key, epoch=checkpoint.epoch,
+    )[0]["trials"]  # fmt: skip
     options = alt.binding_select(options=trials, name="trial: ") if len(trials) > 1 else alt.Undefined
     return style.finish(
         gallery.add_params(alt.param(name="trial", value=trials[0], bind=options)),
         headline(checkpoint, most, noise),
         [
             style.describe(study, [checkpoint.arm.variant])[0],
-            f"{checkpoint.arm.key} \u00b7 epoch {checkpoint.epoch} of {study.epochs} \u00b7 trial {trials[0]}{others}",
+            f"{checkpoint.arm.key} \u00b7 epoch {checkpoint.epoch} of {study.epochs} \u00b7 "
+            + which_trials(trials, num_trials),
             ("Coloured frame: wrong label. " if noise else "") + f"Number: {' '.join(style.TRACE)}",
             why_not,
             selection.note(study),
         ],
         characters=90,
     )
+
+
+def which_trials(trials: list[int], num_trials: int) -> str:
+    """Which trials there are to choose from, true of the page and of pictures."""
+    if len(trials) == 1:
+        return f"trial {trials[0]}"
+    count = f"{num_trials} trials" if len(trials) == num_trials else f"the first {len(trials)} of {num_trials} trials"
+    return f"{count}: choose one below; pictures and print show trial {trials[0]}"
 
 
 def headline(checkpoint: Checkpoint, most: list[dict[str, Any]], noise: float) -> str:

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +55,8 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     """
     specification = chart.to_dict()
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
-    page = vl_convert.vegalite_to_html(text, vl_version=VEGA_LITE, bundle=True)
+    before, after = _empty_page()
+    page = f"{before}{for_script(text)}{after}"
     title = f"<title>{html.escape(stem)}</title>"
     page = page.replace("<title>Chart</title>", f"{title}{_PAGE_STYLE}", 1)
     if is_zoomable(specification):
@@ -73,6 +75,19 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
         paths[kind] = folder / f"{stem}.{kind}"
         write_text(paths[kind], content)
     return paths
+
+
+@lru_cache(maxsize=1)
+def _empty_page() -> tuple[str, str]:
+    """What stands before and after a page's specification."""
+    page: str = vl_convert.vegalite_to_html({}, vl_version=VEGA_LITE, bundle=True)
+    before, _, after = page.rpartition("{};")
+    return before, f";{after}"
+
+
+def for_script(text: str) -> str:
+    """JSON that may stand in a script element: nothing in it ends that, and it says the same."""
+    return text.replace("<", "\\u003c")
 
 
 def _at_the_end(page: str, part: str) -> str:

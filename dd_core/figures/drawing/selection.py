@@ -65,16 +65,27 @@ def fetch_exact(
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+# A stored digest says something only where the same version gives those of now.
+HASHED_BY = {"hashed_by": f"DuckDB {duckdb.__version__}"}
+# Columns are summed apart and without null, as views have columns that other studies' files brought with them.
+_SUMS = """
+    SELECT arm, recipe, count(*) AS num_rows,
+        sum(hash(COLUMNS(* EXCLUDE (arm, recipe)))) FILTER (COLUMNS(* EXCLUDE (arm, recipe)) IS NOT NULL)
+    FROM rows GROUP BY arm, recipe ORDER BY arm, recipe
+"""
+
+
 def digest_of_rows(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> str:
     """Tells the rows of the study's present recipe in a table from others: 16 hexadecimal digits.
 
-    It changes with the recipe of any arm that has rows, and with every row that comes or goes; so a figure that
-    carries it can be told from one that was drawn for another recipe, or before there were more results.
+    It changes with the recipe of any arm that has rows, with every row that comes or goes and with every value; so a
+    figure that carries it can be told from one that was drawn from other results.
     """
     if not {"arm", "recipe"} <= {column.name for column in TABLES[table].columns}:
         return ""
-    sql = "SELECT arm, recipe, count(*) AS num_rows FROM rows GROUP BY ALL ORDER BY ALL"
-    return hashlib.sha256(json.dumps(fetch_exact(connection, study, table, sql)).encode()).hexdigest()[:16]
+    found = fetch_exact(connection, study, table, _SUMS)
+    rows = [{name: value for name, value in sorted(row.items()) if value is not None} for row in found]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:

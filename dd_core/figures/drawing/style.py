@@ -188,6 +188,28 @@ def number(value: float, digits: int = 2) -> str:
     return f"{float(f'{value:.{digits}g}'):,.12g}"
 
 
+_RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+
+
+def alike(values: Sequence[float]) -> list[str]:
+    """Numbers in one form, to be compared: with as many decimals, or powers of ten if a positive one is very small.
+
+    Of scores with both signs 0 is as near as any, so the largest decides about decimals alone.
+    """
+    sizes = [abs(value) for value in values if value]
+    largest, smallest = max(sizes, default=1.0), min(sizes, default=1.0)
+    if min(values, default=0.0) < 0:
+        smallest = largest
+    if smallest < 1e-4:
+        pairs = [f"{value:.2e}".split("e") for value in values]
+        powers = [str(int(power)).translate(_RAISED) for _, power in pairs]
+        return [f"{own}\u00b710{power}" if float(own) else "0" for (own, _), power in zip(pairs, powers, strict=True)]
+    decimals = max(2 - math.floor(math.log10(largest)), -math.floor(math.log10(smallest)), 0)
+    while decimals and all(round(value, decimals) == round(value, decimals - 1) for value in values):
+        decimals -= 1
+    return [f"{value:,.{decimals}f}".replace("-", "\u2212") for value in values]
+
+
 def numbers(**names: str) -> list[alt.Tooltip]:
     """Numbers shown under the pointer, by column: ``numbers(error="error, %")``.
 

@@ -21,8 +21,8 @@ def zoomable(panel: Any, name: str, *encodings: Any) -> Any:
     for layer in changed.layer:
         mark: Any = layer.mark
         definition: dict[str, Any] = {"type": mark} if isinstance(mark, str) else mark.to_dict()
-        if definition["type"] != "text":
-            layer.mark = alt.MarkDef(**definition | {"clip": True})
+        # Without a word Vega-Lite cuts off text, too, where a scale is bound to the pointer.
+        layer.mark = alt.MarkDef(**definition | {"clip": definition["type"] != "text"})
     interval = alt.selection_interval(
         name=f"zoom_{name}", bind="scales", encodings=list(encodings or ("x", "y")), zoom=_WHEEL
     )
