@@ -26,6 +26,7 @@ OF_BAR = {"is_of_bar": True}
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 _WIDTH = 20  # of names before bars
 _SECONDS = 0.1  # between two drawings
+_ROWS, _COLUMNS = 24, 80  # of a terminal that does not know
 
 
 class Console(logging.Handler):
@@ -102,9 +103,10 @@ class Bar:
             return
         escaped = words.replace("{", "{{").replace("}", "}}")
         form = f"{self._name:<{_WIDTH}}{{percentage:3.0f}} % |{{bar:12}}| {escaped}"
-        if self._bar is None:
-            self._bar = tqdm(total=1.0, file=self._stream, leave=True, dynamic_ncols=True, bar_format=form)
-        self._bar.bar_format = form
+        columns = (os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS) - 1
+        if self._bar is None:  # its own look at a terminal that does not know its size would make it draw nothing
+            self._bar = tqdm(total=1.0, file=self._stream, nrows=_ROWS, ncols=columns, bar_format=form)
+        self._bar.ncols, self._bar.bar_format = columns, form
         self._bar.n = fraction
         self._bar.refresh()
         self._drawn = time.monotonic()

@@ -82,6 +82,11 @@ REFUSED = {
         "0.002}\n    early_stopping: {metric: test_error, patience: 3}",
         ["variants.plain.early_stopping.metric", "'test_error'"],
     ),
+    "metric as tables call it": (
+        "0.002}",
+        "0.002}\n    early_stopping: {metric: validation_error, patience: 3}",
+        ["variants.plain.early_stopping.metric", "; did you mean 'acc_val'?"],
+    ),
     "no patience": (
         "0.002}",
         "0.002}\n    early_stopping: {metric: train_loss, patience: 0}",
