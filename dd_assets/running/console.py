@@ -6,14 +6,16 @@ Runs that the UI or a daemon starts print as Dagster does, and the event log kee
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import dagster._loggers
 from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution import compute_logs
 from tqdm import tqdm
 
 from dd_assets.running.command import materialize_options
@@ -163,6 +165,23 @@ def install_console() -> None:
         return made
 
     vars(dagster._loggers)["create_console_logger"] = logger
+    vars(compute_logs)["execute_posix_tail"] = _without_ctrl_c(compute_logs.execute_posix_tail)
+
+
+def _without_ctrl_c(tail: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the processes that print a step's output not hear Ctrl-C, at which each shows a stack trace of its own."""
+
+    @contextlib.contextmanager
+    def of(*arguments: Any) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it
+            try:
+                begun = stack.enter_context(tail(*arguments))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield begun
+
+    return of
 
 
 @contextlib.contextmanager
