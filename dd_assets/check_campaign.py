@@ -15,10 +15,13 @@ import sys
 
 from dd_assets.catalogue import catalogue
 from dd_assets.compute.local import this_machine
-from dd_assets.laboratory import writable_store
-from dd_core.errors import UserError
+from dd_assets.laboratory import existing_store
+from dd_assets.running.ending import ends_well
+from dd_core.store.store import Store
+from dd_core.study.study import Study
 
 
+@ends_well(mistake=2)
 def main(arguments: list[str] | None = None) -> int:
     """Check; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -34,14 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         "is out of range is NO-GO",
     )
     options = parser.parse_args(arguments)
-    try:
-        return _check(options.study, strict=options.strict)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+    return _check(catalogue().get(options.study), existing_store(), strict=options.strict)
 
 
-def _check(name: str, *, strict: bool) -> int:
+def _check(study: Study, store: Store, *, strict: bool) -> int:
     from dd_core.analysis.loss_slope_report import findings
     from dd_core.checks.campaign import CAMPAIGN_TABLES, examine
     from dd_core.checks.campaign_report import report_of
@@ -49,14 +48,14 @@ def _check(name: str, *, strict: bool) -> int:
     from dd_core.tables.damage import sentences
     from dd_core.tables.warehouse import connect, refresh
 
-    study, store, machine = catalogue().get(name), writable_store(), this_machine()
+    machine = this_machine()
     done = rebuild(store, study, machine.num_workers or machine.num_cores)
     if done.computed:
         refresh(store)
     for sentence in [*done.left_out, *sentences(store, [study], CAMPAIGN_TABLES)]:
         print(f"left out: {sentence}")
     for arm, trace in done.failed.items():
-        print(f"{name}/{arm} could not be analysed:\n{trace}", file=sys.stderr)
+        print(f"{study.name}/{arm} could not be analysed:\n{trace}", file=sys.stderr)
     with contextlib.closing(connect(store, CAMPAIGN_TABLES)) as connection:
         verdict = examine(store, study, connection, strict=strict)
     print(report_of(verdict, findings(store, study)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dd_assets.catalogue import catalogue, study_folders
+from dd_assets.running.ending import ends_well
 from dd_core.errors import UserError
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import store_at
@@ -50,21 +51,18 @@ ddlab COMMAND --help says more about one. Single assets: dagster asset materiali
 From Python: dd_core.open("data"). Settings are variables: DD_ROOT (default: data), DD_STUDIES, DD_DATASETS."""
 
 
+@ends_well(mistake=2)
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     name, *others = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(_help())
         return 0
-    try:
-        if name not in COMMANDS:
-            raise UserError(f"there is no command {name!r}; {advice(name, COMMANDS)}")
-        module, _, function = COMMANDS[name].main.partition(":")
-        code: int = getattr(importlib.import_module(module), function or "main")(others)
-        return code
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; {advice(name, COMMANDS)}")
+    module, _, function = COMMANDS[name].main.partition(":")
+    code: int = getattr(importlib.import_module(module), function or "main")(others)
+    return code
 
 
 def _help() -> str:
@@ -127,9 +125,10 @@ def ui(arguments: list[str]) -> int:
 
     port = os.environ.get("DD_PORT", "3000")
     options = _parsed("ui", arguments, "Dagster's UI, in which every asset can be made.", host="127.0.0.1", port=port)
-    if code := instance.main([]):
+    if code := instance.main(["port", options.port]):
         return code
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command`")  # it recommends another at every call
+    quiet = "ignore:Function `dev_command`"  # it recommends another at every call
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     command = ["-m", "dagster", "dev", "-m", "dd_assets.definitions", "-h", options.host, "-p", options.port]
     os.execve(sys.executable, [sys.executable, *command], dict(os.environ))
 

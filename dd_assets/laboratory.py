@@ -1,5 +1,6 @@
 """What assets need from outside: the data root and the place where jobs run."""
 
+import contextlib
 import os
 from collections.abc import Generator, Iterable
 
@@ -7,6 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from dd_assets.compute import Place, place_called
+from dd_core.errors import DataMissingError, UserError
 from dd_core.events import Event
 from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
@@ -26,6 +28,41 @@ def writable_store(root: str | None = None) -> Store:
     store.check_writable()
     bring_up_to_date(store)
     return store
+
+
+def existing_store(root: str | None = None, *, is_written: bool = True) -> Store:
+    """A data root that is there already, with SQL views as this version has them; default ``DD_ROOT``.
+
+    Args:
+        root: a folder, or an address of an object store.
+        is_written: it is to be written, and not only looked at.
+
+    Raises:
+        DataMissingError: there is none.
+        StoreError: it cannot be written and is to be.
+    """
+    store = store_at(root)
+    if "://" not in store.address and not store.root.is_dir():
+        raise DataMissingError(f"there is no data root {store.root}; set DD_ROOT to the folder that has the results")
+    if is_written:
+        store = writable_store(root)
+    with contextlib.suppress(UserError):  # whoever only looks does so with the views that there are
+        renew_views(store)
+    return store
+
+
+def renew_views(store: Store) -> None:
+    """Rebuild a warehouse file of an earlier version, which has former names of columns and no live rows.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if store.warehouse_path.exists():
+        from dd_core.tables import live
+        from dd_core.tables.warehouse import refresh
+
+        if not live.is_in_views(store):
+            refresh(store)
 
 
 class Laboratory(dg.ConfigurableResource):

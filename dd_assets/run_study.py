@@ -7,6 +7,7 @@ bars. In the end: what was found, and where it lies.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import writable_store
 from dd_assets.running.console import LOG_FILE, add_line
+from dd_assets.running.ending import INTERRUPTED, ends_well
 from dd_assets.running.instance import dagster_home
 from dd_assets.steps.checkpoint_results import training_command
 from dd_core.errors import UserError
@@ -32,6 +34,7 @@ from dd_core.study.study import Study
 from dd_core.words import counted, duration
 
 
+@ends_well()
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -40,20 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study", help="name of a study")
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    try:
-        study = catalogue().get(options.study)
-        if study.imported:
-            what = "curvature,group:figures" if study.has_checkpoints else "group:figures,group:loss_slopes"
-            raise UserError(
-                f"{study.name} was imported, so there is nothing to train; draw its figures with: dagster asset "
-                f"materialize --select '{what}'"
-            )
-        store = writable_store()
-        _set_up()
-        return _materialize(study) or _tell(store, study, started)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    study = catalogue().get(options.study)
+    if study.imported:
+        what = "curvature,group:figures" if study.has_checkpoints else "group:figures,group:loss_slopes"
+        raise UserError(
+            f"{study.name} was imported, so there is nothing to train; draw its figures with: dagster asset "
+            f"materialize --select '{what}'"
+        )
+    store = writable_store()
+    _set_up()
+    return _materialize(study) or _tell(store, study, started)
 
 
 def _set_up() -> None:
@@ -61,6 +60,10 @@ def _set_up() -> None:
     os.environ.setdefault("DAGSTER_MODULE_NAME", "dd_assets.definitions")
     os.environ.setdefault("PYTHONWARNINGS", r"ignore:Function `asset_materialize_command`")
     os.environ["DAGSTER_HOME"] = str(dagster_home())
+    try:
+        _folder().mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {_folder()} cannot be made ({error.strerror})") from error
 
 
 def _materialize(study: Study) -> int:
@@ -70,10 +73,20 @@ def _materialize(study: Study) -> int:
         say(f"\n$ dagster asset materialize {options}")
         sys.stdout.flush()
         command = [sys.executable, "-m", "dagster", "asset", "materialize", *shlex.split(options)]
-        code = subprocess.run(command, check=False).returncode
-        if code:
+        if code := _code_of(command):
             return code
     return 0
+
+
+def _code_of(command: list[str]) -> int:
+    """Run a command. Ctrl-C reaches it as well, and it ends in its own time, when its records say that it has ended."""
+    process = subprocess.Popen(command)
+    is_interrupted = False
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            code = process.wait()
+            return INTERRUPTED if is_interrupted else code
+        is_interrupted = True
 
 
 def _announced(study: Study) -> Callable[[str], object]:
@@ -93,9 +106,7 @@ def _announced(study: Study) -> Callable[[str], object]:
 
 def _folder() -> Path:
     """Where settings and messages of this command are."""
-    folder = Path(os.environ["DAGSTER_HOME"]) / "run_study"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return Path(os.environ["DAGSTER_HOME"]) / "run_study"
 
 
 def _commands(study: Study) -> Iterator[str]:
@@ -149,17 +160,19 @@ def _tell(store: Store, study: Study, started: float) -> int:
 def _tell_where(store: Store, study: Study, started: float) -> None:
     """Print the places of what was made, the page that has all of it last."""
     ui = f"http://127.0.0.1:{os.environ.get('DD_PORT', '3000')}"
-    figures = {path.parent.name: path for path in sorted((store.root / "figures").glob(f"*/{study.name}.html"))}
+    drawn = {path.parent.name: path for path in sorted((store.root / "figures").glob(f"*/{study.name}.html"))}
+    figures = {figure.name: drawn[figure.name] for figure in FIGURES if figure.name in drawn}
     print(f"\nDone in {duration(time.monotonic() - started)}. Figures:")
     for figure in figures.values():
         print(f"  {figure}")
-    print("In the UI (make ui):")
+    is_checkout = (Path(__file__).parents[1] / "env.sh").exists()
+    print(f"In the UI ({'source env.sh; ' * is_checkout}ddlab ui):")
     for place in (f"assets/{study.name}/checkpoints", *(f"assets/{name}" for name in list(figures)[:1])):
         print(f"  {ui}/{place}")
     print(f"  {ui}/lab/reports/{study.name}.html")
     if "://" not in store.address:
-        print(f"In SQL (source env.sh first):\n  duckdb -readonly {store.warehouse_path}")
-    print(f"Are its runs fit for conclusions?\n  python -m dd_assets.check_campaign {study.name}")
+        print(f"In SQL:\n  duckdb -readonly {store.warehouse_path}")
+    print(f"Are its runs fit for conclusions?\n  ddlab check {study.name}")
     page = store.report_path(study.name)
     print(f"All of it on one page:\n  {page if '://' in store.address else page.as_uri()}")
 

@@ -5,15 +5,17 @@ of the UI (``make ui``).
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
-from pathlib import Path
 
 from dd_assets.pages import PREFIX
+from dd_assets.running.ending import ends_well
 from dd_core.errors import UserError
 
 
+@ends_well()
 def main(argv: list[str] | None = None) -> int:
     """Serve until Ctrl-C; returns the exit code."""
     parser = argparse.ArgumentParser(prog="ddlab watch", description=__doc__)
@@ -21,11 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default this machine alone")
     parser.add_argument("--port", type=int, help="default one more than DD_PORT, which is 3000 by default")
     options = parser.parse_args(argv)
-    try:
-        return _serve(options.root, options.host, _port(options.port))
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    return _serve(options.root, options.host, _port(options.port))
 
 
 def _port(asked: int | None) -> int:
@@ -41,10 +39,10 @@ def _serve(root: str, host: str, port: int) -> int:
     from starlette.responses import RedirectResponse
     from starlette.routing import Mount, Route
 
+    from dd_assets.laboratory import existing_store  # with Dagster, which takes a second
     from dd_assets.pages.app import pages
 
-    if "://" not in root and not Path(root).is_dir():
-        raise UserError(f"there is no data root {Path(root).absolute()}; set DD_ROOT to the folder of the results")
+    existing_store(root, is_written=False)
     site = Starlette(routes=[Route("/", lambda _: RedirectResponse(f"{PREFIX}/live")), Mount(PREFIX, app=pages(root))])
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,7 +53,8 @@ def _serve(root: str, host: str, port: int) -> int:
                 f"cannot listen at {host}:{port} ({error}); choose another port with --port or DD_PORT"
             ) from error
         print(f"Watch {root} at http://{host}:{listener.getsockname()[1]}{PREFIX}/live   (Ctrl-C ends it)", flush=True)
-        uvicorn.Server(uvicorn.Config(site, log_level="warning")).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # when it has come to its end
+            uvicorn.Server(uvicorn.Config(site, log_level="warning")).run(sockets=[listener])
     return 0
 
 

@@ -4,6 +4,7 @@ Everything comes from the root itself: which studies there are from its folders,
 in the manifest of its checkpoint. No study file is needed, and none is asked.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dd_core.store.manifests import Manifest
 from dd_core.store.store import Store, store_at
 from dd_core.study.recorded import recorded_study
 from dd_core.study.study import Arm, Checkpoint, Study
-from dd_core.words import advice
+from dd_core.words import advice, listed
 
 if TYPE_CHECKING:
     import altair as alt
@@ -39,8 +40,10 @@ class Lab:
         """``root``: a folder or an address like ``s3://bucket/folder``; default ``DD_ROOT``, else ``data``.
 
         Raises:
-            StoreError: it is not there.
+            UserError: it is not there, or is no folder at all.
         """
+        if not isinstance(root, str | os.PathLike | None):
+            raise UserError(f"a data root is a folder or an address, and not {root!r}")
         self._store = store_at(root)
         self.root = self._store.root
         if not self.root.is_dir():
@@ -82,6 +85,7 @@ class Lab:
         Raises:
             UserError: there is no such study here.
         """
+        study = self._known(study)
         found = [Checkpoint(arm, epoch) for arm in self._arms(study) for epoch in self._epochs(study, arm)]
         manifests = self._store.read_manifests([self._store.checkpoint_manifest_path(study, own) for own in found])
         pairs = zip(found, manifests, strict=True)
@@ -101,6 +105,7 @@ class Lab:
         Raises:
             UserError: there is none; the sentence says what there is.
         """
+        study = self._known(study)
         arms = self._arms(study)
         variant = _one(study, "variant", variant, sorted({arm.variant for arm in arms}))
         k = _one(f"{study}, {variant}", "k", k, [arm.k for arm in arms if arm.variant == variant])
@@ -123,7 +128,8 @@ class Lab:
         """
         import altair as alt
 
-        drawn = sorted(path.parent.name for path in (self.root / "figures").glob(f"*/{self._known(study)}.json"))
+        study = self._known(study)
+        drawn = sorted(path.parent.name for path in (self.root / "figures").glob(f"*/{study}.json"))
         name = _one(study, "figure", name, drawn)
         text = (self._store.figure_folder(name) / f"{study}.json").read_text(encoding="utf-8")
         return alt.Chart.from_json(text)
@@ -134,19 +140,20 @@ class Lab:
         Raises:
             UserError: it has not been written.
         """
-        path = self.root / "reports" / f"{self._known(study)}.html"
+        study = self._known(study)
+        path = self.root / "reports" / f"{study}.html"
         if not path.is_file():
             raise UserError(f"{path} has not been written yet; run: ddlab report {study}")
         return path
 
     def _known(self, study: str) -> str:
-        return study if self._store.may_have(study) else _one(str(self.root), "study", study, self.studies)
+        return _one(str(self.root), "study", study, self.studies)
 
     def _epochs(self, study: str, arm: Arm) -> list[int]:
         return sorted(int(path.stem) for path in self._store.arm_folder(study, arm.key).glob("[0-9]*.json"))
 
     def _arms(self, study: str) -> list[Arm]:
-        folder = self._store.arm_folder(self._known(study), "any").parent
+        folder = self._store.arm_folder(study, "any").parent
         found = (_ARM.fullmatch(path.name) for path in sorted(folder.glob("*.k*")))
         arms = sorted(Arm(match["variant"], int(match["k"])) for match in found if match)
         if not arms:
@@ -216,7 +223,7 @@ class TrainedCheckpoint:
             UserError: there is no such trial, it has diverged, or the code of an own architecture is not here.
             StaleError: the weights are missing or damaged.
         """
-        self._require(trial)
+        trial = self._live(trial)
         tensors = self.tensors()
         from dd_core.curvature.trained import trained_network
 
@@ -231,7 +238,7 @@ class TrainedCheckpoint:
             DataMissingError: the data set is not on this machine.
             UserError: there is no such trial, or the study is about graphs.
         """
-        self._require(trial)
+        trial = self._live(trial)
         if self._study.data.graphs is not None:
             raise UserError(f"{self.study} is about graphs; there are no images of it")
         require_torch("standardising images")
@@ -248,14 +255,15 @@ class TrainedCheckpoint:
         recipe = self.manifest.content.get("recipe_content", {})
         return recorded_study(self.study, self.checkpoint.arm, recipe, self.manifest.trials, self.checkpoint.epoch)
 
-    def _require(self, trial: int) -> None:
-        _one(f"{self.study}, {self.checkpoint.key}", "trial", trial, range(self.manifest.trials))
+    def _live(self, trial: int) -> int:
+        trial = _one(f"{self.study}, {self.checkpoint.key}", "trial", trial, range(self.manifest.trials))
         if trial not in self.manifest.live_trials:
             ending = self.manifest.ended[trial]
             raise UserError(
                 f"trial {trial} of {self!r} diverged in epoch {ending.epoch} and has no weights; trials with weights: "
                 f"{', '.join(map(str, self.manifest.live_trials)) or 'none'}"
             )
+        return trial
 
 
 @dataclass(frozen=True)
@@ -277,13 +285,18 @@ class TrainingData:
 
 def _one(where: str, what: str, wanted: _Name | None, known: Sequence[_Name]) -> _Name:
     """What was asked for, if it is there; or the only one that is there, if nothing was asked for."""
-    if wanted is not None and wanted in known:
-        return wanted
     if wanted is None and len(known) == 1:
         return known[0]
-    if wanted is None:
-        raise UserError(f"{where}: there are several, so pass {what}=, one of {', '.join(map(str, known))}")
-    raise UserError(f"{where}: there is no {what} {wanted!r}; {advice(str(wanted), map(str, known))}")
+    if wanted is None and known:
+        raise UserError(f"{where}: there are several, so pass {what}=, one of {listed(known)}")
+    by_text = {str(name): name for name in known}
+    if isinstance(wanted, str) and wanted in by_text:
+        return by_text[wanted]
+    if not isinstance(wanted, bool) and wanted in known:
+        return known[known.index(wanted)]  # of 4.0 and NumPy's 4 the 4
+    has_names = isinstance(wanted, str) and all(isinstance(name, str) for name in known)
+    instead = advice(str(wanted), map(str, known)) if has_names else f"there are {listed(known)}"
+    raise UserError(f"{where}: there is no {what} {wanted!r}; {instead}")
 
 
 def _cure(study: str, arm: Arm, epoch: int) -> str:

@@ -13,9 +13,9 @@ def counted(number: int, thing: str, things: str | None = None) -> str:
 
 def duration(seconds: float) -> str:
     """For people: ``92 s``, ``14 min``, ``5.2 h``; never less than nothing."""
-    if seconds < 120:
+    if seconds < 119.5:  # from here on it would be rounded to 120
         return f"{max(round(seconds), 0)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 60 * 119.5 else f"{seconds / 3600:.1f} h"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -34,7 +34,12 @@ def meant(name: str, known: Iterable[str]) -> str:
 def advice(name: str, known: Iterable[str], there_are: str = "there are") -> str:
     """The end of a sentence about an unknown name: ``did you mean 'tiny'?``, or else what there is."""
     known = list(known)
-    if near := nearest(name, known):
-        return f"did you mean {near!r}?"
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else f"{there_are} {listed(known)}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """What there is, or ``none``; of very many the first."""
+    known = [str(name) for name in names]
     shown = known if len(known) <= _MOST_NAMES else [*known[:_MOST_NAMES], f"and {len(known) - _MOST_NAMES} others"]
-    return f"{there_are} {', '.join(shown) or 'none'}"
+    return ", ".join(shown) or "none"

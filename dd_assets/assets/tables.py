@@ -15,6 +15,7 @@ from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.files import TABLES
+from dd_core.words import counted
 
 TRAINING_TABLES = (
     *("images", "runs", "training_batches", "training_evals", "training_monitors", "image_progress"),
@@ -110,6 +111,8 @@ def tables_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                         },
                         data_version=dg.DataVersion(table_version(store, name)),
                     )
+            sql = "" if "://" in store.address else f"; SQL: duckdb -readonly {store.warehouse_path}"
+            context.log.info(f"done: {counted(len(selected & set(views)), 'table')}{sql}")
 
     return tables
 

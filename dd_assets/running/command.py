@@ -17,6 +17,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dd_assets.catalogue import catalogue
 from dd_core.errors import UserError
 from dd_core.study.study import Study
+from dd_core.study.yaml_files import read_mapping
 from dd_core.words import advice, nearest
 
 EXAMPLE = '\'{"ops": {"curvature": {"config": {"epochs": [0]}}}}\''
@@ -35,12 +36,25 @@ def materialize_options(argv: Sequence[str]) -> dict[str, str] | None:
     words = words_of(argv)
     if words != ("dagster", "asset", "materialize") and words[:2] != ("dg", "launch"):
         return None
-    pairs = {}
+    return dict(_pairs(argv))
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     for position, argument in enumerate(argv):
-        if argument.startswith("--"):
-            option, equals, value = argument.partition("=")
-            pairs[option] = value if equals else "".join(argv[position + 1 : position + 2])
-    return pairs
+        option, equals, value = argument.partition("=")
+        if argument.startswith("-c"):
+            option, equals, value = "--config", argument[2:], argument[2:]
+        if option.startswith("--"):
+            yield option, value if equals else "".join(argv[position + 1 : position + 2])
+
+
+def settings_options(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """The options that hold settings, each as sentences name it, and its value: JSON or the name of a file."""
+    return [
+        (option if option == "--config-json" else f"{option} {value}", value)
+        for option, value in _pairs(argv)
+        if option in ("--config-json", "--config")
+    ]
 
 
 def refuse_mistakes(defs: dg.Definitions) -> None:
@@ -48,15 +62,15 @@ def refuse_mistakes(defs: dg.Definitions) -> None:
     options = materialize_options(sys.argv)
     if options is not None:
         with _said_at_the_end():
-            check(defs, options)
+            check(defs, options, settings_options(sys.argv))
 
 
-def refuse_broken_json() -> None:
-    """The same for text that is no JSON, which Dagster reads before it loads the definitions."""
-    options = materialize_options(sys.argv) or {}
-    if "--config-json" in options:
+def refuse_broken_settings() -> None:
+    """The same for what is no JSON or YAML, which Dagster reads before it loads the definitions."""
+    if materialize_options(sys.argv) is not None:
         with _said_at_the_end():
-            _settings(options["--config-json"])
+            for name, value in settings_options(sys.argv):
+                _settings(name, value)
 
 
 @contextlib.contextmanager
@@ -68,8 +82,8 @@ def _said_at_the_end() -> Iterator[None]:
         sys.exit(1)
 
 
-def check(defs: dg.Definitions, options: dict[str, str]) -> None:
-    """Look at the options of a command.
+def check(defs: dg.Definitions, options: dict[str, str], settings: list[tuple[str, str]]) -> None:
+    """Look at the options of a command, and at ``settings_options`` of it.
 
     Raises:
         UserError: it asks for what cannot be.
@@ -77,8 +91,8 @@ def check(defs: dg.Definitions, options: dict[str, str]) -> None:
     selection = options.get("--select") or options.get("--assets")
     graph = defs.resolve_asset_graph()
     keys = _selected(graph, selection) if selection else None
-    if "--config-json" in options:
-        _check_settings(graph, keys, options["--config-json"])
+    for name, value in settings:
+        _check_settings(graph, keys, name, _settings(name, value))
     if keys:
         _check_partitions(graph, sorted(keys), options)
 
@@ -128,27 +142,28 @@ def _advice(graph: AssetGraph, part: str) -> str:
     return f"; did you mean 'group:{near}'?" if near else f"; groups are {', '.join(groups)}"
 
 
-def _check_settings(graph: AssetGraph, keys: set[dg.AssetKey] | None, text: str) -> None:
+def _check_settings(graph: AssetGraph, keys: set[dg.AssetKey] | None, name: str, settings: dict[str, object]) -> None:
     """Dagster silently ignores settings for assets that are not selected."""
-    settings = _settings(text)
     if unknown := sorted(set(settings) - _SECTIONS):
-        raise UserError(f"--config-json has the unknown key {unknown[0]!r}; settings of an asset go like {EXAMPLE}")
+        raise UserError(f"{name} has the unknown key {unknown[0]!r}; settings of an asset go like {EXAMPLE}")
     ops = settings.get("ops", {})
     if not isinstance(ops, dict) or not all(isinstance(op, dict) and set(op) <= {"config"} for op in ops.values()):
-        raise UserError(f"--config-json: ops maps each asset to its config, like {EXAMPLE}")
+        raise UserError(f"{name}: ops maps each asset to its config, like {EXAMPLE}")
     if keys is None:
         return
     selected = sorted({_op_name(graph, key) for key in keys})
     if strange := sorted(set(ops) - set(selected)):
         raise UserError(
-            f"--config-json has settings for {strange[0]!r}, which is not selected; "
+            f"{name} has settings for {strange[0]!r}, which is not selected; "
             f"{advice(strange[0], selected, 'here they may be for')}"
         )
 
 
-def _settings(text: str) -> dict[str, object]:
+def _settings(name: str, value: str) -> dict[str, object]:
+    if name != "--config-json":
+        return read_mapping(Path(value), f"a file of settings ({name.partition(' ')[0]})", may_be_empty=True)
     try:
-        settings = json.loads(text)
+        settings = json.loads(value)
     except ValueError as error:
         raise UserError(f"--config-json is not JSON ({error}); write it like {EXAMPLE}") from None
     except RecursionError:

@@ -6,14 +6,16 @@ Runs that the UI or a daemon starts print as Dagster does, and the event log kee
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import dagster._loggers
 from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution import compute_logs
 from tqdm import tqdm
 
 from dd_assets.running.command import materialize_options
@@ -26,6 +28,7 @@ OF_BAR = {"is_of_bar": True}
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 _WIDTH = 20  # of names before bars
 _SECONDS = 0.1  # between two drawings
+_ROWS, _COLUMNS = 24, 80  # of a terminal that does not know
 
 
 class Console(logging.Handler):
@@ -102,9 +105,10 @@ class Bar:
             return
         escaped = words.replace("{", "{{").replace("}", "}}")
         form = f"{self._name:<{_WIDTH}}{{percentage:3.0f}} % |{{bar:12}}| {escaped}"
-        if self._bar is None:
-            self._bar = tqdm(total=1.0, file=self._stream, leave=True, dynamic_ncols=True, bar_format=form)
-        self._bar.bar_format = form
+        columns = (os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS) - 1
+        if self._bar is None:  # its own look at a terminal that does not know its size would make it draw nothing
+            self._bar = tqdm(total=1.0, file=self._stream, nrows=_ROWS, ncols=columns, bar_format=form)
+        self._bar.ncols, self._bar.bar_format = columns, form
         self._bar.n = fraction
         self._bar.refresh()
         self._drawn = time.monotonic()
@@ -161,6 +165,23 @@ def install_console() -> None:
         return made
 
     vars(dagster._loggers)["create_console_logger"] = logger
+    vars(compute_logs)["execute_posix_tail"] = _without_ctrl_c(compute_logs.execute_posix_tail)
+
+
+def _without_ctrl_c(tail: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the processes that print a step's output not hear Ctrl-C, at which each shows a stack trace of its own."""
+
+    @contextlib.contextmanager
+    def of(*arguments: Any) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it
+            try:
+                begun = stack.enter_context(tail(*arguments))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield begun
+
+    return of
 
 
 @contextlib.contextmanager

@@ -30,10 +30,13 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
 from dd_assets.catalogue import broken_key, catalogue
-from dd_assets.running.command import refuse_broken_json
+from dd_assets.laboratory import renew_views
+from dd_assets.running.command import refuse_broken_settings
+from dd_assets.running.ending import ends_well
 from dd_assets.running.webserver import add_pages
 from dd_assets.running.whereabouts import Whereabouts
 from dd_core.errors import UserError
+from dd_core.store.store import store_at
 
 # A tag of each run: where its process is.
 PROCESS = "dd/process"
@@ -57,7 +60,7 @@ class LockedSqliteStorage(DagsterSqliteStorage):
         """What Dagster calls for the block ``storage`` of dagster.yaml."""
         from filelock import FileLock, Timeout
 
-        refuse_broken_json()  # here, since Dagster reads it next
+        refuse_broken_settings()  # here, since Dagster reads it next
         if "dagster_webserver.app" in sys.modules:  # this process is going to be the web server
             add_pages()
         folder = Path(config_value["base_dir"])
@@ -202,26 +205,25 @@ def home_folder() -> Path:
     return folder.expanduser().absolute()
 
 
+@ends_well()
 def main(arguments: list[str]) -> int:
     """Prepare for the UI, on a ``port``; or, after ``end``, mark these runs as failed. Returns the exit code."""
-    try:
-        os.environ["DAGSTER_HOME"] = str(dagster_home())
-        with DagsterInstance.get() as instance:
-            if arguments[:1] == ["end"]:
-                return _end(instance, arguments[1:])
-            if arguments[:1] == ["port"]:
-                _refuse_taken_port(arguments[1])
-            from dd_assets.compute import COMPUTE_POOL
+    if arguments[:1] == ["port"]:
+        _refuse_taken_port(arguments[1])
+    os.environ["DAGSTER_HOME"] = str(dagster_home())
+    with DagsterInstance.get() as instance:
+        if arguments[:1] == ["end"]:
+            return _end(instance, arguments[1:])
+        from dd_assets.compute import COMPUTE_POOL
 
-            # The queue must know the limit before it first looks.
-            if COMPUTE_POOL not in instance.event_log_storage.get_concurrency_keys():
-                instance.event_log_storage.set_concurrency_slots(COMPUTE_POOL, 1)
-            _fail_broken_studies(instance)
-            for sentence in (*end_dead_runs(instance), *unaccounted_runs(instance)):
-                print(sentence, file=sys.stderr)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+        # The queue must know the limit before it first looks.
+        if COMPUTE_POOL not in instance.event_log_storage.get_concurrency_keys():
+            instance.event_log_storage.set_concurrency_slots(COMPUTE_POOL, 1)
+        _fail_broken_studies(instance)
+        for sentence in (*end_dead_runs(instance), *unaccounted_runs(instance)):
+            print(sentence, file=sys.stderr)
+    with contextlib.suppress(UserError):  # the views stay as they were
+        renew_views(store_at())
     return 0
 
 
@@ -232,9 +234,9 @@ def _refuse_taken_port(port: str) -> None:
         try:
             listener.bind(("127.0.0.1", int(port)))
         except ValueError:
-            raise UserError(f"DD_PORT must be the number of a port, not {port!r}") from None
+            raise UserError(f"a port is a number (DD_PORT), not {port!r}") from None
         except (OSError, OverflowError) as error:
-            raise UserError(f"port {port} cannot be used ({error}); choose another: DD_PORT=... make ui") from error
+            raise UserError(f"port {port} cannot be used ({error}); choose another with DD_PORT") from error
 
 
 def _fail_broken_studies(instance: DagsterInstance) -> None:

@@ -164,7 +164,7 @@ class _Meter:
         # Epochs that were there before this job are no measure of its speed.
         self.first: dict[str, float] = {}
         self.finished = 0
-        self.latest = ""
+        self.latest: tuple[str, list[str]] = "", []
 
     def update(self, event: Event) -> None:
         """Take an event into account."""
@@ -220,18 +220,23 @@ class _Meter:
 
     def in_a_bar(self) -> str:
         """What stands behind the bar: the most important first, since a narrow terminal cuts it off."""
-        return " - ".join(filter(None, (f"{self.left()}, {self.counts().removesuffix(' done')}", self.latest)))
+        where, values = self.latest
+        return ", ".join(filter(None, [self.left(), self.counts().removesuffix(" done"), *values[::-1], where]))
 
     def describe(self) -> str:
         """One line."""
         done = f"{self.counts()}, {100 * self.fraction:.0f} % of the work, {self.left()}"
-        return f"{self.latest} - {done}" if self.latest else done
+        where, values = self.latest
+        return " - ".join(filter(None, [": ".join(filter(None, [where, ", ".join(values)])), done]))
 
 
-def _told(event: Progress, until: int) -> str:
-    """How a training stands: ``preact-resnet10.k004 epoch 57 of 120: loss 1.21, test error 31 %``."""
+def _told(event: Progress, until: int) -> tuple[str, list[str]]:
+    """How a training stands: ``preact-resnet10.k004 epoch 57 of 120``, and ``loss 1.21``, ``test error 31 %``."""
     errors = {"training error": event.train_error} if event.test_error is None else {"test error": event.test_error}
-    values = [] if event.train_loss is None else [f"loss {event.train_loss:#.3g}"]
-    values += [f"{name} {100 * error:.0f} %" for name, error in errors.items() if error is not None]
-    where = f"{event.task.partition('/')[2]} epoch {event.epoch} of {until}"
-    return f"{where}: {', '.join(values)}" if values else where
+    values = [] if event.train_loss is None else [f"loss {event.train_loss:#.3g}".rstrip(".")]
+    values += [f"{name} {_percent(error)}" for name, error in errors.items() if error is not None]
+    return f"{event.task.partition('/')[2]} epoch {event.epoch} of {until}", values
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:{'.0f' if fraction > 0.099 else '.2g'}} %"

@@ -20,7 +20,7 @@ from dagster._core.errors import (
 )
 from dagster_shared.error import SerializableErrorInfo
 
-from dd_assets.running.command import words_of
+from dd_assets.running.command import settings_options, words_of
 from dd_core.errors import UserError
 from dd_core.words import advice
 
@@ -90,7 +90,8 @@ def _explain(error: BaseException) -> str:
     """The sentence: about the setting if the command names a wrong one, else Dagster's own words."""
     words = " ".join(str(error).removeprefix("Failure condition: ").split())
     if isinstance(error, DagsterInvalidConfigError):
-        return "; ".join(_wrong_setting(problem) for problem in error.errors)
+        given = ", ".join(name for name, _ in settings_options(sys.argv)) or "settings"
+        return f"{given}: {'; '.join(map(_wrong_setting, error.errors))}"
     return words
 
 
@@ -109,9 +110,9 @@ def _wrong_setting(problem: EvaluationError) -> str:
     if isinstance(data, FieldNotDefinedErrorData | FieldsNotDefinedErrorData):
         names = [data.field_name] if isinstance(data, FieldNotDefinedErrorData) else data.field_names
         instead = advice(names[0], _keys_of(problem.message.partition("Expected:")[2]), "settings are")
-        return f"--config-json: {'.'.join([*entries, ', '.join(names)])}: there is no such setting; {instead}"
+        return f"{'.'.join([*entries, ', '.join(names)])}: there is no such setting; {instead}"
     if isinstance(data, RuntimeMismatchErrorData):
         kind = data.config_type_snap
         expected = _KINDS.get(kind.given_name or kind.kind.value, f"of type {kind.given_name or kind.kind.value}")
-        return f"--config-json: {'.'.join(entries)}: must be {expected}, not {data.value_rep}"
-    return f"--config-json: {'.'.join(entries)}: {' '.join(problem.message.split())}"
+        return f"{'.'.join(entries)}: must be {expected}, not {data.value_rep}"
+    return f"{'.'.join(entries)}: {' '.join(problem.message.split())}"

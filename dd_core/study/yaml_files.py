@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dd_core.errors import UserError
+from dd_core.study.former_names import now
 from dd_core.study.key_advice import keys_at
 from dd_core.words import advice, meant, nearest
 
@@ -47,7 +48,7 @@ def read_mapping(path: Path, what: str, *, may_be_empty: bool = False) -> dict[s
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except YAMLError as error:
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0].partition(" with value ")[0]
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: not valid YAML{where} ({reason})") from error
@@ -153,7 +154,9 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> str:
                 continue
             message, shown = "is missing", ""
         elif isinstance(given, str):
-            shown += meant(given, _QUOTED.findall(message))
+            allowed = _QUOTED.findall(message)
+            # What a table calls it was meant for the name that training has for it.
+            shown += meant(next((name for name in allowed if now(name).name == given), given), allowed)
         parts.append(f"{where}: {message}{shown}" if where else message)
     return "; ".join(parts)
 

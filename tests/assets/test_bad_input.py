@@ -83,6 +83,15 @@ AT_ONCE = {
         ("runs", *narrowed(epochs=[0])),
         "Error: --config-json has settings for 'curvature', which is not selected; here they may be for",
     ),
+    "settings_of_what_is_not_selected_in_a_file": (
+        ("runs", "--config", "{file}"),
+        "Error: --config {file} has settings for 'curvature', which is not selected; here they may be for",
+    ),
+    "unknown_config_in_a_file": (
+        ("curvature", "-c", "{file}"),
+        "Error: --config {file}: ops.curvature.config.width: there is no such setting; settings are arms, epochs, ",
+    ),
+    "no_yaml": (("curvature", "--config={broken}"), "Error: {broken}: not valid YAML at line 2 ("),
     "settings_without_ops": (
         ("curvature", "--config-json", '{"curvature": {}}'),
         "Error: --config-json has the unknown key 'curvature'; settings of an asset go like",
@@ -148,6 +157,9 @@ IN_THE_RUN = {
 @pytest.mark.parametrize("case", AT_ONCE)
 def test_wrong_arguments_are_explained(case: str, lab: Lab) -> None:
     arguments, sentence = AT_ONCE[case]
+    for name, content in (("file", "ops:\n  curvature: {config: {width: 2}}\n"), ("broken", "{ops: [\n")):
+        (lab.folder / name).write_text(content, encoding="utf-8")
+        *arguments, sentence = (text.replace(f"{{{name}}}", str(lab.folder / name)) for text in (*arguments, sentence))
     lab.forked_dagster("asset", "materialize", "--select", *arguments).refused(sentence)
 
 

@@ -2,12 +2,24 @@
 
 import importlib
 import inspect
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dd_assets import ddlab
+from dd_assets import ddlab, run_study
 from dd_assets.catalogue import catalogue
+from dd_assets.laboratory import existing_store
+from dd_assets.running.console import Bar
+from dd_core.store.store import Store
+from dd_core.tables import warehouse
+from dd_core.tables.live import tidy
 
 
 @pytest.mark.parametrize("name", ddlab.COMMANDS)
@@ -54,3 +66,80 @@ def test_studies_and_paths_say_what_is_there_and_write_nothing(
     places = capsys.readouterr().out
     assert f" {tmp_path} " in places and f" {tmp_path / 'root/dagster'} " in places
     assert not (tmp_path / "root").exists()
+
+
+def test_a_port_that_cannot_be_used_is_refused_before_dagster_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "execve", None)
+    assert ddlab.main(["ui", "--port", "abc"]) == 1
+    assert capsys.readouterr().err == "Error: a port is a number (DD_PORT), not 'abc'\n"
+    assert not (tmp_path / "home").exists()
+
+
+def test_commands_refuse_a_root_that_is_not_there_and_make_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DD_ROOT", str(tmp_path / "misspelt"))
+    for command in (["check", "quickstart"], ["report", "quickstart"], ["watch"]):
+        assert ddlab.main(command) in (1, 2)
+        assert capsys.readouterr().err.startswith(f"Error: there is no data root {tmp_path / 'misspelt'}; set DD_ROOT")
+    assert not (tmp_path / "misspelt").exists()
+
+
+def test_only_a_warehouse_of_an_earlier_version_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed: list[Store] = []
+    monkeypatch.setattr(warehouse, "refresh", renewed.append)
+    existing_store(str(tmp_path), is_written=False)
+    assert not renewed, "there is none"
+    (tmp_path / "warehouse.duckdb").touch()
+    store = existing_store(str(tmp_path), is_written=False)
+    assert len(renewed) == 1
+    tidy(store)
+    existing_store(str(tmp_path), is_written=False)
+    assert len(renewed) == 1
+
+
+@pytest.fixture
+def _ctrl_c_is_heard() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_is_heard")
+def test_ctrl_c_gives_a_command_the_time_to_end(tmp_path: Path) -> None:
+    code = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); open(sys.argv[1], 'x')"
+    assert run_study._code_of([sys.executable, "-S", "-c", code, str(tmp_path / "ended")]) == 130
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_command_ends_without_a_trace_when_it_is_interrupted_or_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddlab, "studies", interrupted)
+    assert ddlab.main(["studies"]) == 130
+    assert capsys.readouterr() == ("", "")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "dd_assets.ddlab", "--help"], stdout=unread, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_bar_is_drawn_on_a_terminal_that_knows_no_size() -> None:
+    reading, writing = pty.openpty()
+    termios.tcsetwinsize(writing, (0, 0))
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb", buffering=0) as screen, os.fdopen(writing, "w") as terminal:
+        bar = Bar("checkpoints", terminal)
+        bar.move(0.5, "about 5 s left", at_once=True)
+        terminal.flush()
+        assert b" % |            | about 5 s left" in (screen.read(1000) or b"")
+        bar.close()

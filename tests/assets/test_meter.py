@@ -7,6 +7,7 @@ from dd_assets.steps.follow import _Meter
 from dd_core.events import Finished, Progress, Started
 from dd_core.jobs.job import training_job
 from dd_core.study.study import Study
+from dd_core.words import duration
 
 
 def test_the_line_names_the_arm_with_its_latest_loss_and_error(
@@ -19,9 +20,20 @@ def test_the_line_names_the_arm_with_its_latest_loss_and_error(
     meter.update(Started(task=first))
     assert meter.describe().startswith("0 of 2 arms")
     meter.update(Progress(task=first, epoch=4, train_loss=1.2345, train_error=0.5, test_error=0.306))
+    assert ", test error 31 %, loss 1.23, plain.k002 epoch 4 of 4" in meter.in_a_bar(), "a narrow terminal shows this"
     meter.update(Finished(task=first, seconds=1.0))
     assert meter.describe().startswith("plain.k002 epoch 4 of 4: loss 1.23, test error 31 % - 1 of 2 arms")
-    meter.update(Progress(task=second, epoch=1, train_loss=0.00123, train_error=0.25))
-    assert meter.describe().startswith("plain.k001 epoch 1 of 4: loss 0.00123, training error 25 % - ")
+    meter.update(Progress(task=second, epoch=1, train_loss=123.4, train_error=0.004))
+    assert meter.describe().startswith("plain.k001 epoch 1 of 4: loss 123, training error 0.4 % - ")
     meter.update(Progress(task=second, epoch=2))
     assert meter.describe().startswith("plain.k001 epoch 2 of 4 - 1 of 2 arms")
+
+
+def test_no_duration_is_rounded_to_one_that_has_another_unit() -> None:
+    assert [duration(seconds) for seconds in (-1, 119.4, 119.7, 7169, 7199)] == [
+        "0 s",
+        "119 s",
+        "2 min",
+        "119 min",
+        "2.0 h",
+    ]

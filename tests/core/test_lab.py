@@ -48,7 +48,9 @@ def test_sql_checkpoints_and_networks_agree_and_nothing_is_written(trained: Stor
 
 
 def test_weights_fit_the_plain_network_as_the_readme_types_it(trained: Store) -> None:
-    found = dd_core.open(trained.root).checkpoint("tiny", "plain", k=2, epoch=4)
+    lab = dd_core.open(trained.root)
+    found = lab.checkpoint("tiny", "plain", k=2, epoch=4)
+    assert lab.checkpoint("tiny", k=np.float64(2), epoch="4").checkpoint.key == "plain.k002|0004"  # type: ignore[arg-type]
     tensors = load_file(found.path)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.tensors().items())
     model = build("preact_resnet10", 2, 1, 10)
@@ -66,6 +68,11 @@ def test_weights_fit_the_plain_network_as_the_readme_types_it(trained: Store) ->
         ({}, "there are several, so pass k=, one of 1, 2"),
         ({"k": 3}, "tiny, plain: there is no k 3; there are 1, 2"),
         ({"k": 2, "epoch": 3}, "tiny, plain.k002: there is no epoch 3; there are 0, 2, 4"),
+        ({"k": 11}, "there is no k 11; there are 1, 2"),
+        ({"k": True}, "there is no k True; there are 1, 2"),
+        ({"k": ""}, "there is no k ''; there are 1, 2"),
+        ({"study": ""}, "there is no study ''; there are tiny"),
+        ({"study": 5}, "there is no study 5; there are tiny"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_there_is(
@@ -98,6 +105,8 @@ def test_missing_and_damaged_weights_trials_and_pages_are_refused_in_a_sentence(
         lab.report("tiny")
     with pytest.raises(UserError, match="there is no data root"):
         dd_core.open(trained.root / "elsewhere")
+    with pytest.raises(UserError, match="a data root is a folder or an address, and not 5"):
+        dd_core.open(5)  # type: ignore[arg-type]
 
 
 def test_figures_and_reports_are_those_that_were_written(trained: Store) -> None:

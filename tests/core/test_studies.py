@@ -82,6 +82,11 @@ REFUSED = {
         "0.002}\n    early_stopping: {metric: test_error, patience: 3}",
         ["variants.plain.early_stopping.metric", "'test_error'"],
     ),
+    "metric as tables call it": (
+        "0.002}",
+        "0.002}\n    early_stopping: {metric: validation_error, patience: 3}",
+        ["variants.plain.early_stopping.metric", "; did you mean 'acc_val'?"],
+    ),
     "no patience": (
         "0.002}",
         "0.002}\n    early_stopping: {metric: train_loss, patience: 0}",
@@ -235,7 +240,7 @@ REFUSED = {
     "space in a variant's name": ("  plain:", "  a b:", ["variants.a b", "lower-case"]),
     "capital in a variant's name": ("  plain:", "  Plain:", ["variants.Plain", "lower-case"]),
     "variant twice": ("widths:", "  plain: {}\nwidths:", ["line", '"plain"']),
-    "key twice": ("trials: 2", "trials: 2\ntrials: 3", ["line", '"trials"']),
+    "key twice": ("trials: 2", "trials: 2\ntrials: 3", ["line", 'duplicate key "trials")']),
     "date": ("trials: 2", "trials: 2020-01-01", ["only numbers, text"]),
     "name of another study": ("trials: 2", "trials: 2\nname: other", ["name", "'other'", "'question'"]),
     "list that holds itself": ("widths: [2, 1]", "widths: &a [*a]", ["only numbers, text"]),
