@@ -22,6 +22,7 @@ from dd_core.jobs.job import probe_jobs
 from dd_core.jobs.probe.run import default_counts
 from dd_core.machine.devices import Machine
 from dd_core.study.study import Arm, Study
+from dd_core.words import counted
 
 
 class ProbeConfig(OfStudies):
@@ -110,7 +111,7 @@ def resource_probe_asset(studies: dict[str, Study]) -> dg.AssetsDefinition:
                 context.log.info(f"left out: {reason}")
             counts = sorted(set(config.num_workers)) or default_counts(machine)
             context.log.info(
-                f"probing {len(arms)} arm{'s' if len(arms) > 1 else ''} on {machine.describe()}, workers side by side: "
+                f"probing {counted(len(arms), 'arm')} on {machine.describe()}, workers side by side: "
                 f"{', '.join(map(str, counts))}, about {config.seconds:g} s each"
             )
             ended: list[Finished] = []

@@ -15,6 +15,7 @@ from dd_core.analysis.double_descent import (
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
+from dd_core.words import counted
 
 
 def curve_table(rows: list[WidthRow], names: list[str] | None = None) -> str:
@@ -41,7 +42,7 @@ def sentence(finding: Finding, trials: int) -> str:
         ends = f"{percent(low.test_error)} at k = {low.k} to {percent(wide.test_error)} at k = {wide.k}"
         return f"No double descent: the test error goes from {ends}."
     text = (
-        f"Test error (mean of {trials} trial{'s' if trials > 1 else ''}) falls to {percent(low.test_error)} at "
+        f"Test error (mean of {counted(trials, 'trial')}) falls to {percent(low.test_error)} at "
         f"k = {low.k}, rises to {percent(peak.test_error)} at k = {peak.k}, where the training error has come down "
         f"to {percent(peak.train_error)}, and falls again to {percent(wide.test_error)} at k = {wide.k}"
     )

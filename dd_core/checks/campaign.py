@@ -24,6 +24,7 @@ from dd_core.checks.logged import logged_gaps
 from dd_core.checks.sentences import Gap, sentences
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 CAMPAIGN_TABLES = ("loss_slopes", "training_batches", "training_evals", "training_monitors", "image_progress", "runs")
 GOOD_R_SQUARED = 0.95
@@ -82,12 +83,12 @@ class Verdict:
         if self.num_incomplete:
             are = "is" if self.num_incomplete == 1 else "are"
             found.append(f"{self.num_incomplete} of {self.num_expected} runs {are} incomplete")
-        counted = {"gaps": "not every metric is there at its frequency", "impossible": "values are impossible"}
+        reasons = {"gaps": "not every metric is there at its frequency", "impossible": "values are impossible"}
         if self.strict:
-            counted["out_of_range"] = "values are out of range"
-        for name, reason in counted.items():
+            reasons["out_of_range"] = "values are out of range"
+        for name, reason in reasons.items():
             if problems := getattr(self, name):
-                found.append(f"{reason} ({len(problems)} problem{'s' if len(problems) > 1 else ''})")
+                found.append(f"{reason} ({counted(len(problems), 'problem')})")
         if not self.r_squared:
             found.append("no run has a fit")
         elif 2 * self.num_good <= len(self.r_squared):
@@ -138,7 +139,7 @@ def _look_at_values(
 ) -> None:
     """Values of batches: those that cannot be, and those outside the campaign's bounds."""
     ends = "train_error IN (0, 1)" if verdict.strict else "false"
-    counted = query(
+    numbers = query(
         connection,
         study,
         f"""SELECT arm, trial,
@@ -157,12 +158,12 @@ def _look_at_values(
     )
     impossible: list[Gap] = []
     unusual: list[Gap] = []
-    for row in counted:
+    for row in numbers:
         arm, trial = row.pop("arm"), row.pop("trial")
         has_diverged = runs.get((arm, trial), {}).get("outcome") == "diverged"
         for position, (what, number) in enumerate(row.items()):
             if number and not (has_diverged and what.startswith("a loss")):
-                gap = Gap(arm, trial, what, f"at {number} step{'s' if number > 1 else ''}")
+                gap = Gap(arm, trial, what, f"at {counted(number, 'step')}")
                 (impossible if position < 4 else unusual).append(gap)
     verdict.impossible += sentences(impossible)
     verdict.out_of_range += sentences(unusual)

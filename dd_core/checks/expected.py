@@ -11,7 +11,7 @@ from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.architectures import ARCHITECTURES
 from dd_core.study.calendar import Calendar
-from dd_core.study.former_names import now
+from dd_core.study.former_names import metric_now
 from dd_core.study.monitors import PlasticityMonitor, due_steps, expected_steps
 from dd_core.study.study import Arm, Study
 
@@ -128,7 +128,7 @@ class Expectations:
             try:
                 from dd_core.training.monitors import monitor_class  # needs torch
 
-                metrics = [now(metric).name for metric in monitor_class(name, custom).metrics]
+                metrics = [metric_now(metric).name for metric in monitor_class(name, custom).metrics]
             except (UserError, ImportError) as error:
                 self.obstacles = list(dict.fromkeys([*self.obstacles, f"{error}; its metrics were not checked"]))
                 continue

@@ -6,6 +6,7 @@ import numpy as np
 
 from dd_core.exchange.columns import PLACE_KEYS
 from dd_core.exchange.reading import NO_STEP, MetricFile, Series
+from dd_core.words import counted
 
 
 def latest(file: MetricFile, run: np.ndarray, epoch: np.ndarray, step: np.ndarray) -> tuple[MetricFile, list[str]]:
@@ -33,7 +34,8 @@ def latest(file: MetricFile, run: np.ndarray, epoch: np.ndarray, step: np.ndarra
             told = Series(told.rows[kept], told.values[kept])
         series[key] = told
     lines = file.lines[superseded].tolist()
-    left_out = [f"{len(lines)} rows that come again later: {file.path}:{spans(lines)}"] if lines else []
+    again = counted(len(lines), "row that comes", "rows that come")
+    left_out = [f"{again} again later: {file.path}:{spans(lines)}"] if lines else []
     return replace(file, series=series), left_out
 
 

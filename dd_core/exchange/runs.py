@@ -13,6 +13,7 @@ from dd_core.exchange.places import Reading, after_training, first_epoch_of, ide
 from dd_core.exchange.reading import NO_STEP, MetricFile
 from dd_core.exchange.resumed import is_used, latest, spans
 from dd_core.exchange.sources import Source
+from dd_core.words import counted
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def split_runs(source: Source, file: MetricFile, reading: Reading, form: Format)
     width = identity(source, file, "k", reading.k)
     trial = identity(source, file, "trial", reading.trial)
     empty = file.lines[~is_used(file)].tolist()
-    left_out = [f"{len(empty)} rows that have no number: {file.path}:{spans(empty)}"] if empty else []
+    without = counted(len(empty), "row that has", "rows that have")
+    left_out = [f"{without} no number: {file.path}:{spans(empty)}"] if empty else []
     if reading.keep_last:
         file, again = latest(file, np.stack([width, trial], axis=1), epoch, step)
         left_out += again

@@ -10,6 +10,7 @@ from dd_core.errors import UserError
 from dd_core.jobs.job import Job, Task, TrainTask, predicted_cost
 from dd_core.jobs.placement import schedule
 from dd_core.machine.devices import Machine
+from dd_core.words import counted
 
 
 def shares(tasks: tuple[Task, ...], num_workers: int, num_devices: int) -> list[Fraction]:
@@ -57,6 +58,6 @@ def _places_of_ranks(ranks: int, machine: Machine) -> int:
         if ranks % places == 0 and ranks // places <= per_place:
             return places
     raise UserError(
-        f"hessian.ranks is {ranks}, but {machine.num_places} pod{'s' if machine.num_places > 1 else ''} with "
+        f"hessian.ranks is {ranks}, but {counted(machine.num_places, 'pod')} with "
         f"{per_place} GPUs or workers each cannot share them evenly"
     )

@@ -15,6 +15,7 @@ from dd_core.store.store import Store
 from dd_core.study.resources import Resources, largest
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.kinds import KINDS, Rows
+from dd_core.words import counted
 
 # The orchestrator looks at all tasks of a job every few seconds.
 _MOST_TASKS = 10_000
@@ -75,7 +76,7 @@ class TrainTask(BaseModel):
     def name(self) -> str:
         """For people and events."""
         if self.also:
-            return f"{self.study}/{self.arm.key} and {len(self.also)} other arm{'s' if len(self.also) > 1 else ''}"
+            return f"{self.study}/{self.arm.key} and {counted(len(self.also), 'other arm')}"
         if self.trials is None:
             return f"{self.study}/{self.arm.key}"
         first, last = self.trials[0], self.trials[1] - 1

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dd_core.words import counted
+
 if TYPE_CHECKING:
     pass
 
@@ -108,8 +110,8 @@ class Machine:
             return f"{self.num_places} times {replace(self, num_places=1).describe().removeprefix('the ')}"
         if self.num_gpus:
             devices = self.devices_per_place
-            used = f"{devices} of {self.num_gpus}" if devices < self.num_gpus else f"{self.num_gpus}"
-            return f"{used} GPU{'s' if self.num_gpus > 1 else ''} ({self.device})"
+            used = f"{devices} of " if devices < self.num_gpus else ""
+            return f"{used}{counted(self.num_gpus, 'GPU')} ({self.device})"
         return f"the {self.num_cores} cores of this CPU" if self.num_cores > 1 else "the one core of this CPU"
 
 

@@ -18,6 +18,7 @@ from dd_core.analysis.graphs.measures import best_constant
 from dd_core.analysis.graphs.verdicts import Measured, interval_of, verdict
 from dd_core.analysis.intervals import Estimate, over_trials
 from dd_core.results.graph_rows import ArmEvaluations, Row
+from dd_core.words import counted
 
 _By = Mapping[tuple[int, int, str], Row]
 
@@ -161,7 +162,7 @@ class _Measuring:
     def _words(self, rows: list[Row]) -> str:
         epochs = sorted({row["epoch"] for row in rows})
         span = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
-        trials = "1 trial" if len(rows) == 1 else f"{len(rows)} trials"
+        trials = counted(len(rows), "trial")
         if self._claim.quantity == "best_epoch":
             return f"lowest validation loss within {self._claim.epochs} epochs, {trials}"
         return f"{span}, {self._num_graphs(rows)} {self._split} graphs, {trials}"

@@ -70,8 +70,15 @@ NOW: dict[str, Now] = {
     "lambda_plateau_epoch": Now("largest_eigenvalue_plateau_epoch"),
     "lambda_max_early": Now("largest_eigenvalue_early"),
 }
-# Names that are values: of training_monitors.metric, and of runs.best_by. A loss in bits there is a metric of its own.
-METRICS = {name: now for name, now in NOW.items() if name != "loss_train_bits"}
+# Names that are values, of training_monitors.metric and of runs.best_by: metrics of the platform's monitors, and the
+# learning rate of imported epochs. Every other name there is a researcher's own, and stays.
+METRICS = {
+    name: NOW[name]
+    for name in (
+        *("loss_val_nats", "acc_val", "lr", "grad_norm", "grad_var", "lambda_max", "lambda_max_residual"),
+        *("hutch_trace", "psd_tail", "resid_power"),
+    )
+}
 _STANDARD_ERROR = re.compile(r"(fd_(?:norm|directional)_h\d+(?:p\d+)?)_se")
 
 
@@ -80,6 +87,11 @@ def now(name: str) -> Now:
     if found := _STANDARD_ERROR.fullmatch(name):
         return Now(f"{found[1]}_standard_error")
     return NOW.get(name, Now(name))
+
+
+def metric_now(name: str) -> Now:
+    """What a metric of a monitor is called now; one of a researcher's own, ``acc_train`` too, as it is."""
+    return METRICS.get(name, Now(name))
 
 
 def as_now(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dd_core.study.calendar import Calendar
-from dd_core.study.former_names import now
+from dd_core.study.former_names import metric_now
 from dd_core.study.own_code import is_own_code
 from dd_core.study.yaml_files import Strict
 
@@ -226,5 +226,5 @@ def expected_steps(
     for entry in settings.active(has_validation).values():
         due = due_steps(entry.every, calendar, num_steps)
         for metric, first in entry.first_steps.items():
-            expected[now(metric).name] = [step for step in due if step >= first]
+            expected[metric_now(metric).name] = [step for step in due if step >= first]
     return expected

@@ -48,7 +48,17 @@ TRAINER_VERSION = "1"
 # brackets, dots (the dot separates variant and k) or slashes.
 _STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # DuckDB reads a folder called study=null as no value at all.
-_RESERVED_STUDY_NAMES = {"none", "tables", "figures", "default", "broken_studies", "curvature", "warehouse", "null"}
+_RESERVED_STUDY_NAMES = {
+    "none",
+    "tables",
+    "figures",
+    "default",
+    "broken_studies",
+    "curvature",
+    "warehouse",
+    "null",
+    "tensorboard",
+}
 
 
 class Evaluation(Strict):

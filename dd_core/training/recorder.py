@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dd_core.data.trials import TrialData
 from dd_core.store.store import Store
-from dd_core.study.former_names import as_now, now
+from dd_core.study.former_names import as_now, metric_now
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.files import to_arrow, write_parquet
 from dd_core.tables.training import METRIC_TABLES
@@ -222,15 +222,15 @@ class Recorder:
         if not self.readings:
             return {}
         trials, parts = len(self.data), []
-        for metric, arrays in sorted(self.readings.items(), key=lambda item: now(item[0]).name):
+        for metric, arrays in sorted(self.readings.items(), key=lambda item: metric_now(item[0]).name):
             rows = np.concatenate(arrays)
             values = rows[:, 2 : 2 + trials].T.reshape(-1)
             columns = {
                 "trial": np.repeat(np.arange(trials), len(rows)),
                 "epoch": np.tile(rows[:, 0].astype(int), trials),
                 "step": np.tile(rows[:, 1].astype(int), trials),
-                "metric": np.full(trials * len(rows), now(metric).name),
-                "value": now(metric).value(values),
+                "metric": np.full(trials * len(rows), metric_now(metric).name),
+                "value": metric_now(metric).value(values),
                 "standard_error": rows[:, 2 + trials :].T.reshape(-1),
             }
             parts.append(_rows(columns, ~np.isnan(values)))

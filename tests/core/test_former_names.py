@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dd_core.store.store import Store
-from dd_core.study.former_names import METRICS, NOW, as_now, now
+from dd_core.study.former_names import METRICS, NOW, Now, as_now, metric_now, now
 from dd_core.study.study import Study
 from dd_core.tables.files import OPTIONAL_KEY, TABLES, read_parquet, to_arrow, write_parquet
 from dd_core.tables.images import write_images
@@ -149,6 +149,15 @@ def test_no_column_has_a_former_name_and_every_former_name_has_a_column() -> Non
     metrics = {"gradient_norm", "gradient_variance", "hessian_trace", "spectral_density_tail", "residual_power"}
     assert {was.name for was in NOW.values()} <= columns | metrics
     assert now("test_loss").is_same and {METRICS[name].name for name in METRICS} <= columns | metrics
+
+
+def test_metrics_of_a_monitor_of_ones_own_keep_names_and_values(store: Store) -> None:
+    names = ["acc_train", "loss_train_bits", "best_acc_val"]
+    assert all(metric_now(name) == Now(name) for name in names) and metric_now("acc_val").name == "validation_error"
+    path = write_before(store, "training_monitors", {"metric": names, "value": [0.75, 2.0, 0.5], "step": [1, 1, 1]})
+    assert read_parquet(path)["metric"].to_pylist() == names
+    rows = rows_of(store, "SELECT metric, value FROM training_monitors ORDER BY ALL", "training_monitors")
+    assert rows == [("acc_train", 0.75), ("best_acc_val", 0.5), ("loss_train_bits", 2.0)]
 
 
 def test_every_row_of_an_image_has_one_row_of_images(store: Store, make_study: Callable[..., Study]) -> None:

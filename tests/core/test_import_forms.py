@@ -198,7 +198,7 @@ def test_a_log_that_was_resumed_is_refused_or_its_later_rows_count(bench: Bench)
     with pytest.raises(UserError, match=r":5: test_loss is told twice for epoch 3, first in .*:4; --keep last"):
         bench.load(path, reading=K8, **TRAINED)
     done = bench.load(path, reading=Reading(k=8, keep_last=True), **TRAINED)
-    assert done.left_out == [f"1 rows that come again later: {path}:4"]
+    assert done.left_out == [f"1 row that comes again later: {path}:4"]
     sql = "SELECT epoch, train_loss, test_loss FROM rows"
     assert bench.rows("training_evals", sql) == [(1, 2.0, 2.1), (2, 1.5, 1.7), (3, 1.41, 1.62), (4, 1.2, 1.5)]
 
@@ -246,7 +246,7 @@ def test_nothing_that_a_file_has_is_dropped_in_silence(bench: Bench) -> None:
     assert done.left_out == [
         f"files of another name in these folders, which can be named one by one: {beside}",
         f'note, which is no number: {path}:2 ("first")',
-        f"1 rows that have no number: {path}:3",
+        f"1 row that has no number: {path}:3",
     ]
     (rate,) = (told for told in done.told if told.key == "rate")
     assert (rate.values, rate.nan) == (2, 1)

@@ -74,7 +74,7 @@ def test_two_nodes_compute_one_hessian_together(campaign: Campaign, cluster: Clu
     command = ("asset", "materialize", "--select", "tiny/hessian", "--partition", "plain.k002|0008")
     together = site.lab.forked_dagster(*command, **site.environment)
     together.succeeded()
-    assert "1 tasks on 2 machines" in together.output
+    assert "1 task on 2 machines" in together.output
     own.forked_dagster(*command, OMP_NUM_THREADS=1, DD_WORKERS=2).succeeded()
     found = {path: digest for path, digest in results(site.lab.root).items() if "hessian" in path}
     assert len(found) == 1

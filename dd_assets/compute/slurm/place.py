@@ -24,6 +24,7 @@ from dd_core.jobs.job import Job
 from dd_core.machine.devices import Machine
 from dd_core.store.store import Store
 from dd_core.study.resources import Resources
+from dd_core.words import counted
 
 # Seconds after which an unanswered sbatch is tried again; first it is looked whether the job has got through.
 _SUBMIT_PAUSES = (2.0, 5.0, 10.0, 20.0)
@@ -90,8 +91,8 @@ class _Request:
             following = self._adopted(job) or self._submitted(job)
         submitted = following.submission
         self._context.log.info(
-            f"SLURM job {following.number} ({job.name}): {len(submitted.job.tasks)} tasks on "
-            f"{len(submitted.job.places)} machines; logs: {submitted.logs}"
+            f"SLURM job {following.number} ({job.name}): {counted(len(submitted.job.tasks), 'task')} on "
+            f"{counted(len(submitted.job.places), 'machine')}; logs: {submitted.logs}"
         )
         return following
 

@@ -40,7 +40,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     title = f"Test error and curvature at the training {study.data.examples} against width, by variant"
     if len(variants) == 1:
         title = headline(traces, widths.get(variants[0]), study.data.examples)
-    shown = [*_of_all(traces), *style.by_label(traces)]
+    together = _of_all(traces)
+    shown = [*together, *style.by_label(traces)]
     lifted = style.for_log_axis(shown, _VALUES)
     colour = style.label_colour(shown)
     panels = {
@@ -58,7 +59,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             *style.describe(study, variants, selection.epoch),
-            f"Line: mean over trials of mean and median over {study.data.examples}; band: lowest to highest trial",
+            f"Line: mean over trials of mean and median over {study.data.examples}; band: lowest to highest trial"
+            + ("; all labels: mean only" if any(row["images"] == style.ALL_LABELS for row in together) else ""),
             lifted,
             others,
             selection.note(study),

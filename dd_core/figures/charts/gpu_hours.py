@@ -55,6 +55,10 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
 def _bars(spending: Spending, variants: Sequence[str], widths: Sequence[int], colour: alt.Color) -> Any:
     """A bar per width, in a panel per variant; of many variants a bar each."""
     size = spending.unit[1]
+
+    def priced(column: str) -> list[str]:
+        return [] if spending.cost is None else [column]
+
     rows = [
         {**row, "amount": row["seconds"] / size, "rank": list(_ENDINGS).index(row["status"])} for row in spending.parts
     ]
@@ -62,10 +66,7 @@ def _bars(spending: Spending, variants: Sequence[str], widths: Sequence[int], co
         y = alt.Y("variant:N", sort=list(variants), title=None)
         bars = alt.Chart(style.data(rows)).mark_bar().encode(
             x=alt.X("sum(amount):Q", title=f"{spending.what}, all widths"), y=y, color=colour, order="rank:Q",
-            tooltip=[
-                "variant:N", "status:N", alt.Tooltip("sum(amount):Q", format=".3g"),
-                *(["sum(cost):Q"] if spending.cost is not None else []),
-            ],
+            tooltip=["variant:N", "status:N", alt.Tooltip("sum(amount):Q", format=".3g"), *priced("sum(cost):Q")],
         )  # fmt: skip
         return bars.properties(width=style.WIDTH)
     totals = [
@@ -91,7 +92,7 @@ def _bars(spending: Spending, variants: Sequence[str], widths: Sequence[int], co
     def panel(variant: str) -> style.Panel:
         bars = alt.Chart(style.data([row for row in rows if row["variant"] == variant])).mark_bar().encode(
             x=x, y=y, color=colour, order="rank:Q",
-            tooltip=["k:O", "status:N", alt.Tooltip("amount:Q", format=".3g", title=spending.what), "cost:Q"],
+            tooltip=["k:O", "status:N", alt.Tooltip("amount:Q", format=".3g", title=spending.what), *priced("cost:Q")],
         )  # fmt: skip
         layers = [bars]
         if len(widths) <= _MOST_LABELS:

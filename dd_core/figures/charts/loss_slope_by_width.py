@@ -9,27 +9,22 @@ import altair as alt
 import duckdb
 
 from dd_core.analysis.intervals import signed
-from dd_core.analysis.loss_slopes.knee import DECISIVE
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import Widths, errors_by_width
-from dd_core.figures.drawing.selection import fetch, select, shown_variants
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs
+from dd_core.figures.drawing.selection import select, shown_variants
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, read_runs
 from dd_core.figures.panels.test_error import test_error_panels, test_errors
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _EARLY, _FULL = "early slope", "slope from the knee on"
-_KNEE, _LATER = "knee (end of burn-in)", "break after it"
+_KNEE, _END = "knee (end of burn-in)", "end of the early power law"
 _COLOURS = {_EARLY: style.VERMILLION, _FULL: style.BLUE}
-_BREAK_COLOURS = {_KNEE: style.GREY, _LATER: style.PURPLE}
+_BREAK_COLOURS = {_KNEE: style.GREY, _END: style.PURPLE}
 _SLOPES = {_EARLY: "alpha_early", _FULL: "alpha_full"}
-
-# A power law that breaks after the knee is two that are decisively better, by effective sample size.
-_BREAKS = """
-    SELECT arm, trial, break_epoch, break_epoch_low, break_epoch_high FROM rows
-    WHERE segment = 'straight' AND model = 'two_power' AND isfinite(break_epoch) ORDER BY ALL
-"""
+_BREAKS = {_KNEE: "knee_epoch_break", _END: "early_break_epoch"}  # one may be the other: the latter is drawn over it
 
 
 def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> alt.TopLevelMixin | None:
@@ -52,7 +47,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
     selection = select(connection, study, "training_evals")
     errors = test_errors(connection, study, selection) if selection else []
     widths = errors_by_width(connection, study, selection) if selection else {}
-    breaks = _breaks(runs, fetch(connection, study, "loss_slope_fits", _BREAKS))
+    breaks = _breaks(runs)
     colours = [_colour(rows, names) for rows, names in ((slopes, _COLOURS), (breaks, _BREAK_COLOURS))]
     panels = {
         variant: _panels(
@@ -74,7 +69,8 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         title,
         [
             f"Early: epochs {early[0]:g} to {early[1]:g}. Line: mean over trials; points: trials, with 95 % intervals",
-            "Breaks: where two power laws part that are better than one by more than 2 of AICc",
+            "Breaks: where two power laws part that are better than one by more than 2 of AICc. The early power law "
+            "ends at the first of them after its epochs",
             others,
             *runs.describe(study),
         ],
@@ -94,23 +90,17 @@ def _long(runs: Runs) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _breaks(runs: Runs, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _breaks(runs: Runs) -> list[dict[str, Any]]:
     """A row per run and break that it has."""
-    by_run = {(row["arm"], row["trial"]): row for row in found}
-    made = []
-    for run in runs.fitted:
-        place = {key: run[key] for key in ("variant", "k", "run")}
-        if run["knee_epoch_break"] is not None:
-            ends = {end: run[f"knee_epoch_break_{end}"] for end in ("low", "high")}
-            made.append({**place, "what": _KNEE, "value": run["knee_epoch_break"], **ends})
-        later, delta = by_run.get((run["arm"], run["trial"])), run["delta_aic_two_power"]
-        if later is not None and delta is not None and delta < -DECISIVE:
-            values = {
-                name: later[f"break_epoch{end}"]
-                for name, end in zip(("value", "low", "high"), ("", "_low", "_high"), strict=True)
-            }
-            made.append({**place, "what": _LATER, **values})
-    return made
+    return [
+        {
+            **{key: row[key] for key in ("variant", "k", "run")},
+            "what": name, "value": row[column],
+            **{end: row.get(f"{column}_{end}") for end in ("low", "high")},
+        }
+        for name, column in _BREAKS.items()
+        for row in runs.having(column)
+    ]  # fmt: skip
 
 
 def headline(rows: list[dict[str, Any]], widths: Widths | None) -> str | None:

@@ -8,9 +8,10 @@ import altair as alt
 import duckdb
 
 from dd_core.figures.drawing import style
-from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs, val_ce_title
+from dd_core.figures.panels.loss_slopes import Runs, read_runs, val_ce_title
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _CELL = (78, 52)
 _MOST_PANELS = 12

@@ -10,10 +10,11 @@ import duckdb
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
-from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs
+from dd_core.figures.panels.loss_slopes import Runs, read_runs
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _PANEL, _SQUARE, _BELOW = 200, 250, 200
 # What the authors of the campaign expected of the knee, epochs.

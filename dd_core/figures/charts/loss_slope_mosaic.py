@@ -152,7 +152,7 @@ def _panel(run: dict[str, Any], points: list[dict[str, Any]], fits: list[dict[st
     y_scale, y_axis = log_axis([min(losses), max(losses) * 1.0001])
     shown = [name for name in _COLOURS if any(row["model"] == name for row in fitted)]
     colours = alt.Scale(domain=list(_COLOURS), range=list(_COLOURS.values()))
-    colour = alt.Color("model:N", scale=colours, legend=style.line_legend() if shown else None)
+    colour = alt.Color("model:N", scale=colours, legend=style.line_legend(columns=4) if shown else None)
     above_axis = alt.Axis(values=x_axis.values, labels=False, ticks=False)
     x = alt.X("epoch:Q", scale=scale, axis=above_axis, title=None)
     y = alt.Y("loss:Q", scale=y_scale, axis=y_axis, title="batch loss, nats")

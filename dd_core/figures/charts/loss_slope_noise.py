@@ -8,9 +8,10 @@ from dd_core.analysis.loss_slopes.correlation import Correlation, correlate
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.loss_slope_scatter import in_words, p_in_words, scatter
-from dd_core.figures.panels.loss_slopes import counted, read_runs
+from dd_core.figures.panels.loss_slopes import read_runs
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _SIZE = 220
 # Words and the title of the axis.

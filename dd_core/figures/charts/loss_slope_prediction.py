@@ -13,10 +13,11 @@ from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.zoom import zoomable
 from dd_core.figures.panels.loss_slope_scatter import in_words, p_in_words, scatter
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, read_runs
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _SIZE, _SIDE, _ROW, _BETWEEN = (400, 330), 190, 21, 110
 _PREDICTORS = {

@@ -13,10 +13,11 @@ from dd_core.analysis.loss_slopes.knee import DECISIVE
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
-from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs
+from dd_core.figures.panels.loss_slopes import Runs, read_runs
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _BINS = 30
 _PANEL, _HEIGHT, _ALTERNATIVE = 340, 190, 190

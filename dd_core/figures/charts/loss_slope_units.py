@@ -9,9 +9,10 @@ import duckdb
 from dd_core.errors import DataMissingError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import fetch
-from dd_core.figures.panels.loss_slopes import SLOPE, Runs, counted, read_runs
+from dd_core.figures.panels.loss_slopes import SLOPE, Runs, read_runs
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _SIZE = 250
 # In SQL, as the values that figures draw have six digits.

@@ -15,10 +15,11 @@ from dd_core.figures.drawing.log_axis import is_worth_it, log_axis
 from dd_core.figures.drawing.selection import fetch
 from dd_core.figures.panels.family_rows import BOX, family_rows, height
 from dd_core.figures.panels.loss_slope_scatter import in_words
-from dd_core.figures.panels.loss_slopes import Runs, counted, read_runs, val_ce_title
+from dd_core.figures.panels.loss_slopes import Runs, read_runs, val_ce_title
 from dd_core.store.store import Store
 from dd_core.study.loss_slopes import LossSlopeSettings
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 _CELL, _PANEL = (56, 34), 250
 # Slopes of runs over windows; a rank correlation of fewer says nothing.

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-_MOST_DECADES = 8
+_MOST_DECADES, _MOST_TICKS = 8, 6
 # Numbers that are read as easily as powers of ten.
 _PLAIN = (0.001, 100_000)
 _DIGITS = "['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹']"
@@ -69,6 +69,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [tick for power in powers for step in steps if low <= (tick := float(f"{step}e{power}")) <= high]
         if len(ticks) >= 3:
             break
+    if steps == (1,) and len(ticks) > _MOST_TICKS:  # else Vega would leave out some, at uneven distances
+        ticks = ticks[:: -(-len(ticks) // _MOST_TICKS)]
     return ticks if len(ticks) > 1 else _even_ticks(low, high)
 
 

@@ -12,6 +12,7 @@ from dd_core.analysis.loss_slopes.campaign import Campaign
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.selection import drawn_arms, fetch_exact, tidy
 from dd_core.study.study import Study
+from dd_core.words import counted
 
 # Of families in the order of the study; more of them share the last.
 _COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK, style.GREY)
@@ -93,11 +94,6 @@ def read_runs(connection: duckdb.DuckDBPyConnection, study: Study) -> Runs:
     _, left_out = drawn_arms(connection, study, "loss_slopes")
     shown = [{name: tidy(value) for name, value in row.items()} for row in found]
     return Runs(shown, Campaign.from_rows(found), left_out)
-
-
-def counted(number: int, thing: str) -> str:
-    """``1 run``, ``216 runs``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def val_ce_title(rows: Iterable[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dd_core.errors import UserError
-from dd_core.study.former_names import now
+from dd_core.study.former_names import metric_now
 from dd_core.study.monitors import CustomMonitor, MonitorEntry
 from dd_core.study.own_code import load_own_code
 from dd_core.training.monitors.base import Measurement, Moment, Monitor, Watched
@@ -32,7 +32,7 @@ def make_monitors(stack: Watched) -> Timetable:
     for name, settings in active.items():
         monitor = _make(name, settings, stack)
         for metric in monitor.metrics:
-            column = now(metric).name
+            column = metric_now(metric).name
             if measured_by.setdefault(column, name) != name:
                 raise UserError(f"monitors.{name}: {metric} is measured by monitors.{measured_by[column]}; rename one")
         entries[name] = (settings.every, monitor)
