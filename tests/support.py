@@ -333,7 +333,7 @@ class Death:
 
     Attributes:
         event: name of the event, and of what epoch; None: of any.
-        file: number of the file, counted from 1.
+        file: number of the file, counted from 1, without live rows, of which time decides how often they are written.
     """
 
     event: str | None = None
@@ -352,7 +352,7 @@ class Death:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def replace_or_die(path: Path, target: Path) -> Path:
-            if next(replaced) == self.file:
+            if "live" not in target.parts and next(replaced) == self.file:
                 os.kill(os.getpid(), signal.SIGKILL)
             return replace(path, target)
 

@@ -1,6 +1,8 @@
 """The web application: which address shows what. It only reads, and nothing outside of what it is there for."""
 
 import re
+import threading
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -22,7 +24,8 @@ from dd_core.store.files import read_all
 from dd_core.store.store import Store
 
 _MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "json": "application/json"}
-_STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+_KEPT_SECONDS = 1.5
 _NOT_DRAWN = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="30"><text y="20" font-family="Arial, sans-serif" '
     'font-size="14" fill="#767676">Not drawn yet of any study.</text></svg>'
@@ -72,6 +75,8 @@ class _Site:
         self.store, self.has_ui = store, has_ui
         self.entry = Landing(store, studies)
         self.curves = LiveCurves(store, studies.studies)
+        self._lock = threading.Lock()
+        self._curves: dict[str | None, tuple[float, dict[str, Any]]] = {}
 
     def landing(self, request: Request) -> Response:
         entry = self.entry
@@ -116,7 +121,13 @@ class _Site:
         return self._page(request, "live.html")
 
     def live_curves(self, request: Request) -> Response:
-        return JSONResponse(self.curves.answer(request.query_params.get("study")), headers=_HEADERS)
+        asked = request.query_params.get("study")
+        with self._lock:  # many may look at once, each asking every two seconds
+            at, answer = self._curves.get(asked, (-_KEPT_SECONDS, {}))
+            if time.monotonic() - at > _KEPT_SECONDS:
+                answer = self.curves.answer(asked)
+                self._curves = {**dict(list(self._curves.items())[-9:]), asked: (time.monotonic(), answer)}
+        return JSONResponse(answer, headers=_HEADERS)
 
     def _page(self, request: Request, template: str, **values: Any) -> Response:
         base = f"{request.scope.get('root_path', '')}/"  # where the application lies: links begin there
@@ -124,7 +135,10 @@ class _Site:
         return HTMLResponse(text, headers=_HEADERS)
 
     def _file(self, path: Any, media_type: str) -> Response:
-        (content,) = read_all([path])
+        try:
+            (content,) = read_all([path])
+        except OSError as error:
+            raise HTTPException(404, f"{path.name[:80]} cannot be read ({error.strerror})") from None
         if content is None:
             raise HTTPException(404, f"{path.name} has not been made yet")
         return Response(content, media_type=media_type, headers=_HEADERS)

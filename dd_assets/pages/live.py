@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,8 +15,8 @@ from dd_core.study.study import Study
 
 # Of what an arm that has gone silent is called: its process was killed, or an epoch takes long.
 _SILENT_SECONDS, _SILENT_EPOCHS = 60.0, 5.0
-# Over all arms; more are no better to look at.
-_MOST_POINTS = 20_000
+# Of an arm, and of all; more are no better to look at, and a browser draws them anew every few seconds.
+_MOST_POINTS, _MOST_POINTS_OF_ALL = 400, 8_000
 _QUANTITIES = tuple(f"{split}_{what}" for split in ("train", "validation", "test") for what in ("error", "loss"))
 _BATCHES = ("batch_error", "batch_loss")
 
@@ -64,7 +65,7 @@ class LiveCurves:
         order = list(study.arms) if study else []
         listed = sorted(arms.values(), key=lambda arm: order.index(arm["arm"]) if arm["arm"] in order else len(order))
         for arm in listed:
-            _thin(arm, max(_MOST_POINTS // len(listed), 20))
+            _thin(arm, max(min(_MOST_POINTS, _MOST_POINTS_OF_ALL // len(listed)), 20))
         return {
             "studies": studies,
             "study": name,
@@ -90,7 +91,7 @@ class LiveCurves:
         from dd_core.tables.live import live_rows
 
         rows = live_rows(self.store)
-        wanted = ("study", "arm", "k", "epoch", "until", "status", "written_at", *_QUANTITIES, *_BATCHES)
+        wanted = ("study", "arm", "k", "trial", "epoch", "until", "status", "written_at", *_QUANTITIES, *_BATCHES)
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for row in rows.select([name for name in wanted if name in rows.column_names]).to_pylist():
             found.setdefault(row["study"], {}).setdefault(row["arm"], []).append(row)
@@ -134,7 +135,9 @@ class LiveCurves:
         arms = {}
         for arm in curves.to_pylist():
             state = ended.get(arm["arm"], "imported")
-            is_done = not ({"running", "interrupted", "failed"} & {*state.split(", ")})
+            is_done = _is_done(study, state, arm["epochs"][-1])
+            if state == "finished" and not is_done:
+                state = f"paused at epoch {arm['epochs'][-1]}"  # no more was asked for
             arms[arm["arm"]] = arm | {"state": state, "is_done": is_done, "until": study.epochs if study else None}
         return arms
 
@@ -144,12 +147,16 @@ class LiveCurves:
         """The curves of an arm that trains: those of its checkpoints, and what has come since."""
         known = before["epochs"] if before else []
         epochs = sorted({row["epoch"] for row in rows} - {*known})
-        at = {epoch: [row for row in rows if row["epoch"] == epoch] for epoch in epochs}
+        at = defaultdict(list)
+        for row in rows:
+            at[row["epoch"]].append(row)
         curves = {}
         for quantity in (*_QUANTITIES, *_BATCHES):
             earlier = (before or {}).get(quantity) or [None] * len(known)
             curves[quantity] = [*earlier, *(_mean(row.get(quantity) for row in at[epoch]) for epoch in epochs)]
-        epoch, until = max(row["epoch"] for row in rows), max(row["until"] for row in rows)
+        # Trials that train apart: the arm is where the last of them is.
+        epoch = min({row["trial"]: row["epoch"] for row in sorted(rows, key=lambda row: row["epoch"])}.values())
+        until = max(row["until"] for row in rows)
         written = max(row["written_at"] for row in rows).timestamp()
         pace = self._start((name, arm), epoch, written).seconds_per_unit(epoch, written)
         is_silent = time.time() - written > max(_SILENT_SECONDS, _SILENT_EPOCHS * (pace or 0.0))
@@ -186,10 +193,21 @@ class LiveCurves:
         return None if pace is None else (sum(cost.values()) - done) * pace
 
 
-def _first(news: Mapping[str, Any], changed: Mapping[str, float]) -> str | None:
-    """The study to show to those who ask for none."""
+def _is_done(study: Study | None, state: str, last_epoch: int) -> bool:
+    """Whether an arm has nothing left to train; ``state``: how the last attempts of its trials ended."""
+    states = {*state.split(", ")}
+    if states & {"running", "interrupted", "failed"}:
+        return False
+    if study is None or study.imported or "finished" not in states:
+        return True
+    return last_epoch >= study.epochs
+
+
+def _first(news: Mapping[str, Mapping[str, list[dict[str, Any]]]], changed: Mapping[str, float]) -> str | None:
+    """The study to show to those who ask for none: the one that trains now, not one that was killed days ago."""
     if news:
-        return max(news, key=lambda name: changed.get(name, 0.0))
+        newest = {name: max(row["written_at"] for rows in arms.values() for row in rows) for name, arms in news.items()}
+        return max(newest, key=lambda name: newest[name])
     return max(changed, key=lambda name: changed[name]) if changed else None
 
 
@@ -212,4 +230,5 @@ def _thin(arm: dict[str, Any], most: int) -> None:
         if values is None or all(value is None for value in values):
             arm.pop(name, None)
             continue
-        arm[name] = [None if values[i] is None else float(f"{values[i]:.5g}") for i in kept]
+        shown = (None if values[i] is None or not math.isfinite(values[i]) else values[i] for i in kept)  # it is JSON
+        arm[name] = [None if value is None else float(f"{value:.5g}") for value in shown]

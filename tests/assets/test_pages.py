@@ -3,6 +3,7 @@
 import datetime
 import http.client
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from dd_assets import watch
 from dd_assets.pages import PREFIX
 from dd_assets.pages.app import pages
 from dd_assets.pages.landing import Landing
-from dd_assets.pages.live import LiveCurves
+from dd_assets.pages.live import LiveCurves, _is_done, _thin
 from dd_core.store.store import Store, write_text
 from dd_core.study.files import Catalogue
 from dd_core.tables.live import line, live_path
@@ -148,6 +149,25 @@ def test_curves_of_what_trains_are_the_means_of_its_trials_with_the_time_left(ti
     assert last["seconds_left"] == pytest.approx(96 * 10 / 2, rel=0.2)
     write_news(store, tiny_study, arm, 4, age=3600)
     assert curves.answer()["arms"][0]["state"] == "silent", "killed, or an epoch takes long"
+    other = tiny_study.model_copy(update={"name": "other"})
+    write_news(store, other, arm, 1)
+    assert curves.answer()["study"] == "other", "it trains, and the other was killed an hour ago"
+
+
+def test_an_arm_is_done_when_nothing_is_left_to_train_and_paused_where_no_more_was_asked_for(tiny_study: Any) -> None:
+    assert _is_done(tiny_study, "finished", tiny_study.epochs)
+    assert not _is_done(tiny_study, "finished", tiny_study.epochs - 1)
+    assert _is_done(tiny_study, "diverged, stopped early", 3)
+    assert not _is_done(tiny_study, "finished, running", tiny_study.epochs)
+
+
+def test_what_is_no_number_is_a_gap_in_a_curve() -> None:
+    arm = {"epochs": [1, 2, 3], "test_loss": [math.inf, 0.5, math.nan]}
+    _thin(arm, 400)
+    assert arm["test_loss"] == [None, 0.5, None]
+    long = {"epochs": list(range(4000)), "test_loss": [1.0] * 4000}
+    _thin(long, 400)
+    assert len(long["epochs"]) <= 400 and long["epochs"][-1] == 3999
 
 
 def test_curves_go_on_from_the_checkpoints(tiny_study: Any, trained: Store) -> None:
