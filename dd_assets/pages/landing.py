@@ -1,5 +1,9 @@
 """What there is to see: the studies that have something, what each found, and where it is shown."""
 
+import math
+import threading
+import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from dd_core.study.files import Catalogue
 
 # Figures that show the images themselves.
 _GALLERIES = ("most_curved_images", "memorized_images")
+_KEPT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Landing:
     def __init__(self, store: Store, catalogue: Catalogue):
         """Nothing is read yet."""
         self.store, self.catalogue = store, catalogue
-        self._findings: dict[str, tuple[float | None, list[str]]] = {}
+        self._findings: dict[str, tuple[float | None, float, list[str]]] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
     def broken(self) -> dict[str, str]:
@@ -87,17 +93,20 @@ class Landing:
         study = self.catalogue.studies.get(name)
         if study is None:
             return []
-        stamp = self._stamp()
-        kept, sentences = self._findings.get(name, (None, []))
-        if not stamp or kept != stamp:
-            from dd_core.reports.findings import findings
+        with self._locks[name]:  # who asks meanwhile waits for the same
+            stamp, now = self._stamp(), time.monotonic()
+            kept, at, sentences = self._findings.get(name, (None, -math.inf, []))
+            if (
+                not stamp or kept != stamp
+            ) and now - at > _KEPT_SECONDS:  # while something trains, tables change all the time
+                from dd_core.reports.findings import findings
 
-            try:
-                sentences = findings(self.store, study)
-            except UserError as error:
-                sentences = [str(error)]
-            self._findings[name] = stamp, sentences
-        return sentences
+                try:
+                    sentences = findings(self.store, study)
+                except UserError as error:
+                    sentences = [str(error)]
+                self._findings[name] = stamp, time.monotonic(), sentences
+            return sentences
 
     def _stamp(self) -> float:
         """Changes when the tables do, since every change of them makes the warehouse file anew."""

@@ -19,8 +19,9 @@ from dd_core.training.assembly import rows_of_parts
 from dd_core.training.recorder import EVAL_METRICS
 from dd_core.training.session import Session
 
-# Between two writes, at least and at most, and the share of its time that a training may write in between.
-_LEAST, _MOST, _SHARE = 2.0, 8.0, 0.01
+# Between two writes, at least and at most, and the share of its time that a training may write in between: within ten
+# seconds where a write takes less than a tenth of one, later on a store that is slow.
+_LEAST, _MOST, _SHARE = 2.0, 60.0, 0.01
 
 
 class LiveRows:
