@@ -95,7 +95,7 @@ def test_how_far_off_it_was_is_told_after(tiny_study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(-0.4, "0 s"), (92.4, "92 s"), (600.0, "10 min"), (7199.0, "120 min"), (9000.0, "2.5 h")]
+    ("seconds", "words"), [(-0.4, "0 s"), (92.4, "92 s"), (600.0, "10 min"), (7199.0, "2.0 h"), (9000.0, "2.5 h")]
 )
 def test_durations_are_for_people(seconds: float, words: str) -> None:
     assert duration(seconds) == words
