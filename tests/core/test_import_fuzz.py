@@ -167,7 +167,7 @@ def test_every_value_of_an_epoch_file_arrives_where_it_belongs(name: str) -> Non
             named = [text for text in done.left_out if "no number: " in text]
             assert bool(named) == bool(empty)
             if named:
-                assert named[0].startswith(f"{empty} rows")
+                assert named[0].startswith(f"{empty} row")
 
     check()
 
