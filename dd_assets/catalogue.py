@@ -15,10 +15,24 @@ def study_folders() -> list[Path]:
     return [own, extra] if extra else [own]
 
 
-@lru_cache(maxsize=1)
 def catalogue() -> Catalogue:
-    """All studies, read once per process."""
-    return read_studies(study_folders())
+    """All studies; read again when a file of their folders has come, gone or changed."""
+    folders = study_folders()
+    files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+    return _read(tuple(folders), tuple((path, _version(path)) for path in files))
+
+
+@lru_cache(maxsize=1)
+def _read(folders: tuple[Path, ...], _: tuple[tuple[Path, tuple[int, int]], ...]) -> Catalogue:
+    return read_studies(folders)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # gone by now, or a link to nowhere
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def broken_key(path: Path) -> list[str]:

@@ -71,12 +71,16 @@ class _Site:
     """What the addresses answer. Plain functions, which Starlette runs in threads: reading files takes its time."""
 
     def __init__(self, store: Store, *, has_ui: bool):
-        studies = catalogue()
         self.store, self.has_ui = store, has_ui
-        self.entry = Landing(store, studies)
-        self.curves = LiveCurves(store, studies.studies)
+        self._landing, self._live = Landing(store, catalogue()), LiveCurves(store, {})
         self._lock = threading.Lock()
         self._curves: dict[str | None, tuple[float, dict[str, Any]]] = {}
+
+    @property
+    def entry(self) -> Landing:
+        """With the studies as their files are now, which the code location has read at another time."""
+        self._landing.catalogue = catalogue()
+        return self._landing
 
     def landing(self, request: Request) -> Response:
         entry = self.entry
@@ -125,7 +129,8 @@ class _Site:
         with self._lock:  # many may look at once, each asking every two seconds
             at, answer = self._curves.get(asked, (-_KEPT_SECONDS, {}))
             if time.monotonic() - at > _KEPT_SECONDS:
-                answer = self.curves.answer(asked)
+                self._live.studies = catalogue().studies
+                answer = self._live.answer(asked)
                 self._curves = {**dict(list(self._curves.items())[-9:]), asked: (time.monotonic(), answer)}
         return JSONResponse(answer, headers=_HEADERS)
 

@@ -1,20 +1,23 @@
 """What there is to see: the studies that have something, what each found, and where it is shown."""
 
+import contextlib
 import math
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd_core.errors import UserError
+from dd_core.errors import StoreError, UserError
 from dd_core.figures import FIGURES
 from dd_core.store.store import Store
 from dd_core.study.files import Catalogue
+from dd_core.study.study import Study
 
 # Figures that show the images themselves.
 _GALLERIES = ("most_curved_images", "memorized_images")
-_KEPT_SECONDS = 10.0
+_KEPT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Landing:
     def __init__(self, store: Store, catalogue: Catalogue):
         """Nothing is read yet."""
         self.store, self.catalogue = store, catalogue
-        self._findings: dict[str, tuple[float | None, float, list[str]]] = {}
+        self._findings: dict[str, tuple[tuple[float, Study] | None, float, list[str]]] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
@@ -89,24 +92,34 @@ class Landing:
         return max(paths, key=modified).stem if paths else None
 
     def findings(self, name: str) -> list[str]:
-        """Sentences about a study; kept until a table changes, since finding them takes up to a second."""
+        """Sentences about a study; kept until a table changes, since finding them takes up to a second.
+
+        While something trains, tables change all the time: they are sought once at a time and not too often, and who
+        asks meanwhile gets those of before.
+        """
         study = self.catalogue.studies.get(name)
         if study is None:
             return []
-        with self._locks[name]:  # who asks meanwhile waits for the same
-            stamp, now = self._stamp(), time.monotonic()
-            kept, at, sentences = self._findings.get(name, (None, -math.inf, []))
-            if (
-                not stamp or kept != stamp
-            ) and now - at > _KEPT_SECONDS:  # while something trains, tables change all the time
-                from dd_core.reports.findings import findings
-
-                try:
-                    sentences = findings(self.store, study)
-                except UserError as error:
-                    sentences = [str(error)]
-                self._findings[name] = stamp, time.monotonic(), sentences
+        stamp = (self._stamp(), study)
+        kept, at, sentences = self._findings.get(name, (None, -math.inf, []))
+        is_known = kept == stamp and stamp[0] > 0
+        if is_known or time.monotonic() - at < _KEPT_SECONDS or not self._locks[name].acquire(blocking=kept is None):
             return sentences
+        try:
+            if self._findings.get(name, (None, at))[1] == at:  # nobody has sought them while this one waited
+                self._findings[name] = stamp, time.monotonic(), self._sought(study)
+            return self._findings[name][2]
+        finally:
+            self._locks[name].release()
+
+    def _sought(self, study: Study) -> list[str]:
+        from dd_core.reports.findings import findings
+
+        try:
+            with readable():
+                return findings(self.store, study)
+        except UserError as error:
+            return [str(error)]
 
     def _stamp(self) -> float:
         """Changes when the tables do, since every change of them makes the warehouse file anew."""
@@ -130,3 +143,14 @@ def modified(path: Path) -> float:
         return path.stat().st_mtime
     except (OSError, AttributeError):
         return 0.0
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Turn what DuckDB says of files that it cannot read into one sentence."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise StoreError(f"the data root cannot be read just now: {str(error).splitlines()[0]}") from error

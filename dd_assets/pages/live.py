@@ -3,13 +3,11 @@
 import contextlib
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from dd_assets.pages.landing import modified
+from dd_assets.pages.landing import modified, readable
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -59,11 +57,12 @@ class LiveCurves:
         if name is None:
             return {"studies": [], "study": None, "now": time.time(), "arms": []}
         arms = {arm: dict(values) for arm, values in self._of_checkpoints(name).items()}
-        for key, rows in news.get(name, {}).items():
-            arms[key] = self._with_news(name, key, arms.get(key), rows)
+        for key, told in news.get(name, {}).items():
+            arms[key] = self._with_news(name, key, arms.get(key), told)
         study = self.studies.get(name)
         order = list(study.arms) if study else []
-        listed = sorted(arms.values(), key=lambda arm: order.index(arm["arm"]) if arm["arm"] in order else len(order))
+        places = {key: place for place, key in enumerate(order)}
+        listed = [arms[key] for key in sorted(arms, key=lambda key: (places.get(key, len(places)), key))]
         for arm in listed:
             _thin(arm, max(min(_MOST_POINTS, _MOST_POINTS_OF_ALL // len(listed)), 20))
         return {
@@ -86,21 +85,41 @@ class LiveCurves:
                     changed[name] = max((modified(arm) for arm in folder.iterdir()), default=0.0)
         return changed
 
-    def _news(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """Rows of what trains just now, by study and arm."""
-        from dd_core.tables.live import live_rows
+    def _news(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What trains just now, by study and arm: means of its trials, up to the epoch that all of them have reached.
 
-        rows = live_rows(self.store)
-        wanted = ("study", "arm", "k", "trial", "epoch", "until", "status", "written_at", *_QUANTITIES, *_BATCHES)
-        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for row in rows.select([name for name in wanted if name in rows.column_names]).to_pylist():
-            found.setdefault(row["study"], {}).setdefault(row["arm"], []).append(row)
+        There may be a hundred thousand rows, which are for SQL to read.
+        """
+        from dd_core.tables.live import LIVE
+        from dd_core.tables.warehouse import connect
+
+        known = [q for q in (*_QUANTITIES, *_BATCHES) if any(column.name == q for column in LIVE.columns)]
+        means = ", ".join(f"avg({q}) FILTER (isfinite({q})) AS {q}" for q in known)
+        lists = ", ".join(f"list({q} ORDER BY epoch) AS {q}" for q in known)
+        query = (
+            "WITH trials AS (SELECT study, arm, arg_max(status, epoch) = 'training' AS trains, max(epoch) AS reached, "
+            "max(until) AS until, max(written_at) AS written FROM live_epochs GROUP BY study, arm, trial), "
+            "arms AS (SELECT study, arm, bool_or(trains) AS is_training, max(until) AS until, "
+            "epoch(max(written)) AS news_at, coalesce(min(reached) FILTER (trains), max(reached)) AS reached "
+            "FROM trials GROUP BY study, arm), "
+            f"epochs AS (SELECT study, arm, any_value(k) AS k, epoch, {means} FROM live_epochs "
+            "GROUP BY study, arm, epoch) "
+            "SELECT study, arm, any_value(k) AS k, is_training, until, news_at, list(epoch ORDER BY epoch) AS epochs, "
+            f"{lists} FROM epochs JOIN arms USING (study, arm) WHERE epoch <= reached "
+            "GROUP BY study, arm, is_training, until, news_at"
+        )
+        with readable(), contextlib.closing(connect(self.store, (), live=True)) as connection:
+            rows = connection.execute(query).to_arrow_table().to_pylist()
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in rows:
+            found.setdefault(row.pop("study"), {})[row["arm"]] = row
         return found
 
     def _of_checkpoints(self, name: str) -> dict[str, dict[str, Any]]:
-        """What checkpoints vouch for; read again when a file has come or gone."""
+        """What checkpoints vouch for; read again when a file has come or gone, or the study is another."""
         folders = [self.store.table_folder(table, name) for table in ("training_evals", "runs")]
-        stamp = sorted((str(path), modified(path)) for folder in folders for path in folder.glob("*/*.parquet"))
+        files = sorted((str(path), modified(path)) for folder in folders for path in folder.glob("*/*.parquet"))
+        stamp = (files, self.studies.get(name))
         kept = self._committed.get(name)
         if kept is None or kept[0] != stamp:
             kept = self._committed[name] = stamp, self._read(name)
@@ -117,7 +136,7 @@ class LiveCurves:
         recipes = None
         if study and not study.imported:
             recipes = [study.recipe_hash(arm) for arm in study.arms.values()]
-        with contextlib.closing(connect(self.store, ("training_evals", "runs"))) as connection:
+        with readable(), contextlib.closing(connect(self.store, ("training_evals", "runs"))) as connection:
             curves = connection.execute(
                 f"SELECT arm, any_value(k) AS k, list(epoch ORDER BY epoch) AS epochs, {means} FROM ("
                 f"SELECT arm, k, epoch, {inner} FROM training_evals WHERE study = $study "
@@ -141,30 +160,24 @@ class LiveCurves:
             arms[arm["arm"]] = arm | {"state": state, "is_done": is_done, "until": study.epochs if study else None}
         return arms
 
-    def _with_news(
-        self, name: str, arm: str, before: dict[str, Any] | None, rows: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _with_news(self, name: str, arm: str, before: dict[str, Any] | None, told: dict[str, Any]) -> dict[str, Any]:
         """The curves of an arm that trains: those of its checkpoints, and what has come since."""
         known = before["epochs"] if before else []
-        epochs = sorted({row["epoch"] for row in rows} - {*known})
-        at = defaultdict(list)
-        for row in rows:
-            at[row["epoch"]].append(row)
+        seen = {*known}
+        new = [at for at, epoch in enumerate(told["epochs"]) if epoch not in seen]
         curves = {}
         for quantity in (*_QUANTITIES, *_BATCHES):
             earlier = (before or {}).get(quantity) or [None] * len(known)
-            curves[quantity] = [*earlier, *(_mean(row.get(quantity) for row in at[epoch]) for epoch in epochs)]
-        # Trials that train apart: the arm is where the last of them is.
-        epoch = min({row["trial"]: row["epoch"] for row in sorted(rows, key=lambda row: row["epoch"])}.values())
-        until = max(row["until"] for row in rows)
-        written = max(row["written_at"] for row in rows).timestamp()
+            values = told.get(quantity)
+            curves[quantity] = [*earlier, *(values[at] if values else None for at in new)]
+        epoch, until, written = told["epochs"][-1], told["until"], told["news_at"]
         pace = self._start((name, arm), epoch, written).seconds_per_unit(epoch, written)
         is_silent = time.time() - written > max(_SILENT_SECONDS, _SILENT_EPOCHS * (pace or 0.0))
-        is_training = any(row["status"] == "training" for row in rows)
+        is_training = told["is_training"]
         return {
             "arm": arm,
-            "k": rows[0]["k"],
-            "epochs": [*known, *epochs],
+            "k": told["k"],
+            "epochs": [*known, *(told["epochs"][at] for at in new)],
             "until": until,
             **curves,
             "state": ("silent" if is_silent else "training") if is_training else "ending",
@@ -203,21 +216,16 @@ def _is_done(study: Study | None, state: str, last_epoch: int) -> bool:
     return last_epoch >= study.epochs
 
 
-def _first(news: Mapping[str, Mapping[str, list[dict[str, Any]]]], changed: Mapping[str, float]) -> str | None:
+def _first(news: Mapping[str, Mapping[str, Mapping[str, Any]]], changed: Mapping[str, float]) -> str | None:
     """The study to show to those who ask for none: the one that trains now, not one that was killed days ago."""
     if news:
-        newest = {name: max(row["written_at"] for rows in arms.values() for row in rows) for name, arms in news.items()}
+        newest = {name: max(arm["news_at"] for arm in arms.values()) for name, arms in news.items()}
         return max(newest, key=lambda name: newest[name])
     return max(changed, key=lambda name: changed[name]) if changed else None
 
 
 def _last(arm: Mapping[str, Any]) -> int:
     return arm["epochs"][-1] if arm["epochs"] else 0
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    there = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(there) if there else None
 
 
 def _thin(arm: dict[str, Any], most: int) -> None:

@@ -11,29 +11,25 @@ a killed process leaves stays until the arm goes on, and then the same rows come
 files: figures, checks and exports do not see them, nobody's SHA-256 is compared, and a damaged line counts for nothing.
 
 People read them in SQL, in ``warehouse.duckdb`` and by ``connect(store, live=True)``: the view ``training_evals`` has
-their evaluations too, and the view ``live_epochs`` all their rows. From Python without DuckDB: ``live_rows``.
+their evaluations too, and the view ``live_epochs`` all their rows.
 
 They are lines, not parquet, and emptied rather than removed, because SQL reads them while they are replaced: DuckDB
 opens a file of parquet twice for one query, and one that is another by then is an error.
 """
 
 import contextlib
-import datetime
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dd_core.store.files import is_object, read_all, remove, write_text
 from dd_core.store.parts import PartStore
 from dd_core.store.store import Store
 from dd_core.tables.columns import ARM, EPOCH, STEP, Column, Table
 from dd_core.tables.files import TABLES
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _EVALS = TABLES["training_evals"]
 _WHERE = (*ARM, EPOCH, STEP)
@@ -63,12 +59,6 @@ LIVE = Table(
 # What tells an evaluation from another; without it a line is none.
 KEY = ("study", "arm", "trial", "recipe", "epoch")
 _INFINITIES = (math.inf, -math.inf)
-_PYTHON: dict[str, Callable[[Any], Any]] = {
-    "string": str,
-    "timestamp": datetime.datetime.fromisoformat,
-    **dict.fromkeys(("int16", "int32", "int64"), int),
-    **dict.fromkeys(("float32", "float64"), float),
-}
 # No query takes so long between finding a file and opening it.
 _LONGEST_QUERY_SECONDS = 600.0
 
@@ -103,7 +93,7 @@ def forget(store: Store, study: str, arm: str, until: int | None = None) -> None
     """Empty the files of an arm and its parts; with ``until`` only those that tell of no later epoch."""
     paths = sorted(store.live_folder(study, arm).glob("*.jsonl"))
     for path, content in zip(paths, read_all(paths), strict=True):
-        last = max((row["epoch"] for row in _rows(content or b"")), default=-1)
+        last = max(_epochs(content or b""), default=-1)
         if content and (until is None or last <= until):
             write_text(path, "")
 
@@ -127,34 +117,11 @@ def is_in_views(store: Store) -> bool:
     return store.warehouse_path.exists() and (store.live_folder("none", "none") / "empty.jsonl").exists()
 
 
-def live_rows(store: Store) -> "pa.Table":
-    """All rows, with the columns of ``LIVE``; none where nothing trains.
-
-    An evaluation may be among them that ``training_evals`` has already.
-    """
-    import pyarrow as pa
-
-    kinds = {"string": "string", "timestamp": pa.timestamp("us", tz="UTC")}
-    schema = pa.schema([(column.name, kinds.get(column.type, column.type)) for column in LIVE.columns])
-    paths = sorted(store.live_folder().glob("*/*/*.jsonl"))
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for path, content in zip(paths, read_all(paths), strict=True):
-        folders = dict(part.split("=", 1) for part in path.parts if part.startswith(("study=", "arm=")))
-        for row in _rows(content or b""):
-            key = tuple((folders | row)[name] for name in KEY)
-            if key not in found or found[key]["written_at"] <= row["written_at"]:
-                found[key] = folders | row
-    return pa.Table.from_pylist(list(found.values()), schema)
-
-
-def _rows(content: bytes) -> Iterator[dict[str, Any]]:
-    """What is whole of a file."""
-    types = {column.name: _PYTHON[column.type] for column in LIVE.file_columns}
+def _epochs(content: bytes) -> Iterator[int]:
+    """Of a file's lines, those that are damaged left out."""
     for text in content.splitlines():
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # it is damaged
-            row = {name: types[name](value) for name, value in json.loads(text).items() if name in types}
-            if {*KEY, "written_at"} <= {*row, "study", "arm"}:
-                yield row
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            yield int(json.loads(text)["epoch"])
 
 
 def with_live(committed: str, columns: Sequence[str], live: str) -> str:

@@ -71,7 +71,7 @@ def connect(
         store: where they are.
         tables: their names.
         live: show evaluations that no checkpoint vouches for yet, and what grids varied, as the warehouse file does
-            for people.
+            for people; and the view ``live_epochs``.
         arm: study and arm, the rows of which are enough; no file of others is opened then.
 
     Raises:
@@ -142,7 +142,7 @@ def _create_views(
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
     damaged = {harm.path for harm in damaged_files(store, tables, *(arm or ()))}
-    news = _live_rows(store, is_portable) if is_live and "training_evals" in tables else None
+    news = _live_rows(store, is_portable) if is_live else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from dd_assets import ddlab, run_study
-from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import existing_store
 from dd_assets.running.console import Bar
 from dd_core.store.store import Store
@@ -54,11 +53,7 @@ def test_studies_and_paths_say_what_is_there_and_write_nothing(
     (tmp_path / "broken.yaml").write_text("description: 1", encoding="utf-8")
     monkeypatch.setenv("DD_STUDIES", str(tmp_path))
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    catalogue.cache_clear()
-    try:
-        assert ddlab.main(["studies"]) == 0
-    finally:
-        catalogue.cache_clear()
+    assert ddlab.main(["studies"]) == 0
     printed = capsys.readouterr()
     assert "0 of 70" in next(line for line in printed.out.splitlines() if line.startswith("quickstart "))
     assert printed.err.startswith(f"broken: {tmp_path / 'broken.yaml'}: ")

@@ -13,7 +13,6 @@ from support import Lab
 
 from dd_assets import check_campaign, import_metrics
 from dd_assets.assets.loss_slopes import LOSS_SLOPE_TABLES, loss_slope_assets
-from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import Laboratory
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Study
@@ -146,7 +145,6 @@ def test_a_folder_of_others_metrics_becomes_loss_slopes_and_a_verdict_without_tr
 ) -> None:
     monkeypatch.setenv("DD_ROOT", str(lab.root))
     monkeypatch.setenv("DD_STUDIES", str(lab.studies))
-    monkeypatch.setattr(check_campaign, "catalogue", catalogue.__wrapped__)  # a process reads study files once
     how = "--dataset cifar10 --architecture resnet18 --label-noise 0 --batch-size 128 --optimizer sgd --k 64 --by lr,wd"
     assert import_metrics.main(["campaign", str(campaign), *how.split()]) == 0
     assert "materialize --select loss_slopes,loss_slope_fits" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -17,12 +18,17 @@ from starlette.routing import Mount
 from support import wait_until
 
 from dd_assets import watch
+from dd_assets.catalogue import catalogue
 from dd_assets.pages import PREFIX
 from dd_assets.pages.app import pages
 from dd_assets.pages.landing import Landing
 from dd_assets.pages.live import LiveCurves, _is_done, _thin
+from dd_core.errors import StoreError
+from dd_core.reports import findings
+from dd_core.store.parts import PartStore
 from dd_core.store.store import Store, write_text
 from dd_core.study.files import Catalogue
+from dd_core.tables import warehouse
 from dd_core.tables.live import line, live_path
 
 Get = Callable[[str], tuple[int, str]]
@@ -110,8 +116,10 @@ def test_a_root_without_studies_says_what_to_do(tmp_path: Path) -> None:
     assert LiveCurves(Store(tmp_path / "nowhere"), {}).answer()["studies"] == []
 
 
-def write_news(store: Store, study: Any, key: str, epochs: int, age: float = 0.0) -> None:
-    """What a process that trains an arm says after some epochs."""
+def write_news(
+    store: Store, study: Any, key: str, epochs: int, age: float = 0.0, trials: tuple[int, ...] = (0, 1), **other: Any
+) -> None:
+    """What a process that trains an arm, or some trials of it, says after some epochs."""
     arm = study.arms[key]
     common = {"study": study.name, "arm": key, "variant": arm.variant, "k": arm.k, "recipe": study.recipe_hash(arm)}
     written = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
@@ -125,12 +133,61 @@ def write_news(store: Store, study: Any, key: str, epochs: int, age: float = 0.0
                 "step": e,
                 "train_error": 0.5 / e,
                 "train_loss": float(t * epochs + e - 1),
+                **other,
             }
         )
-        for t in (0, 1)
+        for t in trials
         for e in range(1, epochs + 1)
     ]
     write_text(live_path(store, study.name, key), "".join(f"{text}\n" for text in lines))
+
+
+def test_trials_that_train_apart_are_as_far_as_the_last_of_them(tiny_study: Any, store: Store) -> None:
+    arm, curves = next(iter(tiny_study.arms)), LiveCurves(store, {tiny_study.name: tiny_study})
+    for number, epochs, status in ((0, 5, "training"), (1, 3, "training"), (2, 1, "diverged")):
+        part = PartStore(store, tiny_study.name, arm, range(number, number + 1))
+        write_news(part, tiny_study, arm, epochs, trials=(number,), status=status)
+    (told,) = curves.answer()["arms"]
+    assert told["epochs"] == [1, 2, 3], "not the epochs that one of them has alone"
+    write_news(store, tiny_study, arm, 5, trials=(0, 1, 2), test_loss=math.inf, status="diverged", age=-1)
+    (told,) = curves.answer()["arms"]
+    assert told["epochs"][-1] == 5 and told["state"] == "ending" and "test_loss" not in told
+
+
+def test_what_duckdb_cannot_read_is_a_sentence(tiny_study: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise duckdb.IOException("IO Error: gone\nLINE 1")
+
+    monkeypatch.setattr(warehouse, "connect", refuse)
+    with pytest.raises(StoreError, match=r"^the data root cannot be read just now: IO Error: gone$"):
+        LiveCurves(store, {}).answer()
+    monkeypatch.setattr(findings, "report", refuse)
+    (sentence,) = Landing(store, Catalogue({"tiny": tiny_study}, {})).findings("tiny")
+    assert sentence.endswith("IO Error: gone")
+
+
+def test_findings_are_not_sought_twice_while_tables_change(
+    tiny_study: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: list[str] = []
+    monkeypatch.setattr(Landing, "_sought", lambda self, study: sought.append(study.name) or ["found"])
+    landing = Landing(store, Catalogue({"tiny": tiny_study}, {}))
+    assert landing.findings("tiny") == landing.findings("tiny") == ["found"] and sought == ["tiny"]
+    monkeypatch.setattr("dd_assets.pages.landing._KEPT_SECONDS", 0.0)
+    with landing._locks["tiny"]:  # another request is about to find new ones
+        assert landing.findings("tiny") == ["found"] and sought == ["tiny"]
+    landing.findings("tiny")
+    assert sought == ["tiny", "tiny"]
+
+
+def test_study_files_are_read_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DD_STUDIES", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    assert catalogue() is catalogue() and file not in catalogue().errors
+    file.write_text("description: 1", encoding="utf-8")
+    assert file in catalogue().errors
+    file.unlink()
+    assert file not in catalogue().errors
 
 
 def test_curves_of_what_trains_are_the_means_of_its_trials_with_the_time_left(tiny_study: Any, store: Store) -> None:

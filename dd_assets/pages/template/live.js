@@ -37,7 +37,7 @@ function specification(quantity) {
 }
 
 async function draw() {
-  const options = { actions: false, renderer: "svg", logLevel: 1 };
+  const options = { actions: false, renderer: "canvas", logLevel: 1 };
   const embedded = ["error", "loss"].map(quantity => vegaEmbed("#" + quantity, specification(quantity), options));
   return (await Promise.all(embedded)).map(result => result.view);
 }
@@ -128,6 +128,9 @@ function show(answer) {
   tell(answer);
   list(answer);
   const rows = rowsOf(answer.arms);
+  const told = JSON.stringify(rows);
+  if (charts.told === told) return;
+  charts.told = told;
   for (const view of charts) view.data("rows", rows).run();
 }
 
