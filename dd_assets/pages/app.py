@@ -20,6 +20,7 @@ from dd_assets.pages.landing import Landing
 from dd_assets.pages.live import LiveCurves
 from dd_core.errors import UserError
 from dd_core.figures import FIGURES
+from dd_core.reports.templates import environment
 from dd_core.store.files import read_all
 from dd_core.store.store import Store
 
@@ -155,13 +156,7 @@ def _text(text: str, media_type: str, headers: Mapping[str, str] = _HEADERS) -> 
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (_TEMPLATE / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment(_TEMPLATE)
 
 
 @lru_cache(maxsize=1)

@@ -52,7 +52,7 @@ class Console(logging.Handler):
             text = self._text(record)
             if text:
                 self._print(record, text)
-        except Exception:
+        except Exception:  # as each handler of logging does: a message must not end what it is about
             self.handleError(record)
 
     def _text(self, record: logging.LogRecord) -> str:

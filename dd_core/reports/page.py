@@ -8,7 +8,6 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-import jinja2
 import vl_convert
 
 from dd_core.errors import DataMissingError
@@ -19,6 +18,7 @@ from dd_core.reports.findings import findings
 from dd_core.reports.provenance import provenance
 from dd_core.reports.recipe import recipe_tables
 from dd_core.reports.results import results
+from dd_core.reports.templates import environment
 from dd_core.store.files import write_text
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
@@ -65,7 +65,7 @@ def report_page(store: Store, study: Study, found: list[str] | None = None) -> s
         )
     common, differing = recipe_tables(study)
     return (
-        _environment()
+        environment(_TEMPLATE)
         .get_template("page.html")
         .render(
             study=study,
@@ -97,14 +97,3 @@ def vega() -> str:
     """The JavaScript of Vega, Vega-Lite and Vega-Embed, for a script element."""
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return script.replace("</script", "<\\/script")
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (_TEMPLATE / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )

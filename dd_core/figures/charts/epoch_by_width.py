@@ -69,7 +69,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         [
             *style.describe(study, variants),
             f"Mean over trials, and over the evaluations of a column. Dots: {_MARK}",
-            "A click on a width in the legend shows it alone" if len(ks) > 1 else None,
+            "In the interactive page a click on a width in the legend shows it alone" if len(ks) > 1 else None,
             others,
             selection.note(study),
         ],
@@ -127,7 +127,7 @@ def _panel(
     x = alt.X("x_low:Q", scale=scale, title="epoch", axis=alt.Axis(values=ticks, grid=False, format="d"))
     colour = alt.Color(
         "error:Q",
-        title=["test error, %", f"({limits[1]} or more: one colour)"],
+        title=["test error, %", f"(up to {limits[0]}, from {limits[1]}: one colour)"],
         scale=alt.Scale(scheme="viridis", domain=list(limits), clamp=True),
         legend=alt.Legend(gradientLength=180, tickCount=6, format="d"),
     )
@@ -157,7 +157,7 @@ def _curves(
     scale = alt.Scale(type="symlog", constant=1, domain=list(ends), nice=False)
     x = alt.X("epoch:Q", scale=scale, title="epoch", axis=alt.Axis(values=ticks, format="d"))
     y = alt.Y("error:Q", title="test error, %", scale=alt.Scale(domain=[0, 1.05 * limits[1]], nice=False))
-    shades = alt.Scale(domain=ks, scheme=alt.SchemeParams(name="plasma", extent=[0, 0.85]))
+    shades = alt.Scale(domain=ks, scheme=alt.SchemeParams(name="turbo", extent=[0.03, 0.97]))
     legend = alt.Legend(title="k", symbolType="stroke", symbolStrokeWidth=3, symbolLimit=0, columns=-(-len(ks) // 12))
     colour = alt.Color("k:O", scale=shades, legend=legend)
     kept = [{name: row[name] for name in ("k", "epoch", "error")} for row in cells]
