@@ -1,5 +1,7 @@
 """All trials of one arm at some epoch: an epoch on, an evaluation, a checkpoint, a resume point and the way back."""
 
+import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from dd_core.machine.memory import name_of
 from dd_core.store.best_checkpoints import prune_best, save_best
 from dd_core.store.checkpoints import make_way, save_checkpoint, save_weights
 from dd_core.store.manifests import Ending
+from dd_core.store.resume_points import resume_metadata
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
 from dd_core.study.former_names import as_now
@@ -61,12 +64,20 @@ class Session:
             if self.share
             else [
                 TrialStack(self.study, self.arm, trials, self.device, self.dtype, self.micro_batch)
-                for trials in stacking(self.study, self.arm)
+                for trials in self._groups()
             ]
         )
         self.recorder = Recorder(self.study, self.arm, [data for stack in self.stacks for data in stack.data])
         self.progress = [TrialProgress() for _ in range(self.study.trials)]
         self._results: list[Evaluation] = []  # of the last evaluation, by stack
+
+    def _groups(self) -> list[list[int]]:
+        """The trials of each network, by number: as where the arm was begun, on whatever device that was."""
+        begun = resume_metadata(self.store, self.study, self.arm)
+        numbers = iter(self.study.trial_numbers)
+        if "stacks" in begun:
+            return [list(itertools.islice(numbers, size)) for size in json.loads(begun["stacks"])]
+        return stacking(self.study, self.arm, on_gpu=self.device.type == "cuda" and not begun)
 
     @property
     def calendar(self) -> Calendar:
@@ -206,6 +217,7 @@ class Session:
             "progress": _PROGRESS.dump_json(self.progress).decode(),
             "micro_batch": str(self.micro_batch),
             "threads": str(torch.get_num_threads()),
+            "stacks": json.dumps([len(stack.trials) for stack in self.stacks]),
             **self._conditions,
         }
         resume_point.keep(self.store, self.study, self.arm, tensors, content)

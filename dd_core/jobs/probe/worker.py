@@ -60,7 +60,7 @@ class Trainee:
         study, arm = self._job.studies[task.study], task.arm
         self.forget()
         reset_peak_memory(self._device)
-        for trials in stacking(study, arm):
+        for trials in stacking(study, arm, on_gpu=self._device.type == "cuda"):
             self._stacks.append(TrialStack(study, arm, trials, self._device, torch.float32))
         return Prepared(seconds_per_step=self._warm_up())
 
