@@ -55,7 +55,7 @@ def test_studies_and_paths_say_what_is_there_and_write_nothing(
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     assert ddlab.main(["studies"]) == 0
     printed = capsys.readouterr()
-    assert "0 of 70" in next(line for line in printed.out.splitlines() if line.startswith("quickstart "))
+    assert "0 of 49" in next(line for line in printed.out.splitlines() if line.startswith("quickstart "))
     assert printed.err.startswith(f"broken: {tmp_path / 'broken.yaml'}: ")
     assert ddlab.main(["paths"]) == 0
     places = capsys.readouterr().out
