@@ -13,6 +13,7 @@ from dd_assets.steps.checkpoint_results import import_command
 from dd_assets.steps.follow import Outcome, follow
 from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.steps.recording import PartitionRecorder
+from dd_assets.steps.so_far import figures_so_far
 from dd_assets.steps.versions import recipes
 from dd_core.checks.preflight import refused_and_warned
 from dd_core.data.datasets import require
@@ -152,7 +153,8 @@ def _train(
         job = expected.job
         if laboratory.compute == "local" and not machine.num_gpus:
             job = _with_results(job, study, left, kinds, machine.workers_and_threads()[0])
-        outcome = follow(context, laboratory, job, recorder.on_event)
+        with figures_so_far(context, store, study) as picture:
+            outcome = follow(context, laboratory, job, recorder.on_event, picture)
         context.log.info(expected.compare(outcome.seconds, outcome.finished))
     recorder.record_rest()
     _blame_each_arm(outcome, study, todo, {c.arm for c in wanted if c not in recorder.recorded})

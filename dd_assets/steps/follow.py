@@ -107,8 +107,8 @@ def reason_at_partitions(context: dg.AssetExecutionContext, key: dg.AssetKey) ->
         raise
 
 
-def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Report) -> Outcome:
-    """Run a job, log its progress, pass every event on, and return how it ended."""
+def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, *on_event: Report) -> Outcome:
+    """Run a job, log its progress, pass the events of its tasks on, and return how it ended."""
     outcome = Outcome()
     meter = _Meter(job)
     began: float | None = None
@@ -133,7 +133,8 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
             began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
             outcome.seconds = time.monotonic() - began
             meter.update(event)
-            on_event(event)
+            for report in on_event:
+                report(event)
             drawn.move(meter.fraction, meter.in_a_bar())
             if meter.is_due():
                 context.log.info(meter.describe(), extra=OF_BAR)
