@@ -29,6 +29,7 @@ class Figure:
         tables: the tables it reads, which are its upstream assets.
         module: full name of the module that draws it.
         group: of assets, in the UI and in ``--select 'group:...'``.
+        is_over_widths: its curve compares arms, so that it is drawn of those that are trained alike.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Figure:
     tables: tuple[str, ...]
     module: str
     group: str = "figures"
+    is_over_widths: bool = False
 
     def draw(
         self, study: "Study", store: "Store", connection: "duckdb.DuckDBPyConnection"
@@ -62,8 +64,10 @@ class Figure:
         return with_usermeta(drawn, **{DRAWN_FROM: HASHED_BY | digests})
 
 
-def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "figures") -> Figure:
-    return Figure(name, description, tables, f"{__name__}.charts.{name}", group)
+def _figure(
+    name: str, tables: tuple[str, ...], description: str, group: str = "figures", is_over_widths: bool = False
+) -> Figure:
+    return Figure(name, description, tables, f"{__name__}.charts.{name}", group, is_over_widths)
 
 
 _SLOPES, _INCREMENTAL, _MEMORIZATION = "loss_slopes", "incremental", "memorization"
@@ -74,6 +78,7 @@ FIGURES: tuple[Figure, ...] = (
         "double_descent_curve",
         ("training_evals",),
         "Test and training error and loss against width, with the width from which on the training labels are fitted.",
+        is_over_widths=True,
     ),
     _figure(
         "training_curves",
@@ -271,4 +276,12 @@ FIGURES: tuple[Figure, ...] = (
         "here, with a verdict for each claim.",
         _NSM,
     ),
+)
+
+# What is drawn while a study trains, in this order: it needs evaluations alone.
+SO_FAR: tuple[Figure, ...] = tuple(
+    figure
+    for name in ("training_curves", "epoch_by_width", "double_descent_curve")
+    for figure in FIGURES
+    if figure.name == name
 )

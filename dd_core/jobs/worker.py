@@ -91,7 +91,7 @@ def run(job: Job, tasks: Iterable[tuple[int, int]], gpu: int, events: Events) ->
     num_failed = 0
     all_networks = cache(partial(_networks_of, job, job.tasks))
     for number, halvings in tasks:
-        task = job.tasks[number]
+        task = job.all_tasks[number]
         set_halvings(halvings)
         torch.set_num_threads((task.threads if isinstance(task, TrainTask) else None) or job.threads)
         num_failed += not _perform(task, job, all_networks, store, device, events)
