@@ -23,8 +23,8 @@ from typing import Any
 
 import filelock
 
+from dd_core.cache import cache_folder
 from dd_core.errors import UserError
-from dd_core.machine.disk import cache_folder
 from dd_core.store.files import write_text
 from dd_core.study.architectures import architecture_called
 from dd_core.study.stacks import stacking
