@@ -63,6 +63,10 @@ class TrainTask(BaseModel):
         """All arms to train."""
         return self.arm, *(Arm(variant, self.k) for variant in self.also)
 
+    def precision(self, study: Study) -> str:
+        """In which it should be computed."""
+        return study.variants[self.variant].precision
+
     def share(self, study: Study) -> float:
         """The share of its arm's trials that it trains."""
         return 1.0 if self.trials is None else len(range(*self.trials)) / study.trials
@@ -121,6 +125,10 @@ class CheckpointTask(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Its name."""
         return (self.name,)
+
+    def precision(self, study: Study) -> str:
+        """In which it should be computed."""
+        return KINDS[self.kind].precision(study)
 
     def compute(self, study: Study, store: Store, **options: Any) -> None:
         """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there."""
