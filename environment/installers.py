@@ -1,5 +1,6 @@
 """Runs uv or pip, with words about how far it is: pip alone is silent for minutes where its output is no terminal."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -70,7 +71,8 @@ class Pip:
         self._command = [str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
         self._log, self._temporary = venv / LOG, venv / "downloads"  # /tmp is often a small disk in memory
         self._processes: list[subprocess.Popen[str]] = []
-        self._downloads: dict[Path, float] = {}
+        self._doing: dict[int, Callable[[], str]] = {}
+        self._loaded = 0.0
 
     def run(self, what: str, *arguments: str) -> None:
         """A command that uv and pip have in common.
@@ -122,7 +124,7 @@ class Pip:
                 for process in self._processes:
                     process.terminate()
                 print(end="\n" if terminal else "", flush=True)
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        print(f"  done in {time.monotonic() - started:.0f} s; {self._loaded / 1e6:.0f} MB were loaded", flush=True)
 
     def _run(self, number: int, *arguments: str) -> None:
         """One pip, with a folder of its own for what it downloads."""
@@ -145,24 +147,40 @@ class Pip:
             for line in process.stdout or ():
                 said.append(line)
                 log.write(line)
-                if found := download(line):
-                    self._downloads[folder / found[0]] = found[1]
+                self._note(number, folder, line)
+        self._doing.pop(number, None)
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._temporary.rmdir()  # by the last
         if process.returncode:
             raise InstallError(complaint(said))
 
+    def _note(self, number: int, folder: Path, line: str) -> None:
+        """Understand what one pip says that it does."""
+        if found := download(line):
+            path, size = folder / found[0], found[1]
+            self._loaded += size
+            self._doing[number] = lambda: f"loading {path.name.split('-')[0]}, {_share(path, size)}"
+        elif line.startswith("Installing collected packages: "):
+            names = line.partition(": ")[2].strip().split(", ")
+            what = f"unpacking {names[0] if len(names) == 1 else f'{len(names)} packages'}"
+            self._doing[number] = lambda: what
+
     def _tell(self, text: str, seconds: float, last: str) -> str:
         """Say how far it is: over and over on a terminal's line, else when it has changed."""
-        for path, size in sorted(self._downloads.items()):
-            if found := next(path.parent.glob(f"*/{path.name}"), None):
-                loaded = min(1.0, found.stat().st_size / size)
-                text += f", {path.name.split('-')[0]} {size / 1e6:.0f} MB {loaded:.0%}"
+        text = "; ".join([text, *(doing() for _, doing in sorted(self._doing.copy().items()))])
         if sys.stdout.isatty():
             columns = shutil.get_terminal_size().columns
             print("\r\033[K" + f"  {seconds:.0f} s: {text}"[: columns - 1], end="", flush=True)
         elif text != last:
             print(f"  {seconds:.0f} s: {text}", flush=True)
         return text
+
+
+def _share(path: Path, size: float) -> str:
+    """How much of a download is there; pip keeps it in a folder of its own until it is whole."""
+    there = next((found.stat().st_size for found in path.parent.glob(f"*/{path.name}")), 0)
+    return f"{min(there, size) / 1e6:.0f} of {size / 1e6:.0f} MB"
 
 
 def download(line: str) -> tuple[str, float] | None:
