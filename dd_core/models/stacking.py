@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import StaleError
+from dd_core.models.small_maps import as_product
 from dd_core.models.strided_pointwise import without_stride
 
 
@@ -37,6 +38,12 @@ class Convolution(nn.Conv2d):
         """
         if self._is_misread and input.is_cuda and (input.element_size() == 2 or torch.is_autocast_enabled("cuda")):
             return super()._conv_forward(input.contiguous(), weight.contiguous(), bias)
+        # A network alone stays as libraries and tracers know it.
+        if (
+            self.groups > 1
+            and (product := as_product(input, weight, bias, int(self.stride[0]), self.groups)) is not None
+        ):
+            return product
         pixels = without_stride(input, weight, self.stride, self.padding, self.groups)
         if pixels is None:
             return super()._conv_forward(input, weight, bias)
