@@ -39,3 +39,15 @@ def test_products_are_pytorchs_convolutions(kernel: int, stride: int, height: in
 def test_other_convolutions_are_left_to_pytorch(kernel: int, stride: int, side: int) -> None:
     layer = Convolution(2, 2, kernel, 2, stride=stride)
     assert as_product(torch.zeros(1, 4, side, side), layer.weight, None, stride, 2) is None
+
+
+def test_products_round_as_convolutions_do_where_autocast_asks_for_it() -> None:
+    layer = Convolution(2, 5, 3, 2, bias=True)
+    x = torch.randn(4, 4, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = layer(x)
+        convolved = functional.conv2d(x, layer.weight, layer.bias, 1, 1, 1, 2)
+    assert value.dtype == convolved.dtype == torch.bfloat16
+    torch.testing.assert_close(value, convolved, rtol=0.02, atol=0.02)  # of bfloat16, which has 8 bits
+    value.sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
