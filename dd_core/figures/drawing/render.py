@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -159,9 +159,10 @@ def is_passing(chart: alt.TopLevelMixin) -> bool:
 
 
 def with_usermeta(chart: alt.TopLevelMixin, **entries: Any) -> alt.TopLevelMixin:
-    """A chart whose specification carries further entries in its usermeta, which Vega ignores."""
+    """The chart, whose specification now carries further entries in its usermeta, which Vega ignores."""
     changed: Any = chart
-    return cast("alt.TopLevelMixin", changed.properties(usermeta={**_usermeta(chart), **entries}))
+    changed.usermeta = {**_usermeta(chart), **entries}  # as a property of a copy it would take as long as the chart
+    return chart
 
 
 def _usermeta(chart: Any) -> dict[str, Any]:
