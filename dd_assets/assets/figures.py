@@ -129,7 +129,7 @@ def _as_drawn_before(figure: Figure, studies: Iterable[Study], store: "Store") -
 
 def _shown(figure: Figure, study: Study, svg: Path, html: Path) -> dict[str, Any]:
     """Metadata of a study's figure."""
-    from dd_core.figures.drawing.render import preview_markdown
+    from dd_core.figures.drawing.preview import preview_markdown
 
     address = figure_address(figure.name, study.name)
     return {

@@ -99,7 +99,9 @@ def refresh(store: Store) -> list[str]:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
                 give_access(connection, store.root)
                 is_portable = not is_object(store.root)
+                connection.begin()  # each of a thousand comments would be flushed to disk
                 tables.extend(_create_views(connection, store, TABLES, is_portable=is_portable, is_live=True))
+                connection.commit()
         except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
@@ -178,7 +180,7 @@ def _create_views(
         shown = ", ".join(column.name for column in live.LIVE.columns)
         connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {news}")
         _comment(connection, live.LIVE, live.LIVE.columns)
-    create_views(connection, tables)
+    create_views(connection, tables, is_commented=is_live)
     return [name for name in tables if name in filled]
 
 

@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 
 from dd_core.figures import Figure
-from dd_core.figures.drawing.render import is_passing, render
 from dd_core.figures.drawing.selection import HASHED_BY, said_of_arms
 from dd_core.figures.drawing.source import Source, source_of
 from dd_core.store.files import remove
@@ -46,6 +45,8 @@ def draw(figure: Figure, study: Study, store: Store) -> dict[str, Path]:
     drawn = store.read_manifest(manifest)
     if drawn is not None and drawn.content.get("state") == state and store.is_sound(drawn):
         return {kind: store.root / drawn.files[kind].path for kind in _KINDS}
+    from dd_core.figures.drawing.render import is_passing, render  # loads Altair, which nothing above needs
+
     chart = figure.draw(study, store, source.connection, source.digest)
     if chart is None:
         return {}
