@@ -13,6 +13,7 @@ from typing import Final
 
 import dagster as dg
 
+from dd_assets.laboratory import Laboratory
 from dd_assets.running.console import FOR_ALL
 from dd_core.events import CheckpointWritten, Event, Finished, Progress, Report
 from dd_core.figures import SO_FAR
@@ -20,15 +21,21 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 # Before the first picture: what is trained sooner needs none. It comes when an epoch has been trained.
-_FIRST_SECONDS: Final = 4.0
+_FIRST_SECONDS: Final = 5.0
 # Of the machine's processor time at most.
 _SHARE: Final = 0.03
 
 
 @contextlib.contextmanager
-def figures_so_far(context: dg.AssetExecutionContext, store: Store, study: Study) -> Iterator[Report]:
-    """Yields what is to be told of the events of a training; when it is left, no picture is being drawn any more."""
-    pictures = _Pictures(context, store, study)
+def figures_so_far(context: dg.AssetExecutionContext, laboratory: Laboratory, study: Study) -> Iterator[Report]:
+    """Yields what is to be told of the events of a training; when it is left, no picture is being drawn any more.
+
+    There are none of what trains on other machines, since a run there may have no core and no memory to spare.
+    """
+    if laboratory.compute != "local":
+        yield lambda event: None
+        return
+    pictures = _Pictures(context, laboratory.store(), study)
     try:
         yield pictures.on_event
     finally:

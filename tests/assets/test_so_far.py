@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dd_assets.laboratory import Laboratory
 from dd_assets.running.console import FOR_ALL
 from dd_assets.steps import so_far
 from dd_core.errors import StoreError
@@ -86,16 +87,21 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning_and_no_other_is_tried(
 ) -> None:
     log = _Log()
     context: Any = SimpleNamespace(log=log)
-    with so_far.figures_so_far(context, store, make_study(name="broken")) as tell:
+    with so_far.figures_so_far(context, Laboratory(root=str(store.root)), make_study(name="broken")) as tell:
         tell(Progress(epoch=1))
     assert log == [("warning", None, "no pictures while training goes on: StoreError: a file is damaged")]
     assert drawn == ["training_curves"]
 
 
-def test_what_is_trained_in_no_time_has_no_picture(store: Store, tiny_study: Study) -> None:
+@pytest.mark.parametrize("compute", ["local", "slurm"])
+def test_what_trains_in_no_time_or_elsewhere_has_no_picture(
+    compute: str, drawn: list[str], store: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compute == "local":
+        monkeypatch.setattr(so_far, "_FIRST_SECONDS", 60.0)
     log = _Log()
     context: Any = SimpleNamespace(log=log)
-    with so_far.figures_so_far(context, store, tiny_study) as tell:
+    with so_far.figures_so_far(context, Laboratory(root=str(store.root), compute=compute), tiny_study) as tell:
         for epoch in range(5):
             tell(Progress(epoch=epoch))
-    assert not log and not (store.root / "figures").exists()
+    assert not log and not drawn
