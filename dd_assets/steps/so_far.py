@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -48,8 +49,9 @@ class _Pictures:
     def __init__(self, context: dg.AssetExecutionContext, store: Store, study: Study):
         self._context, self._store, self._study = context, store, study
         self._next_at = time.monotonic() + _FIRST_SECONDS
-        self._has_news, self._turn = False, 0
+        self._has_news = False
         self._drawn: list[Path] = []
+        self._times = Counter[str]()
         self._is_told = False
         self._problem = ""
         self._thread: threading.Thread | None = None
@@ -73,19 +75,18 @@ class _Pictures:
             self._tell()
 
     def _draw(self) -> None:
-        """Draw the next figure for which there is something; what goes wrong is no reason to end a training."""
+        """Draw what was drawn least often, if there is something; what goes wrong is no reason to end a training."""
         try:
             from dd_core.figures.drawing.so_far import draw_so_far
 
             began = time.monotonic()
-            for _ in SO_FAR:
-                figure = SO_FAR[self._turn % len(SO_FAR)]
-                self._turn += 1
+            for figure in sorted(SO_FAR, key=lambda figure: self._times[figure.name]):
                 if (page := draw_so_far(figure, self._study, self._store)) is not None:
                     # The first time most of it is loading.
                     took = time.monotonic() - began if self._drawn else 0.0
                     self._next_at = time.monotonic() + took / _SHARE / (os.cpu_count() or 1)
                     self._drawn.append(page)
+                    self._times[figure.name] += 1
                     return
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"

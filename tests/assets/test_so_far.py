@@ -32,13 +32,13 @@ class _Log(list[tuple[str, Any, str]]):
 def test_figures_say_how_far_the_study_is(trained: Store, make_study: Any) -> None:
     study = make_study(widths=(1, 2, 3))
     pages = [draw_so_far(figure, study, trained) for figure in SO_FAR]
-    assert [page.parent.name for page in pages if page] == ["training_curves", "epoch_by_width", "double_descent_curve"]
+    assert [page.parent.name for page in pages if page] == ["training_curves", "double_descent_curve", "epoch_by_width"]
     for page in pages:
         assert page is not None and page.is_file()
         assert '"Unfinished: 2 of 3 arms so far"' in page.with_suffix(".json").read_text(encoding="utf-8")
     # As if the second arm had not come to its end: its rows are there, but one arm makes no curve over widths.
     trained.checkpoint_manifest_path("tiny", Checkpoint(study.arms["plain.k002"], 4)).unlink()
-    curves, _, over_widths = SO_FAR
+    curves, over_widths, _ = SO_FAR
     assert draw_so_far(over_widths, study, trained) is None
     page = draw_so_far(curves, study, trained)
     assert page is not None
@@ -79,7 +79,7 @@ def test_one_figure_is_drawn_after_the_other_and_the_first_is_told(
     assert log == [("info", FOR_ALL, f"a first picture, drawn anew while training goes on: {page.as_uri()}")]
     curves, by_width, over_widths = "training_curves", "epoch_by_width", "double_descent_curve"
     # An epoch alone is news only for the first; where there is nothing to draw yet, the next has its turn.
-    assert drawn == [curves, by_width, over_widths, curves, by_width, over_widths, curves]
+    assert drawn == [curves, *(over_widths, by_width, over_widths, curves) * 2]
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning_and_no_other_is_tried(
