@@ -132,7 +132,8 @@ def _train(
         context.log.warning(sentence)
     unfinished = {arm for arm in unfinished if arm.variant not in refusals}
     left = [checkpoint for checkpoint in wanted if checkpoint.arm in unfinished]
-    job = training_job(store.root, study, left, *machine.workers_and_threads(), machine.num_places)
+    num_gpus = machine.num_devices if machine.num_gpus else 0
+    job = training_job(store.root, study, left, *machine.workers_and_threads(), machine.num_places, num_gpus)
     todo = [task for task in job.tasks if isinstance(task, TrainTask)]
     recorder = PartitionRecorder(context, store, study, wanted)
     for sentence in _asked_later(store, study, set(until)):

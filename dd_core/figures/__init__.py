@@ -4,6 +4,7 @@ Importing this package costs nothing: Altair, DuckDB and Arrow are imported when
 has one function, ``chart(study, store, connection)``, which returns None where the study has no data for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -40,7 +41,11 @@ class Figure:
     is_over_widths: bool = False
 
     def draw(
-        self, study: "Study", store: "Store", connection: "duckdb.DuckDBPyConnection"
+        self,
+        study: "Study",
+        store: "Store",
+        connection: "duckdb.DuckDBPyConnection",
+        digest: Callable[[str], str] | None = None,
     ) -> "alt.TopLevelMixin | None":
         """Draw the figure for one study from the results of its present recipe.
 
@@ -48,19 +53,25 @@ class Figure:
             study: what to draw.
             store: where the study's files lie.
             connection: has a view for every table with files (``dd_core.tables.warehouse.connect``); only read from.
+            digest: of the study's rows in a table, by its name, where that is known already.
 
         Returns:
             The chart, which says in its usermeta what it was drawn from, or None if the study has no data for it.
         """
         import importlib
 
+        from dd_core.figures.drawing.quick import quickly
         from dd_core.figures.drawing.render import with_usermeta
         from dd_core.figures.drawing.selection import HASHED_BY, digest_of_rows
 
-        drawn = cast("alt.TopLevelMixin | None", importlib.import_module(self.module).chart(study, store, connection))
+        module = importlib.import_module(self.module)
+        with quickly():
+            drawn = cast("alt.TopLevelMixin | None", module.chart(study, store, connection))
         if drawn is None:
             return None
-        digests = {table: digest_of_rows(connection, study, table) for table in self.tables}
+        digests = {
+            table: digest(table) if digest else digest_of_rows(connection, study, table) for table in self.tables
+        }
         return with_usermeta(drawn, **{DRAWN_FROM: HASHED_BY | digests})
 
 

@@ -63,6 +63,10 @@ class TrainTask(BaseModel):
         """All arms to train."""
         return self.arm, *(Arm(variant, self.k) for variant in self.also)
 
+    def precision(self, study: Study) -> str:
+        """In which it should be computed."""
+        return study.variants[self.variant].precision
+
     def share(self, study: Study) -> float:
         """The share of its arm's trials that it trains."""
         return 1.0 if self.trials is None else len(range(*self.trials)) / study.trials
@@ -121,6 +125,10 @@ class CheckpointTask(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Its name."""
         return (self.name,)
+
+    def precision(self, study: Study) -> str:
+        """In which it should be computed."""
+        return KINDS[self.kind].precision(study)
 
     def compute(self, study: Study, store: Store, **options: Any) -> None:
         """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there."""
@@ -269,18 +277,20 @@ def training_job(
     num_workers: int,
     threads: int,
     num_places: int = 1,
+    num_gpus: int = 0,
 ) -> Job:
     """Train every arm named up to its last epoch named, longest first.
 
     In parts where it has independent ones; arms that differ in rates alone share a network, but for so many that each
-    worker of each of ``num_places`` machines has one.
+    worker of each of ``num_places`` machines has one. Where there are ``num_gpus``, of all machines together, and an
+    arm for each, more trials share a network (``dd_core.study.stacks``).
     """
     until: dict[Arm, int] = {}
     for checkpoint in checkpoints:
         until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
     store, tasks, whole = Store(root), [], {}
     for arm, epoch in until.items():
-        parts = division(store, study, arm)
+        parts = division(store, study, arm, on_gpu=0 < num_gpus <= len(until))
         if len(parts) == 1:
             whole[arm] = epoch
             continue

@@ -73,6 +73,7 @@ class Manifest:
         rows: of the tables, by role.
         headline: numbers for people.
         device: what it was computed on.
+        precision: in which it was computed, where one could be chosen; the settings say which was asked for.
         seconds: of a part of a result, that it took.
         ended: of a checkpoint, the trials that ended before the arm did.
         measured: of a checkpoint, what was asked to be measured; None in those of earlier versions.
@@ -92,6 +93,7 @@ class Manifest:
     rows: Mapping[str, int] = field(default_factory=dict)
     headline: Mapping[str, Any] = field(default_factory=dict)
     device: str = ""
+    precision: str = ""
     seconds: float = 0.0
     ended: Mapping[int, Ending] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None

@@ -12,12 +12,13 @@ import altair as alt
 import vl_convert
 
 from dd_core.figures.drawing import style
+from dd_core.figures.drawing.quick import quickly
 from dd_core.figures.drawing.zoom import HELP, is_zoomable
 from dd_core.store.store import write_text
 
 # Dagster stores metadata with every materialisation and loads it with the asset's page.
 PREVIEW_BYTES = 150_000
-TABLE = "table"  # in the specification's usermeta, which Vega ignores
+TABLE, _PASSING = "table", "is_passing"  # in the specification's usermeta, which Vega ignores
 _STYLE = """<style>
 table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
 th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; vertical-align: top }
@@ -53,7 +54,8 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     Raises:
         StoreError: they cannot be written.
     """
-    specification = chart.to_dict()
+    with quickly():
+        specification = chart.to_dict(validate=False)  # Vega-Lite reads it next
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
     before, after = _empty_page()
     page = f"{before}{for_script(text)}{after}"
@@ -106,11 +108,24 @@ def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Seq
     return with_usermeta(chart, **{TABLE: {"head": list(head), "rows": [list(row) for row in rows]}})
 
 
+def passing(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
+    """A chart that lacks something which may be there when it is drawn next, from the same results."""
+    return with_usermeta(chart, **{_PASSING: True})
+
+
+def is_passing(chart: alt.TopLevelMixin) -> bool:
+    """Whether it is one."""
+    return _PASSING in _usermeta(chart)
+
+
 def with_usermeta(chart: alt.TopLevelMixin, **entries: Any) -> alt.TopLevelMixin:
     """A chart whose specification carries further entries in its usermeta, which Vega ignores."""
     changed: Any = chart
-    present = changed.usermeta if isinstance(changed.usermeta, dict) else {}
-    return cast("alt.TopLevelMixin", changed.properties(usermeta={**present, **entries}))
+    return cast("alt.TopLevelMixin", changed.properties(usermeta={**_usermeta(chart), **entries}))
+
+
+def _usermeta(chart: Any) -> dict[str, Any]:
+    return chart.usermeta if isinstance(chart.usermeta, dict) else {}
 
 
 def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
