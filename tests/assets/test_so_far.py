@@ -14,6 +14,7 @@ from dd_assets.steps import so_far
 from dd_core.errors import StoreError
 from dd_core.events import CheckpointWritten, Event, Progress, Started
 from dd_core.figures import SO_FAR, Figure
+from dd_core.figures.drawing.current import draw
 from dd_core.figures.drawing.so_far import draw_so_far
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
@@ -36,6 +37,8 @@ def test_figures_say_how_far_the_study_is(trained: Store, make_study: Any) -> No
     for page in pages:
         assert page is not None and page.is_file()
         assert '"Unfinished: 2 of 3 arms so far"' in page.with_suffix(".json").read_text(encoding="utf-8")
+    written = draw(SO_FAR[0], study, trained)
+    assert "Unfinished" not in written["json"].read_text(encoding="utf-8"), "the asset replaces it"
     # As if the second arm had not come to its end: its rows are there, but one arm makes no curve over widths.
     trained.checkpoint_manifest_path("tiny", Checkpoint(study.arms["plain.k002"], 4)).unlink()
     curves, over_widths, _ = SO_FAR
@@ -43,6 +46,7 @@ def test_figures_say_how_far_the_study_is(trained: Store, make_study: Any) -> No
     page = draw_so_far(curves, study, trained)
     assert page is not None
     assert '"Unfinished: 1 of 3 arms so far; k = 2 at epoch 4 of 4"' in page.with_suffix(".json").read_text("utf-8")
+    assert not trained.figure_manifest_path(curves.name, "tiny").exists(), "nothing vouches for it any more"
 
 
 @pytest.fixture
@@ -50,13 +54,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Pictures are drawn as soon as there are news, in no time; yields their names."""
     names: list[str] = []
 
-    def draw(figure: Figure, study: Study, store: Store) -> Path | None:
+    def picture(figure: Figure, study: Study, store: Store) -> Path | None:
         names.append(figure.name)
         if study.name == "broken":
             raise StoreError("a file is damaged")
         return None if figure.is_over_widths else store.figure_folder(figure.name) / f"{study.name}.html"
 
-    monkeypatch.setattr("dd_core.figures.drawing.so_far.draw_so_far", draw)
+    monkeypatch.setattr("dd_core.figures.drawing.so_far.draw_so_far", picture)
     monkeypatch.setattr(so_far, "_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(so_far, "_SHARE", 1e9)
     yield names
