@@ -154,7 +154,7 @@ def _train(
         job = expected.job
         if laboratory.compute == "local" and not machine.num_gpus:
             job = _with_results(job, study, left, kinds, machine.workers_and_threads()[0])
-        with figures_so_far(context, store, study) as picture:
+        with figures_so_far(context, laboratory, study) as picture:
             outcome = follow(context, laboratory, job, recorder.on_event, picture)
         context.log.info(expected.compare(outcome.seconds, outcome.finished))
     recorder.record_rest()

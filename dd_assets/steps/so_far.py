@@ -7,12 +7,14 @@ import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import dagster as dg
 
+from dd_assets.laboratory import Laboratory
 from dd_assets.running.console import FOR_ALL
 from dd_core.events import CheckpointWritten, Event, Finished, Progress, Report
 from dd_core.figures import SO_FAR
@@ -20,15 +22,21 @@ from dd_core.store.store import Store
 from dd_core.study.study import Study
 
 # Before the first picture: what is trained sooner needs none. It comes when an epoch has been trained.
-_FIRST_SECONDS: Final = 4.0
+_FIRST_SECONDS: Final = 5.0
 # Of the machine's processor time at most.
 _SHARE: Final = 0.03
 
 
 @contextlib.contextmanager
-def figures_so_far(context: dg.AssetExecutionContext, store: Store, study: Study) -> Iterator[Report]:
-    """Yields what is to be told of the events of a training; when it is left, no picture is being drawn any more."""
-    pictures = _Pictures(context, store, study)
+def figures_so_far(context: dg.AssetExecutionContext, laboratory: Laboratory, study: Study) -> Iterator[Report]:
+    """Yields what is to be told of the events of a training; when it is left, no picture is being drawn any more.
+
+    There are none of what trains on other machines, since a run there may have no core and no memory to spare.
+    """
+    if laboratory.compute != "local":
+        yield lambda event: None
+        return
+    pictures = _Pictures(context, laboratory.store(), study)
     try:
         yield pictures.on_event
     finally:
@@ -41,8 +49,9 @@ class _Pictures:
     def __init__(self, context: dg.AssetExecutionContext, store: Store, study: Study):
         self._context, self._store, self._study = context, store, study
         self._next_at = time.monotonic() + _FIRST_SECONDS
-        self._has_news, self._turn = False, 0
+        self._has_news = False
         self._drawn: list[Path] = []
+        self._times = Counter[str]()
         self._is_told = False
         self._problem = ""
         self._thread: threading.Thread | None = None
@@ -66,19 +75,18 @@ class _Pictures:
             self._tell()
 
     def _draw(self) -> None:
-        """Draw the next figure for which there is something; what goes wrong is no reason to end a training."""
+        """Draw what was drawn least often, if there is something; what goes wrong is no reason to end a training."""
         try:
             from dd_core.figures.drawing.so_far import draw_so_far
 
             began = time.monotonic()
-            for _ in SO_FAR:
-                figure = SO_FAR[self._turn % len(SO_FAR)]
-                self._turn += 1
+            for figure in sorted(SO_FAR, key=lambda figure: self._times[figure.name]):
                 if (page := draw_so_far(figure, self._study, self._store)) is not None:
                     # The first time most of it is loading.
                     took = time.monotonic() - began if self._drawn else 0.0
                     self._next_at = time.monotonic() + took / _SHARE / (os.cpu_count() or 1)
                     self._drawn.append(page)
+                    self._times[figure.name] += 1
                     return
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"

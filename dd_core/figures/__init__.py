@@ -292,7 +292,7 @@ FIGURES: tuple[Figure, ...] = (
 # What is drawn while a study trains, in this order: it needs evaluations alone.
 SO_FAR: tuple[Figure, ...] = tuple(
     figure
-    for name in ("training_curves", "epoch_by_width", "double_descent_curve")
+    for name in ("training_curves", "double_descent_curve", "epoch_by_width")
     for figure in FIGURES
     if figure.name == name
 )

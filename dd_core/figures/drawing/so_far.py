@@ -14,6 +14,7 @@ from dd_core.figures import Figure
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.render import render
 from dd_core.figures.drawing.selection import fetch, has_view
+from dd_core.store.files import remove
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.warehouse import connect
@@ -53,9 +54,10 @@ def draw_so_far(figure: Figure, study: Study, store: Store) -> Path | None:
                 return None
             connection.execute("CREATE TEMP TABLE trained AS SELECT unnest($arms) AS arm", {"arms": trained})
             connection.execute(_OF_TRAINED)
-        chart = figure.draw(study, store, connection)
+        chart = figure.draw(study, store, connection, lambda table: "unfinished")  # for reports, which leave it out
     if chart is None:
         return None
+    remove(store.figure_manifest_path(figure.name, study.name))  # the figure is to be drawn again
     return render(_with_first_line(chart, sentence), store.figure_folder(figure.name), study.name)["html"]
 
 
