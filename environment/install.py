@@ -113,7 +113,7 @@ class SetUp:
 
     def __init__(self, environment: Environment, level: str):
         """Level as of `wanted`."""
-        self._environment, self._lock = environment, read()
+        self._environment, self._level, self._lock = environment, level, read()
         self._before, self._asked = environment.before(), os.environ.get("DD_TORCH", "")
         self._installed = environment.installed()
         has_cuda = all(name in self._installed for name in (*self._lock["cuda"], *self._lock["gpu"]))
@@ -148,7 +148,7 @@ class SetUp:
 
     def _run(self, tool: Pip | Uv) -> None:
         build = self._build(tool)
-        want = wanted(self._lock, self._state["level"], build)
+        want = wanted(self._lock, self._level, build)
         if self._why:
             print(_REASONS[build].format(why=self._why), flush=True)
         if superfluous := self._superfluous(want):

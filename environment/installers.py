@@ -192,5 +192,6 @@ def download(line: str) -> tuple[str, float] | None:
 
 def complaint(said: Sequence[str]) -> str:
     """The line that tells most about why pip has failed."""
-    errors = [line.strip().removeprefix("ERROR: ") for line in said if line.startswith("ERROR:")] or [*said, ""][-1:]
+    errors = [line.strip().removeprefix("ERROR: ") for line in said if line.startswith("ERROR:")]
+    errors = errors or [*said[-1:], ""][:1]
     return next((line for line in errors if "No space left" in line), errors[-1]).strip().rstrip(".")
