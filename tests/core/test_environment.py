@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dd_core.machine.devices import gpu_in_vain
-from environment.install import Environment, batches, wanted
+from environment.install import Environment, batches, specifier, wanted
 from environment.installers import InstallError, Pip, complaint, download
 from environment.lock import linked_with_torch, read, sections_here
 from environment.torch_build import choose, gpu_here
@@ -50,7 +50,8 @@ def test_what_a_machine_needs(build: str, platform: str, has: set[str], lacks: s
     assert not (lacks | {"pytest"}) & set(run)
     assert set(everything) - set(run) == set(LOCK["dev"])
     assert run["torch"] == LOCK["run"]["torch"] + version
-    packages = [f"{name}=={number}" for name, number in everything.items()]
+    packages = [specifier(name, number) for name, number in everything.items()]
+    assert f"torch==={LOCK['run']['torch']}{version}" in packages
     assert sorted(package for batch in batches(packages) for package in batch) == sorted(packages)
 
 
