@@ -127,6 +127,7 @@ def test_what_pip_says_is_understood(line: str, found: tuple[str, float] | None)
     [
         (["Collecting a", "ERROR: Could not find a version", "ERROR: No matching a."], "No matching a"),
         (["ERROR: [Errno 28] No space left on device", "ERROR: x"], "[Errno 28] No space left on device"),
+        (["WARNING: NewConnectionError", "ERROR: No a"], "the package index cannot be reached: No a"),
         (["killed"], "killed"),
         ([], ""),
     ],
