@@ -101,6 +101,11 @@ def wanted(lock: dict[str, dict[str, str]], level: str, build: str, platform: st
     )
 
 
+def specifier(name: str, version: str) -> str:
+    """What pip is asked for: 2.14.1+cpu also counts as ``==2.14.1``, but is another build of PyTorch."""
+    return f"{name}{'===' if name in _TORCH else '=='}{version}"
+
+
 def batches(packages: Sequence[str]) -> list[list[str]]:
     """Large ones alone and first."""
     large = [name for name in packages if name.startswith(("torch==", "nvidia-", "triton="))]
@@ -113,7 +118,7 @@ class SetUp:
 
     def __init__(self, environment: Environment, level: str):
         """Level as of `wanted`."""
-        self._environment, self._lock = environment, read()
+        self._environment, self._level, self._lock = environment, level, read()
         self._before, self._asked = environment.before(), os.environ.get("DD_TORCH", "")
         self._installed = environment.installed()
         has_cuda = all(name in self._installed for name in (*self._lock["cuda"], *self._lock["gpu"]))
@@ -148,16 +153,14 @@ class SetUp:
 
     def _run(self, tool: Pip | Uv) -> None:
         build = self._build(tool)
-        want = wanted(self._lock, self._state["level"], build)
+        want = wanted(self._lock, self._level, build)
         if self._why:
             print(_REASONS[build].format(why=self._why), flush=True)
-        if superfluous := self._superfluous(want):
-            print(f"Removing {len(superfluous)} packages of another build of PyTorch", flush=True)
+        accelerator = (*self._lock["cuda"], *self._lock["gpu"])
+        if superfluous := [name for name in accelerator if name in self._installed and name not in want]:
+            print(f"Removing {len(superfluous)} packages that only another build of PyTorch needs", flush=True)
             tool.uninstall(superfluous)
-        missing = [f"{name}=={version}" for name, version in want.items() if self._installed.get(name) != version]
-        missing = [package for package in missing if package.partition("==")[0] not in superfluous] + [
-            f"{name}=={want[name]}" for name in superfluous if name in want
-        ]
+        missing = [specifier(name, want[name]) for name in want if self._installed.get(name) != want[name]]
         if missing:
             print(f"Setting up {self._environment.folder.name} with {tool.name}: {len(missing)} packages", flush=True)
         of_cpu = [package for package in missing if package.endswith("+cpu")]
@@ -166,7 +169,9 @@ class SetUp:
             if group:
                 tool.install(group, *options, num_installed=lambda: self._num_there(want), total=len(want))
         tool.run("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-        self._environment.write_down({**self._state, "build": build})
+        there = self._environment.installed()
+        all_there = all(there.get(name) == version for name, version in wanted(self._lock, "all", build).items())
+        self._environment.write_down({**self._state, "level": "all" if all_there else self._level, "build": build})
 
     def _build(self, tool: Pip | Uv) -> str:
         """Which of the three of `wanted`: as installed, else as to be had."""
@@ -176,14 +181,6 @@ class SetUp:
         if there == f"{locked}+cpu" or ((there != locked or self._asked) and tool.has_cpu_build(locked)):
             return "cpu"
         return "reduced"
-
-    def _superfluous(self, want: dict[str, str]) -> list[str]:
-        """Of the other build; pip takes 2.14.1+cpu for 2.14.1."""
-        names = [name for name in (*self._lock["cuda"], *self._lock["gpu"]) if name not in want]
-        names += [
-            name for name in _TORCH if "+" in self._installed.get(name, "") and self._installed[name] != want[name]
-        ]
-        return [name for name in names if name in self._installed]
 
     def _num_there(self, want: dict[str, str]) -> int:
         there = self._environment.installed()

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 LOG = "set-up.log"
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # pytorch.org, Get Started; uv knows it
 _DOWNLOAD = re.compile(r"\s*Downloading (\S+\.(?:whl|gz|zip)) \(([\d.]+) (bytes|kB|MB|GB)\)")
+_UNREACHABLE = re.compile(r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError")
 _UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 _PATIENCE = 10  # seconds, for an index that need not be there
 
@@ -180,7 +181,7 @@ class Pip:
 def _share(path: Path, size: float) -> str:
     """How much of a download is there; pip keeps it in a folder of its own until it is whole."""
     there = next((found.stat().st_size for found in path.parent.glob(f"*/{path.name}")), 0)
-    return f"{min(there, size) / 1e6:.0f} of {size / 1e6:.0f} MB"
+    return f"{min(there, size) / 1e6:.1f} of {size / 1e6:.1f} MB"
 
 
 def download(line: str) -> tuple[str, float] | None:
@@ -192,5 +193,10 @@ def download(line: str) -> tuple[str, float] | None:
 
 def complaint(said: Sequence[str]) -> str:
     """The line that tells most about why pip has failed."""
-    errors = [line.strip().removeprefix("ERROR: ") for line in said if line.startswith("ERROR:")] or [*said, ""][-1:]
-    return next((line for line in errors if "No space left" in line), errors[-1]).strip().rstrip(".")
+    errors = [line.strip().removeprefix("ERROR: ") for line in said if line.startswith("ERROR:")] or [*said[-1:], ""][
+        :1
+    ]
+    if full := [line for line in errors if "No space left" in line]:
+        return full[0]
+    unreachable = "the package index cannot be reached: " if _UNREACHABLE.search("".join(said)) else ""
+    return unreachable + errors[-1].strip().rstrip(".")

@@ -3,12 +3,12 @@
 `python -m environment.lock` writes it, of the environment that runs it; `make lock` makes a fresh one for this.
 """
 
+import contextlib
 import re
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from collections.abc import Collection, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,16 +63,22 @@ def closure(wanted: Iterable[str]) -> set[str]:
     return {name for name, _ in found}
 
 
-def linked_with_torch(names: Iterable[str]) -> set[str]:
-    """Of these packages, those of which the dynamic linker loads a file when torch is imported. Linux only."""
+def linked_with_torch(names: Collection[str]) -> set[str]:
+    """Of these packages, those of which the dynamic linker loads a file when torch is imported.
+
+    Packages that are not here count as not needed: torch was imported without them. Needs Linux if there are any.
+    """
+    if not names:
+        return set()
     library = distribution("torch").locate_file("torch/lib/libtorch_python.so")
     said = subprocess.run(["ldd", str(library)], check=True, capture_output=True, text=True).stdout
     files = {Path(path).resolve() for path in re.findall(r"=> (/\S+)", said)}
-    return {name for name in names if not files.isdisjoint(_files(distribution(name)))}
+    return {name for name in names if not files.isdisjoint(_files(name))}
 
 
-def _files(package: Distribution) -> Iterator[Path]:
-    return (Path(str(file.locate())).resolve() for file in package.files or [])
+def _files(name: str) -> Iterator[Path]:
+    with contextlib.suppress(PackageNotFoundError):
+        yield from (Path(str(file.locate())).resolve() for file in distribution(name).files or [])
 
 
 def sections_here() -> dict[str, set[str]]:
@@ -102,4 +108,4 @@ def write(path: Path = LOCK) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(write())
+    write()
