@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.input_space.exact import Linearized
+from dd_core.errors import UserError
 
 
 @dataclass
@@ -39,10 +40,19 @@ class AutogradNetwork:
         self.model = model
 
     def forward(self, images: Tensor) -> AutogradLinearization:
-        """Run it at images (B, ...)."""
+        """Run it at images (B, ...).
+
+        Raises:
+            UserError: its output does not depend on them differentiably.
+        """
         with torch.enable_grad():
             source = images.detach().requires_grad_(True)
             output = self.model(source)
+        if not output.requires_grad:
+            raise UserError(
+                "the model gives no gradient back to the images (torch.no_grad(), detach() or NumPy in a forward pass?"
+                "), so it has no curvature in them"
+            )
         return AutogradLinearization(output.detach(), source, output)
 
 

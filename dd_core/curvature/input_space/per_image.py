@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.copies import Output
-from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, in_layout_of, logits_of, padded
-from dd_core.curvature.input_space.autograd_backward import AutogradNetwork, differs
+from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, in_layout_of, logits_of, padded, require_finite
+from dd_core.curvature.input_space.affine_maps import Network, affine_maps, rows_per_pass
 from dd_core.curvature.input_space.double_backward import double_backward_curvature
 from dd_core.curvature.input_space.exact import Linearized, exact_curvature, num_exact_passes
-from dd_core.curvature.input_space.linearized import LinearizedNetwork, NotLinearizableError
 from dd_core.curvature.input_space.piecewise_linear import is_piecewise_linear
 from dd_core.curvature.input_space.signs import Stream, rademacher
 from dd_core.curvature.input_space.top_directions import plan_directions, top_directions_curvature
@@ -42,11 +41,8 @@ from dd_core.tasks.output_hessian import OutputHessian
 _LOG = logging.getLogger(__name__)
 
 Method = Literal["exact", "top_directions", "double_backward"]
-Network = LinearizedNetwork | AutogradNetwork
 BlockFunction = Callable[[Linearized, OutputHessian, Tensor, Tensor], dict[str, Tensor]]
 
-# Cotangents in one pass: enough to fill the convolutions of a CPU, few enough for its caches. GPUs want many more.
-_COTANGENTS_PER_PASS = {"cpu": 288, "cuda": 8192}
 _NUM_CHECKED_IMAGES = 2
 # How many top directions an image may be given; few values, so that many images share a pass.
 _LEVELS = (*range(11), 12, 14, 16, 20, 24)
@@ -133,7 +129,7 @@ def per_image_curvature(
             assert hessian is not None
             linear, reason = is_piecewise_linear(network, images[:_NUM_CHECKED_IMAGES], labels[:_NUM_CHECKED_IMAGES])
             if linear:
-                at_images = _network(network, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
+                at_images = affine_maps(network, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
                 work = _Work(at_images, images, labels, ids, loss, hessian.roots.shape[1], batch_size)
                 if method == "exact":
                     return work.exact()
@@ -179,18 +175,6 @@ def _output_hessian(network: nn.Module, images: Tensor, labels: Tensor, loss: Lo
     return loss.output_hessian(logits, labels[:1])
 
 
-def _network(model: nn.Module, images: Tensor, precision: torch.dtype) -> Network:
-    """The fast backward pass, or autograd's where the network holds something it does not know or does not see."""
-    try:
-        network = LinearizedNetwork(model, precision)
-        if differs(network.forward(images), model, images):
-            raise NotLinearizableError("the network does more than its graph shows, such as changes in place")
-    except NotLinearizableError as error:
-        _LOG.info("curvature by autograd: %s", error)
-        return AutogradNetwork(model)
-    return network
-
-
 class _Work:
     """The images of one call, block by block."""
 
@@ -207,8 +191,8 @@ class _Work:
         """Keep what every block needs; ``num_directions`` are those of the loss's Hessian in the outputs."""
         self.network, self.images, self.labels, self.ids = network, images, labels, ids
         self.loss, self.batch_size = loss, batch_size
-        self.limit = _COTANGENTS_PER_PASS.get(images.device.type, 1024)
-        self.weight = network.forward(images[:1]).classifier_weight
+        first = network.forward(images[:1])
+        self.limit, self.weight = rows_per_pass(first, images.device), first.classifier_weight
         self.num_exact = num_exact_passes(num_directions, self.weight)
 
     def exact(self, chosen: Tensor | None = None) -> ImageCurvature:
@@ -258,8 +242,7 @@ class _Work:
         def block(start: int, stop: int, size: int) -> dict[str, Tensor]:
             index = padded(chosen[start:stop], min(size, SMALLEST_PASS))
             linearized = self.network.forward(self.images[index])
-            if not torch.isfinite(linearized.logits).all():
-                raise UserError("the model's output is not finite (NaN or infinite weights?): no curvature exists")
+            require_finite(linearized.logits)
             labels = self.labels[index]
             hessian = self.loss.output_hessian(linearized.logits, labels)
             assert hessian is not None
