@@ -83,7 +83,8 @@ class Linearization:
 
     def of(self, images: Tensor) -> "Linearization":
         """The map at some of the images, int64 (n,), in that order."""
-        return replace(self, logits=self.logits[images], _images=images)
+        chosen = images if self._images is None else self._images[images]
+        return replace(self, logits=self.logits[images], _images=chosen)
 
     def pull_back(self, cotangents: Tensor, visit: Visitor | None = None) -> Tensor:
         """J^T applied to every cotangent, J = d logits / d image.
