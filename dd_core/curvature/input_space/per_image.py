@@ -4,7 +4,7 @@
 method           what it is                                             cost in forward passes (F)
 ===============  =====================================================  ==============================================
 exact            the Hessian of a piecewise linear network, no noise    C for C classes
-top_directions   the same for many classes: exact where the energy is,  9 for 5 %, 15 for 1 % (trained, 100 classes)
+top_directions   the same for many classes: exact where the energy is,  8 for 5 %, 13 for 1 % (trained, 100 classes)
                  unbiased probes for the rest, with a standard error
 double_backward  any twice differentiable network; unbiased probes      about 50
 ===============  =====================================================  ==============================================
