@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart check test lint types docs ui watch lock clean
+.PHONY: setup quickstart check test lint types bench docs ui watch lock clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,10 @@ lint: setup
 
 types: setup
 	$(VENV)/bin/mypy
+
+# Ratios against peers, those that take minutes; benchmarks/README.md has all.
+bench: setup
+	$(IN) OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/bench.py
 
 # Into build/site; open its index.html. tests/test_readme.py builds it, too.
 docs: setup
