@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup setup-all quickstart check test lint types docs notebook ui watch lock clean
+.PHONY: setup setup-all quickstart check test lint types bench docs notebook ui watch lock clean
 
 # What there is to install, and whether: environment/install.py. DD_TORCH=cpu or cuda chooses the build of PyTorch.
 ENVIRONMENT ?= $(if $(and $(wildcard $(VENV)/bin/pip),$(wildcard $(VENV)/bin/python)),$(VENV)/bin/python,$(PYTHON)) \
@@ -40,6 +40,10 @@ lint: setup-all
 
 types: setup-all
 	$(VENV)/bin/mypy
+
+# Ratios against peers, those that take minutes; benchmarks/README.md has all.
+bench: setup-all
+	$(IN) OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/bench.py
 
 # Into build/site; open its index.html. tests/test_readme.py builds it, too.
 docs: setup-all

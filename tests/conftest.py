@@ -32,8 +32,9 @@ _LAST = ("core", "figures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first."""
-    items.sort(key=lambda item: item.path.parent.name in _LAST)
+    """Long files first; of the others those first that have what takes long."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name in _LAST) * (2 - (item.path in long)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,11 +44,17 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _every_precision_saves_time() -> Iterator[None]:
-    """What is computed does not depend on how fast this machine is."""
+def _precisions_save_time_as_on_a_new_cpu() -> Iterator[None]:
+    """What is computed does not depend on how fast this machine is: bfloat16 is fast, float16 is not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arithmetic, "slowdown", lambda precision, device: 0.5)
+        patch.setattr(arithmetic, "slowdown", lambda precision, device: 2.0 if precision == "float16" else 0.5)
         yield
+
+
+@pytest.fixture
+def fast_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float16 itself is to be computed, 30 times as slowly as float32."""
+    monkeypatch.setattr(arithmetic, "slowdown", lambda precision, device: 0.5)
 
 
 def _make_study(variant: dict[str, Any] | None = None, **changes: Any) -> Study:

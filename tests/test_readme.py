@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path: path.read_text(encoding="utf-8")
-    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
 }
 TRAINING = PAGES[ROOT / "docs/training.md"]
 # Those of tasks and memorisation ask for other studies: tests/figures/test_memorization_figures.py runs them.
@@ -167,6 +167,15 @@ def test_every_study_that_comes_with_it_is_told_of():
     names = {path.stem for path in (ROOT / "dd_assets/studies").glob("*.yaml")}
     assert {name for name in names if f"`{name}`" not in PAGES[ROOT / "docs/studies.md"]} == set()
     assert {name for name in names if f"`{name}`" not in README} == set()
+
+
+def test_every_benchmark_stands_in_the_table_of_all():
+    told, folder = PAGES[ROOT / "benchmarks/README.md"], ROOT / "benchmarks"
+    named = set(re.findall(r"[\w/*]+\.py", told)) - {"scaling_*.py"}
+    scripts = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.name != "__init__.py"}
+    assert {name for name in scripts if not name.startswith("scaling_")} - named == set()
+    quick = re.findall(r'"(\w+\.py)",', (folder / "bench.py").read_text(encoding="utf-8"))
+    assert set(quick) <= scripts & named and len(quick) > 5
 
 
 def test_citation_and_package_agree():

@@ -249,6 +249,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("fast_float16")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_training_killed_anywhere_has_the_bits_of_an_undisturbed_one(
     graphs: MakeGraphs, recipe: str, store: Store, monkeypatch: pytest.MonkeyPatch

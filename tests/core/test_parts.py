@@ -148,6 +148,7 @@ def assert_same(store: Store, other: Store, study: Study, arm: Arm = ARM) -> Non
 # The same as one training
 
 
+@pytest.mark.usefixtures("fast_float16")
 @pytest.mark.parametrize(("recipe", "order"), list(zip(RECIPES, [(2, 0, 1), (1, 2, 0)], strict=True)), ids=str)
 def test_parts_have_the_bits_of_one_training(
     recipe: str, order: tuple[int, ...], parted: MakeStudy, store: Store, undisturbed: Any

@@ -95,6 +95,7 @@ def kill_before_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stepper, "__call__", call)
 
 
+@pytest.mark.usefixtures("fast_float16")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_training_killed_at_random_steps_has_the_bits_of_an_undisturbed_one(
     recipe: str, make_study: Any, store: Store, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
