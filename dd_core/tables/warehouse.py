@@ -89,6 +89,7 @@ def connect(
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET parquet_metadata_cache = true")  # figures and findings ask several times
         give_access(connection, store.root)
         _create_views(connection, store, tables, is_portable=False, is_live=live, arm=arm)
     except BaseException:
