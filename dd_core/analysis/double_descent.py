@@ -104,9 +104,9 @@ def width_curve(
         That epoch and one row per width, or ``(0, [])`` if nothing is trained.
     """
     epochs: dict[int, set[int]] = {}
-    for checkpoint in trained_checkpoints(store, study):
-        if checkpoint.arm.variant == variant:
-            epochs.setdefault(checkpoint.arm.k, set()).add(checkpoint.epoch)
+    arms = {arm for arm in study.arms.values() if arm.variant == variant}
+    for checkpoint in trained_checkpoints(store, study, arms):
+        epochs.setdefault(checkpoint.arm.k, set()).add(checkpoint.epoch)
     common = set.intersection(*epochs.values()) if epochs else set()
     if not common or max(common) == 0:
         return 0, []

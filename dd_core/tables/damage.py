@@ -5,20 +5,17 @@ file that none vouches for (earlier versions wrote some) must be readable. In an
 what it returns it has compared itself.
 """
 
-import os
 import shlex
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd_core.errors import StaleError
 from dd_core.store.files import is_object
-from dd_core.store.manifests import FileEntry
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
-from dd_core.tables.files import TABLES, read_parquet
+from dd_core.tables.files import TABLES
+from dd_core.tables.findings import findings
 from dd_core.tables.kinds import KINDS
 from dd_core.tables.training import METRIC_TABLES
 
@@ -70,35 +67,17 @@ class Harm:
 def damaged_files(
     store: Store, tables: Collection[str] = tuple(TABLES), study: str | None = None, arm: str | None = None
 ) -> list[Harm]:
-    """The files of some tables, of any study and arm or of one, that are there and damaged."""
+    """The files of some tables, of any study and arm or of one, that are there and damaged: each is read."""
     if is_object(store.root):
         return []
     folders = [store.table_folder(table, study, arm) for table in tables]
-    files = [path for folder in folders for path in sorted(folder.glob("**/*.parquet"))]
-    vouched = _vouched(store)
-
-    def look(path: Path) -> Harm | None:
-        entry = vouched.get(str(path.relative_to(store.root)))
-        try:
-            if entry is None:
-                read_parquet(path)
-            else:
-                store.verify(entry)
-        except FileNotFoundError:
-            return None
-        except StaleError as error:
-            return Harm(path, str(error)) if path.exists() else None
-        return None
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing leaves the interpreter to others
-        return sorted(harm for harm in pool.map(look, files) if harm is not None)
-
-
-def _vouched(store: Store) -> dict[str, FileEntry]:
-    """What manifests say of files, by path below the root."""
-    paths = [*store.root.glob("checkpoints/*/*/[0-9]*.json"), *store.root.glob("manifests/**/*.json")]
-    manifests = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
-    return {entry.path: entry for manifest in manifests for entry in manifest.files.values()}
+    found = findings(store, folders, anew=True)
+    return sorted(
+        Harm(folder / name, finding.harm)
+        for folder, files in found.items()
+        for name, finding in files.items()
+        if finding.harm
+    )
 
 
 def lost_files(store: Store, study: Study, tables: Collection[str] = tuple(TABLES)) -> list[Harm]:

@@ -25,7 +25,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -37,9 +38,10 @@ from dd_core.study.former_names import now
 from dd_core.tables import former, live
 from dd_core.tables.access import give_access, quoted
 from dd_core.tables.columns import Column, Table
-from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import FURTHER_NAMES, FURTHER_VALUES, OPTIONAL_KEY, TABLES, arrow_schema, write_result
+from dd_core.tables.findings import Finding, findings
 from dd_core.tables.grids import as_name, create_view, joined
+from dd_core.tables.kinds import KINDS
 from dd_core.tables.views import create_views
 
 _SQL_TYPES = {
@@ -62,6 +64,13 @@ _NOBODY = "none"
 _OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehouse\.duckdb)\.tmp$', 1)"
 
 
+# The types of the lists of optional columns.
+_PACKED = {FURTHER_NAMES: "VARCHAR[]", FURTHER_VALUES: "DOUBLE[]"}
+# Tables with a file for each checkpoint, whose name is the epoch.
+_BY_CHECKPOINT = {kind.table.name for kind in KINDS.values()}
+_EPOCH = r"TRY_CAST(regexp_extract(filename, '(\d+)\.parquet$', 1) AS SMALLINT)"
+
+
 def connect(
     store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False, within: tuple[str, ...] = ()
 ) -> duckdb.DuckDBPyConnection:
@@ -80,6 +89,7 @@ def connect(
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET parquet_metadata_cache = true")  # figures and findings ask several times
         give_access(connection, store.root)
         _create_views(connection, store, tables, is_portable=False, is_live=live, within=within)
     except BaseException:
@@ -143,21 +153,22 @@ def _create_views(
     within: tuple[str, ...] = (),
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
-    damaged = {harm.path for harm in damaged_files(store, tables, *within)}
+    known = _Known.of(store, tables, within)
     news = _live_rows(store, is_portable) if is_live else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
-        folder = store.table_folder(table.name, *within[: len(table.folder_columns)])
-        files = _files(folder, damaged, max(len(table.folder_columns) - len(within), 0))
+        folder = _folder(store, table, within)
+        files = _files(folder, known.damaged, max(len(table.folder_columns) - len(within), 0))
         if files is not None:
             filled += [table.name] * _has_rows(store, table)
         try:
-            columns = _columns(connection, table, files)
+            present, packed = known.names(connection, table, files)
+            columns = _columns(table, present, packed)
             rows = "WHERE false"
             if files is not None:
                 source = _own_root(store, files) if is_portable else _texts(files)
-                rows = f"FROM {_parquet(table, source)}" + f" WHERE {_guard(store)}" * is_portable
+                rows = f"FROM {_parquet(table, present, source)}" + f" WHERE {_guard(store)}" * is_portable
                 if table.newest:
                     rows += f" QUALIFY row_number() OVER ({table.newest}) = 1"
             names = {column.name for column in columns}
@@ -168,7 +179,7 @@ def _create_views(
             connection.execute(f"CREATE VIEW {table.name} AS {query}")
             is_varied = is_live and table.name == "runs" and '"grid"' in columns.values()
             if is_varied and files is not None:
-                varied = create_view(connection, _parquet(table, _texts(files)))
+                varied = create_view(connection, _parquet(table, present, _texts(files)))
         except duckdb.IOException as error:
             if not is_object(folder):
                 raise
@@ -209,27 +220,74 @@ def _live_rows(store: Store, is_portable: bool) -> str:
     )
 
 
+def _folder(store: Store, table: Table, within: tuple[str, ...]) -> Path:
+    """That of a table's files of a study, or of an arm of it, or of all."""
+    return store.table_folder(table.name, *within[: len(table.folder_columns)])
+
+
 def _has_rows(store: Store, table: Table) -> bool:
     files = store.table_folder(table.name).glob("**/*.parquet")
     return any(path != _empty_file(store, table) for path in files)
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, table: Table, files: list[str] | None) -> dict[Column, str]:
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the files of some tables, if they lie in a folder.
+
+    Attributes:
+        findings: by table, of an object store nothing.
+        damaged: the files that do not count.
+    """
+
+    findings: Mapping[str, Collection[Finding]]
+    damaged: Collection[Path]
+
+    @classmethod
+    def of(cls, store: Store, tables: Collection[str], within: tuple[str, ...]) -> "_Known":
+        """Look at them, or remember."""
+        by_table, damaged = dict[str, dict[int, Finding]](), set()
+        for name in () if is_object(store.root) else tables:
+            by_table[name] = {}
+        found = findings(store, [_folder(store, TABLES[name], within) for name in by_table]) if by_table else {}
+        for folder, files in found.items():
+            own = by_table[folder.relative_to(store.root).parts[1]]
+            own |= {id(finding): finding for finding in files.values()}  # many files share one
+            damaged |= {folder / name for name, finding in files.items() if finding.harm}
+        return cls({name: own.values() for name, own in by_table.items()}, damaged)
+
+    def names(
+        self, connection: duckdb.DuckDBPyConnection, table: Table, files: list[str] | None
+    ) -> tuple[list[str], list[str]]:
+        """The names of all columns of a table's files, and of those that are packed into lists."""
+        if table.name not in self.findings:
+            return _names_of_objects(connection, files)
+        kinds = dict.fromkeys(self.findings[table.name])
+        present = dict.fromkeys(name for kind in kinds for name in kind.columns)
+        optional = dict.fromkeys(name for names in sorted({kind.optional for kind in kinds}) for name in names)
+        return [*table.folder_columns * bool(present), *present], list(optional)
+
+
+def _names_of_objects(connection: duckdb.DuckDBPyConnection, files: list[str] | None) -> tuple[list[str], list[str]]:
+    """The same of files of an object store."""
+    if files is None:
+        return [], []
+    all_names = "DESCRIBE SELECT * FROM read_parquet($files, union_by_name = true, hive_partitioning = true)"
+    present = [name for name, *_ in connection.execute(all_names, {"files": files}).fetchall()]
+    if FURTHER_NAMES not in present:
+        return present, []
+    told = connection.execute(
+        "SELECT DISTINCT decode(value) FROM parquet_kv_metadata($files) WHERE key = $key",
+        {"files": files, "key": OPTIONAL_KEY},
+    ).fetchall()
+    return present, list(dict.fromkeys(name for (names,) in sorted(told) for name in json.loads(names)))
+
+
+def _columns(table: Table, present: list[str], packed: list[str]) -> dict[Column, str]:
     """The columns of the schema in its order, then the optional ones that any file has, with their SQL.
 
     A column that no file has, because an earlier version wrote them all, is null. Optional columns are in two lists, or
     in files of earlier versions columns as well.
     """
-    present, packed = [], []
-    if files is not None:
-        described = connection.execute(f"DESCRIBE SELECT * FROM {_parquet(table, _texts(files))}").fetchall()
-        present = [name for name, *_ in described]
-    if files is not None and FURTHER_NAMES in present:
-        found = connection.execute(
-            f"SELECT DISTINCT decode(value) FROM parquet_kv_metadata({_texts(files)}) WHERE key = $key ORDER BY ALL",
-            {"key": OPTIONAL_KEY},
-        ).fetchall()
-        packed = list(dict.fromkeys(name for (names,) in found for name in json.loads(names)))
     expressions = {column: _sql(column, former.ways(column.name, present)) for column in table.columns}
     for name in dict.fromkeys([*present, *packed]):
         column = table.optional_column(now(name).name)
@@ -296,7 +354,29 @@ def _guard(store: Store) -> str:
     )"""
 
 
-def _parquet(table: Table, files: str) -> str:
-    """Files of a table as a relation; the only text in it from outside is the quoted root."""
-    types = ", ".join(f"{name}: VARCHAR" for name in table.folder_columns)
-    return f"read_parquet({files}, union_by_name = true, hive_partitioning = true, hive_types = {{{types}}})"
+def _parquet(table: Table, present: Collection[str], files: str) -> str:
+    """Files of a table as a relation; the only text in it from outside is the quoted root.
+
+    The schema is said, so that no file is opened to make or to bind a view. What comes from folders and names of files
+    is computed of those names, and a condition on it chooses the files to open.
+    """
+    types = {column.name: column.type for column in table.file_columns}
+    types |= {name: known.type for name in present if (known := _column(table, now(name).name))}
+    sql = {name: _SQL_TYPES[type_] for name, type_ in types.items() if name not in table.folder_columns}
+    sql |= {name: type_ for name, type_ in _PACKED.items() if name in present}
+    schema = ", ".join(
+        f"{quoted(name)}: {{name: {quoted(name)}, type: {quoted(type_)}, default_value: NULL}}"
+        for name, type_ in sql.items()
+    )
+    depth = len(table.folder_columns)
+    of_folders = [
+        f"split_part(filename, '/', {place - depth - 1})[{len(name) + 2}:] AS {name}"
+        for place, name in enumerate(table.folder_columns)
+    ]
+    epoch = f" REPLACE ({_EPOCH} AS epoch)" if table.name in _BY_CHECKPOINT else ""
+    rows = f"read_parquet({files}, schema = MAP {{{schema}}}, filename = true)"
+    return f"(SELECT {', '.join([*of_folders, f'* EXCLUDE (filename){epoch}'])} FROM {rows})"
+
+
+def _column(table: Table, name: str) -> Column | None:
+    return next((column for column in table.columns if column.name == name), None) or table.optional_column(name)

@@ -1,6 +1,7 @@
 """SQL over the tables: the promised columns, any root, any working directory, readers and writers side by side."""
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -23,8 +24,10 @@ from dd_core.store.retirement import retire
 from dd_core.store.store import Store
 from dd_core.study.curvature_names import columns_of_step
 from dd_core.study.study import Arm, Checkpoint, Study
+from dd_core.tables import findings as findings_module
 from dd_core.tables.damage import damaged_files
 from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_result
+from dd_core.tables.findings import findings
 from dd_core.tables.graphs import GRAPH_TABLES
 from dd_core.tables.images import write_images
 from dd_core.tables.memorization import MEMORIZATION_TABLES
@@ -382,3 +385,41 @@ def test_a_damaged_file_is_left_out_and_named_in_one_sentence(full: Store) -> No
     manifest = full.manifest_path(path)
     assert sentence.startswith(f"{path} is damaged: ") and sentence.endswith(f"to forget it: rm -f {path} {manifest}")
     assert "\n" not in sentence
+
+
+def test_what_was_found_of_a_file_is_kept_until_it_or_its_manifest_changes(
+    full: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(findings_module, "_YOUNG_NS", 0)
+    looked: list[Path] = []
+    verify = Store.verify
+    monkeypatch.setattr(Store, "verify", lambda own, entry: looked.append(own.root / entry.path) or verify(own, entry))
+    folder = full.table_folder("training_evals")
+
+    def harmed() -> list[str]:
+        looked.clear()
+        found = findings(full, [folder])
+        assert found == findings(full, [folder])
+        return [name for files in found.values() for name, finding in files.items() if finding.harm]
+
+    assert harmed() == []
+    files = set(folder.rglob("*.parquet"))
+    assert set(looked) == files
+    assert harmed() == [] and looked == []
+    path = folder / f"study=tiny/arm={FIRST.arm.key}/0002.parquet"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-8] + bytes(4) + content[-4:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # only the time of its entry tells
+    assert harmed() == [path.name]
+    assert set(looked) == {path}
+    path.write_bytes(content)
+    assert harmed() == []
+    manifest = full.checkpoint_manifest_path("tiny", FIRST)
+    manifest.write_text(manifest.read_text())
+    assert harmed() == [] and set(looked) == {path}
+    for kept in (tmp_path / "cache").rglob("*.json"):
+        kept.write_bytes(b"{")
+    assert harmed() == [] and set(looked) == files
+    damaged_files(full, ["training_evals"])
+    assert set(looked) == files  # whoever asks for damage has all of them read
