@@ -26,7 +26,7 @@ def as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, grou
 
     Returns:
         (B, groups * outputs, H', W') in channels-last memory, any number of times differentiable; None if the maps are
-        larger, or on a GPU.
+        larger, on a GPU, or to be rounded to float16.
     """
     kernel = weight.shape[2]
     if kernel not in (1, 3) or x.device.type != "cpu":
@@ -39,6 +39,8 @@ def as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, grou
     geometry = _Geometry(groups, kernel, step, (height, width), (-(-height // stride), -(-width // stride)), stride)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # nothing does it for a function of one's own
         dtype = torch.get_autocast_dtype("cpu")
+        if dtype == torch.float16:  # rounded otherwise than by a convolution
+            return None
         x, weight = x.to(dtype), weight.to(dtype)
     product: Tensor = _Product.apply(x, weight, geometry)
     return product if bias is None else product + bias.to(product.dtype)[:, None, None]
