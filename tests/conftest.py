@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dd_core.data import datasets, trials
+from dd_core.machine import arithmetic
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.training.train import train_arm
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> None:
     """Equal sums on every machine, and no fight for its cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_precision_saves_time() -> Iterator[None]:
+    """What is computed does not depend on how fast this machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "slowdown", lambda precision, device: 0.5)
+        yield
 
 
 def _make_study(variant: dict[str, Any] | None = None, **changes: Any) -> Study:

@@ -38,7 +38,8 @@ def product_speed(precision: str, size: int) -> float:
 
 def ours(setup: Setup, eager: bool = False) -> Callable[[], None]:
     """All trials of the arm, stacked as they are."""
-    stacks = [TrialStack(setup.study, setup.arm, g, DEVICE, torch.float32) for g in stacking(setup.study, setup.arm)]
+    groups = stacking(setup.study, setup.arm, on_gpu=True)
+    stacks = [TrialStack(setup.study, setup.arm, group, DEVICE, torch.float32) for group in groups]
     for stack in stacks if eager else ():
         stack.stepper.graph = None
 

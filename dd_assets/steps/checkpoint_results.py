@@ -240,6 +240,7 @@ class _Recorder:
             "dagster/uri": str(self.store.root / table.path),
             "recipe": manifest.recipe,
             "device": manifest.device,
+            **({"precision": manifest.precision} if manifest.precision else {}),
             "settings": dg.MetadataValue.json(manifest.settings),
         }
         log_partition(self.context, key, checkpoint, metadata, tags)

@@ -8,11 +8,7 @@ Needs no torch to import.
 """
 
 import contextlib
-import hashlib
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -23,8 +19,10 @@ from typing import Any
 
 import filelock
 
+from dd_core.cache import cache_folder
 from dd_core.errors import UserError
-from dd_core.machine.disk import cache_folder
+from dd_core.machine.arithmetic import usable
+from dd_core.machine.processor import kind_of_machine, processor
 from dd_core.store.files import write_text
 from dd_core.study.architectures import architecture_called
 from dd_core.study.stacks import stacking
@@ -35,8 +33,6 @@ _TEST_VERSION = 1
 # Others that test at the same time are waited for; then the test is made twice.
 _PATIENCE = 60.0
 _PAGE = "docs/troubleshooting.md#the-self-test-failed"
-# What changes the kernels that PyTorch chooses.
-_SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
 
 
 @dataclass(frozen=True, order=True)
@@ -75,6 +71,8 @@ class Network:
 
 def networks_of(study: Study, arm: Arm, places: int = 1) -> set[Network]:
     """What an arm trains, in a network with so many arms: a network for each size of its stacks."""
+    import torch
+
     variant = study.variants[arm.variant]
     record = architecture_called(variant.architecture)
     if record.is_own or record.examples != "images":
@@ -82,7 +80,7 @@ def networks_of(study: Study, arm: Arm, places: int = 1) -> set[Network]:
         # looked for, and networks of graphs have no convolution of that kind.
         return set()
     *sides, channels = study.data.record.image_shape
-    precision = "float32" if variant.precision == "tf32" else variant.precision  # the same on a CPU
+    precision = usable(variant.precision, torch.device("cpu"))
     sizes = {len(group) * places for group in stacking(study, arm)}
     settings = tuple(variant.network.items())
     return {
@@ -151,25 +149,11 @@ def run_test(networks: Collection[Network], threads: int, folder: Path | None) -
     return json.loads(done.stdout), ""
 
 
-def processor() -> tuple[str, str]:
-    """Model and instruction sets of the CPU, in the words of /proc/cpuinfo where there is one."""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-        if flags:
-            return model[1].strip() if model else platform.machine(), flags[1]
-    return platform.processor() or platform.machine(), ""
-
-
 def _folder(threads: int) -> Path | None:
     """Where verdicts of this kind of machine lie; None where there is no home."""
     if (folder := cache_folder("self-test")) is None:
         return None
-    settings = [os.environ.get(name, "") for name in _SETTINGS]
-    machine = [_TEST_VERSION, *processor(), version("torch"), *settings, threads]
-    digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
-    return folder / digest
+    return folder / kind_of_machine(_TEST_VERSION, threads)
 
 
 def _unknown(folder: Path | None, networks: Collection[Network]) -> set[Network]:

@@ -21,7 +21,7 @@ from dd_core.words import counted
 _MOST_TASKS = 10_000
 
 
-def _is_empty(value: tuple[str, ...]) -> bool:
+def _is_empty(value: tuple[Any, ...]) -> bool:
     """What says nothing is left out of job files, so that names made of their content stay what they were."""
     return not value
 
@@ -62,6 +62,10 @@ class TrainTask(BaseModel):
     def arms(self) -> tuple[Arm, ...]:
         """All arms to train."""
         return self.arm, *(Arm(variant, self.k) for variant in self.also)
+
+    def precision(self, study: Study) -> str:
+        """In which it should be computed."""
+        return study.variants[self.variant].precision
 
     def share(self, study: Study) -> float:
         """The share of its arm's trials that it trains."""
@@ -122,6 +126,10 @@ class CheckpointTask(BaseModel):
         """Its name."""
         return (self.name,)
 
+    def precision(self, study: Study) -> str:
+        """In which it should be computed."""
+        return KINDS[self.kind].precision(study)
+
     def compute(self, study: Study, store: Store, **options: Any) -> None:
         """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there."""
         rows = {} if self.rows is None else {"rows": self.rows}
@@ -164,6 +172,10 @@ class Job(BaseModel):
 
     Attributes:
         root: address of the data root as a worker sees it.
+        tasks: what was asked for.
+        beside: results of arms that it trains. A worker that finds no arm to train takes them, each as soon as its arm
+            is trained. They are numbered after the tasks. The job has not failed where one of them does: whoever asks
+            for the result will be told.
         num_workers: at the same time at each place.
         threads: CPU threads of a worker.
         request: digest of what was asked for, finished or not; the same when an orchestrator asks once more.
@@ -174,10 +186,16 @@ class Job(BaseModel):
     root: Annotated[str, BeforeValidator(str)]
     studies: dict[str, Study]
     tasks: tuple[Task, ...]
+    beside: tuple[CheckpointTask, ...] = Field(default=(), exclude_if=_is_empty)
     num_workers: int
     threads: int
     request: str = ""
     places: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def all_tasks(self) -> tuple[Task, ...]:
+        """The tasks and those beside them, by number."""
+        return *self.tasks, *self.beside
 
     @property
     def ranks(self) -> int:
@@ -259,18 +277,20 @@ def training_job(
     num_workers: int,
     threads: int,
     num_places: int = 1,
+    num_gpus: int = 0,
 ) -> Job:
     """Train every arm named up to its last epoch named, longest first.
 
     In parts where it has independent ones; arms that differ in rates alone share a network, but for so many that each
-    worker of each of ``num_places`` machines has one.
+    worker of each of ``num_places`` machines has one. Where there are ``num_gpus``, of all machines together, and an
+    arm for each, more trials share a network (``dd_core.study.stacks``).
     """
     until: dict[Arm, int] = {}
     for checkpoint in checkpoints:
         until[checkpoint.arm] = max(until.get(checkpoint.arm, 0), checkpoint.epoch)
     store, tasks, whole = Store(root), [], {}
     for arm, epoch in until.items():
-        parts = division(store, study, arm)
+        parts = division(store, study, arm, on_gpu=0 < num_gpus <= len(until))
         if len(parts) == 1:
             whole[arm] = epoch
             continue

@@ -22,6 +22,7 @@ from dd_core.checks.machine import Network, networks_of, require_sound
 from dd_core.errors import UserError
 from dd_core.events import Event, Failed, Finished, Note, Progress, Report, Started
 from dd_core.jobs.job import CheckpointTask, Job, Task, TrainTask
+from dd_core.machine.arithmetic import objection
 from dd_core.machine.devices import gpu_in_vain, keep_freed_memory
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -30,13 +31,14 @@ AllNetworks = Callable[[], set[Network]]
 
 
 class Events:
-    """Writes events; progress at most once a second."""
+    """Writes events; progress at most once a second, and what is to be noted once, however many tasks it is about."""
 
     def __init__(self) -> None:
         """Keep stdout for events alone: whatever a library prints goes to stderr."""
         self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         self._last_progress = 0.0
+        self._noted: set[str] = set()
 
     def emit(self, event: Event) -> None:
         """Write one event; a closed pipe means the orchestrator is gone, and so should we be."""
@@ -44,6 +46,10 @@ class Events:
             if time.monotonic() - self._last_progress < 1:
                 return
             self._last_progress = time.monotonic()
+        if isinstance(event, Note):
+            if event.text in self._noted:
+                return
+            self._noted.add(event.text)
         try:
             self._out.write(event.as_line() + "\n")
         except BrokenPipeError:
@@ -92,7 +98,7 @@ def run(job: Job, tasks: Iterable[tuple[int, int]], gpu: int, events: Events) ->
     num_failed = 0
     all_networks = cache(partial(_networks_of, job, job.tasks))
     for number, halvings in tasks:
-        task = job.tasks[number]
+        task = job.all_tasks[number]
         if in_vain:
             events.emit(Note(task=task.name, text=in_vain))
             in_vain = None
@@ -110,6 +116,8 @@ def _perform(task: Task, job: Job, all_networks: AllNetworks, store: Store, devi
     started = time.monotonic()
     events.emit(Started(task=task.name))
     try:
+        if isinstance(task, TrainTask | CheckpointTask) and (said := objection(task.precision(study), device)):
+            events.emit(Note(task=task.name, text=said))
         if isinstance(task, TrainTask):
             if device.type == "cpu":
                 _see_that_pytorch_is_sound(task, job, all_networks, events)

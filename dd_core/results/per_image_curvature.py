@@ -20,6 +20,7 @@ from dd_core.analysis.auroc import auroc
 from dd_core.curvature.trained import seen_data
 from dd_core.data.trials import TrialData
 from dd_core.errors import StaleError
+from dd_core.machine.arithmetic import usable
 from dd_core.machine.memory import name_of
 from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_result
 from dd_core.results.rows import Families, compute_rows
@@ -107,6 +108,12 @@ class _Shard:
     columns: Columns
     seconds: float
     device: str
+    precision: str
+
+    @property
+    def spent(self) -> dict[str, Any]:
+        """All but the columns, for a manifest."""
+        return {"seconds": self.seconds, "device": self.device, "precision": self.precision}
 
 
 @dataclass(frozen=True)
@@ -151,11 +158,15 @@ class _Whole:
 
     def computed(self, rows: Rows, device: torch.device) -> _Shard:
         """Compute a shard."""
-        tensors = read_weights(self.store, self.weights)
+        tensors, families = read_weights(self.store, self.weights), self.families
+        # A result belongs to the precision that was asked for: what is more accurate is as good.
+        precision = usable(families["hessian"]["precision"], device) if "hessian" in families else ""
+        if precision:
+            families = {**families, "hessian": {**families["hessian"], "precision": precision}}
         columns, seconds = compute_rows(
-            self.study, self.checkpoint, tensors, self.data, rows, self.families, device, self.weights.live_trials
+            self.study, self.checkpoint, tensors, self.data, rows, families, device, self.weights.live_trials
         )
-        return _Shard(columns, seconds, name_of(device))
+        return _Shard(columns, seconds, name_of(device), precision)
 
     def add(self, rows: Rows, shard: _Shard | None) -> None:
         """Keep a shard that was computed now, and merge all if none is missing.
@@ -180,7 +191,7 @@ class _Whole:
             if shard is not None:
                 remove(path.with_suffix(".json"))
                 write_parquet(path, pa.table(shard.columns))
-                content = {**self.about, "seconds": shard.seconds, "device": shard.device}
+                content = {**self.about, **shard.spent}
                 store.write_manifest(path.with_suffix(".json"), content, {"table": path})
             self._merge_if_complete()
 
@@ -201,7 +212,7 @@ class _Whole:
         except (StaleError, OSError):  # a merge in another process removes shards
             return None
         columns = {name: table[name].to_numpy() for name in table.column_names}
-        return _Shard(columns, manifest.seconds, manifest.device)
+        return _Shard(columns, manifest.seconds, manifest.device, manifest.precision)
 
     def _merge_if_complete(self) -> None:
         """Put the shards together once all are there; hold the lock."""
@@ -244,11 +255,13 @@ class _Whole:
             **columns,
         }
         devices = sorted({shard.device for shard in shards})
+        precisions = sorted({shard.precision for shard in shards} - {""})
         about = {
             **self.about,
             "settings": {**kept, **self.families},
             "headline": _headline(columns, live, sum(shard.seconds for shard in shards), devices),
             "device": ", ".join(devices),
+            "precision": ", ".join(precisions) if precisions or present is None else present.precision,
         }
         write_result(PER_IMAGE_CURVATURE, self.store, self.study, self.checkpoint, full, num_rows, about)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -73,6 +74,7 @@ class Manifest:
         rows: of the tables, by role.
         headline: numbers for people.
         device: what it was computed on.
+        precision: in which it was computed, where one could be chosen; the settings say which was asked for.
         seconds: of a part of a result, that it took.
         ended: of a checkpoint, the trials that ended before the arm did.
         measured: of a checkpoint, what was asked to be measured; None in those of earlier versions.
@@ -92,6 +94,7 @@ class Manifest:
     rows: Mapping[str, int] = field(default_factory=dict)
     headline: Mapping[str, Any] = field(default_factory=dict)
     device: str = ""
+    precision: str = ""
     seconds: float = 0.0
     ended: Mapping[int, Ending] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None
@@ -130,6 +133,7 @@ def sealed(manifest: Manifest, place: str) -> dict[str, Any]:
     return {**plain, _SEAL: {"path": place, "sha256": _digest(plain, place)}}
 
 
+@lru_cache(maxsize=4096)  # the same ones are read again and again, to see which files count
 def opened(text: bytes | None, place: str) -> Manifest | None:
     """The manifest that was read at a place, or None where it is none, damaged, or another's."""
     try:

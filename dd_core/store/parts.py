@@ -105,14 +105,23 @@ def locks_of_parts(store: Store, study: Study, arm: Arm) -> list[tuple[str, str,
     return [(study.name, arm.key, name) for name in sorted(names)]
 
 
-def division(store: Store, study: Study, arm: Arm) -> list[range]:
+def division(store: Store, study: Study, arm: Arm, on_gpu: bool = False) -> list[range]:
     """The numbers of the trials that should train together from now on; of one entry: the arm as a whole.
 
-    An arm is divided into its stacks, unless it has been begun as a whole, and is at least as far as its parts are.
+    An arm is divided into its stacks, unless it has been begun as a whole, and is at least as far as its parts are, or
+    begins on a GPU where trials share a network that do not on a CPU.
+
+    Args:
+        store: says what has begun.
+        study: what the arm belongs to.
+        arm: which arm.
+        on_gpu: it will train on a GPU, and other arms keep the others busy.
     """
     trials = [range(stack[0], stack[-1] + 1) for stack in stacking(study, arm)]
-    if len(trials) > 1 and (begun := trained_epoch(store, study, arm)):
-        of_parts = min(trained_epoch(part.store, part.study, arm) for part in all_parts(store, study, arm))
-        if of_parts <= begun:
+    if len(trials) > 1:
+        whole = trained_epoch(store, study, arm)
+        of_parts = [trained_epoch(part.store, part.study, arm) for part in all_parts(store, study, arm)]
+        shares_on_gpu = on_gpu and len(stacking(study, arm, on_gpu)) < len(trials)
+        if (whole and min(of_parts) <= whole) or (shares_on_gpu and not any(of_parts)):
             return [range(study.trials)]
     return trials

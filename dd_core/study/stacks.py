@@ -12,12 +12,12 @@ from dd_core.study.study import Arm, Study
 # which a batch of several networks no longer fits a processor's cache), one network fills the machine and grouped
 # convolutions bring nothing; more than eight at a time bring nothing at any width (benchmarks/training.py).
 _WIDEST_STACK = 16
-
-
 _MOST_VALUES = 8 * 32 * 32
-
-
 _LARGEST_STACK = 8
+
+# On a GPU, where a step is one CUDA graph, a stack of five is 1.4 to 2.7 times as fast as one network after the other
+# up to this width at 32x32 (bfloat16; float32 1.2 to 2.6 times), and slower at 64 (docs/gpu.md).
+_WIDEST_STACK_ON_GPU = 32
 
 # Arms that share a network have at most so many trials together: more bring little at any width. They have fewer where
 # there would be more values than these in the first stage per image, and beyond this width only arms of one trial share
@@ -30,16 +30,25 @@ _WIDEST_OF_SEVERAL_TRIALS = 8
 _RATES = ("learning_rate", "weight_decay", "momentum")
 
 
-def stacking(study: Study, arm: Arm) -> list[list[int]]:
-    """The trials that share a network, by their numbers."""
-    size = _LARGEST_STACK if _is_narrow(study, arm) else 1
+def stacking(study: Study, arm: Arm, on_gpu: bool = False) -> list[list[int]]:
+    """The trials that share a network, by their numbers.
+
+    Args:
+        study: what the arm belongs to.
+        arm: which arm.
+        on_gpu: for an arm that begins as a whole on a GPU. Otherwise as on a CPU, which is also how an arm is divided
+            into parts.
+    """
+    size = _LARGEST_STACK if _is_narrow(study, arm, on_gpu) else 1
     trials = list(study.trial_numbers)
     return [trials[start : start + size] for start in range(0, len(trials), size)]
 
 
-def _is_narrow(study: Study, arm: Arm) -> bool:
+def _is_narrow(study: Study, arm: Arm, on_gpu: bool = False) -> bool:
     height, width, _ = study.data.record.image_shape
-    is_wide = arm.k > _WIDEST_STACK or arm.k * height * width > _MOST_VALUES
+    widest = _WIDEST_STACK_ON_GPU if on_gpu else _WIDEST_STACK
+    most_values = _WIDEST_STACK_ON_GPU * 32 * 32 if on_gpu else _MOST_VALUES
+    is_wide = arm.k > widest or arm.k * height * width > most_values
     return study.variants[arm.variant].is_stackable and not is_wide
 
 

@@ -48,6 +48,7 @@ class Kind:
         ranks: processes that share the images of a task.
         summary: the table that is made of all results, if it is not their own; the driver is called like it.
         stock: name of the node that stands for all results of all studies.
+        precision: in which a study wants it.
         objection: why it is not computed of a study, as a sentence about it; empty: it is.
     """
 
@@ -65,6 +66,7 @@ class Kind:
     ranks: Callable[[Study], int] = lambda study: 1
     summary: str = ""
     stock: str = ""
+    precision: Callable[[Study], str] = lambda study: "float32"
     objection: Callable[[Study], str] = lambda study: ""
 
     def refuse(self, study: Study) -> None:
@@ -161,6 +163,7 @@ PER_IMAGE_CURVATURE = Kind(
     ranges=lambda study, epoch: study.curvature_ranges(epoch),
     summary="curvature",
     stock="computed_curvature",
+    precision=lambda study: study.curvature.precision,
     objection=lambda study: "" if study.data.graphs is None else study.curvature.objection_to_graphs,
 )
 HESSIAN = Kind(

@@ -94,7 +94,12 @@ TRAINING_TABLES = (
             Column(
                 "label_noise_kind", "string", "symmetric, pair_flip or asymmetric; null: no wrong labels, or imported"
             ),
-            Column("precision", "string", "of matrix products and convolutions"),
+            Column(
+                "precision",
+                "string",
+                "in which matrix products and convolutions were computed: as the recipe says, unless float32 is faster "
+                "on the machine",
+            ),
             Column("settings", "string", "the whole recipe, JSON"),
             Column("family", "string", "the variant of the study file that it comes from: itself, or one with a grid"),
             Column("grid", "string", "what the grid varied, JSON by column name; null: no grid"),

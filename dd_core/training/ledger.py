@@ -64,7 +64,6 @@ class RunRecord:
             "batch_size": variant.batch_size,
             "label_noise": variant.label_noise,
             "label_noise_kind": variant.label_noise_kind if variant.label_noise else None,
-            "precision": variant.precision,
             "settings": json.dumps(study.whole.recipe(arm), sort_keys=True),
             "family": variant.family or arm.variant,
             "grid": json.dumps(variant.grid_values, sort_keys=True) if variant.grid_values else None,
@@ -85,6 +84,7 @@ class RunRecord:
         self._columns |= {
             "first_epoch": session.epoch,
             "micro_batch_size": session.micro_batch,
+            "precision": session.precision,
             "threads": torch.get_num_threads(),
             "num_parameters": stack.num_parameters,
         }

@@ -16,6 +16,7 @@ class Arithmetic:
 
     def __init__(self, precision: Precision, device: torch.device):
         """``float16`` scales the gradient, one scale for the network: its trials are not stacked."""
+        self.precision = precision
         self._device, self._dtype = device, _AUTOCAST.get(precision)
         self.scaler = torch.amp.GradScaler(device.type) if precision == "float16" else None
 
@@ -48,8 +49,8 @@ class Arithmetic:
         return {name: torch.tensor(state[name], dtype=torch.float64) for name in ("scale", "_growth_tracker")}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The reverse of ``state``."""
-        if self.scaler is not None:
+        """The reverse of ``state``, which has no scale where another precision was used before."""
+        if self.scaler is not None and tensors:
             scale, tracker = tensors["scale"].item(), int(tensors["_growth_tracker"])
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": tracker})
 

@@ -56,16 +56,16 @@ def _identity(study: Study, arm: Arm) -> str:
     return json.dumps(asdict(identity(study, arm)), sort_keys=True)
 
 
-def conditions(device: torch.device, together: list[str] | None) -> dict[str, str]:
-    """What the last bits depend on besides: kind of device, version of PyTorch, and who shares the network, if any."""
+def conditions(device: torch.device, precision: str, together: list[str] | None) -> dict[str, str]:
+    """What bits depend on besides: kind of device, version of PyTorch, precision, who shares the network, if any."""
     kind = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else name_of(device)
     shared = {} if together is None else {"together": json.dumps(together)}
-    return {"device": kind, "torch_version": str(torch.__version__), **shared}
+    return {"device": kind, "torch_version": str(torch.__version__), "precision": precision, **shared}
 
 
 def differences(metadata: dict[str, str], now: dict[str, str]) -> str:
     """In words; earlier versions did not write what there was."""
-    words = {"device": "on", "torch_version": "PyTorch"}
+    words = {"device": "on", "torch_version": "PyTorch", "precision": "in"}
     found = [
         f"{words[name]} {now[name]} instead of {metadata[name]}"
         for name in words

@@ -1,8 +1,11 @@
 """All trials of one arm at some epoch: an epoch on, an evaluation, a checkpoint, a resume point and the way back."""
 
+import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,13 +13,16 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from dd_core.errors import StaleError
+from dd_core.machine.arithmetic import kind_of_device, usable
 from dd_core.machine.memory import name_of
 from dd_core.store.best_checkpoints import prune_best, save_best
 from dd_core.store.checkpoints import make_way, save_checkpoint, save_weights
 from dd_core.store.manifests import Ending
+from dd_core.store.resume_points import resume_metadata
 from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
 from dd_core.study.former_names import as_now
+from dd_core.study.recipe import Precision
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training import resume_point
 from dd_core.training.recorder import EVAL_METRICS, Recorder
@@ -35,7 +41,6 @@ class Session:
         micro_batch: images at a time; None: the whole batch.
         share: what it has of a network that it shares with other arms; None: it trains apart from them.
         progress: of every trial.
-        differs: what bits depend on and is not as it was where the resume point was written, for people.
     """
 
     study: Study
@@ -49,7 +54,7 @@ class Session:
     stacks: Sequence[TrialStack | ArmInStack] = field(init=False)
     recorder: Recorder = field(init=False)
     progress: list[TrialProgress] = field(init=False)
-    differs: str = ""
+    _begun: dict[str, str] = field(default_factory=dict)
     _to_join: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,12 +66,30 @@ class Session:
             if self.share
             else [
                 TrialStack(self.study, self.arm, trials, self.device, self.dtype, self.micro_batch)
-                for trials in stacking(self.study, self.arm)
+                for trials in self._groups()
             ]
         )
         self.recorder = Recorder(self.study, self.arm, [data for stack in self.stacks for data in stack.data])
         self.progress = [TrialProgress() for _ in range(self.study.trials)]
         self._results: list[Evaluation] = []  # of the last evaluation, by stack
+        self._compute_in(usable(self.variant.precision, self.device))
+
+    def _compute_in(self, precision: Precision) -> None:
+        for stack in self.stacks:
+            stack.compute_in(precision)
+
+    @property
+    def precision(self) -> Precision:
+        """In which it trains: that of the recipe, unless float32 is faster here."""
+        return self.stacks[0].precision
+
+    def _groups(self) -> list[list[int]]:
+        """The trials of each network, by number: as where the arm was begun, on whatever device that was."""
+        begun = resume_metadata(self.store, self.study, self.arm)
+        numbers = iter(self.study.trial_numbers)
+        if "stacks" in begun:
+            return [list(itertools.islice(numbers, size)) for size in json.loads(begun["stacks"])]
+        return stacking(self.study, self.arm, on_gpu=self.device.type == "cuda" and not begun)
 
     @property
     def calendar(self) -> Calendar:
@@ -206,6 +229,8 @@ class Session:
             "progress": _PROGRESS.dump_json(self.progress).decode(),
             "micro_batch": str(self.micro_batch),
             "threads": str(torch.get_num_threads()),
+            "arithmetic_of": kind_of_device(self.device),
+            "stacks": json.dumps([len(stack.trials) for stack in self.stacks]),
             **self._conditions,
         }
         resume_point.keep(self.store, self.study, self.arm, tensors, content)
@@ -227,7 +252,8 @@ class Session:
         if found is None:
             return None
         tensors, metadata = found
-        self.differs = resume_point.differences(metadata, self._conditions)
+        self._begun = metadata
+        self._go_on_in_precision(metadata)
         self.epoch = int(metadata["epoch"])
         self.progress = _PROGRESS.validate_json(metadata["progress"])
         self.micro_batch = min(self.micro_batch or self.variant.batch_size, int(metadata["micro_batch"]))
@@ -235,9 +261,26 @@ class Session:
         self._load(tensors)
         return None
 
+    def _go_on_in_precision(self, metadata: dict[str, str]) -> None:
+        """On the same kind of machine in that in which it began: measured again, another might seem to be faster."""
+        if metadata.get("arithmetic_of") == kind_of_device(self.device):
+            self._compute_in(cast(Precision, metadata["precision"]))
+
+    @property
+    def differs(self) -> str:
+        """What bits depend on and is not as it was where the resume point was written, for people."""
+        if not self._begun:
+            return ""
+        # Earlier versions wrote no precision; they used that of the recipe, but tf32 on a CPU, which is float32.
+        recipe = self.variant.precision
+        before = self.precision if recipe == "tf32" else recipe
+        return resume_point.differences({"precision": before, **self._begun}, self._conditions)
+
     @property
     def _conditions(self) -> dict[str, str]:
-        return resume_point.conditions(self.device, None if self.share is None else self.share.shared.places)
+        return resume_point.conditions(
+            self.device, self.precision, None if self.share is None else self.share.shared.places
+        )
 
     def join(self) -> None:
         """Put what the resume point says into a shared network, which stands at the session's epoch now.

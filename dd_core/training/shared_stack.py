@@ -15,6 +15,7 @@ from torch import Tensor
 from dd_core.data.trials import TrialData
 from dd_core.models.stacking import by_trial
 from dd_core.study.calendar import Calendar
+from dd_core.study.recipe import Precision
 from dd_core.study.study import Arm, Study
 from dd_core.training.trial_stack import BatchMetrics, Evaluation, TrialStack, beginning_with
 
@@ -96,6 +97,15 @@ class ArmInStack:
     def set_micro_batch(self, size: int) -> None:
         """Examples at a time from now on, of all places."""
         self._stack.set_micro_batch(size)
+
+    @property
+    def precision(self) -> Precision:
+        """In which all places train."""
+        return self._stack.precision
+
+    def compute_in(self, precision: Precision) -> None:
+        """Train all places in a precision from now on."""
+        self._stack.compute_in(precision)
 
     def train_epoch(self, epoch: int, ended: Collection[int] = ()) -> BatchMetrics:
         """The arm's part of what ``SharedStack.train_epoch`` has computed, which has been told who has ended."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dd_core.models.stacking import by_trial
 from dd_core.study.architectures import architecture_called
-from dd_core.study.recipe import Optimizer, Variant
+from dd_core.study.recipe import Optimizer, Precision, Variant
 from dd_core.tasks.base import Inputs, Targets, Task
 from dd_core.training import cuda_graph
 from dd_core.training.optimization import clip_gradients, gradient_norms, make_optimizer
@@ -53,6 +53,7 @@ class Stepper:
         self._largest_norm = variant.optimizer.clip_norm
         self.micro_batch = micro_batch
         self.optimizer = make_optimizer(model, variant.optimizer, of_trials)
+        self._device = device
         self.arithmetic = Arithmetic(variant.precision, device)
         self._parameters = list(model.parameters())
         self._dtype = self._parameters[0].dtype
@@ -134,6 +135,11 @@ class Stepper:
             right = self._task.hits(outputs, targets)
         hits = right.sum(0) / len(right)
         return loss.detach(), hits * share if share < 1 else hits
+
+    def compute_in(self, precision: Precision) -> None:
+        """Use another precision than the variant's from now on."""
+        self.arithmetic = Arithmetic(precision, self._device)
+        self.forget_graph()
 
     def gradient_norms(self) -> Tensor:
         """Norms of the last step's gradient before clipping, (T,)."""

@@ -141,8 +141,8 @@ def _attempt(
     sessions: Sequence[Session], records: Sequence[RunRecord], until: int, resume_seconds: float, report: Report
 ) -> str:
     """Train on from the resume points; returns what was said if memory ran out, else nothing."""
-    for session in sessions:
-        obstacle = session.resume()
+    obstacles = [session.resume() for session in sessions]
+    for session, obstacle in zip(sessions, obstacles, strict=True):
         if obstacle:
             report(Note(text=f"{session.arm.key}: training from the beginning, because {obstacle}"))
         if session.differs:

@@ -17,7 +17,7 @@ from dd_core.models.build import build_trials
 from dd_core.models.stacking import by_trial, load_state
 from dd_core.study.architectures import architecture_called
 from dd_core.study.calendar import Calendar
-from dd_core.study.recipe import Optimizer
+from dd_core.study.recipe import Optimizer, Precision
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Study
 from dd_core.tasks.base import Examples, Inputs, Splits, Targets, Task
@@ -130,6 +130,15 @@ class TrialStack:
         """Examples at a time from now on."""
         self.stepper.micro_batch = size
 
+    @property
+    def precision(self) -> Precision:
+        """In which it trains."""
+        return self.stepper.arithmetic.precision
+
+    def compute_in(self, precision: Precision) -> None:
+        """Train in another precision than the variant's from now on (``dd_core.machine.arithmetic``)."""
+        self.stepper.compute_in(precision)
+
     def train_epoch(self, epoch: int, ended: Collection[int] = ()) -> BatchMetrics:
         """One pass over the training examples; ``epoch`` is 1 for the first. Waits for the device once, at the end.
 
@@ -176,7 +185,7 @@ class TrialStack:
         bases = [rate * self.multiple for rate in self._rates]
         before = self.calendar.steps_before(epoch)
         losses, accuracies, rates, times = [], [], [], []
-        with tensor_cores(self.variant.precision):
+        with tensor_cores(self.precision):
             for step in range(before + 1, before + num_steps + 1):
                 now = [
                     learning_rate(self.variant.schedule, base, step - 1, self.calendar, self.study.epochs)

@@ -25,6 +25,7 @@ from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import identity, load_checkpoint, save_tensors
 from dd_core.store.parts import all_parts, division
 from dd_core.store.store import Store, sha256_of
+from dd_core.study import stacks
 from dd_core.study.files import read_study
 from dd_core.study.stacks import stacking
 from dd_core.study.study import Arm, Checkpoint, Study
@@ -163,6 +164,25 @@ def test_parts_have_the_bits_of_one_training(
             assert repr(ours.sql(query).fetchall()) == repr(theirs.sql(query).fetchall())
     for trial in range(3):
         assert load_best(store, study, ARM, trial)[1].epoch == load_best(other, study, ARM, trial)[1].epoch
+
+
+def test_trials_that_share_a_network_on_a_gpu_go_on_together_anywhere(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, arm = make_study(trials=2, epochs=2, checkpoints=(1, 2), widths=(17,)), Arm("plain", 17)
+    assert stacking(study, arm) == [[0], [1]]
+    assert stacking(study, arm, on_gpu=True) == [[0, 1]]
+    undisturbed, killed, apart = (Store(tmp_path / name) for name in ("undisturbed", "killed", "apart"))
+    assert division(killed, study, arm, on_gpu=True) == [range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(stacks, "_WIDEST_STACK", 32)  # as a GPU does it
+        train_arm(study, arm, undisturbed, 2)
+        train_arm(study, arm, killed, 1)
+    assert division(killed, study, arm) == [range(2)]
+    train_arm(study, arm, killed, 2)  # as a CPU goes on
+    assert results(killed.root) == results(undisturbed.root)
+    train_part(study, arm, apart, 1, range(1))
+    assert division(apart, study, arm, on_gpu=True) == [range(1), range(1, 2)], "one of them has begun"
 
 
 @pytest.mark.parametrize(("k", "trials"), [(1, 9), (17, 2)])

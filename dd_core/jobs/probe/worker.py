@@ -20,6 +20,7 @@ from dd_core.errors import UserError
 from dd_core.events import Event, Failed, OutOfMemory, Prepared, Timed
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.worker import Events, device_of, prepare_process
+from dd_core.machine.arithmetic import usable
 from dd_core.machine.devices import be_killed_first
 from dd_core.machine.memory import is_out_of_memory, peak_memory, reset_peak_memory
 from dd_core.training.trial_stack import TrialStack, stacking
@@ -60,8 +61,10 @@ class Trainee:
         study, arm = self._job.studies[task.study], task.arm
         self.forget()
         reset_peak_memory(self._device)
-        for trials in stacking(study, arm):
-            self._stacks.append(TrialStack(study, arm, trials, self._device, torch.float32))
+        for trials in stacking(study, arm, on_gpu=self._device.type == "cuda"):
+            stack = TrialStack(study, arm, trials, self._device, torch.float32)
+            stack.compute_in(usable(stack.precision, self._device))
+            self._stacks.append(stack)
         return Prepared(seconds_per_step=self._warm_up())
 
     def _warm_up(self) -> float:
