@@ -1,24 +1,22 @@
-# `make quickstart` and `make test` set up .venv first when it is missing or older than the lock file.
+# `make quickstart` and `make test` set up .venv first: what each needs, where it is missing or not as in the lock file.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 IN := source ./env.sh &&
 
-.PHONY: setup quickstart check test lint types bench docs ui watch lock clean
+.PHONY: setup setup-all quickstart check test lint types bench docs notebook ui watch lock clean
 
-setup: $(VENV)/.installed
+# What there is to install, and whether: environment/install.py. DD_TORCH=cpu or cuda chooses the build of PyTorch.
+ENVIRONMENT ?= $(if $(and $(wildcard $(VENV)/bin/pip),$(wildcard $(VENV)/bin/python)),$(VENV)/bin/python,$(PYTHON)) \
+	-m environment.install
 
-$(VENV)/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
-	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
-	@echo "Setting up $(VENV): $$(grep -c == requirements.lock) packages, PyTorch among them, the largest; minutes, once"
-	@set -o pipefail; $(VENV)/bin/pip install --disable-pip-version-check --requirement requirements.lock | $(DOWNLOADS)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+# For quickstart, ui, watch and ddlab.
+setup:
+	@$(ENVIRONMENT) run
 
-# Of what pip says: what is downloaded, with its size, and that it installs.
-DOWNLOADS := awk '/Downloading/ && !/\.metadata/ { print "  " $$2 " " $$3 " " $$4; fflush() } \
-	/^Installing collected/ { print "  installing them"; fflush() }'
+# Also for tests, checks, documentation and the notebook.
+setup-all:
+	@$(ENVIRONMENT) all
 
 quickstart: setup
 	$(IN) python -m dd_assets.run_study quickstart
@@ -28,29 +26,32 @@ quickstart: setup
 PYTEST := $(IN) OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # For daily work: what needs no process, no cluster and no browser.
-check: setup lint types
+check: setup-all lint types
 	$(PYTEST) -m "not slow" tests/core tests/figures
 
 # Everything.
-test: setup lint types
+test: setup-all lint types
 	$(PYTEST)
 
-lint: setup
+lint: setup-all
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
 
-types: setup
+types: setup-all
 	$(VENV)/bin/mypy
 
 # Ratios against peers, those that take minutes; benchmarks/README.md has all.
-bench: setup
+bench: setup-all
 	$(IN) OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/bench.py
 
 # Into build/site; open its index.html. tests/test_readme.py builds it, too.
-docs: setup
+docs: setup-all
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "The documentation is build/site/index.html"
+
+notebook: setup-all
+	$(IN) marimo edit docs/notebook/quickstart.py
 
 ui: setup
 	$(IN) python -m dd_assets.running.instance port $${DD_PORT:-3000} && env -u DAGSTER_MODULE_NAME dagster dev -w workspace.yaml -h 127.0.0.1 -p $${DD_PORT:-3000}
@@ -63,8 +64,7 @@ watch: setup
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet 'torch==2.14.1' 'torchvision==0.29.1' '.[dev]'
-	{ echo '# Exact versions of everything; written by `make lock`.'; \
-	  $(VENV)-lock/bin/pip freeze --exclude double-descent-lab; } > requirements.lock
+	$(VENV)-lock/bin/python -m environment.lock
 	rm -rf $(VENV)-lock
 
 clean:

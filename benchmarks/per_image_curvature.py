@@ -139,7 +139,7 @@ class Candidate:
         """Forward passes that a result took."""
         if self.passes is not None:
             return self.passes
-        return float(1 + result.num_passes + (result.method == "top_directions"))
+        return float(1 + result.num_passes)
 
     def errors(self, result: Any, exact: Tensor) -> Tensor | None:
         """Relative errors of a result's traces, as far as the exact ones go."""

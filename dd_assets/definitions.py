@@ -1,6 +1,9 @@
 """Everything Dagster sees. ``build_defs`` is also what tests and other deployments call, with their own resources."""
 
+import contextlib
+import gc
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +88,21 @@ def _broken_study(path: Path, reason: str) -> dg.AssetsDefinition:
     return broken
 
 
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Without looks for garbage: definitions stay, and looks at them again and again take a quarter of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
 install_cli_hook()
 install_console()
-defs = build_defs()
+with _nothing_collected():
+    defs = build_defs()
 refuse_mistakes(defs)

@@ -1,17 +1,15 @@
 """A whole study in one go: ``python -m dd_assets.run_study quickstart`` (``make quickstart``).
 
-Two ordinary ``dagster asset materialize`` commands (checkpoints; then curvature, tables, loss slopes and figures of
-this study, the scores of memorisation where it asks for them, and of graphs their results instead of curvature), with
-a bar for each phase. Where there is no terminal, the commands are printed as they are run, and short lines instead of
-bars. In the end: what was found, and where it lies.
+Two ordinary ``dagster asset materialize`` commands in one process: checkpoints, with their curvature beside; then
+curvature, tables, loss slopes and figures of this study, the scores of memorisation where it asks for them, and of
+graphs their results instead of curvature. There is a bar for each phase. Where there is no terminal, the commands are
+printed as they are run, and short lines instead of bars. In the end: what was found, and where it lies.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +21,8 @@ from dd_assets.assets.tables import TRAINING_TABLES
 from dd_assets.catalogue import catalogue
 from dd_assets.laboratory import writable_store
 from dd_assets.running.console import LOG_FILE, add_line
-from dd_assets.running.ending import INTERRUPTED, ends_well
+from dd_assets.running.ending import ends_well
+from dd_assets.running.in_process import run_dagster
 from dd_assets.running.instance import dagster_home
 from dd_assets.steps.checkpoint_results import training_command
 from dd_core.errors import UserError
@@ -31,6 +30,7 @@ from dd_core.figures import FIGURES
 from dd_core.store.files import write_text
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.words import counted, duration
 
 
@@ -58,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _set_up() -> None:
     """What env.sh sets, where it has not been sourced or the package is alone."""
     os.environ.setdefault("DAGSTER_MODULE_NAME", "dd_assets.definitions")
-    os.environ.setdefault("PYTHONWARNINGS", r"ignore:Function `asset_materialize_command`")
     os.environ["DAGSTER_HOME"] = str(dagster_home())
     try:
         _folder().mkdir(exist_ok=True)
@@ -72,21 +71,9 @@ def _materialize(study: Study) -> int:
     for options in _commands(study):
         say(f"\n$ dagster asset materialize {options}")
         sys.stdout.flush()
-        command = [sys.executable, "-m", "dagster", "asset", "materialize", *shlex.split(options)]
-        if code := _code_of(command):
+        if code := run_dagster(["asset", "materialize", *shlex.split(options)]):
             return code
     return 0
-
-
-def _code_of(command: list[str]) -> int:
-    """Run a command. Ctrl-C reaches it as well, and it ends in its own time, when its records say that it has ended."""
-    process = subprocess.Popen(command)
-    is_interrupted = False
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            code = process.wait()
-            return INTERRUPTED if is_interrupted else code
-        is_interrupted = True
 
 
 def _announced(study: Study) -> Callable[[str], object]:
@@ -111,8 +98,10 @@ def _folder() -> Path:
 
 def _commands(study: Study) -> Iterator[str]:
     """The options of the two commands."""
-    yield training_command(study)
     left_out = _left_out(study)
+    beside = [PER_IMAGE_CURVATURE.name] if PER_IMAGE_CURVATURE.driver not in left_out else []
+    training = {"ops": {f"{study.name}__checkpoints": {"config": {"beside": beside}}}}
+    yield f"{training_command(study)} --config-json '{json.dumps(training)}'" if beside else training_command(study)
     names = ("curvature", *TRAINING_TABLES, *LOSS_SLOPE_TABLES, *memorization.NAMES, *graphs.NAMES)
     tables = [name for name in names if name not in left_out]
     figures = [figure.name for figure in FIGURES if left_out.isdisjoint(figure.tables)]

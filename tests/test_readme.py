@@ -202,7 +202,8 @@ def test_the_changelog_tells_every_name_that_changed():
 
 
 def test_environment_variables_of_the_readme_are_read_somewhere():
-    code = "".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("dd_*/**/*.py"), ROOT / "Makefile"])
+    sources = [*ROOT.glob("dd_*/**/*.py"), *ROOT.glob("environment/*.py"), ROOT / "Makefile"]
+    code = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = set(re.findall(r"`(DD_[A-Z_]+)", "".join(PAGES.values())))
     assert named
     assert {name for name in named if name not in code} == set()

@@ -20,8 +20,6 @@ from dd_core.study.study import Study
 from dd_core.tables.kinds import KINDS
 
 if TYPE_CHECKING:
-    import duckdb
-
     from dd_core.store.store import Store
 
 
@@ -50,16 +48,11 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
     def draw(
         context: dg.AssetExecutionContext, config: OfStudies, laboratory: Laboratory
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        import contextlib
-
-        from dd_core.tables.warehouse import connect
-
         with shown_as_sentence():
             store, asked = laboratory.store(), config.asked(studies)
             others = [study for study in studies.values() if study not in asked]
             facts = warn_of_harms(context, store, asked, figure.tables)
-            with contextlib.closing(connect(store, {*figure.tables, "runs"})) as connection:
-                drawn, lacking, failed = _draw_each(figure, asked, store, connection, context.log)
+            drawn, lacking, failed = _draw_each(figure, asked, store, context.log)
             if failed and not drawn:
                 raise UserError("; ".join(f"{figure.name} of {name} not drawn: {why}" for name, why in failed.items()))
             if not drawn:
@@ -95,26 +88,21 @@ def _nothing_to_draw(figure: Figure, asked: list[str], lacking: dict[str, str]) 
 
 
 def _draw_each(
-    figure: Figure,
-    studies: Iterable[Study],
-    store: "Store",
-    connection: "duckdb.DuckDBPyConnection",
-    log: dg.DagsterLogManager,
+    figure: Figure, studies: Iterable[Study], store: "Store", log: dg.DagsterLogManager
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Draw a figure for every study; what is wrong with one is no reason to leave out the others.
 
     Returns:
         Metadata of what was drawn; by study, why there is nothing to draw it from; and why it could not be drawn.
     """
-    from dd_core.figures.drawing.render import render
+    from dd_core.figures.drawing.current import draw
 
     drawn: dict[str, Any] = {}
     lacking: dict[str, str] = {}
     failed: dict[str, str] = {}
     for study in studies:
         try:
-            chart = figure.draw(study, store, connection)
-            files = {} if chart is None else render(chart, store.figure_folder(figure.name), study.name)
+            files = draw(figure, study, store)
         except DataMissingError as error:
             lacking[study.name] = str(error)
         except UserError as error:
@@ -141,7 +129,7 @@ def _as_drawn_before(figure: Figure, studies: Iterable[Study], store: "Store") -
 
 def _shown(figure: Figure, study: Study, svg: Path, html: Path) -> dict[str, Any]:
     """Metadata of a study's figure."""
-    from dd_core.figures.drawing.render import preview_markdown
+    from dd_core.figures.drawing.preview import preview_markdown
 
     address = figure_address(figure.name, study.name)
     return {

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import dagster as dg
+from pydantic import Field
 
 from dd_assets.assets.checks import check_checkpoints, checkpoint_check_specs
 from dd_assets.assets.study_asset import Done, StudyAsset
@@ -12,19 +13,21 @@ from dd_assets.steps.checkpoint_results import import_command
 from dd_assets.steps.follow import Outcome, follow
 from dd_assets.steps.partitions import checkpoints_key, wanted_checkpoints, with_those_of_backfill
 from dd_assets.steps.recording import PartitionRecorder
+from dd_assets.steps.so_far import figures_so_far
 from dd_assets.steps.versions import recipes
 from dd_core.checks.preflight import refused_and_warned
 from dd_core.data.datasets import require
-from dd_core.errors import StudyError
+from dd_core.errors import StudyError, UserError
 from dd_core.forecast.work import warning_of_size
 from dd_core.jobs.forecast import forecast
-from dd_core.jobs.job import TrainTask, digest_of, training_job
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask, digest_of, result_job, training_job
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.measured import asked_later
 from dd_core.study.study import TRAINER_VERSION, Arm, Checkpoint, Study
 from dd_core.tables.attempts import arm_is_complete
-from dd_core.words import counted
+from dd_core.tables.kinds import KINDS, Kind
+from dd_core.words import advice, counted
 
 _TRAINED: Final = (
     "Training an arm to an epoch writes every earlier checkpoint of it too, and the tables training_batches, "
@@ -33,6 +36,16 @@ _TRAINED: Final = (
 _IMPORTED: Final = (
     "They were trained elsewhere and imported by dd_assets.import_checkpoints; materialising records what is there."
 )
+
+
+class TrainingConfig(dg.Config):
+    """What is computed while arms train."""
+
+    beside: list[str] = Field(
+        default=[],
+        description="kinds of results, such as per_image_curvature, to compute of each arm once it is trained, by "
+        "workers for which no arm is left; on the cores of this machine alone",
+    )
 
 
 def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDefinition:
@@ -62,12 +75,26 @@ def checkpoints_asset(study: Study, studies: Mapping[str, Study]) -> dg.AssetsDe
         if study.imported:
             return _recorded(context, store, study, own)
         wanted = with_those_of_backfill(study, context, key, own)
-        done = _train(context, laboratory, store, study, wanted)
+        done = _train(context, laboratory, store, study, wanted, _kinds(study, config))
         if len(wanted) > len(own):
             done.outcome.keep_only({f"{study.name}/{c.arm.key}" for c in own})
         return done
 
-    return StudyAsset(study, studies, spec, checkpoint_check_specs(study, key), check_checkpoints).computed_by(work)
+    checks = checkpoint_check_specs(study, key)
+    return StudyAsset(study, studies, spec, checks, check_checkpoints, TrainingConfig).computed_by(work)
+
+
+def _kinds(study: Study, config: TrainingConfig) -> list[Kind]:
+    """The kinds of results that the run config names.
+
+    Raises:
+        UserError: there is no such kind, or not of this study.
+    """
+    for name in config.beside:
+        if name not in KINDS:
+            raise UserError(f"beside: there is no kind of result {name!r}; {advice(name, KINDS, 'kinds are')}")
+        KINDS[name].refuse(study)
+    return [KINDS[name] for name in config.beside]
 
 
 def _recorded(context: dg.AssetExecutionContext, store: Store, study: Study, wanted: list[Checkpoint]) -> Done:
@@ -81,7 +108,12 @@ def _recorded(context: dg.AssetExecutionContext, store: Store, study: Study, wan
 
 
 def _train(
-    context: dg.AssetExecutionContext, laboratory: Laboratory, store: Store, study: Study, wanted: list[Checkpoint]
+    context: dg.AssetExecutionContext,
+    laboratory: Laboratory,
+    store: Store,
+    study: Study,
+    wanted: list[Checkpoint],
+    kinds: list[Kind],
 ) -> Done:
     """Train what of the checkpoints is not there, and record all of them."""
     require(study.data.dataset)
@@ -119,7 +151,11 @@ def _train(
         context.log.info(expected.order())
         context.log.info(expected.describe())
         _let_people_watch(store)
-        outcome = follow(context, laboratory, expected.job, recorder.on_event)
+        job = expected.job
+        if laboratory.compute == "local" and not machine.num_gpus:
+            job = _with_results(job, study, left, kinds, machine.workers_and_threads()[0])
+        with figures_so_far(context, laboratory, study) as picture:
+            outcome = follow(context, laboratory, job, recorder.on_event, picture)
         context.log.info(expected.compare(outcome.seconds, outcome.finished))
     recorder.record_rest()
     _blame_each_arm(outcome, study, todo, {c.arm for c in wanted if c not in recorder.recorded})
@@ -132,6 +168,19 @@ def _train(
         context.log.info(f"done: {there} of {study.name} below {store.arm_folder(study.name, '')}")
     what, total = ("parts of arms", len(todo) + len(refused)) if in_parts else ("arms", len(until))
     return Done(outcome, what, total, f"{len(recorder.recorded)} of {len(wanted)} checkpoints are there and recorded")
+
+
+def _with_results(job: Job, study: Study, checkpoints: list[Checkpoint], kinds: list[Kind], num_workers: int) -> Job:
+    """The job with results of its checkpoints beside it, but for those that need several processes each."""
+    beside: list[CheckpointTask] = []
+    for kind in kinds:
+        epochs = study.checkpoints if kind.epochs is None else kind.epochs(study)
+        chosen = [(study.name, checkpoint) for checkpoint in checkpoints if checkpoint.epoch in epochs]
+        if chosen and kind.ranks(study) == 1:
+            tasks = result_job(kind.name, job.root, job.studies, chosen, num_workers, job.threads).tasks
+            beside += [task for task in tasks if isinstance(task, CheckpointTask)]
+    num_workers = max(job.num_workers, min(num_workers, len(beside)))
+    return job.model_copy(update={"beside": tuple(beside), "num_workers": num_workers})
 
 
 def _let_people_watch(store: Store) -> None:

@@ -168,6 +168,6 @@ def _style() -> str:
 
 @lru_cache(maxsize=1)
 def _vega() -> str:
-    from dd_core.reports.page import vega
+    from dd_core.figures.drawing.render import vega
 
     return vega()

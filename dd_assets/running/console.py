@@ -25,6 +25,8 @@ from dd_core.words import counted, duration
 LOG_FILE = "DD_LOG_FILE"
 # Marks a record that says in words what a bar shows.
 OF_BAR = {"is_of_bar": True}
+# Marks one that a person wants to see at once, on a terminal too.
+FOR_ALL = {"is_for_all": True}
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 _WIDTH = 20  # of names before bars
 _SECONDS = 0.1  # between two drawings
@@ -75,7 +77,7 @@ class Console(logging.Handler):
         moment = logging.Formatter(datefmt="%Y-%m-%d %H:%M:%S").formatTime(record, "%Y-%m-%d %H:%M:%S")
         if self._log_file:
             add_line(self._log_file, f"{moment} {level}{text}")
-            if self.terminal and not level:
+            if self.terminal and not level and not getattr(record, "is_for_all", False):
                 return
         line = f"{moment.partition(' ')[2]} {level}{text}"
         colour = _COLOURS.get(record.levelno, "") if self.terminal and "NO_COLOR" not in os.environ else ""

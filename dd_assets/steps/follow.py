@@ -107,8 +107,8 @@ def reason_at_partitions(context: dg.AssetExecutionContext, key: dg.AssetKey) ->
         raise
 
 
-def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, on_event: Report) -> Outcome:
-    """Run a job, log its progress, pass every event on, and return how it ended."""
+def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, *on_event: Report) -> Outcome:
+    """Run a job, log its progress, pass the events of its tasks on, and return how it ended."""
     outcome = Outcome()
     meter = _Meter(job)
     began: float | None = None
@@ -117,7 +117,13 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
         for event in _events(context, laboratory, job):
             if isinstance(event, Note):
                 context.log.warning(event.text)
-            elif isinstance(event, Failed):
+            if event.task in meter.beside:
+                meter.update_beside(event)
+                if isinstance(event, Failed):
+                    context.log.warning(f"{event.task}: {event.error}; it is left to whoever asks for it")
+                drawn.move(meter.fraction, meter.in_a_bar())
+                continue
+            if isinstance(event, Failed):
                 outcome.failed[event.task] = event.error
                 if event.traceback:
                     outcome.defects.append(event.traceback)
@@ -127,7 +133,8 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
             began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
             outcome.seconds = time.monotonic() - began
             meter.update(event)
-            on_event(event)
+            for report in on_event:
+                report(event)
             drawn.move(meter.fraction, meter.in_a_bar())
             if meter.is_due():
                 context.log.info(meter.describe(), extra=OF_BAR)
@@ -159,6 +166,8 @@ class _Meter:
         self.cost = {task.name: predicted_cost(job.studies[task.study], task) for task in job.tasks}
         self.until = {task.name: task.until for task in job.tasks if isinstance(task, TrainTask)}
         self.total = sum(self.cost.values())
+        self.beside = {task.name for task in job.beside}
+        self.num_beside = 0
         self.done: dict[str, float] = {}
         self._done_cost = 0.0
         # Epochs that were there before this job are no measure of its speed.
@@ -182,6 +191,10 @@ class _Meter:
                 self.first[task] = 1.0 if self.until else 0.0
             self._is_done(task, 1.0)
             self.finished += 1
+
+    def update_beside(self, event: Event) -> None:
+        """Take an event of a task into account that fills what the others leave free."""
+        self.num_beside += isinstance(event, Finished | Failed)
 
     def _is_done(self, task: str, share: float) -> None:
         self._done_cost += self.cost[task] * (share - self.done.get(task, 0.0))
@@ -216,7 +229,8 @@ class _Meter:
         share = any(isinstance(task, TrainTask) and task.also for task in self.job.tasks)
         what = ("part of an arm" if has_parts else "network" if share else "arm") if self.until else "checkpoint"
         total = counted(len(self.job.tasks), what, "parts of arms" if what.startswith("part") else None)
-        return f"{self.finished} of {total} done"
+        beside = f" and {self.num_beside} of {counted(len(self.beside), 'result')}" if self.beside else ""
+        return f"{self.finished} of {total}{beside} done"
 
     def in_a_bar(self) -> str:
         """What stands behind the bar: the most important first, since a narrow terminal cuts it off."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def over_trials(values: Iterable[float | None]) -> Estimate:
     known = np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
     if len(known) < 2:
         return Estimate(float(known[0]) if len(known) else math.nan, math.nan, math.nan, len(known))
-    mean, half = known.mean(), scipy.stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    mean, half = known.mean(), scipy.special.stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known))
     return Estimate(float(mean), float(mean - half), float(mean + half), len(known))
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import filelock
 
+from dd_core.cache import cache_folder
 from dd_core.errors import UserError
 from dd_core.machine.arithmetic import usable
-from dd_core.machine.disk import cache_folder
 from dd_core.machine.processor import kind_of_machine, processor
 from dd_core.store.files import write_text
 from dd_core.study.architectures import architecture_called

@@ -94,6 +94,8 @@ def fault_of(kind: Kind, make: Callable[..., nn.Conv2d] = Convolution) -> str:
     """
     torch.manual_seed(0)
     layer = make(kind.inputs, kind.outputs, kind.kernel, kind.copies, stride=kind.stride, bias=kind.bias)
+    if isinstance(layer, Convolution):
+        layer.takes_products = True  # as where networks are trained
     products = (-(-kind.side // kind.stride)) ** 2 * kind.copies * kind.inputs * kind.outputs * kind.kernel**2
     batch = max(2, min(_BATCH, _MOST_PRODUCTS // products))
     images = torch.randn(batch, kind.copies * kind.inputs, kind.side, kind.side)

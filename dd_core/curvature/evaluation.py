@@ -157,8 +157,7 @@ def logits_of(model: nn.Module, images: Tensor, labels: Tensor | None = None) ->
             f"the model must give logits of shape ({len(images)}, classes) for {len(images)} images, not "
             f"{tuple(logits.shape)}"
         )
-    if not torch.isfinite(logits).all():
-        raise UserError("the model's output is not finite (NaN or infinite weights?); its curvature does not exist")
+    require_finite(logits)
     if labels is None or not len(labels):
         return logits
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
@@ -166,6 +165,16 @@ def logits_of(model: nn.Module, images: Tensor, labels: Tensor | None = None) ->
             f"labels from {int(labels.min())} to {int(labels.max())} do not fit the model's {logits.shape[1]} classes"
         )
     return logits
+
+
+def require_finite(logits: Tensor) -> None:
+    """Pass only numbers.
+
+    Raises:
+        UserError: some are not.
+    """
+    if not torch.isfinite(logits).all():
+        raise UserError("the model's output is not finite (NaN or infinite weights?); its curvature does not exist")
 
 
 def padded(tensor: Tensor, size: int) -> Tensor:

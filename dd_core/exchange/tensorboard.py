@@ -108,7 +108,7 @@ def export_events(store: Store, study: Study, arm: Arm) -> EventFiles | None:
         if not files:
             return None
         with staging_folder(store, f"tensorboard.{study.name}.{arm.key}") as staging:
-            with contextlib.closing(connect(store, EXPORTED_TABLES, arm=(study.name, arm.key))) as connection:
+            with contextlib.closing(connect(store, EXPORTED_TABLES, within=(study.name, arm.key))) as connection:
                 rows = _stage(connection, study.recipe_hash(arm), staging)
             if not rows:
                 return None

@@ -4,6 +4,7 @@ Importing this package costs nothing: Altair, DuckDB and Arrow are imported when
 has one function, ``chart(study, store, connection)``, which returns None where the study has no data for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -29,6 +30,7 @@ class Figure:
         tables: the tables it reads, which are its upstream assets.
         module: full name of the module that draws it.
         group: of assets, in the UI and in ``--select 'group:...'``.
+        is_over_widths: its curve compares arms, so that it is drawn of those that are trained alike.
     """
 
     name: str
@@ -36,9 +38,14 @@ class Figure:
     tables: tuple[str, ...]
     module: str
     group: str = "figures"
+    is_over_widths: bool = False
 
     def draw(
-        self, study: "Study", store: "Store", connection: "duckdb.DuckDBPyConnection"
+        self,
+        study: "Study",
+        store: "Store",
+        connection: "duckdb.DuckDBPyConnection",
+        digest: Callable[[str], str] | None = None,
     ) -> "alt.TopLevelMixin | None":
         """Draw the figure for one study from the results of its present recipe.
 
@@ -46,24 +53,32 @@ class Figure:
             study: what to draw.
             store: where the study's files lie.
             connection: has a view for every table with files (``dd_core.tables.warehouse.connect``); only read from.
+            digest: of the study's rows in a table, by its name, where that is known already.
 
         Returns:
             The chart, which says in its usermeta what it was drawn from, or None if the study has no data for it.
         """
         import importlib
 
+        from dd_core.figures.drawing.quick import quickly
         from dd_core.figures.drawing.render import with_usermeta
         from dd_core.figures.drawing.selection import HASHED_BY, digest_of_rows
 
-        drawn = cast("alt.TopLevelMixin | None", importlib.import_module(self.module).chart(study, store, connection))
+        module = importlib.import_module(self.module)
+        with quickly():
+            drawn = cast("alt.TopLevelMixin | None", module.chart(study, store, connection))
         if drawn is None:
             return None
-        digests = {table: digest_of_rows(connection, study, table) for table in self.tables}
+        digests = {
+            table: digest(table) if digest else digest_of_rows(connection, study, table) for table in self.tables
+        }
         return with_usermeta(drawn, **{DRAWN_FROM: HASHED_BY | digests})
 
 
-def _figure(name: str, tables: tuple[str, ...], description: str, group: str = "figures") -> Figure:
-    return Figure(name, description, tables, f"{__name__}.charts.{name}", group)
+def _figure(
+    name: str, tables: tuple[str, ...], description: str, group: str = "figures", is_over_widths: bool = False
+) -> Figure:
+    return Figure(name, description, tables, f"{__name__}.charts.{name}", group, is_over_widths)
 
 
 _SLOPES, _INCREMENTAL, _MEMORIZATION = "loss_slopes", "incremental", "memorization"
@@ -74,6 +89,7 @@ FIGURES: tuple[Figure, ...] = (
         "double_descent_curve",
         ("training_evals",),
         "Test and training error and loss against width, with the width from which on the training labels are fitted.",
+        is_over_widths=True,
     ),
     _figure(
         "training_curves",
@@ -271,4 +287,12 @@ FIGURES: tuple[Figure, ...] = (
         "here, with a verdict for each claim.",
         _NSM,
     ),
+)
+
+# What is drawn while a study trains, in this order: it needs evaluations alone.
+SO_FAR: tuple[Figure, ...] = tuple(
+    figure
+    for name in ("training_curves", "double_descent_curve", "epoch_by_width")
+    for figure in FIGURES
+    if figure.name == name
 )

@@ -11,13 +11,14 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd_core.events import CheckpointWritten, End, Event, Failed, Note, Progress
+from dd_core.events import CheckpointWritten, End, Event, Failed, Finished, Note, Progress
 from dd_core.jobs.division import shares
-from dd_core.jobs.job import Job
+from dd_core.jobs.job import Job, TrainTask
 from dd_core.jobs.placement import Placement
 from dd_core.jobs.process import News, Process
 from dd_core.machine.devices import num_gpus, num_oom_kills
 from dd_core.store.store import write_text
+from dd_core.study.study import Arm
 
 # A task whose worker was killed for want of memory this often, with fewer images at a time each time, is given up.
 _MOST_HALVINGS = 3
@@ -46,10 +47,13 @@ class _Crew:
 
     def __init__(self, job: Job, numbers: Sequence[int], path: Path, halvings: int):
         """``path`` is the job file, ``numbers`` are the tasks to do."""
-        self.job, self.numbers, self._path = job, list(numbers), path
+        self._followers = _Followers(job, numbers)
+        self.job, self._path = job, path
+        self.numbers = [*numbers, *self._followers.waiting]
         num_devices = min(num_gpus() or 1, job.num_workers)
-        all_shares = shares(job.tasks, job.num_workers, num_devices)
+        all_shares = shares(job.all_tasks, job.num_workers, num_devices)
         self.placement = Placement([all_shares[n] for n in self.numbers], num_devices, job.num_workers)
+        self.placement.waiting = list(range(len(numbers)))  # followers later
         self.halvings = [halvings] * len(self.numbers)
         self.news: News = queue.Queue()
         self.workers: dict[int, _Worker] = {}
@@ -66,7 +70,7 @@ class _Crew:
             idle = (w for w in self.workers.values() if w.device == device and w.task is None and not w.is_dismissed)
             worker = next(idle, None) or self._start(device)
             worker.hand(self.numbers[task], self.halvings[task])
-        if not self.placement.waiting:
+        if not self.placement.waiting and not self._followers.waiting:
             for worker in self.workers.values():
                 if worker.task is None and not worker.is_dismissed:
                     worker.dismiss()
@@ -77,10 +81,12 @@ class _Crew:
         self.workers[number] = _Worker(process, device)
         return self.workers[number]
 
-    def task_done(self, worker: _Worker) -> None:
-        """Its share of the device is free."""
+    def task_done(self, worker: _Worker, has_finished: bool = False) -> None:
+        """Its share of the device is free; those that wait for it may begin, or never will."""
         if worker.task is not None:
             self.placement.finish(self.numbers.index(worker.task))
+            for number in self._followers.after(worker.task, has_finished):
+                self.placement.waiting.append(self.numbers.index(number))
             worker.task = None
 
     def note_progress(self, worker: _Worker, event: Event) -> None:
@@ -99,7 +105,7 @@ class _Crew:
             return None
         task = self.numbers.index(worker.task)
         kills, self._oom_kills = num_oom_kills() - self._oom_kills, num_oom_kills()
-        number, name = worker.task, self.job.tasks[worker.task].name
+        number, name = worker.task, self.job.all_tasks[worker.task].name
         if worker.process.was_killed and kills and self.halvings[task] < _MOST_HALVINGS:
             self.halvings[task] += 1
             self.placement.again(task)
@@ -127,6 +133,35 @@ class _Crew:
         return f"after epoch {self._epochs[number]}" if number in self._epochs else "before it reported any progress"
 
 
+class _Followers:
+    """Tasks beside those of a job, each of which begins when all that trains its arm has finished."""
+
+    def __init__(self, job: Job, numbers: Sequence[int]):
+        """Of the tasks with these numbers."""
+        trained_by: dict[tuple[str, Arm], set[int]] = {}
+        for number in numbers:
+            task = job.tasks[number]
+            for arm in task.arms if isinstance(task, TrainTask) else ():
+                trained_by.setdefault((task.study, arm), set()).add(number)
+        # By number, what each still waits for.
+        self.waiting: dict[int, set[int]] = {}
+        for number, follower in enumerate(job.beside, start=len(job.tasks)):
+            if before := trained_by.get((follower.study, follower.checkpoint.arm)):
+                self.waiting[number] = set(before)
+
+    def after(self, number: int, has_finished: bool) -> list[int]:
+        """Those that may begin now that a task has ended; if it has failed, what waits for it is given up."""
+        begin = []
+        for follower in [follower for follower, before in self.waiting.items() if number in before]:
+            self.waiting[follower].discard(number)
+            if not has_finished:
+                del self.waiting[follower]
+            elif not self.waiting[follower]:
+                del self.waiting[follower]
+                begin.append(follower)
+        return begin
+
+
 def _crashed_again(before: str, now: str) -> str:
     times = f"{now}, twice at the same place" if before == now else f"{now}, and {before} the time before"
     return (
@@ -145,8 +180,8 @@ def run_crew(
     """Do tasks of a job on this machine and yield the workers' events as they come.
 
     Every task ends in exactly one event ``finished`` or ``failed``: the task of a worker that dies has failed, unless
-    it was killed for want of memory and may succeed with less; a new worker takes the next. Closing the generator early
-    stops the workers.
+    it was killed for want of memory and may succeed with less; a new worker takes the next. So do those beside them
+    whose arm was trained. Closing the generator early stops the workers.
 
     Args:
         job: its ``num_workers`` work at a time.
@@ -173,7 +208,7 @@ def run_crew(
             crew.note_progress(worker, event)
             yield event.of(event.task, worker.task)
             if isinstance(event, End):
-                crew.task_done(worker)
+                crew.task_done(worker, isinstance(event, Finished))
                 crew.hand_out()
     finally:
         for worker in crew.workers.values():

@@ -21,7 +21,7 @@ from dd_core.words import counted
 _MOST_TASKS = 10_000
 
 
-def _is_empty(value: tuple[str, ...]) -> bool:
+def _is_empty(value: tuple[Any, ...]) -> bool:
     """What says nothing is left out of job files, so that names made of their content stay what they were."""
     return not value
 
@@ -172,6 +172,10 @@ class Job(BaseModel):
 
     Attributes:
         root: address of the data root as a worker sees it.
+        tasks: what was asked for.
+        beside: results of arms that it trains. A worker that finds no arm to train takes them, each as soon as its arm
+            is trained. They are numbered after the tasks. The job has not failed where one of them does: whoever asks
+            for the result will be told.
         num_workers: at the same time at each place.
         threads: CPU threads of a worker.
         request: digest of what was asked for, finished or not; the same when an orchestrator asks once more.
@@ -182,10 +186,16 @@ class Job(BaseModel):
     root: Annotated[str, BeforeValidator(str)]
     studies: dict[str, Study]
     tasks: tuple[Task, ...]
+    beside: tuple[CheckpointTask, ...] = Field(default=(), exclude_if=_is_empty)
     num_workers: int
     threads: int
     request: str = ""
     places: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def all_tasks(self) -> tuple[Task, ...]:
+        """The tasks and those beside them, by number."""
+        return *self.tasks, *self.beside
 
     @property
     def ranks(self) -> int:

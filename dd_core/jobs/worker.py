@@ -23,7 +23,7 @@ from dd_core.errors import UserError
 from dd_core.events import Event, Failed, Finished, Note, Progress, Report, Started
 from dd_core.jobs.job import CheckpointTask, Job, Task, TrainTask
 from dd_core.machine.arithmetic import objection
-from dd_core.machine.devices import keep_freed_memory
+from dd_core.machine.devices import gpu_in_vain, keep_freed_memory
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -93,11 +93,15 @@ def run(job: Job, tasks: Iterable[tuple[int, int]], gpu: int, events: Events) ->
 
     prepare_process(job.threads)
     device = device_of(gpu)
+    in_vain = gpu_in_vain(torch.version.cuda)
     store = Store(job.root)
     num_failed = 0
     all_networks = cache(partial(_networks_of, job, job.tasks))
     for number, halvings in tasks:
-        task = job.tasks[number]
+        task = job.all_tasks[number]
+        if in_vain:
+            events.emit(Note(task=task.name, text=in_vain))
+            in_vain = None
         set_halvings(halvings)
         torch.set_num_threads((task.threads if isinstance(task, TrainTask) else None) or job.threads)
         num_failed += not _perform(task, job, all_networks, store, device, events)

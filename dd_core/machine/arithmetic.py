@@ -11,7 +11,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from dd_core.machine import disk
+from dd_core.cache import cache_folder, keep
 from dd_core.machine.processor import kind_of_machine, processor
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def kind_of_device(device: "torch.device") -> str:
 @functools.cache
 def slowdown(precision: str, device: "torch.device") -> float:
     """Seconds of a convolution and its gradients in a precision, over seconds in float32: that of the cache, or now."""
-    folder = disk.cache_folder("arithmetic")
+    folder = cache_folder("arithmetic")
     if folder is None:
         return _measured(precision, device)
     path = folder / f"{kind_of_device(device)}.{precision}.json"
@@ -62,7 +62,7 @@ def slowdown(precision: str, device: "torch.device") -> float:
         return float(json.loads(path.read_text(encoding="utf-8"))["slowdown"])
     except (OSError, ValueError, KeyError, TypeError):
         found = _measured(precision, device)
-    disk.keep(path, json.dumps({"slowdown": found, "machine": _name(device)}).encode())
+    keep(path, json.dumps({"slowdown": found, "machine": _name(device)}).encode())
     return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import re
 from dataclasses import dataclass, replace
@@ -36,6 +37,19 @@ def num_gpus() -> int:
     if visible is not None:
         return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
     return len(list(Path("/dev").glob("nvidia[0-9]*"))) if _GPU_FOLDER.is_dir() else 0
+
+
+def gpu_in_vain(cuda: str | None) -> str | None:
+    """What to tell somebody whose NVIDIA GPU PyTorch cannot use because it was installed for CPUs; None if all is well.
+
+    Args:
+        cuda: ``torch.version.cuda``. A build that has it may still lack the packages that only a GPU needs.
+    """
+    if not num_gpus() or (cuda is not None and importlib.util.find_spec("triton") is not None):
+        return None
+    return (
+        "PyTorch was installed for CPUs, and an NVIDIA GPU is here: `make setup DD_TORCH=cuda` installs what is missing"
+    )
 
 
 def device_name() -> str:

@@ -9,7 +9,7 @@ from torch import nn
 from dd_core.data.randomness import Purpose, torch_seed
 from dd_core.errors import UserError
 from dd_core.models.own import alone, own_network
-from dd_core.models.stacking import load_state, stack_states
+from dd_core.models.stacking import Convolution, load_state, stack_states
 from dd_core.study.architectures import Architecture, Settings, architecture_called
 from dd_core.study.study import Arm, Study
 
@@ -108,4 +108,7 @@ def build_trials(
             states.append(network_of(study, arm).state_dict())
         model = network_of(study, arm, trials=len(trials))
     load_state(model, stack_states(states))
+    for module in model.modules():
+        if isinstance(module, Convolution):
+            module.takes_products = True
     return in_its_memory(model, study, arm)

@@ -13,17 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import StaleError
+from dd_core.models.small_maps import as_product
 from dd_core.models.strided_pointwise import without_stride
 
 
 class Convolution(nn.Conv2d):
-    """A 2-D convolution of T networks: (B, T*in, H, W) to (B, T*out, H', W')."""
+    """A 2-D convolution of T networks: (B, T*in, H, W) to (B, T*out, H', W').
+
+    Attributes:
+        takes_products: in place of convolutions of small maps, see ``small_maps``. Not in a network alone that is
+            looked at rather than trained: libraries and tracers know its convolutions.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, trials: int, stride: int = 1, bias: bool = False):
         """``inputs`` and ``outputs`` count the channels of one network; padding keeps the size at stride 1."""
         super().__init__(
             trials * inputs, trials * outputs, kernel, stride=stride, padding=kernel // 2, groups=trials, bias=bias
         )
+        self.takes_products = trials > 1
         # cuDNN takes four groups of four channels at a time, and of a last few reads weights that are not there.
         self._is_misread = trials % 4 != 0 and trials > 1 and inputs == outputs == 4
 
@@ -37,6 +44,10 @@ class Convolution(nn.Conv2d):
         """
         if self._is_misread and input.is_cuda and (input.element_size() == 2 or torch.is_autocast_enabled("cuda")):
             return super()._conv_forward(input.contiguous(), weight.contiguous(), bias)
+        if self.takes_products:
+            product = as_product(input, weight, bias, int(self.stride[0]), self.groups)
+            if product is not None:
+                return product
         pixels = without_stride(input, weight, self.stride, self.padding, self.groups)
         if pixels is None:
             return super()._conv_forward(input, weight, bias)

@@ -2,18 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 from xml.etree import ElementTree
-
-import duckdb
 
 from dd_core.errors import StoreError
 from dd_core.figures import DRAWN_FROM, FIGURES, Figure
 from dd_core.figures.drawing.render import TABLE, for_script
-from dd_core.figures.drawing.selection import HASHED_BY, digest_of_rows
+from dd_core.figures.drawing.selection import HASHED_BY
 from dd_core.figures.drawing.style import listed
 from dd_core.reports.parts import Grid
 from dd_core.store.files import read_all
@@ -85,17 +82,16 @@ def files_of_figures(store: Store, study: Study) -> dict[Figure, tuple[bytes, by
 
 
 def drawn_figures(
-    files: dict[Figure, tuple[bytes, bytes | None]], study: Study, connection: duckdb.DuckDBPyConnection
+    files: dict[Figure, tuple[bytes, bytes | None]], study: Study, digest: Callable[[str], str]
 ) -> tuple[list[DrawnFigure], list[str]]:
     """The figures that show the present results, as far as is known, and sentences about the others.
 
     Args:
         files: of the figures, by ``files_of_figures``.
         study: whose.
-        connection: has the views of the tables that the figures are drawn from.
+        digest: of the study's rows in a table, by its name.
     """
     drawn, damaged, others = [], [], []
-    digest = cache(lambda table: digest_of_rows(connection, study, table))
     for figure, (text, picture) in files.items():
         try:
             found = _read(figure, text, picture)

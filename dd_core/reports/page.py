@@ -3,15 +3,12 @@
 The same results and the same code give the same bytes: nothing on it is about when or where it was made.
 """
 
-import contextlib
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-import vl_convert
-
 from dd_core.errors import DataMissingError
-from dd_core.figures.drawing.render import VEGA_LITE
+from dd_core.figures.drawing.render import vega
+from dd_core.figures.drawing.source import source_of
 from dd_core.reports.costs import costs, machines
 from dd_core.reports.figures import GROUPS, DrawnFigure, drawn_figures, files_of_figures
 from dd_core.reports.findings import findings
@@ -23,7 +20,6 @@ from dd_core.store.files import write_text
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
-from dd_core.tables.warehouse import connect
 
 _TABLES = ("training_evals", "runs", "curvature", "nsm_results")
 _TEMPLATE = resources.files("dd_core.reports") / "template"
@@ -54,10 +50,11 @@ def report_page(store: Store, study: Study, found: list[str] | None = None) -> s
     trained = trained_checkpoints(store, study)
     files = files_of_figures(store, study)
     tables = {*_TABLES, *(table for figure in files for table in figure.tables)}
-    with contextlib.closing(connect(store, tables)) as connection:
-        reached = results(study, connection)
-        drawn, left_out = drawn_figures(files, study, connection)
-        spent, used = costs(study, connection), machines(study, connection)
+    source = source_of(store, study)
+    source.copy(*tables)
+    reached = results(study, source.connection)
+    drawn, left_out = drawn_figures(files, study, source.digest)
+    spent, used = costs(study, source.connection), machines(study, source.connection)
     if not (reached or trained or drawn):
         raise DataMissingError(
             f"there is nothing to report of {study.name}, as it has no results of its present recipe; {study.comes_by} "
@@ -90,10 +87,3 @@ def _sections(drawn: list[DrawnFigure]) -> dict[str, list[DrawnFigure]]:
         title = "Gallery" if figure.is_gallery else GROUPS.get(figure.figure.group, figure.figure.group)
         sections.setdefault(title, []).append(figure)
     return sections
-
-
-@lru_cache(maxsize=1)
-def vega() -> str:
-    """The JavaScript of Vega, Vega-Lite and Vega-Embed, for a script element."""
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
-    return script.replace("</script", "<\\/script")

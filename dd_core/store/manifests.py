@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -132,6 +133,7 @@ def sealed(manifest: Manifest, place: str) -> dict[str, Any]:
     return {**plain, _SEAL: {"path": place, "sha256": _digest(plain, place)}}
 
 
+@lru_cache(maxsize=4096)  # the same ones are read again and again, to see which files count
 def opened(text: bytes | None, place: str) -> Manifest | None:
     """The manifest that was read at a place, or None where it is none, damaged, or another's."""
     try:

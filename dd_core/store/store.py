@@ -154,6 +154,10 @@ class Store:
         """One file per study and format."""
         return self.root / "figures" / figure
 
+    def figure_manifest_path(self, figure: str, study: str) -> Path:
+        """The manifest of a study's figure in all its formats."""
+        return self.root / "manifests" / "figures" / figure / f"{study}.json"
+
     def report_path(self, study: str) -> Path:
         """The page about a study."""
         return self.root / "reports" / f"{study}.html"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dd_core.errors import UserError
 from dd_core.study.former_names import now
 from dd_core.study.key_advice import keys_at
+from dd_core.study.parsed_before import keep_mapping, kept_mapping
 from dd_core.words import advice, meant, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -39,14 +40,26 @@ def read_mapping(path: Path, what: str, *, may_be_empty: bool = False) -> dict[s
     Raises:
         UserError: it cannot be read or used; the sentence names the file.
     """
-    from ruamel.yaml.error import YAMLError
-
     try:
-        content = _parsed(_text(path, what))
+        text = _text(path, what)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if (kept := kept_mapping(text)) is not None:
+        return kept
+    plain = _plain(path, text, what, may_be_empty)
+    if plain:  # what is empty is no study, and no mistake in settings
+        keep_mapping(text, plain)
+    return plain
+
+
+def _plain(path: Path, text: str, what: str, may_be_empty: bool) -> dict[str, Any]:
+    """The content of a text, as ``read_mapping`` returns it."""
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = _parsed(text)
     except YAMLError as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0].partition(" with value ")[0]
         mark = getattr(error, "problem_mark", None)

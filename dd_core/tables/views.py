@@ -170,11 +170,13 @@ VIEWS = (
 )
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, tables: Collection[str]) -> None:
-    """Create those whose sources have views."""
+def create_views(connection: duckdb.DuckDBPyConnection, tables: Collection[str], *, is_commented: bool) -> None:
+    """Create those whose sources have views, with words about them and their columns where people will ask for them."""
     for view in VIEWS:
         if set(view.sources) <= set(tables):
             connection.execute(f"CREATE VIEW {view.name} AS {view.query}")
+            if not is_commented:
+                continue
             connection.execute(f"COMMENT ON VIEW {view.name} IS {quoted(view.description)}")
             for column in view.columns:
                 comment = quoted(column.description)

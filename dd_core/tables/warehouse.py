@@ -63,7 +63,7 @@ _OWN_FILE = r"regexp_extract(current_setting('temp_directory'), '^((.*/)?warehou
 
 
 def connect(
-    store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False, arm: tuple[str, str] | None = None
+    store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False, within: tuple[str, ...] = ()
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view for each of some tables, without damaged files; close it after use.
 
@@ -71,8 +71,8 @@ def connect(
         store: where they are.
         tables: their names.
         live: show evaluations that no checkpoint vouches for yet, and what grids varied, as the warehouse file does
-            for people; and the view ``live_epochs``.
-        arm: study and arm, the rows of which are enough; no file of others is opened then.
+            for people, with the comments of columns; and the view ``live_epochs``.
+        within: a study, or a study and an arm, the rows of which are enough; no file of others is opened then.
 
     Raises:
         StoreError: the object store does not let DuckDB read.
@@ -81,7 +81,7 @@ def connect(
     try:
         connection.execute("SET TimeZone = 'UTC'")
         give_access(connection, store.root)
-        _create_views(connection, store, tables, is_portable=False, is_live=live, arm=arm)
+        _create_views(connection, store, tables, is_portable=False, is_live=live, within=within)
     except BaseException:
         connection.close()
         raise
@@ -99,7 +99,9 @@ def refresh(store: Store) -> list[str]:
             with contextlib.closing(duckdb.connect(str(temporary))) as connection:
                 give_access(connection, store.root)
                 is_portable = not is_object(store.root)
+                connection.begin()  # each of a thousand comments would be flushed to disk
                 tables.extend(_create_views(connection, store, TABLES, is_portable=is_portable, is_live=True))
+                connection.commit()
         except duckdb.Error as error:  # of several kinds, as the disk is full when it writes or when it commits
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
@@ -138,16 +140,16 @@ def _create_views(
     *,
     is_portable: bool,
     is_live: bool,
-    arm: tuple[str, str] | None = None,
+    within: tuple[str, ...] = (),
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
-    damaged = {harm.path for harm in damaged_files(store, tables, *(arm or ()))}
+    damaged = {harm.path for harm in damaged_files(store, tables, *within)}
     news = _live_rows(store, is_portable) if is_live else None
     filled = []
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
-        folder = store.table_folder(table.name, *(arm or ()))
-        files = _files(folder, damaged, 0 if arm else len(table.folder_columns))
+        folder = store.table_folder(table.name, *within[: len(table.folder_columns)])
+        files = _files(folder, damaged, max(len(table.folder_columns) - len(within), 0))
         if files is not None:
             filled += [table.name] * _has_rows(store, table)
         try:
@@ -172,12 +174,13 @@ def _create_views(
                 raise
             reason = str(error).splitlines()[0]
             raise StoreError(f"DuckDB cannot read the table {table.name} under {folder}: {reason}") from error
-        _comment(connection, table, [*columns, *added])
+        if is_live:
+            _comment(connection, table, [*columns, *added])
     if news is not None:
         shown = ", ".join(column.name for column in live.LIVE.columns)
         connection.execute(f"CREATE VIEW {live.LIVE.name} AS SELECT {shown} FROM {news}")
         _comment(connection, live.LIVE, live.LIVE.columns)
-    create_views(connection, tables)
+    create_views(connection, tables, is_commented=is_live)
     return [name for name in tables if name in filled]
 
 

@@ -8,7 +8,7 @@ entry is O(1) however saturated the image, so that float32 carries them well; on
 That of the squared error is a multiple of the identity.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class OutputHessian:
     gradient: Tensor
     loss: Tensor
     probability: Tensor
+
+    def of(self, images: Tensor) -> "OutputHessian":
+        """That of some of the images, int64 (n,)."""
+        return OutputHessian(*(getattr(self, field.name)[images] for field in fields(self)))
 
     @property
     def directions(self) -> Tensor:

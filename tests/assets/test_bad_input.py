@@ -144,6 +144,10 @@ IN_THE_RUN = {
         "first run: dagster asset materialize --select 'tiny/checkpoints' --partition-range "
         "'plain.k001|0000...plain.k002|0024'",
     ),
+    "unknown_kind_beside_training": (
+        (*ONE, "--config-json", '{"ops": {"tiny__checkpoints": {"config": {"beside": ["curvature"]}}}}'),
+        "beside: there is no kind of result 'curvature'; did you mean 'per_image_curvature'?",
+    ),
     "nothing_trained_for_tables": (("runs",), "so there is nothing to tabulate"),
     "nothing_trained_for_a_figure": (("training_curves",), "training_curves: no study has the data yet"),
     "curvature_of_an_untrained_checkpoint": (

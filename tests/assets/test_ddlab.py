@@ -11,11 +11,14 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from dagster._utils.interrupts import capture_interrupts
 
-from dd_assets import ddlab, run_study
+from dd_assets import ddlab
 from dd_assets.laboratory import existing_store
 from dd_assets.running.console import Bar
+from dd_assets.running.in_process import run_dagster
 from dd_core.store.store import Store
 from dd_core.tables import warehouse
 from dd_core.tables.live import tidy
@@ -55,7 +58,7 @@ def test_studies_and_paths_say_what_is_there_and_write_nothing(
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     assert ddlab.main(["studies"]) == 0
     printed = capsys.readouterr()
-    assert "0 of 70" in next(line for line in printed.out.splitlines() if line.startswith("quickstart "))
+    assert "0 of 49" in next(line for line in printed.out.splitlines() if line.startswith("quickstart "))
     assert printed.err.startswith(f"broken: {tmp_path / 'broken.yaml'}: ")
     assert ddlab.main(["paths"]) == 0
     places = capsys.readouterr().out
@@ -104,10 +107,27 @@ def _ctrl_c_is_heard() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_ctrl_c_is_heard")
-def test_ctrl_c_gives_a_command_the_time_to_end(tmp_path: Path) -> None:
-    code = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); open(sys.argv[1], 'x')"
-    assert run_study._code_of([sys.executable, "-S", "-c", code, str(tmp_path / "ended")]) == 130
-    assert (tmp_path / "ended").exists()
+def test_ctrl_c_gives_a_command_the_time_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    @click.option("--code", type=int)
+    @click.option("--interrupted", is_flag=True)
+    def command(code: int, interrupted: bool) -> None:
+        with capture_interrupts():
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+            (tmp_path / " ".join(sys.argv)).touch()
+        sys.exit(code)
+
+    monkeypatch.setattr("dagster._cli.cli", command)
+    assert run_dagster(["--code", "1", "--interrupted"]) == 130
+    assert run_dagster(["--code", "3"]) == 3
+    assert run_dagster(["--code", "0"]) == 0
+    assert run_dagster(["--no-such"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dagster --code 0",
+        "dagster --code 1 --interrupted",
+        "dagster --code 3",
+    ], "each has come to its end, under its own name"
 
 
 def test_a_command_ends_without_a_trace_when_it_is_interrupted_or_nobody_reads(

@@ -29,7 +29,8 @@ from dd_core.study.study import Study
 FAKE = """
 import json, os, signal, sys, time
 from pathlib import Path
-tasks = json.load(open(sys.argv[1]))["tasks"]
+job = json.load(open(sys.argv[1]))
+tasks = job["tasks"] + job.get("beside", [])
 for line in sys.stdin:
     number, halvings = [*map(int, line.split()), 0][:2]
     task = tasks[number]
@@ -71,10 +72,17 @@ def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -
     monkeypatch.setattr(crew, "Process", start)
     monkeypatch.setitem(_TYPES, "started", _Started)  # type: ignore[arg-type]
 
-    def run(num_gpus: int, tasks: list[Any], num_workers: int) -> list[Event]:
+    def run(num_gpus: int, tasks: list[Any], num_workers: int, beside: tuple[Any, ...] = ()) -> list[Event]:
         monkeypatch.setattr(crew, "num_gpus", lambda: num_gpus)
         root = tmp_path / "root"
-        job = Job(root=root, studies={"tiny": tiny_study}, tasks=tuple(tasks), num_workers=num_workers, threads=1)
+        job = Job(
+            root=root,
+            studies={"tiny": tiny_study},
+            tasks=tuple(tasks),
+            beside=beside,
+            num_workers=num_workers,
+            threads=1,
+        )
         events = list(local.run_job(job))
         assert list((root / "jobs").iterdir()) == [], "the job file is gone"
         return events
@@ -145,6 +153,26 @@ def test_other_work_takes_a_gpu_or_core_each(run_on) -> None:  # type: ignore[no
             assert running <= num_workers
         assert len({event.pid for event in events if isinstance(event, _Started)}) == num_workers
         assert sum(event.name == "finished" for event in events) == 5
+
+
+def test_results_beside_wait_for_their_arm_and_hold_none_up(run_on) -> None:  # type: ignore[no-untyped-def]
+    """Of an arm that fails, as of one that this job does not train, there is none."""
+    tasks = [train(k, 2) for k in (5, 13, 4, 3)]
+    beside = tuple(
+        CheckpointTask(kind="per_image_curvature", study="tiny", variant="plain", k=k, epoch=epoch)
+        for k in (9, 13, 3, 4, 5)
+        for epoch in (0, 2)
+    )
+    events = run_on(0, tasks, 2, beside)
+    numbers = [event.number for event in events if isinstance(event, Started)]
+    assert set(numbers[:4]) == {0, 1, 2, 3}, "arms come first"
+    assert sorted(numbers[4:]) == [8, 9, 10, 11, 12, 13], "those of k = 3, 4 and 5, once each"
+    said = [(event.name, event.number) for event in events]
+    for first, trained in ((8, 3), (10, 2), (12, 0)):
+        for number in (first, first + 1):
+            assert said.index(("finished", trained)) < said.index(("started", number))
+            assert ("finished", number) in said
+    assert len({event.pid for event in events if isinstance(event, _Started)}) == 3, "one in place of that of k = 13"
 
 
 def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignore[no-untyped-def]

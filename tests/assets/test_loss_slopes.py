@@ -64,7 +64,7 @@ def test_both_tables_are_made_in_one_step_with_their_views_and_checks(trained: S
         "runs_sound": True,
     }
     assert (checks["fit_to_be_analysed"].severity, len(checks)) == (dg.AssetCheckSeverity.WARN, 4)
-    with contextlib.closing(connect(trained)) as connection:
+    with contextlib.closing(connect(trained, live=True)) as connection:
         undescribed = connection.sql(
             "SELECT column_name FROM duckdb_columns() WHERE table_name LIKE 'loss_slope%' AND comment IS NULL"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dd_assets.steps.follow import _Meter
 from dd_core.events import Finished, Progress, Started
-from dd_core.jobs.job import training_job
+from dd_core.jobs.job import CheckpointTask, training_job
 from dd_core.study.study import Study
 from dd_core.words import duration
 
@@ -27,6 +27,20 @@ def test_the_line_names_the_arm_with_its_latest_loss_and_error(
     assert meter.describe().startswith("plain.k001 epoch 1 of 4: loss 123, training error 0.4 % - ")
     meter.update(Progress(task=second, epoch=2))
     assert meter.describe().startswith("plain.k001 epoch 2 of 4 - 1 of 2 arms")
+
+
+def test_results_beside_are_counted_and_are_no_part_of_the_work(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study()
+    job = training_job(tmp_path, study, list(study.iter_checkpoints()), 1, 1)
+    result = CheckpointTask(kind="per_image_curvature", study="tiny", variant="plain", k=2, epoch=4)
+    meter = _Meter(job.model_copy(update={"beside": (result,)}))
+    meter.update(Finished(task=job.tasks[0].name, seconds=1.0))
+    before = meter.fraction
+    meter.update_beside(Finished(task=result.name, seconds=1.0))
+    assert 0 < meter.fraction == before < 1
+    assert "1 of 2 arms and 1 of 1 result done" in meter.describe()
 
 
 def test_no_duration_is_rounded_to_one_that_has_another_unit() -> None:

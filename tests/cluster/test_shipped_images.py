@@ -9,14 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from dd_assets.compute.kubernetes.settings import KubernetesSettings
+from environment.lock import canonical, closure, read
 from tests.support import REPOSITORY
 
 IMAGES = {
@@ -39,28 +39,9 @@ def arguments(name: str, instruction: str) -> list[str]:
     return [text for what, text in instructions(name) if what == instruction]
 
 
-def requirements(name: str) -> list[Requirement]:
+def requirements(name: str) -> list[str]:
     text = (REPOSITORY / "k8s" / name).read_text(encoding="utf-8")
-    return [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
-
-
-def closure(wanted: list[Requirement]) -> set[str]:
-    """Names of everything that pip would install."""
-    found: set[str] = set()
-    todo = [(requirement, "") for requirement in wanted]
-    while todo:
-        requirement, extra = todo.pop()
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        name = canonicalize_name(requirement.name)
-        new = {name, *(f"{name}[{extra}]" for extra in requirement.extras)} - found
-        found |= new
-        try:
-            needs = [Requirement(text) for text in distribution(name).requires or []] if new else []
-        except PackageNotFoundError:
-            continue  # of another platform
-        todo += [(need, extra) for need in needs for extra in ("", *requirement.extras)]
-    return {name for name in found if "[" not in name}
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def run_without_others(packages: set[str], modules: list[str]) -> None:
@@ -68,7 +49,7 @@ def run_without_others(packages: set[str], modules: list[str]) -> None:
     denied = {
         top
         for top, owners in packages_distributions().items()
-        if not {canonicalize_name(owner) for owner in owners} & (packages | {"double-descent-lab"})
+        if not {canonical(owner) for owner in owners} & (packages | {"double-descent-lab"})
     }
     assert denied
     code = (
@@ -156,19 +137,18 @@ def test_a_change_of_code_does_not_install_packages_again(image: str) -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_package_has_its_version_in_the_lock_file(image: str) -> None:
-    lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    locked = {name: version for section in read().values() for name, version in section.items()}
     wanted = requirements(IMAGES[image][1])
-    for requirement in wanted:
-        version = locked.get(canonicalize_name(requirement.name))
+    for requirement in map(Requirement, wanted):
+        version = locked.get(canonical(requirement.name))
         assert version is not None, f"{requirement.name} is not in requirements.lock"
         assert requirement.specifier.contains(version), f"{requirement} but {version} in requirements.lock"
-    assert closure(wanted) - set(locked) <= {"setuptools"}, "what they need is locked as well"
+    assert closure(wanted) <= set(locked), "what they need is locked as well"
 
 
 def test_the_worker_needs_no_more_than_its_list() -> None:
     packages = closure(requirements("requirements-worker.txt"))
-    assert {"torch", "nvidia-nccl-cu13", "dagster-pipes"} <= packages
+    assert {"torch", "dagster-pipes"} <= packages
     assert not packages & {"dagster", "dagster-shared", "dagster-k8s", "kubernetes", "grpcio", "sqlalchemy"}
     # Not by workers.
     drawn = ("dd_core.figures.charts", "dd_core.figures.panels", "dd_core.figures.drawing", "dd_core.reports")

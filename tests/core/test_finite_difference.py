@@ -344,8 +344,8 @@ class Small(nn.Module):
 @pytest.mark.parametrize("error", SHORTAGES)
 def test_out_of_memory_halves_the_pass_and_goes_on(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     model, images, labels, ids = single()
-    whole = finite_difference_curvature(model, images, labels, ids, steps=(1e-3,), num_probes=2)
-    small = Small(model, 26, error).eval()
+    large, small = (Small(model, room, error).eval() for room in (1000, 26))
+    whole = finite_difference_curvature(large, images, labels, ids, steps=(1e-3,), num_probes=2)
     ours = finite_difference_curvature(small, images, labels, ids, steps=(1e-3,), num_probes=2)
     assert_same(ours, whole, rel=1e-6)
     assert max(small.sizes) == 25

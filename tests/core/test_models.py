@@ -130,7 +130,7 @@ def test_stacked_networks_compute_what_separate_ones_do(
 ) -> None:
     separate = networks(architecture, k, channels, trials)
     together = stacked(separate, architecture, k, channels).train(training)
-    images = torch.randn(5, trials * channels, 16, 16, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(5, trials * channels, 8, 8, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(5, trials, 10, dtype=torch.float64)
     logits = together(images.contiguous(memory_format=torch.channels_last))
     (weights * logits).sum().backward()

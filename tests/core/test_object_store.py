@@ -24,7 +24,8 @@ from dd_core.checks.integrity import curvature_gaps, damaged_checkpoints
 from dd_core.errors import StaleError, StoreError
 from dd_core.exchange import importer
 from dd_core.exchange.exporter import export_arm
-from dd_core.figures.drawing.render import preview_markdown, render
+from dd_core.figures.drawing.preview import preview_markdown
+from dd_core.figures.drawing.render import render
 from dd_core.jobs.job import result_job, training_job
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint

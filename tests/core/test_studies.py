@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dd_assets.catalogue import catalogue
 from dd_core.errors import StudyError, UserError
 from dd_core.store.store import Store, write_text
+from dd_core.study import yaml_files
 from dd_core.study.files import read_studies, read_study
 from dd_core.study.recipe import Loss, Optimizer, Schedule, Variant
 from dd_core.study.study import Arm, Study
@@ -270,6 +271,26 @@ def test_a_good_file_is_read_with_sorted_widths_and_epochs(tmp_path: Path) -> No
     assert (study.name, study.widths, study.checkpoints) == ("question", (1, 2), (0, 2, 4))
     assert list(study.arms) == ["plain.k001", "plain.k002"]
     assert study.epoch_keys == ("0000", "0002", "0004")
+
+
+def test_a_text_is_parsed_once_and_anew_where_it_or_what_is_kept_of_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    parsed, parse = [], yaml_files._parsed
+    monkeypatch.setattr(yaml_files, "_parsed", lambda text: parsed.append(text) or parse(text))
+    first = read_study(write(tmp_path, GOOD))
+    assert read_study(write(tmp_path, GOOD)) == first
+    assert len(parsed) == 1
+    assert read_study(write(tmp_path, GOOD.replace("trials: 2", "trials: 3"))).trials == 3
+    assert len(parsed) == 2
+    for kept in (tmp_path / "cache").rglob("*.json"):
+        kept.write_bytes(kept.read_bytes()[:-3])
+    assert read_study(write(tmp_path, GOOD)) == first
+    assert len(parsed) == 3
+    refusal(write(tmp_path, "trials: [1"))
+    refusal(write(tmp_path, "trials: [1"))
+    assert len(parsed) == 5
 
 
 @pytest.mark.parametrize("what", REFUSED)

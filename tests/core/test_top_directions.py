@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dd_core.curvature import per_image_curvature, softmax_hessian
 from dd_core.curvature.input_space.exact import exact_curvature
 from dd_core.curvature.input_space.linearized import LinearizedNetwork
+from dd_core.curvature.input_space.per_image import direction_ranking
 from dd_core.curvature.input_space.top_directions import plan_directions, top_directions_curvature
 from dd_core.study.curvature_names import CURVATURE_COLUMNS
 
@@ -235,3 +236,25 @@ def test_all_directions_of_few_classes_leave_nothing_to_chance() -> None:
     ours = top_directions_curvature(linearized, plan, 6, signs)
     assert_close(ours, exact_curvature(linearized, softmax_hessian(linearized.logits, labels)), rel=1e-9)
     assert (ours["trace_standard_error"] <= 1e-7 * ours["trace"]).all()
+
+
+def test_a_measured_ranking_keeps_estimates_unbiased_and_their_errors_true() -> None:
+    number, model = 200, confident(3)
+    x, labels = data(model, 16)
+    ranking = direction_ranking(model, x, labels)
+    assert ranking is not None
+    assert ranking.left[:8].mean() < 0.7  # the mean Jacobian says something of each
+    exact = per_image_curvature(model, x, labels).columns["trace"]
+    for i in range(3):
+        one = x[i : i + 1], labels[i : i + 1], number
+        ours = estimates(model, *one, relative_error=0.1, num_probes=2, ranking=ranking)
+        assert (ours["trace"].mean() - exact[i]).abs() < 4.5 * ours["trace"].std() / number**0.5
+        predicted = ours["trace_standard_error"].square().mean().sqrt()
+        assert 0.4 * predicted < ours["trace"].std() < 1.6 * predicted
+    errors, passes = [], []
+    for own in (None, ranking):
+        found = per_image_curvature(model, x, labels, method="top_directions", relative_error=0.05, ranking=own)
+        errors.append((found.columns["trace"] / exact - 1).square().mean().sqrt())
+        passes.append(found.num_passes or 0)
+    assert passes[1] < passes[0]
+    assert errors[1] < 1.2 * 0.05

@@ -111,10 +111,42 @@ def test_what_has_no_data_is_skipped_and_said_unless_it_is_all_that_was_asked_fo
     result, log = draw(studies, ("hessian_spectrum",))
     assert not result.success
     assert "hessian_spectrum: no study has the data yet; it is drawn from hessian_spectra and training_evals" in log
-    break_one(monkeypatch, {"one": DataMissingError("cifar10 is not there")})
+    studies = studies_of(new_study, write_evals, "two")
+    break_one(monkeypatch, {"two": DataMissingError("cifar10 is not there")})
     result, log = draw(studies, (NAME, "epoch_by_width"))
     assert result.success
-    assert f"20 skipped: {NAME}: no study has the data yet; it is drawn from training_evals; one: cifar10 is" in log
+    assert f"20 skipped: {NAME}: no study has the data yet; it is drawn from training_evals; two: cifar10 is" in log
+
+
+def test_what_shows_the_present_results_is_not_drawn_again(
+    new_study: Any, write_evals: Any, draw: Any, store: Store, monkeypatch: Any
+) -> None:
+    """It is drawn anew once rows, study or code are others, or one of its files is; and recorded in any case."""
+    studies = studies_of(new_study, write_evals, "one")
+    chart, drawn = importlib.import_module(f"dd_core.figures.charts.{NAME}").chart, list[str]()
+    monkeypatch.setattr(f"dd_core.figures.charts.{NAME}.chart", lambda *of: drawn.append("") or chart(*of))
+
+    def times() -> int:
+        drawn.clear()
+        result, _ = draw(studies, (NAME,))
+        (event,) = result.asset_materializations_for_node(NAME)
+        assert {"one", "one_interactive", "one_file"} == set(event.metadata)
+        return len(drawn)
+
+    assert [times(), times()] == [1, 0]
+    files = sorted(store.figure_folder(NAME).iterdir())
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        assert times() == 1 and path.read_bytes() == whole
+    write_evals(studies["one"], arms=["plain.k001"], last=2)
+    assert [times(), times()] == [1, 0]
+    studies["one"] = new_study(name="one", description="in other words")
+    assert [times(), times()] == [1, 0]
+    store.table_folder("training_evals", "one", "plain.k008").rename(store.root / "elsewhere")
+    assert [times(), times()] == [1, 0]
+    monkeypatch.setattr("dd_core.figures.drawing.current._code", lambda: "of another version")
+    assert [times(), times()] == [1, 0]
 
 
 def test_of_studies_that_are_not_asked_for_the_figure_stays_as_it_is(
@@ -123,6 +155,8 @@ def test_of_studies_that_are_not_asked_for_the_figure_stays_as_it_is(
     studies = studies_of(new_study, write_evals, "one", "two")
     draw(studies, (NAME,))
     before = {path.name: path.stat().st_mtime_ns for path in store.figure_folder(NAME).iterdir()}
+    for study in studies.values():
+        write_evals(study, arms=["plain.k001"], last=2)  # other rows
     store.arm_folder("two", "any").mkdir(parents=True)  # it has been trained
     result, _ = draw(studies, (NAME,), "one")
     after = {path.name: path.stat().st_mtime_ns for path in store.figure_folder(NAME).iterdir()}

@@ -17,7 +17,8 @@ from specifications import assert_legible
 from dd_core.figures import FIGURES
 from dd_core.figures.charts import double_descent_curve, epoch_by_width, most_curved_images, training_curves
 from dd_core.figures.drawing import landmarks, pixels, style
-from dd_core.figures.drawing.render import PREVIEW_BYTES, preview_markdown, render
+from dd_core.figures.drawing.preview import PREVIEW_BYTES, preview_markdown
+from dd_core.figures.drawing.render import render
 from dd_core.figures.drawing.selection import fetch, name_arms, select, shown_variants
 from dd_core.tables.files import TABLES, read_parquet, to_arrow, write_parquet
 

@@ -11,7 +11,7 @@ from dd_core.tables.warehouse import connect
 
 
 def test_quickstart_recipe_shows_double_descent(tmp_path):
-    """Three of the ten widths: left of the threshold, at it, and far beyond it. `make quickstart` reports all."""
+    """Three of the seven widths: left of the threshold, at it, and far beyond it. `make quickstart` reports all."""
     full = catalogue().get("quickstart")
     content = {**full.model_dump(mode="json"), "checkpoints": [120], "widths": [2, 4, 12]}
     content["evaluation"] = {"every": 120, "image_progress": "checkpoints"}

@@ -84,7 +84,7 @@ def address(environment):
         port = probe.getsockname()[1]
     with Path(environment["DAGSTER_HOME"], "ui.log").open("wb") as log:
         server = subprocess.Popen(
-            ["make", "ui"],
+            ["make", "ENVIRONMENT=:", "ui"],  # nothing is installed while tests run
             cwd=ROOT,
             env={**environment, "DD_PORT": str(port)},
             stdout=log,

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import scipy.special
-from statsmodels.stats.sandwich_covariance import S_hac_simple
 
 Method = Literal["newey_west", "block_bootstrap", "independent"]
 _LARGEST_MEMORY = 0.99
@@ -66,6 +65,8 @@ def long_run_covariance(scores: np.ndarray) -> np.ndarray:
     regressors have a trend, by (2 + 4 A) / n, and have singular values of at most 0.99. Without it intervals of
     strongly correlated points are far too short. Fewer than 10 p points: plain Newey-West, by statsmodels.
     """
+    from statsmodels.stats.sandwich_covariance import S_hac_simple  # takes a second to load
+
     num, p = scores.shape
     lags = newey_west_lags(num)
     if num < 10 * p:

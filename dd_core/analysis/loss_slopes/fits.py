@@ -8,9 +8,6 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from statsmodels.regression.linear_model import OLS
-from statsmodels.robust.norms import HuberT
-from statsmodels.robust.robust_linear_model import RLM
 
 from dd_core.analysis.loss_slopes.errors import Method, Uncertainty, uncertainty
 from dd_core.analysis.loss_slopes.points import Points, with_its_weights
@@ -108,6 +105,11 @@ def residuals_of(fit: "Fit | None") -> np.ndarray:
 
 
 def _linear_fit(points: Points, model: str, errors: Errors, huber_delta: float | None) -> Fit:
+    # To load it takes a second: whoever only looks at what is known shall not wait for it.
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.robust.norms import HuberT
+    from statsmodels.robust.robust_linear_model import RLM
+
     x = points.log_time if model == "power" else points.time
     root = np.sqrt(points.weight)
     y = root * points.log_loss

@@ -1,10 +1,11 @@
 """H1 and H2 of the loss-slope campaign, answered over its runs with their uncertainty."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from dd_core.analysis.loss_slopes.campaign import Campaign
 from dd_core.analysis.loss_slopes.correlation import KINDS, Correlation, categories, correlate, draw_groups
@@ -25,8 +26,11 @@ def wilson(successes: int, num: int, confidence: float = 0.95) -> tuple[float, f
     """Wilson's (1927) score interval of a share; None for no trials."""
     if num == 0:
         return None
-    interval = scipy.stats.binomtest(successes, num).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    squared = float(scipy.special.ndtri((1 + confidence) / 2)) ** 2 / num
+    share = successes / num
+    middle, half = share + squared / 2, math.sqrt(squared * (share * (1 - share) + squared / 4))
+    low, high = ((middle + side * half) / (1 + squared) for side in (-1, 1))
+    return low if successes else 0.0, high if successes < num else 1.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from dd_core.analysis.loss_slopes.breaks import two_power_fit
 from dd_core.analysis.loss_slopes.criteria import akaike_weights, criteria
@@ -129,6 +128,8 @@ def normality(residuals: np.ndarray) -> float | None:
     """Correlation of sorted residuals with normal quantiles (Q-Q; Filliben 1975); None of constants."""
     if not np.ptp(residuals) > 0:
         return None
+    import scipy.stats  # takes a third of a second to load
+
     (_, _), (_, _, correlation) = scipy.stats.probplot(residuals)
     return float(correlation)
 

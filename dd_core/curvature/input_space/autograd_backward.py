@@ -1,11 +1,14 @@
 """The same affine map as ``linearized``, by automatic differentiation: slower, for any network."""
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.input_space.exact import Linearized
+from dd_core.errors import UserError
 
 
 @dataclass
@@ -16,15 +19,31 @@ class AutogradLinearization:
     images: Tensor
     output: Tensor
     classifier_weight: Tensor | None = None
+    chosen: Tensor | None = None
+
+    def of(self, images: Tensor) -> "AutogradLinearization":
+        """The map at some of the images, int64 (n,), in that order."""
+        return replace(self, logits=self.logits[images], chosen=images if self.chosen is None else self.chosen[images])
 
     def pull_back(self, cotangents: Tensor) -> Tensor:
         """J^T applied to (B, m, C), one backward pass for each of the m: (B, m, *image shape)."""
-        cotangents = cotangents.to(self.output.dtype)
-        rows = [
-            torch.autograd.grad(self.output, self.images, cotangents[:, number], retain_graph=True)[0]
-            for number in range(cotangents.shape[1])
-        ]
+        every = slice(None) if self.chosen is None else self.chosen
+        rows = []
+        for number in range(cotangents.shape[1]):
+            vector = torch.zeros_like(self.output)
+            vector[every] = cotangents[:, number].to(vector.dtype)
+            (row,) = torch.autograd.grad(self.output, self.images, vector, retain_graph=True)
+            rows.append(row[every])
         return torch.stack(rows, dim=1)
+
+    def pull_back_groups(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """The same for consecutive groups of the images, each with its own m."""
+        starts = [0, *itertools.accumulate(len(part) for part in cotangents)]
+        chosen = torch.arange(len(self.output), device=self.output.device) if self.chosen is None else self.chosen
+        return [
+            replace(self, chosen=chosen[start : start + len(part)]).pull_back(part)
+            for start, part in zip(starts, cotangents, strict=False)
+        ]
 
     def pull_back_features(self, cotangents: Tensor) -> Tensor:
         """Never asked for: where ``classifier_weight`` is None, every method starts from the logits."""
@@ -39,10 +58,19 @@ class AutogradNetwork:
         self.model = model
 
     def forward(self, images: Tensor) -> AutogradLinearization:
-        """Run it at images (B, ...)."""
+        """Run it at images (B, ...).
+
+        Raises:
+            UserError: its output does not depend on them differentiably.
+        """
         with torch.enable_grad():
             source = images.detach().requires_grad_(True)
             output = self.model(source)
+        if not output.requires_grad:
+            raise UserError(
+                "the model gives no gradient back to the images (torch.no_grad(), detach() or NumPy in a forward pass?"
+                "), so it has no curvature in them"
+            )
         return AutogradLinearization(output.detach(), source, output)
 
 

@@ -12,7 +12,7 @@ the same rows. No probe, no noise, no second derivative. Where the last layer ha
 d features / dx do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -30,8 +30,14 @@ class Linearized(Protocol):
     def pull_back(self, cotangents: Tensor) -> Tensor:
         """J^T applied to (B, m, C): (B, m, *image shape)."""
 
+    def pull_back_groups(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """The same for consecutive groups of the images, each with its own m."""
+
     def pull_back_features(self, cotangents: Tensor) -> Tensor:
         """The same from the input of the last linear layer, (B, m, F)."""
+
+    def of(self, images: Tensor) -> "Linearized":
+        """The map at some of the images, int64 (n,), in that order."""
 
 
 def num_exact_passes(num_directions: int, classifier_weight: Tensor | None) -> int:

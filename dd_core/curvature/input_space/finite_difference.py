@@ -19,6 +19,7 @@ The published code makes 2n passes for n probes, half of them over the same unmo
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -32,13 +33,19 @@ from dd_core.curvature.evaluation import (
     logits_of,
     mean_and_error,
     padded,
+    require_finite,
 )
+from dd_core.curvature.input_space.affine_maps import Network, affine_maps, rows_per_pass
+from dd_core.curvature.input_space.linearized import LinearizedNetwork
 from dd_core.curvature.input_space.signs import Stream, rademacher
 from dd_core.curvature.network import admitted, as_tensors
 from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
 from dd_core.study.curvature_names import columns_of_step
 from dd_core.tasks.losses import CROSS_ENTROPY, Loss
+
+# Images in memory at once, each in 1 + steps x probes places.
+_IN_MEMORY = 100
 
 Normalisation = Literal["sum", "per_step", "mean"]
 
@@ -53,7 +60,7 @@ def finite_difference_curvature(
     num_probes: int = 10,
     normalisation: Normalisation = "per_step",
     mean_batch_size: int | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     seed: int = 0,
     output: Output = None,
     loss: Loss = CROSS_ENTROPY,
@@ -77,7 +84,8 @@ def finite_difference_curvature(
         num_probes: n, per image and shared by the steps.
         normalisation: "sum", "per_step" or "mean", see above.
         mean_batch_size: B of "mean" only: images in the given order form batches of B, the last one what is left.
-        batch_size: moved images per pass and images in memory; below 16 it counts as 16.
+        batch_size: moved images per pass and images in memory, default 100 in memory and as many per pass as are
+            fastest; below 16 it counts as 16.
         seed: of the probes.
         output: which of the model's outputs are the logits, where it gives several.
         loss: whose curvature.
@@ -96,14 +104,26 @@ def finite_difference_curvature(
         raise UserError(f"steps must be one or more different numbers, not {list(steps)}")
     batch_lengths = _batch_lengths(normalisation, mean_batch_size, len(images))
 
+    @cache
+    def prepared_maps() -> tuple[Network, int]:
+        """Within ``in_blocks``, where want of memory is known."""
+        logits_of(network, images[:1], labels)
+        maps = affine_maps(network, padded(images[:2], 2), images.dtype)
+        is_fast = batch_size is None and isinstance(maps, LinearizedNetwork)
+        return maps, rows_per_pass(maps.forward(images[:1]), images.device) if is_fast else 0
+
     def compute(start: int, stop: int, size: int) -> Tensor:
         probes = rademacher(
             image_ids[start:stop], num_probes, tuple(images.shape[1:]), seed=seed, stream=Stream.FINITE_DIFFERENCE
         )
-        return _of_images(network, loss, images[start:stop], labels[start:stop], probes.to(images.device), steps, size)
+        maps, limit = prepared_maps()
+        per_pass = max(size, limit * size // _IN_MEMORY)
+        x, y = images[start:stop], labels[start:stop]
+        return _of_images(maps, loss, x, y, probes.to(images.device), steps, per_pass)
 
     with admitted(model, images, output=output) as network:
-        blocks = list(in_blocks(compute, len(images), max(batch_size, SMALLEST_PASS)))
+        images = in_layout_of(network, images)
+        blocks = list(in_blocks(compute, len(images), max(batch_size or _IN_MEMORY, SMALLEST_PASS)))
     values = torch.cat([torch.empty(len(steps), 4, 0, dtype=torch.float64), *blocks], dim=2)
     if normalisation == "per_step":
         powers = torch.tensor([[h, h, h**2, h**2] for h in steps], dtype=torch.float64)
@@ -112,12 +132,12 @@ def finite_difference_curvature(
 
 
 def _of_images(
-    model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, probes: Tensor, steps: Sequence[float], size: int
+    maps: Network, loss: Loss, images: Tensor, labels: Tensor, probes: Tensor, steps: Sequence[float], size: int
 ) -> Tensor:
     """Norm, its error, directional value and its error of the summed loss, float64 (steps, 4, B) on the CPU.
 
     Args:
-        model: frozen.
+        maps: of a frozen network.
         loss: of its outputs.
         images: (B, *shape).
         labels: (B,).
@@ -132,7 +152,7 @@ def _of_images(
     moved, repeated = ways.flatten(0, 1), labels.repeat_interleave(num_ways)
     gradients = torch.cat(
         [
-            _gradient(model, loss, moved[first : first + size], repeated[first : first + size], size)
+            _gradient(maps, loss, moved[first : first + size], repeated[first : first + size], size)
             for first in range(0, len(moved), size)
         ]
     ).view(num_images, num_ways, -1)
@@ -146,19 +166,13 @@ def _of_images(
     return torch.stack(values).unflatten(0, (len(steps), 4)).cpu()
 
 
-def _gradient(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor, size: int) -> Tensor:
+def _gradient(maps: Network, loss: Loss, images: Tensor, labels: Tensor, size: int) -> Tensor:
     """The gradient (B, D) of each image's loss in the image, in a pass of up to ``size`` images."""
     shape = size if images.is_cuda else min(size, SMALLEST_PASS)
-    x = in_layout_of(model, padded(images, shape)).detach().requires_grad_(True)
-    with torch.enable_grad():
-        logits = logits_of(model, x, labels)
-    if not logits.requires_grad:
-        raise UserError(
-            "the model gives no gradient back to the images (torch.no_grad(), detach() or NumPy in a forward pass?), "
-            "so it has no curvature in them"
-        )
-    residual = loss.gradient(logits.detach(), padded(labels, shape))
-    (gradient,) = torch.autograd.grad(logits, x, residual.to(logits.dtype))
+    at = maps.forward(padded(images, shape))
+    require_finite(at.logits)
+    residual = loss.gradient(at.logits, padded(labels, shape))
+    gradient = at.pull_back(residual[:, None].to(at.logits.dtype)).squeeze(1)
     return gradient[: len(images)].flatten(1)
 
 

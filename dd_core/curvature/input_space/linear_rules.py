@@ -1,7 +1,7 @@
 """How cotangents go back through one operation of a piecewise linear network: masks, linear layers, reshapes.
 
 A rule evaluates its operation forwards and returns the value with its ``Pull``: the transposed Jacobian, for many
-cotangents per image at once, (B, m, *output shape) to (B, m, *input shape). Nothing here needs a graph of autograd, and
+cotangents per image in one batch, (R, *output shape) to (R, *input shape). Nothing here needs a graph of autograd, and
 no rule changes its input in place, whatever the module says.
 """
 
@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dd_core.curvature.input_space.cotangents import Rows
 from dd_core.models.stacking import Classifier
+
+# A convolution of small images that is so small as a matrix is faster as one.
+_FEW_MULTIPLICATIONS = 192**2
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,14 @@ class Pull:
     """The transposed Jacobian of one operation.
 
     Attributes:
-        apply: cotangents (B, m, *output shape) to (B, m, *input shape).
-        scale: where the Jacobian is diagonal, its diagonal (B, 1, *shape), so that cotangents may be scaled in place.
-        is_shared: the same for every image, so that cotangents shared by all images stay shared, with B = 1.
+        apply: cotangents (R, *output shape), and whose they are, to (R, *input shape).
+        scale: where the Jacobian is diagonal, its diagonal (B, *shape), so that cotangents may be scaled in place.
+        is_shared: the same for every image, so that cotangents shared by all images stay shared.
         is_view: ``apply`` may return its argument's own memory.
         grid: (stride, height, width) where ``apply`` gives every stride-th pixel alone and all others are 0.
     """
 
-    apply: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor, Rows], Tensor]
     scale: Tensor | None = None
     is_shared: bool = False
     is_view: bool = False
@@ -37,37 +41,37 @@ class Pull:
 
 
 Ruled = tuple[Tensor, Pull]
-UNCHANGED = Pull(lambda cotangent: cotangent, is_shared=True, is_view=True)
+UNCHANGED = Pull(lambda rows, _: rows, is_shared=True, is_view=True)
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, Classifier)
 _UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _LINEAR_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
-def layer_rule(layer: nn.Module, x: Tensor, weight: Tensor | None, scale: Tensor | None) -> Ruled:
+def layer_pull(layer: nn.Module, shape: torch.Size, weight: Tensor | None, scale: Tensor | None) -> Pull:
     """Convolution, linear layer or BatchNorm in eval mode.
 
     Args:
         layer: of ``LAYERS``.
-        x: its input.
+        shape: of its input, (B, ...); B does not matter.
         weight: of a convolution or linear layer, in the dtype of the pull-back.
         scale: of a BatchNorm, weight / sqrt(variance + eps) per channel, in that dtype; None leaves the cotangents as
             they are, because a ReLU's mask carries the scale.
     """
-    y = layer(x)
-    if isinstance(layer, nn.Conv2d):
-        assert weight is not None
-        return y, _transposed_convolution(layer, weight, x.shape)
-    if isinstance(layer, nn.Linear | Classifier):
-        assert weight is not None
-        return y, Pull(lambda cotangent: cotangent @ weight, is_shared=True)
+    if weight is not None:
+        if isinstance(layer, nn.Conv2d):
+            return _transposed_convolution(layer, weight, shape)
+        return Pull(lambda rows, _: rows @ weight, is_shared=True)
     if scale is None:
-        return y, UNCHANGED
-    per_channel = scale.view(-1, *[1] * (x.ndim - 2))
-    return y, Pull(lambda cotangent: cotangent * per_channel, is_shared=True)
+        return UNCHANGED
+    per_channel = scale.view(-1, *[1] * (len(shape) - 2))
+    return Pull(lambda rows, _: rows * per_channel, is_shared=True)
 
 
 def _transposed_convolution(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> Pull:
+    matrix = _as_matrix(layer, weight, shape)
+    if matrix is not None:
+        return Pull(lambda rows, _: _multiply_pixels(rows, matrix, shape[1:]), is_shared=True)
     packed = _packed_weight(layer, weight, shape)
     if packed is not None:
         return _packed_convolution(packed, layer, shape)
@@ -75,28 +79,74 @@ def _transposed_convolution(layer: nn.Conv2d, weight: Tensor, shape: torch.Size)
         mixing = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
         if layer.groups == 1:
             grid = (layer.stride[0], shape[2], shape[3])
-            return Pull(_by_image(lambda flat: functional.conv2d(flat, mixing)), is_shared=True, grid=grid)
+            return Pull(lambda rows, _: functional.conv2d(_by_channel(rows), mixing), is_shared=True, grid=grid)
     padding = (int(layer.padding[0]), int(layer.padding[1]))
     sizes = zip(shape[2:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
     # What a stride leaves over at the border gets no output, so no cotangent reaches it; the size must say so.
     left_over = [(n + 2 * p - d * (k - 1) - 1) % s for n, k, s, p, d in sizes]
 
-    def pull(flat: Tensor) -> Tensor:
+    def pull(rows: Tensor, _: Rows) -> Tensor:
         return functional.conv_transpose2d(
-            flat, weight, None, layer.stride, padding, left_over, layer.groups, layer.dilation
+            _by_channel(rows), weight, None, layer.stride, padding, left_over, layer.groups, layer.dilation
         )
 
-    return Pull(_by_image(pull), is_shared=True)
+    return Pull(pull, is_shared=True)
 
 
-def _by_image(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """An operation on a batch of images in channels-last memory, for all cotangents as one batch."""
+def convolution(layer: nn.Conv2d, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a convolution for inputs of that shape, (B, ...); B does not matter."""
+    weight = layer.weight.detach()
+    matrix = _as_matrix(layer, weight, shape)
+    if matrix is None:
+        return layer
+    outputs = _output_shape(layer, weight, shape)
+    transposed = matrix.T.contiguous()
+    bias = None if layer.bias is None else layer.bias.detach().repeat(outputs[1:].numel())
+    return lambda x: _multiply_pixels(x, transposed, outputs, bias)
 
-    def apply(cotangent: Tensor) -> Tensor:
-        flat = cotangent.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return function(flat).unflatten(0, cotangent.shape[:2])
 
-    return apply
+def _as_matrix(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> Tensor | None:
+    """A convolution of small images as one matrix, pixels and channels of the output by those of the input.
+
+    On a map of one or two pixels to the side most of a 3x3 kernel meets padding, and with few channels a product of
+    matrices runs at several times the rate of a convolution: 1.5 to 9 times as fast for 2x2 and 1x1 maps, 5 times for
+    one channel on 8x8, in spite of the zeros multiplied.
+
+    Args:
+        layer: the convolution.
+        weight: of it.
+        shape: of its input, (B, channels, height, width).
+
+    Returns:
+        (outputs, inputs), each counted by pixel and then channel; None where a convolution is faster, and on a GPU.
+    """
+    if weight.device.type != "cpu" or layer.kernel_size == (1, 1):
+        return None
+    num_inputs, num_outputs = shape[1:].numel(), _output_shape(layer, weight, shape).numel()
+    by_convolution = num_outputs * weight[0].numel()
+    if num_inputs * num_outputs > max(by_convolution, _FEW_MULTIPLICATIONS):
+        return None
+    units = torch.eye(num_inputs, dtype=weight.dtype).view(num_inputs, *shape[2:], shape[1]).permute(0, 3, 1, 2)
+    columns = functional.conv2d(units, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return columns.permute(0, 2, 3, 1).reshape(num_inputs, num_outputs).T.contiguous()
+
+
+def _output_shape(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> torch.Size:
+    """Of one image: (channels, height, width)."""
+    kernel, image = weight.new_empty(weight.shape, device="meta"), weight.new_empty(1, *shape[1:], device="meta")
+    result = functional.conv2d(image, kernel, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return result.shape[1:]
+
+
+def _multiply_pixels(images: Tensor, matrix: Tensor, shape: torch.Size, bias: Tensor | None = None) -> Tensor:
+    """Images (R, ...) times a matrix of ``_as_matrix``, or its transpose, as (R, *shape) in channels-last memory."""
+    flat = images.permute(0, 2, 3, 1).reshape(len(images), -1)
+    product = flat @ matrix if bias is None else torch.addmm(bias, flat, matrix)
+    return product.view(len(images), *shape[1:], shape[0]).permute(0, 3, 1, 2)
+
+
+def _by_channel(rows: Tensor) -> Tensor:
+    return rows.contiguous(memory_format=torch.channels_last)
 
 
 def _packed_weight(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> Tensor | None:
@@ -122,11 +172,11 @@ def _packed_weight(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> Tenso
 def _packed_convolution(packed: Tensor, layer: nn.Conv2d, shape: torch.Size) -> Pull:
     stride = (1, len(packed) // layer.in_channels)
 
-    def pull(flat: Tensor) -> Tensor:
-        back = functional.conv2d(flat, packed, None, stride, layer.padding)
-        return back.permute(0, 2, 3, 1).reshape(len(flat), *shape[2:], layer.in_channels).permute(0, 3, 1, 2)
+    def pull(rows: Tensor, _: Rows) -> Tensor:
+        back = functional.conv2d(_by_channel(rows), packed, None, stride, layer.padding)
+        return back.permute(0, 2, 3, 1).reshape(len(rows), *shape[2:], layer.in_channels).permute(0, 3, 1, 2)
 
-    return Pull(_by_image(pull), is_shared=True)
+    return Pull(pull, is_shared=True)
 
 
 def relu_rule(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ruled:
@@ -147,8 +197,7 @@ def _pointwise(function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dty
 
 
 def _multiply(slope: Tensor) -> Pull:
-    per_image = slope.unsqueeze(1)
-    return Pull(lambda cotangent: cotangent * per_image, per_image)
+    return Pull(lambda rows, whose: whose.multiply(rows, slope), slope)
 
 
 def max_pool_rule(x: Tensor, dtype: torch.dtype, *arguments: Any, **keywords: Any) -> Ruled:
@@ -160,16 +209,18 @@ def max_pool_rule(x: Tensor, dtype: torch.dtype, *arguments: Any, **keywords: An
     if _tiles(factors, *arguments, **keywords) and (y.shape[2] * factors[0], y.shape[3] * factors[1]) == x.shape[2:]:
         chosen = torch.zeros(x.flatten(2).shape, dtype=dtype, device=x.device)
         chosen.scatter_(2, indices.flatten(2), 1)
-        mask = chosen.view(x.shape).contiguous(memory_format=torch.channels_last).unsqueeze(1)
+        mask = chosen.view(x.shape).contiguous(memory_format=torch.channels_last)
 
-        spread = _by_image(lambda flat: functional.interpolate(flat, scale_factor=factors))
-        return y, Pull(lambda cotangent: spread(cotangent) * mask)
+        def spread(rows: Tensor, whose: Rows) -> Tensor:
+            return whose.multiply(functional.interpolate(_by_channel(rows), scale_factor=factors), mask, in_place=True)
 
-    def scatter(cotangent: Tensor) -> Tensor:
+        return y, Pull(spread)
+
+    def scatter(rows: Tensor, whose: Rows) -> Tensor:
         # Windows that overlap may share their largest value, so the cotangents add up.
-        where = indices.flatten(2).unsqueeze(1).expand(-1, cotangent.shape[1], -1, -1)
-        back = cotangent.new_zeros(*cotangent.shape[:3], height * width)
-        return back.scatter_add_(3, where, cotangent.flatten(3)).unflatten(3, (height, width))
+        back = rows.new_zeros(*rows.shape[:2], height * width)
+        back.scatter_add_(2, whose.repeat(indices.flatten(2)), rows.flatten(2))
+        return back.unflatten(2, (height, width))
 
     return y, Pull(scatter)
 
@@ -192,12 +243,11 @@ def _tiles(
 def _linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Ruled:
     """An operation that is linear and knows nothing of the batch; its transpose comes from autograd at zero."""
 
-    def pull(cotangent: Tensor) -> Tensor:
-        flat = cotangent.flatten(0, 1)
+    def pull(rows: Tensor, _: Rows) -> Tensor:
         with torch.enable_grad():
-            zero = torch.zeros(len(flat), *x.shape[1:], dtype=flat.dtype, device=flat.device, requires_grad=True)
-            (back,) = torch.autograd.grad(function(zero), zero, flat)
-        return back.unflatten(0, cotangent.shape[:2])
+            zero = torch.zeros(len(rows), *x.shape[1:], dtype=rows.dtype, device=rows.device, requires_grad=True)
+            (back,) = torch.autograd.grad(function(zero), zero, rows)
+        return back
 
     return function(x), Pull(pull, is_shared=True)
 
@@ -261,9 +311,8 @@ def _reshaped(value: Tensor, x: Tensor) -> Ruled | None:
     """Another shape of the same numbers, image by image."""
     if value.shape[0] != x.shape[0] or value.numel() != x.numel():
         return None
-    return value, Pull(
-        lambda cotangent: cotangent.reshape(*cotangent.shape[:2], *x.shape[1:]), is_shared=True, is_view=True
-    )
+    shape = x.shape[1:]
+    return value, Pull(lambda rows, _: rows.reshape(len(rows), *shape), is_shared=True, is_view=True)
 
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")

@@ -9,22 +9,23 @@ The network is read by torch.fx. What is not known raises ``NotLinearizableError
 """
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dd_core.curvature.input_space.cotangents import Waiting, dense
+from dd_core.curvature.input_space.cotangents import Waiting, dense, in_one_batch
 from dd_core.curvature.input_space.linear_rules import (
     ADDITIONS,
     LAYERS,
     UNCHANGED,
     Pull,
     Ruled,
+    convolution,
     function_rule,
-    layer_rule,
+    layer_pull,
     module_rule,
     relu_rule,
 )
@@ -50,11 +51,15 @@ class _Tracer(fx.Tracer):
 
 @dataclass
 class _Step:
-    """One operation that cotangents pass on their way back; an addition hands them to several inputs."""
+    """One operation that cotangents pass on their way back; an addition hands them to several inputs.
+
+    ``size`` numbers are its value for one image.
+    """
 
     node: fx.Node
     inputs: tuple[fx.Node, ...]
     pull: Pull
+    size: int
     layer: nn.Module | None = None
     layer_input: Tensor | None = None
 
@@ -74,6 +79,12 @@ class Linearization:
     _input: fx.Node
     _output: fx.Node
     _steps: list[_Step] = field(repr=False)
+    _images: Tensor | None = None
+
+    def of(self, images: Tensor) -> "Linearization":
+        """The map at some of the images, int64 (n,), in that order."""
+        chosen = images if self._images is None else self._images[images]
+        return replace(self, logits=self.logits[images], _images=chosen)
 
     def pull_back(self, cotangents: Tensor, visit: Visitor | None = None) -> Tensor:
         """J^T applied to every cotangent, J = d logits / d image.
@@ -86,30 +97,42 @@ class Linearization:
         Returns:
             (B, m, *image shape) in the dtype of the pull-back.
         """
-        return self._pull(cotangents, self._steps, self._output, visit)
+        return self._pull([cotangents], self._steps, self._output, visit)[0]
+
+    def pull_back_groups(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """The same in one pass for consecutive groups of the images, each with its own number m of cotangents."""
+        return self._pull(cotangents, self._steps, self._output, None)
 
     def pull_back_features(self, cotangents: Tensor) -> Tensor:
         """The same from the input of the last linear layer: (B, m, F) to (B, m, *image shape)."""
         assert self.classifier_weight is not None
-        return self._pull(cotangents, self._steps[:-1], self._steps[-1].inputs[0], None)
+        return self._pull([cotangents], self._steps[:-1], self._steps[-1].inputs[0], None)[0]
 
-    def _pull(self, cotangents: Tensor, steps: list[_Step], start: fx.Node, visit: Visitor | None) -> Tensor:
+    @property
+    def largest_map(self) -> int:
+        """Numbers in the largest tensor that one cotangent is on its way back."""
+        return max(step.size for step in self._steps)
+
+    def _pull(
+        self, cotangents: Sequence[Tensor], steps: list[_Step], start: fx.Node, visit: Visitor | None
+    ) -> list[Tensor]:
         """Walk back through the steps.
 
         Before the first mask on the way all images share the network's weights and nothing else, so one set of unit
-        cotangents is carried, (1, C, ...), and combined into those of the images only where they part.
+        cotangents is carried, (C, ...), and combined into those of the images only where they part.
         """
-        cotangents = cotangents.to(self._dtype)
-        waiting = Waiting(cotangents)
+        rows, whose = in_one_batch(cotangents, self._images)
+        rows = rows.to(self._dtype)
+        waiting = Waiting(rows)
         if visit is None:
-            waiting.share(start, torch.eye(cotangents.shape[2], dtype=self._dtype, device=cotangents.device)[None])
+            waiting.share(start, torch.eye(rows.shape[1], dtype=self._dtype, device=rows.device))
         else:
-            waiting.add(start, cotangents, fresh=False)
+            waiting.add(start, rows, fresh=False)
         with torch.no_grad():
             for step in reversed(steps):
                 if step.pull.is_shared and (units := waiting.take_shared(step.node)) is not None:
                     for source in step.inputs:
-                        waiting.share(source, dense(step.pull.apply(units), step.pull.grid))
+                        waiting.share(source, dense(step.pull.apply(units, whose), step.pull.grid))
                     continue
                 arrived, is_fresh = waiting.take(step.node)
                 if arrived is None:
@@ -117,17 +140,17 @@ class Linearization:
                 if visit is not None and step.layer is not None:
                     if step.layer_input is None:
                         raise ValueError("a visitor needs forward(images, keep_inputs=True)")
-                    visit(str(step.node.target), step.layer, step.layer_input, arrived)
+                    visit(str(step.node.target), step.layer, step.layer_input, whose.split(arrived)[0])
                 if is_fresh and step.pull.scale is not None:
-                    back = arrived.mul_(step.pull.scale)
+                    back = whose.multiply(arrived, step.pull.scale, in_place=True)
                 else:
-                    back = step.pull.apply(arrived)
+                    back = step.pull.apply(arrived, whose)
                     is_fresh = is_fresh or not step.pull.is_view
                 for source in step.inputs:
                     waiting.add(source, back, is_fresh and len(step.inputs) == 1, step.pull.grid)
             result, _ = waiting.take(self._input)
         assert result is not None
-        return result
+        return whose.split(result)
 
 
 class LinearizedNetwork:
@@ -152,6 +175,8 @@ class LinearizedNetwork:
         self._modules = dict(model.named_modules())
         self._weights: dict[str, Tensor] = {}
         self._scales: dict[str, Tensor] = {}
+        self._pulls: dict[tuple[str, bool, tuple[int, ...]], Pull] = {}
+        self._convolutions: dict[tuple[str, tuple[int, ...]], Callable[[Tensor], Tensor]] = {}
         with torch.no_grad():
             for node in self._nodes:
                 module = self._modules.get(node.target) if node.op == "call_module" else None
@@ -228,8 +253,9 @@ class LinearizedNetwork:
             name = str(node.target)
             # A BatchNorm whose only reader is a ReLU leaves its scale to the ReLU's mask: one pass over memory less.
             scale = None if self._scaled_by_relu(node) and not keep_inputs else self._scales.get(name)
-            values[node], pull = layer_rule(module, arguments[0], self._weights.get(name), scale)
-            return _Step(node, inputs, pull, module, arguments[0] if keep_inputs else None)
+            values[node] = self._value(name, module, arguments[0])
+            pull = self._layer_pull(name, module, arguments[0].shape, scale)
+            return _Step(node, inputs, pull, values[node][0].numel(), module, arguments[0] if keep_inputs else None)
         if module is not None and inputs == node.args:
             (before,) = inputs
             scale = self._scales.get(str(before.target)) if self._scaled_by_relu(before) and not keep_inputs else None
@@ -250,7 +276,24 @@ class LinearizedNetwork:
             what = f"layer {node.target!r} ({type(module).__name__})" if module else f"operation {node.target}"
             raise NotLinearizableError(f"{what} is not known to be piecewise linear")
         values[node], pull = ruled
-        return _Step(node, inputs, pull)
+        return _Step(node, inputs, pull, values[node][0].numel())
+
+    def _layer_pull(self, name: str, layer: nn.Module, shape: torch.Size, scale: Tensor | None) -> Pull:
+        """How cotangents go back through a layer, made once for all batches."""
+        key = name, scale is None, tuple(shape[1:])
+        if key not in self._pulls:
+            self._pulls[key] = layer_pull(layer, shape, self._weights.get(name), scale)
+        return self._pulls[key]
+
+    def _value(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer makes of its input."""
+        if not isinstance(layer, nn.Conv2d):
+            value: Tensor = layer(x)
+            return value
+        key = name, tuple(x.shape[1:])
+        if key not in self._convolutions:
+            self._convolutions[key] = convolution(layer, x.shape)
+        return self._convolutions[key](x)
 
     def _scaled_by_relu(self, node: fx.Node) -> bool:
         """Whether the node is a BatchNorm that only a ReLU module reads."""

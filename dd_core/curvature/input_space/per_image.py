@@ -4,7 +4,7 @@
 method           what it is                                             cost in forward passes (F)
 ===============  =====================================================  ==============================================
 exact            the Hessian of a piecewise linear network, no noise    C for C classes
-top_directions   the same for many classes: exact where the energy is,  9 for 5 %, 15 for 1 % (trained, 100 classes)
+top_directions   the same for many classes: exact where the energy is,  8 for 5 %, 13 for 1 % (trained, 100 classes)
                  unbiased probes for the rest, with a standard error
 double_backward  any twice differentiable network; unbiased probes      about 50
 ===============  =====================================================  ==============================================
@@ -15,23 +15,26 @@ has its own function, ``finite_difference_curvature``.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dd_core.curvature.copies import Output
-from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, in_layout_of, logits_of, padded
-from dd_core.curvature.input_space.autograd_backward import AutogradNetwork, differs
+from dd_core.curvature.evaluation import SMALLEST_PASS, check_data, in_layout_of, logits_of, padded, require_finite
+from dd_core.curvature.input_space.affine_maps import Network, affine_maps, rows_per_pass
 from dd_core.curvature.input_space.double_backward import double_backward_curvature
 from dd_core.curvature.input_space.exact import Linearized, exact_curvature, num_exact_passes
-from dd_core.curvature.input_space.linearized import LinearizedNetwork, NotLinearizableError
 from dd_core.curvature.input_space.piecewise_linear import is_piecewise_linear
 from dd_core.curvature.input_space.signs import Stream, rademacher
-from dd_core.curvature.input_space.top_directions import plan_directions, top_directions_curvature
+from dd_core.curvature.input_space.top_directions import (
+    Ranking,
+    grouped_curvature,
+    measured_ranking,
+    plan_directions,
+)
 from dd_core.curvature.network import admitted, as_tensors
 from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
@@ -42,14 +45,11 @@ from dd_core.tasks.output_hessian import OutputHessian
 _LOG = logging.getLogger(__name__)
 
 Method = Literal["exact", "top_directions", "double_backward"]
-Network = LinearizedNetwork | AutogradNetwork
 BlockFunction = Callable[[Linearized, OutputHessian, Tensor, Tensor], dict[str, Tensor]]
 
-# Cotangents in one pass: enough to fill the convolutions of a CPU, few enough for its caches. GPUs want many more.
-_COTANGENTS_PER_PASS = {"cpu": 288, "cuda": 8192}
 _NUM_CHECKED_IMAGES = 2
-# How many top directions an image may be given; few values, so that many images share a pass.
-_LEVELS = (*range(11), 12, 14, 16, 20, 24)
+# Rows that an image usually needs of top_directions: so many images make a pass.
+_USUAL_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def per_image_curvature(
     num_probes: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    ranking: Ranking | None = None,
     output: Output = None,
     loss: Loss = CROSS_ENTROPY,
 ) -> ImageCurvature:
@@ -110,6 +111,7 @@ def per_image_curvature(
         batch_size: images per pass, at least 16, default by device and classes; it changes the memory, not the
             result.
         seed: of the probes.
+        ranking: of top_directions, from ``direction_ranking``: the same error in fewer passes.
         output: which of the model's outputs are the logits, where it gives several: a key, a position or an attribute.
         loss: whose curvature, such as ``dd_core.tasks.losses.MeanSquaredError()``; default cross-entropy.
 
@@ -133,11 +135,11 @@ def per_image_curvature(
             assert hessian is not None
             linear, reason = is_piecewise_linear(network, images[:_NUM_CHECKED_IMAGES], labels[:_NUM_CHECKED_IMAGES])
             if linear:
-                at_images = _network(network, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
+                at_images = affine_maps(network, padded(images[:_NUM_CHECKED_IMAGES], 2), precision or images.dtype)
                 work = _Work(at_images, images, labels, ids, loss, hessian.roots.shape[1], batch_size)
                 if method == "exact":
                     return work.exact()
-                return work.top_directions(relative_error, num_probes or 1, seed)
+                return work.top_directions(relative_error, num_probes or 1, seed, ranking)
             note = f"double_backward instead of {method}: {reason}"
         if note is not None:
             _LOG.warning(note)
@@ -152,6 +154,48 @@ def per_image_curvature(
             loss=loss,
         )
     return ImageCurvature(columns, "double_backward", note, None)
+
+
+def direction_ranking(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    precision: torch.dtype | None = None,
+    output: Output = None,
+    loss: Loss = CROSS_ENTROPY,
+) -> Ranking | None:
+    """What ``top_directions`` may know of a network beforehand, from a few images that stand for all.
+
+    It belongs to the network: parts of one data set that shall fit each other must have the same. Its cost is that of
+    the exact Hessian in features, as many passes as the last layer has features for each of these images.
+
+    Args:
+        model: as for ``per_image_curvature``, as all others.
+        images: (n, ...), such as 16 of the training images.
+        labels: int64 (n,).
+        precision: of the backward passes.
+        output: of the model's.
+        loss: whose curvature.
+
+    Returns:
+        None where ``top_directions`` is not to be had or would be exact anyway.
+
+    Raises:
+        UserError: as ``per_image_curvature``.
+    """
+    images, labels = as_tensors(images, labels, model)
+    check_data(model, images, labels)
+    with admitted(model, images, output=output) as network:
+        images = in_layout_of(network, images)
+        hessian = _output_hessian(network, images, labels, loss)
+        if hessian is None or not is_piecewise_linear(network, images[:2], labels[:2])[0]:
+            return None
+        at = affine_maps(network, padded(images[:2], 2), precision or images.dtype).forward(images)
+        hessian = loss.output_hessian(at.logits, labels)
+        if at.classifier_weight is None or hessian is None:
+            return None
+        return measured_ranking(at, hessian, labels)
 
 
 def _check(images: Tensor, method: str, relative_error: float, num_probes: int | None) -> None:
@@ -179,18 +223,6 @@ def _output_hessian(network: nn.Module, images: Tensor, labels: Tensor, loss: Lo
     return loss.output_hessian(logits, labels[:1])
 
 
-def _network(model: nn.Module, images: Tensor, precision: torch.dtype) -> Network:
-    """The fast backward pass, or autograd's where the network holds something it does not know or does not see."""
-    try:
-        network = LinearizedNetwork(model, precision)
-        if differs(network.forward(images), model, images):
-            raise NotLinearizableError("the network does more than its graph shows, such as changes in place")
-    except NotLinearizableError as error:
-        _LOG.info("curvature by autograd: %s", error)
-        return AutogradNetwork(model)
-    return network
-
-
 class _Work:
     """The images of one call, block by block."""
 
@@ -207,8 +239,8 @@ class _Work:
         """Keep what every block needs; ``num_directions`` are those of the loss's Hessian in the outputs."""
         self.network, self.images, self.labels, self.ids = network, images, labels, ids
         self.loss, self.batch_size = loss, batch_size
-        self.limit = _COTANGENTS_PER_PASS.get(images.device.type, 1024)
-        self.weight = network.forward(images[:1]).classifier_weight
+        first = network.forward(images[:1])
+        self.limit, self.weight = rows_per_pass(first, images.device), first.classifier_weight
         self.num_exact = num_exact_passes(num_directions, self.weight)
 
     def exact(self, chosen: Tensor | None = None) -> ImageCurvature:
@@ -218,34 +250,39 @@ class _Work:
         columns = self._in_blocks(chosen, self.num_exact, lambda at, hessian, *_: exact_curvature(at, hessian, rows))
         return ImageCurvature(columns, "exact", None, float(self.num_exact))
 
-    def top_directions(self, relative_error: float, num_probes: int, seed: int) -> ImageCurvature:
-        """Plan from a forward pass of all images, then take those that need equally many passes together."""
+    def top_directions(
+        self, relative_error: float, num_probes: int, seed: int, ranking: Ranking | None
+    ) -> ImageCurvature:
+        """As many passes for each image as it needs, from one forward pass."""
         weight = self.weight
         if weight is None:
             exact = self.exact()
             return replace(exact, note="exact instead of top_directions: the network's last linear layer was not found")
 
-        def plan_block(_: Linearized, hessian: OutputHessian, labels: Tensor, __: Tensor) -> dict[str, Tensor]:
-            return {"num_top": plan_directions(hessian, labels, weight).num_top(relative_error, num_probes)}
+        def of_block(at: Linearized, hessian: OutputHessian, labels: Tensor, ids: Tensor) -> dict[str, Tensor]:
+            plan = plan_directions(hessian, labels, weight, ranking)
+            shape = (hessian.roots.shape[1],)
+            signs = rademacher(ids, num_probes, shape, seed=seed, stream=Stream.OUTPUT_SPACE, dtype=torch.float64)
+            num_top = plan.num_top(relative_error, num_probes).cpu()
+            rows = torch.where(num_top < plan.left.shape[1], num_top + 1 + num_probes, self.num_exact)
+            rows, order = rows.clamp(max=self.num_exact).sort(stable=True)
+            result = {name: torch.empty(len(labels), dtype=torch.float64) for name in CURVATURE_COLUMNS}
+            result["passes"] = torch.empty(len(labels), dtype=torch.float64)
+            for part, counts in _passes(rows, self.limit, self.num_exact):
+                images, groups = order[part].to(labels.device), []
+                if rows[part.start] == self.num_exact:
+                    found = exact_curvature(at.of(images), hessian.of(images))
+                else:
+                    for own, count in zip(images.split(counts), rows[part].unique_consecutive().tolist(), strict=True):
+                        groups.append((plan.of(own), count - 1 - num_probes, signs[own.cpu()].to(labels.device)))
+                    found = grouped_curvature(at.of(images), groups)
+                for name, values in {**found, "passes": rows[part].double()}.items():
+                    result[name][order[part]] = values.cpu()
+            return result
 
-        needed = self._in_blocks(torch.arange(len(self.images)), 1, plan_block)["num_top"]
-        levels = [level for level in _LEVELS if level + 1 + num_probes < self.num_exact]
-        level_of_image = torch.searchsorted(torch.tensor(levels, dtype=torch.int64), needed)
-        result = {name: torch.empty(len(self.images), dtype=torch.float64) for name in CURVATURE_COLUMNS}
-        num_passes = 0.0
-        for number, level in enumerate([*levels, None]):
-            chosen = torch.nonzero(level_of_image == number).squeeze(1)
-            if not len(chosen):
-                continue
-            if level is None:
-                columns, rows = self.exact(chosen).columns, self.num_exact
-            else:
-                rows = 1 + level + num_probes
-                columns = self._in_blocks(chosen, rows, partial(_top_block, weight, level, num_probes, seed))
-            num_passes += rows * len(chosen) / len(self.images)
-            for name, values in columns.items():
-                result[name][chosen] = values
-        return ImageCurvature(result, "top_directions", None, num_passes)
+        columns = self._in_blocks(torch.arange(len(self.images)), _USUAL_ROWS, of_block)
+        num_passes = columns.pop("passes").mean().item()
+        return ImageCurvature(columns, "top_directions", None, num_passes)
 
     def _block_size(self, rows: int) -> int:
         """Images in one block of so many cotangents each."""
@@ -258,8 +295,7 @@ class _Work:
         def block(start: int, stop: int, size: int) -> dict[str, Tensor]:
             index = padded(chosen[start:stop], min(size, SMALLEST_PASS))
             linearized = self.network.forward(self.images[index])
-            if not torch.isfinite(linearized.logits).all():
-                raise UserError("the model's output is not finite (NaN or infinite weights?): no curvature exists")
+            require_finite(linearized.logits)
             labels = self.labels[index]
             hessian = self.loss.output_hessian(linearized.logits, labels)
             assert hessian is not None
@@ -270,18 +306,26 @@ class _Work:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _top_block(
-    weight: Tensor,
-    level: int,
-    num_probes: int,
-    seed: int,
-    at: Linearized,
-    hessian: OutputHessian,
-    labels: Tensor,
-    ids: Tensor,
-) -> dict[str, Tensor]:
-    """Top directions and probes for the images of a block, which all need the same number."""
-    plan = plan_directions(hessian, labels, weight)
-    shape = (hessian.roots.shape[1],)
-    signs = rademacher(ids, num_probes, shape, seed=seed, stream=Stream.OUTPUT_SPACE, dtype=torch.float64)
-    return top_directions_curvature(at, plan, level, signs.to(labels.device))
+def _passes(rows: Tensor, limit: int, num_exact: int) -> Iterator[tuple[slice, list[int]]]:
+    """Divide images into passes of about ``limit`` rows, and those that get the exact Hessian from the others.
+
+    Args:
+        rows: int64 (B,), ascending, of each image.
+        limit: of the rows of a pass.
+        num_exact: rows of an image with the exact Hessian.
+
+    Yields:
+        The images of a pass, and how many of them need equally many rows, one number after the other.
+    """
+    border = int((rows < num_exact).sum())
+    for first, last in ((0, border), (border, len(rows))):
+        total = rows[first:last].cumsum(0)
+        if not len(total):
+            continue
+        number = max(1, round(int(total[-1]) / limit))
+        # The middle of an image's rows says to which pass it belongs, so that passes are about equally large.
+        belongs = (2 * total - rows[first:last]) * number // (2 * total[-1])
+        for length in belongs.unique_consecutive(return_counts=True)[1].tolist():
+            part = slice(first, first + length)
+            yield part, rows[part].unique_consecutive(return_counts=True)[1].tolist()
+            first += length

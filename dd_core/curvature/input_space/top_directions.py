@@ -14,7 +14,8 @@ is, the estimate is unbiased and comes with its standard error (Hutchinson 1990;
 "Hutch++").
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +25,81 @@ from dd_core.tasks.output_hessian import OutputHessian
 
 # Classes among which eigenvectors are sought. Those beyond are left to the probes.
 MAX_CANDIDATES = 32
+# The few images by which a ranking is measured have their part in the mean that is to predict them.
+_SAFETY = 1.5
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a network's Jacobians are like on the average: by it directions are chosen and probes corrected.
+
+    Attributes:
+        root: R, (F, F), with R R^T the mean of J_f J_f^T over some images, each scaled to the trace F.
+        known: float64 (33,), after m directions: the share of the mean's off-diagonal part that is taken off a probe.
+        left: (33,), which share of the variance predicted from the mean alone a probe then has.
+    """
+
+    root: Tensor
+    known: Tensor
+    left: Tensor
+
+
+def plain_ranking(weight: Tensor) -> Ranking:
+    """By the energy of the last layer, (C, F): as if features were all alike; probes stay as they are."""
+    ones = torch.ones(MAX_CANDIDATES + 1, dtype=torch.float64, device=weight.device)
+    unit = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    return Ranking(unit, torch.zeros_like(ones), ones)
+
+
+def measured_ranking(linearized: Linearized, hessian: OutputHessian, labels: Tensor) -> Ranking:
+    """From F backward passes for each of a few images that stand for all; any ranking leaves estimates unbiased.
+
+    At these images everything is known. So it can be counted how much of a probe's deviation the mean explains
+    (a control variate whose coefficient is the regression's), and what variance is left, for every number m of
+    directions.
+
+    Args:
+        linearized: the network at them, with its last linear layer.
+        hessian: of the loss in the outputs there.
+        labels: int64 (B,).
+    """
+    assert linearized.classifier_weight is not None
+    weight = linearized.classifier_weight.double()
+    num_images, num_features = len(labels), weight.shape[1]
+    units = torch.eye(num_features, device=weight.device).expand(num_images, -1, -1)
+    parts = [linearized.pull_back_features(part) for part in units.split(max(1, 256 // num_images), dim=1)]
+    grams = gram_matrix(torch.cat(parts, dim=1))
+    mean = (grams * (num_features / _traces(grams).clamp(min=1e-300))[:, None, None]).mean(0)
+    values, vectors = torch.linalg.eigh(mean)
+    root = vectors * values.clamp(min=1e-6 * num_features).sqrt()
+    plan = plan_directions(hessian, labels, weight, replace(plain_ranking(weight), root=root))
+    factor = hessian.project(weight) * hessian.roots[..., None]
+    known, left = torch.zeros_like(plan.ranking.known), torch.ones_like(plan.ranking.left)
+    for num_top in range(plan.left.shape[1]):
+        basis = plan.basis(num_top)
+        taken = _traces(basis @ factor @ grams @ (basis @ factor).transpose(1, 2))
+        stretch = taken / (plan.energy - plan.left[:, num_top]).clamp(min=1e-300)
+        rest = factor - basis.transpose(1, 2) @ (basis @ factor)
+        # In units of the predicted trace, so that every image counts alike.
+        rest = rest / plan.energy.clamp(min=1e-300).sqrt()[:, None, None]
+        actual = _off_diagonal(rest, grams / stretch.clamp(min=1e-300)[:, None, None])
+        model = _off_diagonal(rest, (root @ root.T).expand_as(grams))
+        share = (actual * model).sum() / model.square().sum().clamp(min=1e-300)
+        predicted = (plan.variance[:, num_top] / plan.energy.clamp(min=1e-300).square()).sum()
+        known[num_top] = share.clamp(0, 1)
+        remaining = 2 * (actual - known[num_top] * model).square().sum()
+        left[num_top] = (_SAFETY * remaining / predicted.clamp(min=1e-300)).clamp(max=1)
+    return Ranking(root, known, left)
+
+
+def _off_diagonal(rows: Tensor, middle: Tensor) -> Tensor:
+    """Rows (B, M, F) times (B, F, F) times the rows, without the diagonals: (B, M, M)."""
+    product = rows @ middle @ rows.transpose(1, 2)
+    return product - torch.diag_embed(product.diagonal(dim1=1, dim2=2))
+
+
+def _traces(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
 
 @dataclass(frozen=True)
@@ -39,6 +115,8 @@ class Plan:
         energy: (B,), ||L||_F^2.
         left: (B, r+1), the energy outside the gradient's direction and the first m = 0, 1, ..., r of ``top``.
         variance: (B, r+1), predicted for one probe of what is left, in units of energy squared.
+        ranking: what the energies are counted by.
+        weight: W R, (C, F).
     """
 
     hessian: OutputHessian
@@ -49,6 +127,15 @@ class Plan:
     energy: Tensor
     left: Tensor
     variance: Tensor
+    ranking: "Ranking"
+    weight: Tensor
+
+    def of(self, images: Tensor) -> "Plan":
+        """That of some of the images, int64 (n,)."""
+        of_images = [field.name for field in fields(self) if field.name not in ("hessian", "ranking", "weight")]
+        return replace(
+            self, hessian=self.hessian.of(images), **{name: getattr(self, name)[images] for name in of_images}
+        )
 
     def num_top(self, relative_error: float, num_probes: int) -> Tensor:
         """How many of ``top`` each image needs, int64 (B,): r + 1 where nothing less than the exact Hessian will do.
@@ -57,7 +144,8 @@ class Plan:
             relative_error: predicted standard error of the trace over the trace.
             num_probes: random rows per image.
         """
-        enough = (self.variance / num_probes).sqrt() <= relative_error * self.energy[:, None]
+        shares = self.ranking.left[: self.variance.shape[1]]
+        enough = (self.variance * shares / num_probes).sqrt() <= relative_error * self.energy[:, None]
         return torch.where(enough.any(1), enough.to(torch.int8).argmax(1), enough.shape[1])
 
     def basis(self, num_top: int) -> Tensor:
@@ -68,15 +156,21 @@ class Plan:
         return torch.cat([self.gradient_direction[:, None], rows], dim=1)
 
 
-def plan_directions(hessian: OutputHessian, labels: Tensor, classifier_weight: Tensor) -> Plan:
+def plan_directions(
+    hessian: OutputHessian, labels: Tensor, classifier_weight: Tensor, ranking: Ranking | None = None
+) -> Plan:
     """Find each image's directions.
 
     Args:
         hessian: of the loss in the outputs.
         labels: int64 (B,).
         classifier_weight: W of the last layer, (C, F).
+        ranking: by what; default the energy of the last layer alone.
     """
     weight = classifier_weight.double()
+    if ranking is None:
+        ranking = plain_ranking(weight)
+    weight = weight @ ranking.root
     unit, scale = _gradient_direction(hessian)
     energy = _energy(hessian, weight)
     # The given class is always among them: of a mislabelled image it has no energy but nearly all of the gradient's
@@ -94,7 +188,7 @@ def plan_directions(hessian: OutputHessian, labels: Tensor, classifier_weight: T
     left = (total - along_gradient)[:, None] - torch.nn.functional.pad(values.cumsum(1), (1, 0))
     left = left.clamp(min=0)
     top = complement @ vectors
-    return Plan(hessian, unit, scale, candidates, top, total, left, _predicted_variance(values, left))
+    return Plan(hessian, unit, scale, candidates, top, total, left, _predicted_variance(values, left), ranking, weight)
 
 
 def _energy(hessian: OutputHessian, weight: Tensor) -> Tensor:
@@ -130,6 +224,12 @@ def _complement(direction: Tensor) -> Tensor:
     return reflection[:, :, 1:]
 
 
+def _mean_square_of_pairs(products: Tensor) -> Tensor:
+    """Of the products (B, q, q) of different rows."""
+    q = products.shape[1]
+    return (products.square().sum((1, 2)) - products.diagonal(dim1=1, dim2=2).square().sum(1)) / (q * (q - 1))
+
+
 def _predicted_variance(values: Tensor, left: Tensor) -> Tensor:
     """Variance of one probe after m = 0, 1, ..., r eigenvalues, as if the features' Jacobian stretched all alike.
 
@@ -157,35 +257,67 @@ def top_directions_curvature(linearized: Linearized, plan: Plan, num_top: int, s
         num_top: eigenvectors used, for all of them.
         signs: (B, q, M), Rademacher.
     """
-    basis, signs = plan.basis(num_top), signs.double()
-    rest = signs - (signs @ basis.transpose(1, 2)) @ basis
-    # Combinations of the rows sqrt(w_c) d_c, each scaled to unit length for the pass and back in the Gram matrix.
-    cotangents = plan.hessian.combine(torch.cat([basis, rest], dim=1) * plan.hessian.roots[:, None])
-    # That of the gradient is the loss's own (p - e_y): where p_y is too small for a number, sqrt(p_y) has lost it.
-    cotangents[:, :1] = plan.hessian.combine(plan.hessian.gradient[:, None]) / plan.gradient_scale[:, None, None]
-    lengths = cotangents.norm(dim=2, keepdim=True).clamp(min=1e-300)
-    gram = gram_matrix(linearized.pull_back(cotangents / lengths)) * lengths * lengths.transpose(1, 2)
-    exact, cross = gram[:, : 1 + num_top, : 1 + num_top], gram[:, : 1 + num_top, 1 + num_top :]
-    random = gram[:, 1 + num_top :, 1 + num_top :]
-    stretch = exact.diagonal(dim1=1, dim2=2).sum(1) / (plan.energy - plan.left[:, num_top]).clamp(min=1e-300)
-    return _columns(plan, exact, cross, random, plan.variance[:, num_top] * stretch.square())
+    rows = _Rows(plan, num_top, signs.double())
+    return rows.columns(linearized.pull_back(rows.unit_cotangents))
 
 
-def _columns(plan: Plan, exact: Tensor, cross: Tensor, random: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+def grouped_curvature(linearized: Linearized, groups: Sequence[tuple[Plan, int, Tensor]]) -> dict[str, Tensor]:
+    """The same for consecutive groups of the images, (plan, num_top, signs) of each, in one pass."""
+    rows = [_Rows(plan, num_top, signs.double()) for plan, num_top, signs in groups]
+    pulled = linearized.pull_back_groups([own.unit_cotangents for own in rows])
+    parts = [own.columns(part) for own, part in zip(rows, pulled, strict=True)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Rows:
+    """The rows of K that some images ask for: 1 + m exact ones and q random ones of each."""
+
+    def __init__(self, plan: Plan, num_top: int, signs: Tensor):
+        """``signs`` are float64 (B, q, M)."""
+        self.plan, self.num_top = plan, num_top
+        basis = plan.basis(num_top)
+        rest = signs - (signs @ basis.transpose(1, 2)) @ basis
+        # Combinations of the rows sqrt(w_c) d_c, each scaled to unit length for the pass and back in the Gram matrix.
+        cotangents = plan.hessian.combine(torch.cat([basis, rest], dim=1) * plan.hessian.roots[:, None])
+        # That of the gradient is the loss's own (p - e_y): where p_y is too small for a number, sqrt(p_y) has lost it.
+        cotangents[:, :1] = plan.hessian.combine(plan.hessian.gradient[:, None]) / plan.gradient_scale[:, None, None]
+        self.lengths = cotangents.norm(dim=2, keepdim=True).clamp(min=1e-300)
+        self.random, self.unit_cotangents = cotangents[:, 1 + num_top :], cotangents / self.lengths
+
+    def columns(self, pulled: Tensor) -> dict[str, Tensor]:
+        """From the rows of the images, (B, 1+m+q, *image shape)."""
+        plan, num_top = self.plan, self.num_top
+        gram = gram_matrix(pulled) * self.lengths * self.lengths.transpose(1, 2)
+        exact, cross = gram[:, : 1 + num_top, : 1 + num_top], gram[:, : 1 + num_top, 1 + num_top :]
+        stretch = _traces(exact) / (plan.energy - plan.left[:, num_top]).clamp(min=1e-300)
+        return _columns(self, exact, cross, gram[:, 1 + num_top :, 1 + num_top :], stretch)
+
+    def explained(self, stretch: Tensor) -> Tensor:
+        """What the mean Jacobian says of the random rows' inner products, (B, q, q), less what it expects: mean 0."""
+        seen = self.random @ self.plan.weight
+        products = seen @ seen.transpose(1, 2)
+        expected = self.plan.left[:, self.num_top, None].expand(-1, seen.shape[1])
+        scale = self.plan.ranking.known[self.num_top] * stretch
+        return (products - torch.diag_embed(expected)) * scale[:, None, None]
+
+
+def _columns(rows: _Rows, exact: Tensor, cross: Tensor, random: Tensor, stretch: Tensor) -> dict[str, Tensor]:
     """Trace, norms and eigenvalue from the inner products of exact rows, and of them with the q random rows.
 
     Two probes say little of their own variance: by chance both may be close to each other, or to 0. So it is averaged
     with the one predicted from the energies and the stretch that the exact rows have shown.
     """
-    q = random.shape[1]
-    squares = random.diagonal(dim1=1, dim2=2)
-    rest, crossed = squares.mean(1), cross.square().sum(1)
-    trace = exact.diagonal(dim1=1, dim2=2).sum(1) + rest
+    q, plan, num_top = random.shape[1], rows.plan, rows.num_top
+    predicted = plan.variance[:, num_top] * stretch.square()
+    corrected = random - rows.explained(stretch)
+    squares = corrected.diagonal(dim1=1, dim2=2)
+    rest, crossed = _traces(random) / q, cross.square().sum(1)
+    trace = _traces(exact) + squares.mean(1)
     # Var ||K^T s||^2 <= 2 ||B||_F^2, and the product of two different random rows has the mean square ||B||_F^2.
-    pairs, variance = predicted / 2, predicted
+    pairs, variance = predicted / 2, predicted * plan.ranking.left[num_top]
     if q > 1:
-        pairs = (random.square().sum((1, 2)) - squares.square().sum(1)) / (q * (q - 1))
-        variance = (squares.var(1) / 2 + pairs + predicted) / 2
+        pairs = _mean_square_of_pairs(random)
+        variance = (squares.var(1) / 2 + _mean_square_of_pairs(corrected) + variance) / 2
     frobenius = (exact.square().sum((1, 2)) + 2 * crossed.mean(1) + pairs).clamp(min=0).sqrt()
     # To first order; a sum of many terms is nearly normal, and a normal's square has twice its square as variance.
     spread = 2 * crossed.mean(1).square()

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from dd_core.cache import cache_folder, keep
 from dd_core.data import randomness
 from dd_core.data.graphs.problems import Problems
-from dd_core.machine.disk import cache_folder, keep
 from dd_core.study import graphs as study_graphs
 
 _FACTS = ("domain", "labels_kind")

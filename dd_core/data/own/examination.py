@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dd_core.cache import cache_folder, keep
 from dd_core.errors import DataMissingError
-from dd_core.machine.disk import cache_folder, keep
 
 # Raised when the checks or the digest change.
 _VERSION = 2

@@ -165,9 +165,9 @@ def _panel(run: dict[str, Any], points: list[dict[str, Any]], fits: list[dict[st
     for names, width, opacity in (((_TWO,), 5.0, 0.45), ((_POWER, _OFFSET, _EXPONENTIAL), 1.6, 1.0)):
         if rows := [row for row in fitted if row["model"] in names]:
             lines = alt.Chart(style.csv_data(rows)).mark_line(strokeWidth=width, opacity=opacity, clip=True)
-            said: list[Any] = ["model:N", *style.numbers(epoch="epoch", loss="loss")]
+            said = [alt.Tooltip("model:N"), *style.numbers(epoch="epoch", loss="loss")]
             dots = lines.mark_circle(size=40, opacity=0, clip=True).encode(tooltip=said)
-            layers += [layer.encode(x=x, y=y, color=colour, detail="part:N") for layer in (lines, dots)]
+            layers += [layer.encode(x=x, y=y, color=colour, detail=alt.Detail("part:N")) for layer in (lines, dots)]
     inner = next((fit for fit in fits if (fit["segment"], fit["model"]) == ("straight", "two_power")), None)
     breaks = run["best_model"] == "two_power" and inner is not None
     knee = [

@@ -14,6 +14,7 @@ from dd_core.errors import DataMissingError, UserError
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.landmarks import errors_by_width, key_arm
 from dd_core.figures.drawing.pixels import data_uri
+from dd_core.figures.drawing.render import passing
 from dd_core.figures.drawing.selection import Selection, fetch, select
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
@@ -71,7 +72,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         arm=checkpoint.arm.key, epoch=checkpoint.epoch,
     )[0]["trials"]  # fmt: skip
     options = alt.binding_select(options=trials, name="trial: ") if len(trials) > 1 else alt.Undefined
-    return style.finish(
+    drawn = style.finish(
         gallery.add_params(alt.param(name="trial", value=trials[0], bind=options)),
         headline(checkpoint, most, noise),
         [
@@ -84,6 +85,7 @@ def chart(study: Study, store: Store, connection: duckdb.DuckDBPyConnection) -> 
         ],
         characters=90,
     )
+    return passing(drawn) if why_not else drawn
 
 
 def which_trials(trials: list[int], num_trials: int) -> str:

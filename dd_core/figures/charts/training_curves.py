@@ -117,8 +117,10 @@ def headline(study: Study, arm_key: str, milestones: list[dict[str, Any]]) -> st
     by_split = {row["split"]: row for row in milestones}
 
     def learned(split: str) -> str:
-        epoch = by_split[split]["learned"]
-        return "never" if epoch is None else f"by epoch {epoch}"
+        epoch, last = by_split[split]["learned"], by_split[split]["last_at"]
+        if epoch is None:
+            return "never" if last >= study.epochs else f"not by epoch {last}"
+        return f"by epoch {epoch}"
 
     parts = []
     if study.data.classes is not None and milestones:

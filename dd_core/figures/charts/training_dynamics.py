@@ -112,10 +112,12 @@ def _block(
         columns = ("width", "epoch", "value", "low", "high")
         base = alt.Chart(style.csv_data([{name: row[name] for name in columns} for row in rows]))
         encoded = base.encode(x=x, color=colour)
-        tooltip = ["width:N", "epoch:Q", *style.numbers(value=metric, low="low", high="high")]
+        tooltip = [alt.Tooltip("width:N"), alt.Tooltip("epoch:Q"), *style.numbers(value=metric, low="low", high="high")]
         layers = [
             *([dashed] if fitted else []),
-            encoded.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", scale=y_scale, title=unit or None), y2="high:Q"),
+            encoded.mark_area(opacity=0.18).encode(
+                y=alt.Y("low:Q", scale=y_scale, title=unit or None), y2=alt.Y2("high:Q")
+            ),
             encoded.mark_line(strokeWidth=1.6).encode(y=y),
         ]
         are_few = len(rows) <= _FEW * len({row["k"] for row in rows})

@@ -1,23 +1,24 @@
-"""A chart as files: a page that works offline, a picture and the specification; and a preview for Dagster's UI."""
+"""A chart as files: a page that works offline, a picture and the specification."""
 
-import base64
+import hashlib
 import html
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import altair as alt
 import vl_convert
 
+from dd_core.cache import cache_folder, keep
 from dd_core.figures.drawing import style
+from dd_core.figures.drawing.quick import quickly
 from dd_core.figures.drawing.zoom import HELP, is_zoomable
 from dd_core.store.store import write_text
 
-# Dagster stores metadata with every materialisation and loads it with the asset's page.
-PREVIEW_BYTES = 150_000
-TABLE = "table"  # in the specification's usermeta, which Vega ignores
+TABLE, _PASSING = "table", "is_passing"  # in the specification's usermeta, which Vega ignores
 _STYLE = """<style>
 table { border-collapse: collapse; margin: 1em 14px; font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
 th, td { border-bottom: 1px solid #DDD; padding: 4px 10px; text-align: left; vertical-align: top }
@@ -34,6 +35,26 @@ body { font: 13px/1.4 Arial, "Liberation Sans", Helvetica, sans-serif }
   .vega-embed image { filter: hue-rotate(180deg) invert(1) }
 }
 </style>"""
+_PAGE = """<!DOCTYPE html>
+<html>
+<head>
+<meta charset="UTF-8">
+<title>{title}</title>
+{style}
+<script>{script}</script>
+</head>
+<body>
+<div id="vega-chart"></div>
+<script>
+{{
+    const spec = {specification};
+    vegaEmbed("#vega-chart", spec, {{"renderer": "svg"}}).catch(console.error);
+}}
+</script>
+{after}
+</body>
+</html>
+"""
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
@@ -53,16 +74,16 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     Raises:
         StoreError: they cannot be written.
     """
-    specification = chart.to_dict()
+    with quickly():
+        specification = chart.to_dict(validate=False)  # Vega-Lite reads it next
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
-    before, after = _empty_page()
-    page = f"{before}{for_script(text)}{after}"
-    title = f"<title>{html.escape(stem)}</title>"
-    page = page.replace("<title>Chart</title>", f"{title}{_PAGE_STYLE}", 1)
-    if is_zoomable(specification):
-        page = _at_the_end(page, f'<p class="help">{html.escape(HELP)}</p>')
-    if table := specification.get("usermeta", {}).get(TABLE):
-        page = _at_the_end(page, _as_html(**table))
+    page = _PAGE.format(
+        title=html.escape(stem),
+        style=_PAGE_STYLE,
+        script=vega(),
+        specification=for_script(text),
+        after=_after(specification),
+    )
     contents = {
         "html": page,
         "svg": vl_convert.vegalite_to_svg(
@@ -78,21 +99,42 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
 
 
 @lru_cache(maxsize=1)
-def _empty_page() -> tuple[str, str]:
-    """What stands before and after a page's specification."""
-    page: str = vl_convert.vegalite_to_html({}, vl_version=VEGA_LITE, bundle=True)
-    before, _, after = page.rpartition("{};")
-    return before, f";{after}"
+def vega() -> str:
+    """The JavaScript of Vega, Vega-Lite and Vega-Embed, for a script element; it takes a second to make, once."""
+    folder, made_by = cache_folder("vega"), metadata.version("vl-convert-python")
+    path = folder / f"{VEGA_LITE}-by-vl-convert-{made_by}.js" if folder else None
+    if path and (script := _as_kept(path)):
+        return script
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).replace("</script", "<\\/script")
+    if path:
+        keep(path, f"{_digest(script)}{script}".encode())
+    return script
+
+
+def _as_kept(path: Path) -> str | None:
+    """A script with its digest before it, if it is as it was written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    script = text.partition("\n")[2]
+    return script if text.startswith(_digest(script)) else None
+
+
+def _digest(script: str) -> str:
+    return f"// {hashlib.sha256(script.encode()).hexdigest()}\n"
+
+
+def _after(specification: dict[str, Any]) -> str:
+    """What a page says below its chart."""
+    words = f'<p class="help">{html.escape(HELP)}</p>' if is_zoomable(specification) else ""
+    table = specification.get("usermeta", {}).get(TABLE)
+    return words + (_as_html(**table) if table else "")
 
 
 def for_script(text: str) -> str:
     """JSON that may stand in a script element: nothing in it ends that, and it says the same."""
     return text.replace("<", "\\u003c")
-
-
-def _at_the_end(page: str, part: str) -> str:
-    before, end, after = page.rpartition("</body>")
-    return f"{before}{part}{end}{after}"
 
 
 def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Sequence[str]]) -> alt.TopLevelMixin:
@@ -106,11 +148,25 @@ def with_table(chart: alt.TopLevelMixin, head: Sequence[str], rows: Sequence[Seq
     return with_usermeta(chart, **{TABLE: {"head": list(head), "rows": [list(row) for row in rows]}})
 
 
+def passing(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
+    """A chart that lacks something which may be there when it is drawn next, from the same results."""
+    return with_usermeta(chart, **{_PASSING: True})
+
+
+def is_passing(chart: alt.TopLevelMixin) -> bool:
+    """Whether it is one."""
+    return _PASSING in _usermeta(chart)
+
+
 def with_usermeta(chart: alt.TopLevelMixin, **entries: Any) -> alt.TopLevelMixin:
-    """A chart whose specification carries further entries in its usermeta, which Vega ignores."""
+    """The chart, whose specification now carries further entries in its usermeta, which Vega ignores."""
     changed: Any = chart
-    present = changed.usermeta if isinstance(changed.usermeta, dict) else {}
-    return cast("alt.TopLevelMixin", changed.properties(usermeta={**present, **entries}))
+    changed.usermeta = {**_usermeta(chart), **entries}  # as a property of a copy it would take as long as the chart
+    return chart
+
+
+def _usermeta(chart: Any) -> dict[str, Any]:
+    return chart.usermeta if isinstance(chart.usermeta, dict) else {}
 
 
 def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -119,16 +175,3 @@ def _as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     body = "".join(line(row, "td") for row in rows)
     return f"{_STYLE}<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
-
-
-def preview_markdown(picture: Path, address: str) -> str:
-    """Markdown that shows a picture as wide as it is, with a link to the page on which it is interactive.
-
-    Args:
-        picture: an SVG file. Up to ``PREVIEW_BYTES`` it is inside, and stays what it was; a larger one is a link.
-        address: of the figure's files on the web server that shows the Markdown, without their endings.
-    """
-    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
-    if len(source) > PREVIEW_BYTES:
-        source = f"{address}.svg"
-    return f"[Open interactive]({address}.html)\n\n![figure]({source})"

@@ -96,7 +96,10 @@ def has_view(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 
 def column_names(connection: duckdb.DuckDBPyConnection, table: str) -> list[str]:
     """The columns of a table's view, those included that only some files have; none without a view."""
-    sql = "SELECT column_name FROM duckdb_columns() WHERE table_name = $table ORDER BY column_index"
+    sql = (
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = $table AND database_name <> 'temp' "
+        "ORDER BY column_index"
+    )
     return [name for (name,) in connection.execute(sql, {"table": table}).fetchall()]
 
 
@@ -152,6 +155,21 @@ def _diverged(connection: duckdb.DuckDBPyConnection, study: Study) -> set[str]:
     return {row["arm"] for row in fetch(connection, study, "runs", _DIVERGED)}
 
 
+def said_of_arms(connection: duckdb.DuckDBPyConnection, study: Study, tables: Collection[str]) -> dict[str, list[str]]:
+    """What figures say of arms that have no rows of the present recipe: which have other rows, and which diverged."""
+    said = {"diverged": sorted(_diverged(connection, study))}
+    for table in tables:
+        if "arm" in {column.name for column in TABLES[table].columns} and has_view(connection, table):
+            said[table] = sorted(_stored(connection, study, table))
+    return said
+
+
+def _stored(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> set[str]:
+    """The arms that have rows of any recipe."""
+    sql = f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study"
+    return {arm for (arm,) in connection.execute(sql, {"study": study.name}).fetchall()}
+
+
 def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> Selection | None:
     """Find the arms with current rows and their latest common checkpoint epoch.
 
@@ -182,10 +200,7 @@ def select(connection: duckdb.DuckDBPyConnection, study: Study, table: str) -> S
     if not common:
         return None
     epoch = max(common)
-    others = connection.execute(
-        f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study", {"study": study.name}
-    ).fetchall()
-    stored = {arm for (arm,) in others}
+    stored = _stored(connection, study, table)
     absent = [arm for arm in study.arms if epoch not in epochs.get(arm, ())]
     return Selection(
         arms=tuple(arm for arm in study.arms if epoch in epochs.get(arm, ())),
@@ -221,8 +236,7 @@ def drawn_arms(connection: duckdb.DuckDBPyConnection, study: Study, table: str) 
     if not has_view(connection, table):
         return (), None
     current = {row["arm"] for row in fetch(connection, study, table, "SELECT DISTINCT arm FROM rows")}
-    sql = f"SELECT DISTINCT arm FROM {TABLES[table].name} WHERE study = $study"
-    stored = {arm for (arm,) in connection.execute(sql, {"study": study.name}).fetchall()}
+    stored = _stored(connection, study, table)
     arms = tuple(arm for arm in study.arms if arm in current)
     ended = _diverged(connection, study) - current
     stale = tuple(arm for arm in study.arms if arm in stored - current - ended)

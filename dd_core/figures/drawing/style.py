@@ -5,7 +5,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import altair as alt
 
@@ -36,9 +36,16 @@ PAPER = "white"  # behind pictures; where a chart stands in a page, the page is 
 Panel = alt.LayerChart | alt.FacetChart  # what Altair says properties() of a layered chart returns
 
 
+class _Shared(alt.InlineData):
+    """Data that copies of a chart share: Altair makes several of a chart in each layer, row and column of charts."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
 def data(rows: list[dict[str, Any]]) -> alt.InlineData:
     """Rows as data of a chart; unlike a data frame they are passed on unchanged and have no row limit."""
-    return alt.InlineData(values=rows)
+    return _Shared(values=rows)
 
 
 def csv_data(rows: list[dict[str, Any]]) -> alt.InlineData:
@@ -53,7 +60,7 @@ def csv_data(rows: list[dict[str, Any]]) -> alt.InlineData:
     writer.writerows(rows)
     numbers = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
     parse = {name: "number" if name in numbers else "string" for name in rows[0]}
-    return alt.InlineData(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
+    return _Shared(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
 def describe(study: Study, variants: Sequence[str], epoch: int | None = None) -> list[str]:
@@ -298,7 +305,7 @@ def threshold_rule(k: int | None, widths: Sequence[int], label: str | None = Non
             align="right" if right else "left", dx=-6 if right else 6, baseline="top", fontSize=11, color=GREY,
             lineBreak="\n",
         )  # fmt: skip
-        layers.append(text.encode(y=alt.value(2), text=alt.value(label)))
+        layers.append(text.encode(alt.YValue(2), alt.TextValue(label)))
     return layers
 
 
@@ -345,10 +352,10 @@ def heading(width: int, text: str, second_line: str | None = None) -> list[alt.C
 
     A title would stand higher over the panel whose axis labels reach above it.
     """
-    base = alt.Chart(data([{}])).encode(x=alt.value(width / 2))
+    base = alt.Chart(data([{}])).encode(alt.XValue(width / 2))
     bold = base.mark_text(fontSize=12, fontWeight="bold", baseline="bottom")
-    layers = [bold.encode(y=alt.value(-24 if second_line else -8), text=alt.value(text))]
+    layers = [bold.encode(alt.YValue(-24 if second_line else -8), alt.TextValue(text))]
     if second_line:
         plain = base.mark_text(fontSize=11, color=GREY, baseline="bottom")
-        layers.append(plain.encode(y=alt.value(-8), text=alt.value(second_line)))
+        layers.append(plain.encode(alt.YValue(-8), alt.TextValue(second_line)))
     return layers

@@ -44,16 +44,16 @@ def family_rows(
         layers.append(mark.encode(x=x, y=y, color=runs.colour(runs.fitted, named=False)))
     points = alt.Chart(style.data([{name: row[name] for name in ("family", "run", "value")} for row in rows]))
     tooltip = [
-        "run:N",
+        alt.Tooltip("run:N"),
         alt.Tooltip("value:Q", format=".3g", title=str(x.title) if isinstance(x.title, str) else "value"),
     ]
     layers.append(points.mark_circle(size=10, opacity=0.6, color="black").encode(x=x, y=y, tooltip=tooltip))
     if right:
         words = alt.Chart(style.data([{"family": family, "text": text} for family, text in right[1].items()]))
         aside = words.mark_text(align="left", fontSize=10, color=style.GREY)
-        layers.append(aside.encode(y=y, x=alt.value(width + 5), text="text:N"))
+        layers.append(aside.encode(alt.XValue(width + 5), alt.Text("text:N"), y=y))
         above = alt.Chart(style.data([{}])).mark_text(align="left", fontSize=10, color=style.GREY, baseline="bottom")
-        layers.append(above.encode(x=alt.value(width + 5), y=alt.value(-2), text=alt.value(right[0])))
+        layers.append(above.encode(alt.XValue(width + 5), alt.YValue(-2), alt.TextValue(right[0])))
     return layers
 
 

@@ -1,0 +1,89 @@
+"""The files of a figure, drawn only where they do not show what there is now.
+
+A manifest vouches for the files of a figure and says what they were drawn from: the rows of its tables, the study, and
+the code of this package with what it draws with.
+"""
+
+import hashlib
+import json
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from dd_core.figures import Figure
+from dd_core.figures.drawing.selection import HASHED_BY, said_of_arms
+from dd_core.figures.drawing.source import Source, source_of
+from dd_core.store.files import remove
+from dd_core.store.store import Store
+from dd_core.study.study import Study
+
+_KINDS = ("html", "svg", "json")
+_DRAWN_WITH = ("altair", "vl-convert-python", "numpy", "scipy")
+
+
+def draw(figure: Figure, study: Study, store: Store) -> dict[str, Path]:
+    """Bring the files of a figure of one study up to date.
+
+    Args:
+        figure: what to draw.
+        study: of which.
+        store: the data root.
+
+    Returns:
+        The paths by format; none where the study has no data for the figure.
+
+    Raises:
+        DataMissingError: the study has rows, but the figure needs more than that.
+        StoreError: a file cannot be read or written.
+    """
+    if not any(_may_have_rows(store, table, study) for table in figure.tables):
+        return {}
+    source = source_of(store, study)
+    source.copy(*figure.tables, "runs")
+    state = _state(figure, study, source)
+    manifest = store.figure_manifest_path(figure.name, study.name)
+    drawn = store.read_manifest(manifest)
+    if drawn is not None and drawn.content.get("state") == state and store.is_sound(drawn):
+        return {kind: store.root / drawn.files[kind].path for kind in _KINDS}
+    from dd_core.figures.drawing.render import is_passing, render  # loads Altair, which nothing above needs
+
+    chart = figure.draw(study, store, source.connection, source.digest)
+    if chart is None:
+        return {}
+    remove(manifest)  # it must not vouch for what is written now
+    files = render(chart, store.figure_folder(figure.name), study.name)
+    if "" not in state.values() and not is_passing(chart):
+        store.write_manifest(manifest, {"state": state}, files)
+    return files
+
+
+def _may_have_rows(store: Store, table: str, study: Study) -> bool:
+    try:
+        return store.table_folder(table, study.name).is_dir()
+    except OSError:
+        return True  # who reads what is there will say what is wrong
+
+
+def _state(figure: Figure, study: Study, source: Source) -> dict[str, str]:
+    """Digests of what a figure is drawn from, by name; empty where one cannot be told from others."""
+    tables = {table: source.digest(table) for table in figure.tables}
+    others = {
+        "study": study.model_dump_json(),
+        "arms": json.dumps(said_of_arms(source.connection, study, figure.tables)),
+    }
+    return HASHED_BY | tables | {name: _sha256(text) for name, text in others.items()} | {"code": _code()}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    """Digest of this package and of the versions of what it draws with: a figure may call any part of it."""
+    folder = Path(__file__).parents[2]
+    paths = sorted(path for kind in ("py", "csv") for path in folder.rglob(f"*.{kind}"))
+    digest = hashlib.sha256(json.dumps([metadata.version(name) for name in _DRAWN_WITH]).encode())
+    for path in paths:
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
