@@ -58,6 +58,12 @@ def small_quickstart(tmp_path_factory):
     return store
 
 
+@pytest.fixture(scope="module")
+def views_of_small_quickstart(small_quickstart):
+    with contextlib.closing(connect(small_quickstart)) as connection:
+        yield connection
+
+
 def test_there_are_nine_queries_and_the_readme_shows_one():
     assert len(QUERIES) == 9
     assert re.findall(r"```sql\n(.*?)```", README, flags=re.DOTALL) == QUERIES[:1]
@@ -68,10 +74,8 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: re.sub(r"\W+", "_", query)[:40])
-def test_readme_query_runs_and_finds_rows(small_quickstart, query):
-    with contextlib.closing(connect(small_quickstart)) as connection:
-        result = connection.sql(query)
-        rows = result.fetchall()
+def test_readme_query_runs_and_finds_rows(views_of_small_quickstart, query):
+    rows = views_of_small_quickstart.sql(query).fetchall()
     assert rows
     assert all(value is not None for value in rows[0])
 

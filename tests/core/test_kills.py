@@ -96,7 +96,7 @@ def best(store: Store) -> dict[str, Any]:
 def last_attempts(store: Store) -> pd.DataFrame:
     """How the last attempt at each trial ended, and with which results."""
     columns = [f"{which}_{name}" for which in ("last", "best") for name in RESULTS]
-    with contextlib.closing(connect(store)) as connection:
+    with contextlib.closing(connect(store, ("runs",))) as connection:
         return connection.sql(
             f"""SELECT trial, status, reason, end_epoch, end_step, last_epoch, best_epoch, best_by, {", ".join(columns)}
             FROM runs QUALIFY row_number() OVER (PARTITION BY trial ORDER BY attempt DESC) = 1 ORDER BY trial"""
@@ -112,7 +112,7 @@ def test_a_kill_at_any_moment_leaves_what_is_made_whole_again(
     store.root.mkdir()
     with kept_before_each_moment(store.root, tmp_path / "moments") as moments:
         train(study, store)
-    expected = results(store.root), best(store)
+    expected, attempts = (results(store.root), best(store)), last_attempts(store)
     names = {path.name for moment in moments for path in moment.glob("**/best/*.safetensors")}
     assert len(names) > len(expected[1]) // 2, "some have given way"
     assert len(moments) > (35 if kind == "whole" else 80)
@@ -126,7 +126,7 @@ def test_a_kill_at_any_moment_leaves_what_is_made_whole_again(
         )
         train(study, other)
         assert (results(other.root), best(other)) == expected, moment.name
-        pd.testing.assert_frame_equal(last_attempts(other), last_attempts(store))
+        pd.testing.assert_frame_equal(last_attempts(other), attempts)
         assert arm_is_complete(other, study, ARM, 4)
         left = [str(path) for path in other.root.rglob("*") if ".tmp" in path.name and "locks" not in path.parts]
         assert left == [], moment.name
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_from_any_write_on_costs_nothing_but_time(
         patch.setattr(os, "fsync", lambda handle: next(flushes))
         train(study, store)
     total = next(flushes)
-    expected = results(store.root), best(store)
+    expected, attempts = (results(store.root), best(store)), last_attempts(store)
     for number in [*range(1, total - 6, 9), *range(total - 6, total + 1)]:
         other = Store(tmp_path / f"{number}")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(StoreError, match="the disk is full: ") as caught:
@@ -168,5 +168,5 @@ def test_a_disk_that_is_full_from_any_write_on_costs_nothing_but_time(
         assert [path for path in other.root.rglob("*") if ".tmp" in path.name] == []
         train(study, other)
         assert (results(other.root), best(other)) == expected, number
-        pd.testing.assert_frame_equal(last_attempts(other), last_attempts(store))
+        pd.testing.assert_frame_equal(last_attempts(other), attempts)
         shutil.rmtree(other.root)

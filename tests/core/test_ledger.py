@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def runs_of(store: Store) -> pd.DataFrame:
     """The table as its view shows it, by attempt and trial."""
-    with contextlib.closing(connect(store)) as connection:
+    with contextlib.closing(connect(store, ("runs",))) as connection:
         return connection.sql("SELECT * FROM runs ORDER BY attempt, trial").to_arrow_table().to_pandas()
 
 
