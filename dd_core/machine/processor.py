@@ -5,6 +5,7 @@ data root, which machines share.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 _SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
 
 
+@functools.cache
 def processor() -> tuple[str, str]:
     """Model and instruction sets of the CPU, in the words of /proc/cpuinfo where there is one."""
     with contextlib.suppress(OSError):

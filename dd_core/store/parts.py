@@ -118,10 +118,12 @@ def division(store: Store, study: Study, arm: Arm, on_gpu: bool = False) -> list
         on_gpu: it will train on a GPU, and other arms keep the others busy.
     """
     trials = [range(stack[0], stack[-1] + 1) for stack in stacking(study, arm)]
-    if len(trials) > 1:
-        whole = trained_epoch(store, study, arm)
-        of_parts = [trained_epoch(part.store, part.study, arm) for part in all_parts(store, study, arm)]
-        shares_on_gpu = on_gpu and len(stacking(study, arm, on_gpu)) < len(trials)
-        if (whole and min(of_parts) <= whole) or (shares_on_gpu and not any(of_parts)):
-            return [range(study.trials)]
+    if len(trials) == 1:
+        return trials
+    whole = trained_epoch(store, study, arm)
+    shares_on_gpu = on_gpu and len(stacking(study, arm, on_gpu)) < len(trials)
+    # Each is a read of a store: only those that decide.
+    of_parts = (trained_epoch(part.store, part.study, arm) for part in all_parts(store, study, arm))
+    if (whole and min(of_parts) <= whole) or (not whole and shares_on_gpu and not any(of_parts)):
+        return [range(study.trials)]
     return trials

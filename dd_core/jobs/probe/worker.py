@@ -60,10 +60,11 @@ class Trainee:
         assert isinstance(task, TrainTask)
         study, arm = self._job.studies[task.study], task.arm
         self.forget()
+        precision = usable(study.variants[arm.variant].precision, self._device)  # may measure, in memory of its own
         reset_peak_memory(self._device)
         for trials in stacking(study, arm, on_gpu=self._device.type == "cuda"):
             stack = TrialStack(study, arm, trials, self._device, torch.float32)
-            stack.compute_in(usable(stack.precision, self._device))
+            stack.compute_in(precision)
             self._stacks.append(stack)
         return Prepared(seconds_per_step=self._warm_up())
 
