@@ -51,7 +51,7 @@ def _figure_asset(figure: Figure, studies: dict[str, Study]) -> dg.AssetsDefinit
         with shown_as_sentence():
             store, asked = laboratory.store(), config.asked(studies)
             others = [study for study in studies.values() if study not in asked]
-            facts = warn_of_harms(context, store, asked, figure.tables)
+            facts = warn_of_harms(context, store, asked, figure.tables, anew=False)
             drawn, lacking, failed = _draw_each(figure, asked, store, context.log)
             if failed and not drawn:
                 raise UserError("; ".join(f"{figure.name} of {name} not drawn: {why}" for name, why in failed.items()))

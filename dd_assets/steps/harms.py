@@ -13,16 +13,23 @@ _MOST_WARNINGS = 20
 
 
 def warn_of_harms(
-    context: dg.AssetExecutionContext, store: Store, studies: Iterable[Study], tables: Collection[str]
+    context: dg.AssetExecutionContext,
+    store: Store,
+    studies: Iterable[Study],
+    tables: Collection[str],
+    *,
+    anew: bool = True,
 ) -> dict[str, Any]:
     """Say in the log which files of some tables are damaged or lost; what is drawn or counted goes without them.
+
+    Every file is read, or where not ``anew`` those that have changed since somebody did.
 
     Returns:
         Metadata that says it too; empty where nothing is wrong.
     """
     from dd_core.tables.damage import sentences
 
-    harms = sentences(store, studies, tables)
+    harms = sentences(store, studies, tables, anew=anew)
     for harm in harms[:_MOST_WARNINGS]:
         context.log.warning(harm)
     if len(harms) > _MOST_WARNINGS:

@@ -82,12 +82,11 @@ class _Pictures:
             began = time.monotonic()
             for figure in sorted(SO_FAR, key=lambda figure: self._times[figure.name]):
                 if (page := draw_so_far(figure, self._study, self._store)) is not None:
-                    # The first time most of it is loading.
-                    took = time.monotonic() - began if self._drawn else 0.0
-                    self._next_at = time.monotonic() + took / _SHARE / (os.cpu_count() or 1)
                     self._drawn.append(page)
                     self._times[figure.name] += 1
-                    return
+                    break
+            ended = time.monotonic()
+            self._next_at = ended + (ended - began) / _SHARE / (os.cpu_count() or 1)
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
 

@@ -65,13 +65,21 @@ class Harm:
 
 
 def damaged_files(
-    store: Store, tables: Collection[str] = tuple(TABLES), study: str | None = None, arm: str | None = None
+    store: Store,
+    tables: Collection[str] = tuple(TABLES),
+    study: str | None = None,
+    arm: str | None = None,
+    *,
+    anew: bool = True,
 ) -> list[Harm]:
-    """The files of some tables, of any study and arm or of one, that are there and damaged: each is read."""
+    """The files of some tables, of any study and arm or of one, that are there and damaged.
+
+    Each is read, or where not ``anew`` each of which nothing is known yet (``dd_core.tables.findings``).
+    """
     if is_object(store.root):
         return []
     folders = [store.table_folder(table, study, arm) for table in tables]
-    found = findings(store, folders, anew=True)
+    found = findings(store, folders, anew=anew)
     return sorted(
         Harm(folder / name, finding.harm)
         for folder, files in found.items()
@@ -114,7 +122,9 @@ def _lost_alone(store: Store, study: Study, tables: Collection[str]) -> list[Har
     return [Harm(path, f"{path} is gone") for path in files if not path.exists()]
 
 
-def sentences(store: Store, studies: Iterable[Study], tables: Collection[str] = tuple(TABLES)) -> list[str]:
+def sentences(
+    store: Store, studies: Iterable[Study], tables: Collection[str] = tuple(TABLES), *, anew: bool = True
+) -> list[str]:
     """What is wrong with the files of some tables: the damaged ones of any study, and the lost ones of these."""
     lost = [harm for study in studies for harm in lost_files(store, study, tables)]
-    return [str(harm) for harm in [*damaged_files(store, tables), *lost]]
+    return [str(harm) for harm in [*damaged_files(store, tables, anew=anew), *lost]]

@@ -2,8 +2,8 @@
 
 To make a view one must know both of every file, and to know them one must read all. So what was found of sound files is
 kept in the user's cache folder, for each data root. It holds for as long as size, times and number of the file stay,
-and those of the manifests that may vouch for it. Whoever asks for damage itself (``dd_core.tables.damage``) has every
-file read anew.
+and those of the manifests that may vouch for it. Whoever asks for damage itself (``dd_core.tables.damage``) may have
+every file read anew.
 """
 
 import contextlib
@@ -66,13 +66,17 @@ def findings(store: Store, folders: Sequence[Path], *, anew: bool = False) -> di
                 unknown[folder / name] = state, is_young
         if len(own) < len(before):  # some have changed or gone
             memory[str(folder)] = {name: before[name] for name in own}
+    tops = tuple(f"{top}{os.sep}" for top in folders)
+    gone = [name for name in memory if f"{name}{os.sep}".startswith(tops) and Path(name) not in found]
+    for name in gone:
+        del memory[name]
     new = _looked_at(store, list(unknown), with_columns=not anew)
     for path, finding in new.items():
         found[path.parent][path.name] = finding
         state, is_young = unknown[path]
         if not finding.harm and not is_young:
             memory.setdefault(str(path.parent), {})[path.name] = state, finding
-    if new and not anew:
+    if (new or gone) and not anew:
         _remember(store, memory)
     return found
 

@@ -14,6 +14,7 @@ from dd_assets.steps import so_far
 from dd_core.errors import StoreError
 from dd_core.events import CheckpointWritten, Event, Progress, Started
 from dd_core.figures import SO_FAR, Figure
+from dd_core.figures.drawing import render
 from dd_core.figures.drawing.current import draw
 from dd_core.figures.drawing.so_far import draw_so_far
 from dd_core.store.store import Store
@@ -46,7 +47,26 @@ def test_figures_say_how_far_the_study_is(trained: Store, make_study: Any) -> No
     page = draw_so_far(curves, study, trained)
     assert page is not None
     assert '"Unfinished: 1 of 3 arms so far; k = 2 at epoch 4 of 4"' in page.with_suffix(".json").read_text("utf-8")
-    assert not trained.figure_manifest_path(curves.name, "tiny").exists(), "nothing vouches for it any more"
+    manifest = trained.read_manifest(trained.figure_manifest_path(curves.name, "tiny"))
+    assert manifest is not None and not trained.is_sound(manifest), "nothing vouches for it any more"
+
+
+def test_a_manifest_does_not_vouch_for_a_picture_of_a_training(
+    trained: Store, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not either where that is drawn between the figure and its manifest."""
+    (curves, *_), write = SO_FAR, render.write
+
+    def twice(*of: Any) -> dict[str, Path]:
+        files = write(*of)
+        monkeypatch.undo()
+        draw_so_far(curves, tiny_study, trained)
+        return files
+
+    monkeypatch.setattr(render, "write", twice)
+    files = draw(curves, tiny_study, trained)
+    assert "Unfinished" in files["json"].read_text(encoding="utf-8")
+    assert "Unfinished" not in draw(curves, tiny_study, trained)["json"].read_text(encoding="utf-8")
 
 
 @pytest.fixture

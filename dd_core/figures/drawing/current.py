@@ -1,7 +1,8 @@
 """The files of a figure, drawn only where they do not show what there is now.
 
 A manifest vouches for the files of a figure and says what they were drawn from: the rows of its tables, the study, and
-the code of this package with what it draws with.
+the code of this package with what it draws with. It has the digests of what was drawn: it does not vouch for a picture
+that a training puts in their place (``dd_core.figures.drawing.so_far``), whenever that is.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from dd_core.figures import Figure
 from dd_core.figures.drawing.selection import HASHED_BY, said_of_arms
 from dd_core.figures.drawing.source import Source, source_of
-from dd_core.store.files import remove
+from dd_core.store.manifests import FileEntry, Manifest
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -45,16 +46,21 @@ def draw(figure: Figure, study: Study, store: Store) -> dict[str, Path]:
     drawn = store.read_manifest(manifest)
     if drawn is not None and drawn.content.get("state") == state and store.is_sound(drawn):
         return {kind: store.root / drawn.files[kind].path for kind in _KINDS}
-    from dd_core.figures.drawing.render import is_passing, render  # loads Altair, which nothing above needs
+    from dd_core.figures.drawing.render import contents, is_passing, write  # loads Altair, which nothing above needs
 
     chart = figure.draw(study, store, source.connection, source.digest)
     if chart is None:
         return {}
-    remove(manifest)  # it must not vouch for what is written now
-    files = render(chart, store.figure_folder(figure.name), study.name)
+    texts = contents(chart, study.name)
+    files = write(texts, store.figure_folder(figure.name), study.name)
     if "" not in state.values() and not is_passing(chart):
-        store.write_manifest(manifest, {"state": state}, files)
+        entries = {kind: _entry(store, path, texts[kind].encode()) for kind, path in files.items()}
+        store.seal(manifest, Manifest({"state": state}, entries))
     return files
+
+
+def _entry(store: Store, path: Path, content: bytes) -> FileEntry:
+    return FileEntry(str(path.relative_to(store.root)), hashlib.sha256(content).hexdigest(), len(content))
 
 
 def _may_have_rows(store: Store, table: str, study: Study) -> bool:

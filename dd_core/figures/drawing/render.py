@@ -3,7 +3,7 @@
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +74,19 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
     Raises:
         StoreError: they cannot be written.
     """
+    return write(contents(chart, stem), folder, stem)
+
+
+def write(texts: Mapping[str, str], folder: Path, stem: str) -> dict[str, Path]:
+    """Write the files of a chart by their contents; returns the paths by format."""
+    paths = {kind: folder / f"{stem}.{kind}" for kind in texts}
+    for kind, path in paths.items():
+        write_text(path, texts[kind])
+    return paths
+
+
+def contents(chart: alt.TopLevelMixin, stem: str) -> dict[str, str]:
+    """What is in the files of a chart, by format."""
     with quickly():
         specification = chart.to_dict(validate=False)  # Vega-Lite reads it next
     text = json.dumps(specification, ensure_ascii=False, allow_nan=False)
@@ -84,18 +97,13 @@ def render(chart: alt.TopLevelMixin, folder: Path, stem: str) -> dict[str, Path]
         specification=for_script(text),
         after=_after(specification),
     )
-    contents = {
+    return {
         "html": page,
         "svg": vl_convert.vegalite_to_svg(
             json.dumps({**specification, "background": style.PAPER}), vl_version=VEGA_LITE
         ),
         "json": text,
     }
-    paths = {}
-    for kind, content in contents.items():
-        paths[kind] = folder / f"{stem}.{kind}"
-        write_text(paths[kind], content)
-    return paths
 
 
 @lru_cache(maxsize=1)

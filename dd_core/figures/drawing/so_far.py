@@ -14,7 +14,6 @@ from dd_core.figures import Figure
 from dd_core.figures.drawing import style
 from dd_core.figures.drawing.render import render
 from dd_core.figures.drawing.selection import fetch, has_view
-from dd_core.store.files import remove
 from dd_core.store.store import Store
 from dd_core.study.study import Checkpoint, Study
 from dd_core.tables.warehouse import connect
@@ -44,7 +43,7 @@ def draw_so_far(figure: Figure, study: Study, store: Store) -> Path | None:
         StoreError: it cannot be written, or the results not be read.
         UserError: a file is damaged.
     """
-    with contextlib.closing(connect(store, {*figure.tables, "runs"}, live=True)) as connection:
+    with contextlib.closing(connect(store, {*figure.tables, "runs"}, live=True, within=(study.name,))) as connection:
         if not has_view(connection, "training_evals"):
             return None
         trained = _trained(study, store)
@@ -57,7 +56,6 @@ def draw_so_far(figure: Figure, study: Study, store: Store) -> Path | None:
         chart = figure.draw(study, store, connection, lambda table: "unfinished")  # for reports, which leave it out
     if chart is None:
         return None
-    remove(store.figure_manifest_path(figure.name, study.name))  # the figure is to be drawn again
     return render(_with_first_line(chart, sentence), store.figure_folder(figure.name), study.name)["html"]
 
 
