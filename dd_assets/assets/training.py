@@ -94,7 +94,7 @@ def _kinds(study: Study, config: TrainingConfig) -> list[Kind]:
         if name not in KINDS:
             raise UserError(f"beside: there is no kind of result {name!r}; {advice(name, KINDS, 'kinds are')}")
         KINDS[name].refuse(study)
-    return [KINDS[name] for name in config.beside]
+    return [KINDS[name] for name in dict.fromkeys(config.beside)]
 
 
 def _recorded(context: dg.AssetExecutionContext, store: Store, study: Study, wanted: list[Checkpoint]) -> Done:

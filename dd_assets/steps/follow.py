@@ -11,7 +11,7 @@ from dd_assets.laboratory import Laboratory
 from dd_assets.running.console import OF_BAR, bar
 from dd_core.errors import UserError
 from dd_core.events import CheckpointWritten, Event, Failed, Finished, Note, Progress, Report, Started
-from dd_core.jobs.job import Job, TrainTask, predicted_cost
+from dd_core.jobs.job import CheckpointTask, Job, TrainTask, predicted_cost
 from dd_core.words import counted, duration
 
 _LOG_SECONDS = 10.0
@@ -117,24 +117,24 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
         for event in _events(context, laboratory, job):
             if isinstance(event, Note):
                 context.log.warning(event.text)
-            if event.task in meter.beside:
-                meter.update_beside(event)
+            if (result := meter.beside(event)) is not None:
+                meter.update_beside(event, result)
                 if isinstance(event, Failed):
-                    context.log.warning(f"{event.task}: {event.error}; it is left to whoever asks for it")
-                drawn.move(meter.fraction, meter.in_a_bar())
-                continue
-            if isinstance(event, Failed):
+                    what = f"{result.kind} of {event.task}"
+                    context.log.warning(f"{what}: {event.error}; it is left to whoever asks for it")
+            elif isinstance(event, Failed):
                 outcome.failed[event.task] = event.error
                 if event.traceback:
                     outcome.defects.append(event.traceback)
                 context.log.error(f"{event.task}: {event.error}")
             elif isinstance(event, Finished):
                 outcome.finished[event.task] = event.seconds
-            began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
-            outcome.seconds = time.monotonic() - began
-            meter.update(event)
-            for report in on_event:
-                report(event)
+            if result is None:
+                began = began or time.monotonic()  # with the first task; the start of its worker is no part of the work
+                outcome.seconds = time.monotonic() - began
+                meter.update(event)
+                for report in on_event:
+                    report(event)
             drawn.move(meter.fraction, meter.in_a_bar())
             if meter.is_due():
                 context.log.info(meter.describe(), extra=OF_BAR)
@@ -166,8 +166,9 @@ class _Meter:
         self.cost = {task.name: predicted_cost(job.studies[task.study], task) for task in job.tasks}
         self.until = {task.name: task.until for task in job.tasks if isinstance(task, TrainTask)}
         self.total = sum(self.cost.values())
-        self.beside = {task.name for task in job.beside}
         self.num_beside = 0
+        self._cost_beside = 0.0
+        self._began_beside: float | None = None
         self.done: dict[str, float] = {}
         self._done_cost = 0.0
         # Epochs that were there before this job are no measure of its speed.
@@ -192,9 +193,17 @@ class _Meter:
             self._is_done(task, 1.0)
             self.finished += 1
 
-    def update_beside(self, event: Event) -> None:
-        """Take an event of a task into account that fills what the others leave free."""
-        self.num_beside += isinstance(event, Finished | Failed)
+    def beside(self, event: Event) -> CheckpointTask | None:
+        """The task that an event is about, if it fills what the others leave free; names are not of one kind alone."""
+        number = (event.number or 0) - len(self.job.tasks)
+        return self.job.beside[number] if 0 <= number < len(self.job.beside) else None
+
+    def update_beside(self, event: Event, task: CheckpointTask) -> None:
+        """Take an event of such a task into account."""
+        self._began_beside = self._began_beside or time.monotonic()
+        if isinstance(event, Finished | Failed):
+            self.num_beside += 1
+            self._cost_beside += predicted_cost(self.job.studies[task.study], task)
 
     def _is_done(self, task: str, share: float) -> None:
         self._done_cost += self.cost[task] * (share - self.done.get(task, 0.0))
@@ -214,6 +223,8 @@ class _Meter:
 
     def left(self) -> str:
         """The time left, at the rate so far."""
+        if self.finished == len(self.job.tasks) and self.num_beside < len(self.job.beside):
+            return self._left_beside()
         before = sum(self.cost[task] * share for task, share in self.first.items()) / self.total
         gained = self.fraction - before
         if gained <= 0.005:
@@ -223,13 +234,20 @@ class _Meter:
         elapsed = time.monotonic() - self.started
         return f"about {duration(elapsed * (1 - self.fraction) / gained)} left"
 
+    def _left_beside(self) -> str:
+        if self._began_beside is None or not self._cost_beside:
+            return "time left unknown yet"
+        total = sum(predicted_cost(self.job.studies[task.study], task) for task in self.job.beside)
+        elapsed = time.monotonic() - self._began_beside
+        return f"about {duration(elapsed * (total / self._cost_beside - 1))} left"
+
     def counts(self) -> str:
         """How many of the tasks are done."""
         has_parts = any(isinstance(task, TrainTask) and task.trials for task in self.job.tasks)
         share = any(isinstance(task, TrainTask) and task.also for task in self.job.tasks)
         what = ("part of an arm" if has_parts else "network" if share else "arm") if self.until else "checkpoint"
         total = counted(len(self.job.tasks), what, "parts of arms" if what.startswith("part") else None)
-        beside = f" and {self.num_beside} of {counted(len(self.beside), 'result')}" if self.beside else ""
+        beside = f" and {self.num_beside} of {counted(len(self.job.beside), 'result')}" if self.job.beside else ""
         return f"{self.finished} of {total}{beside} done"
 
     def in_a_bar(self) -> str:

@@ -17,7 +17,7 @@ import dagster as dg
 from dd_assets.laboratory import Laboratory
 from dd_assets.running.console import FOR_ALL
 from dd_core.events import CheckpointWritten, Event, Finished, Progress, Report
-from dd_core.figures import SO_FAR
+from dd_core.figures import SO_FAR, Figure
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -49,7 +49,7 @@ class _Pictures:
     def __init__(self, context: dg.AssetExecutionContext, store: Store, study: Study):
         self._context, self._store, self._study = context, store, study
         self._next_at = time.monotonic() + _FIRST_SECONDS
-        self._has_news = False
+        self._has_news = self._has_checkpoint = self._has_loaded = False
         self._drawn: list[Path] = []
         self._times = Counter[str]()
         self._is_told = False
@@ -60,6 +60,7 @@ class _Pictures:
         """Begin to draw if it is time to."""
         self._tell()
         self._has_news |= isinstance(event, CheckpointWritten | Finished)
+        self._has_checkpoint |= isinstance(event, CheckpointWritten)
         if not self._drawn:
             self._has_news |= isinstance(event, Progress)
         is_drawing = self._thread is not None and self._thread.is_alive()
@@ -81,14 +82,22 @@ class _Pictures:
 
             began = time.monotonic()
             for figure in sorted(SO_FAR, key=lambda figure: self._times[figure.name]):
+                if not self._has_checkpoint and self._is_finished(figure):
+                    continue
                 if (page := draw_so_far(figure, self._study, self._store)) is not None:
                     self._drawn.append(page)
                     self._times[figure.name] += 1
                     break
-            ended = time.monotonic()
-            self._next_at = ended + (ended - began) / _SHARE / (os.cpu_count() or 1)
+            took = time.monotonic() - began if self._has_loaded else 0.0  # the first time most of it is loading
+            self._has_loaded = True
+            self._next_at = time.monotonic() + took / _SHARE / (os.cpu_count() or 1)
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
+
+    def _is_finished(self, figure: Figure) -> bool:
+        """Whether it shows all there is until a checkpoint is written; nothing would say that it is out of date."""
+        manifest = self._store.read_manifest(self._store.figure_manifest_path(figure.name, self._study.name))
+        return manifest is not None and self._store.is_sound(manifest)
 
     def _tell(self) -> None:
         """From the thread of the step: what the other has done is logged here."""

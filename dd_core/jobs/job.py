@@ -131,7 +131,13 @@ class CheckpointTask(BaseModel):
         return KINDS[self.kind].precision(study)
 
     def compute(self, study: Study, store: Store, **options: Any) -> None:
-        """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there."""
+        """Do it, with the options ``device`` and perhaps ``group``; nothing where a current result is there.
+
+        Nor where every trial has diverged, as there are no weights to look at.
+        """
+        manifest = store.read_manifest(store.checkpoint_manifest_path(study.name, self.checkpoint))
+        if manifest is not None and not manifest.live_trials:
+            return
         rows = {} if self.rows is None else {"rows": self.rows}
         KINDS[self.kind].function(study, self.checkpoint, store, **rows, **options)
 

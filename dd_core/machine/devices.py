@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import re
 from dataclasses import dataclass, replace
@@ -43,13 +42,13 @@ def gpu_in_vain(cuda: str | None) -> str | None:
     """What to tell somebody whose NVIDIA GPU PyTorch cannot use because it was installed for CPUs; None if all is well.
 
     Args:
-        cuda: ``torch.version.cuda``. A build that has it may still lack the packages that only a GPU needs.
+        cuda: ``torch.version.cuda``.
     """
-    if not num_gpus() or (cuda is not None and importlib.util.find_spec("triton") is not None):
+    if not num_gpus() or cuda is not None:
         return None
-    return (
-        "PyTorch was installed for CPUs, and an NVIDIA GPU is here: `make setup DD_TORCH=cuda` installs what is missing"
-    )
+    is_checkout = (Path(__file__).parents[2] / "Makefile").exists()
+    cure = "`make setup DD_TORCH=cuda` installs what is missing" if is_checkout else "install the CUDA build of PyTorch"
+    return f"PyTorch was installed for CPUs, and an NVIDIA GPU is here: {cure}"
 
 
 def device_name() -> str:

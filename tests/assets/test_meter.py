@@ -35,12 +35,16 @@ def test_results_beside_are_counted_and_are_no_part_of_the_work(
     study = make_study()
     job = training_job(tmp_path, study, list(study.iter_checkpoints()), 1, 1)
     result = CheckpointTask(kind="per_image_curvature", study="tiny", variant="plain", k=2, epoch=4)
-    meter = _Meter(job.model_copy(update={"beside": (result,)}))
+    meter = _Meter(job.model_copy(update={"beside": (result, result.model_copy(update={"kind": "hessian"}))}))
     meter.update(Finished(task=job.tasks[0].name, seconds=1.0))
     before = meter.fraction
-    meter.update_beside(Finished(task=result.name, seconds=1.0))
+    event = Finished(task=result.name, number=2, seconds=1.0)
+    assert meter.beside(event) == result and meter.beside(Finished(task="", number=1, seconds=1.0)) is None
+    meter.update_beside(event, result)
     assert 0 < meter.fraction == before < 1
-    assert "1 of 2 arms and 1 of 1 result done" in meter.describe()
+    assert "1 of 2 arms and 1 of 2 results done" in meter.describe()
+    meter.update(Finished(task=job.tasks[1].name, seconds=1.0))
+    assert meter.describe().endswith("2 of 2 arms and 1 of 2 results done, 100 % of the work, about 0 s left")
 
 
 def test_no_duration_is_rounded_to_one_that_has_another_unit() -> None:

@@ -106,6 +106,21 @@ def test_one_figure_is_drawn_after_the_other_and_the_first_is_told(
     assert drawn == [curves, *(over_widths, by_width, over_widths, curves) * 2]
 
 
+def test_a_finished_figure_is_left_alone_until_a_checkpoint_is_written(
+    drawn: list[str], store: Store, tiny_study: Study
+) -> None:
+    page = store.figure_folder("training_curves") / "tiny.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    store.write_manifest(store.figure_manifest_path("training_curves", "tiny"), {}, {"html": page})
+    context: Any = SimpleNamespace(log=_Log())
+    pictures = so_far._Pictures(context, store, tiny_study)
+    for event in (Progress(epoch=1), CheckpointWritten(epoch=2)):
+        pictures.on_event(event)
+        pictures.end()
+        assert ("training_curves" in drawn) == isinstance(event, CheckpointWritten)
+
+
 def test_a_picture_that_cannot_be_drawn_is_a_warning_and_no_other_is_tried(
     drawn: list[str], store: Store, make_study: Any
 ) -> None:

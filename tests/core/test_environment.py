@@ -94,6 +94,7 @@ def test_a_gpu_is_found_without_its_driver(tmp_path: Path, monkeypatch: pytest.M
 def test_whoever_gets_a_gpu_later_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert "make setup DD_TORCH=cuda" in str(gpu_in_vain(None))
+    assert gpu_in_vain("13.0") is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_in_vain(None) is None
 
