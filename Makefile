@@ -7,7 +7,7 @@ IN := source ./env.sh &&
 .PHONY: setup setup-all quickstart check test lint types bench docs notebook ui watch lock clean
 
 # What there is to install, and whether: environment/install.py. DD_TORCH=cpu or cuda chooses the build of PyTorch.
-ENVIRONMENT ?= $(if $(and $(wildcard $(VENV)/bin/pip),$(wildcard $(VENV)/bin/python)),$(VENV)/bin/python,$(PYTHON)) \
+ENVIRONMENT ?= $(if $(and $(wildcard $(VENV)/bin/pip),$(realpath $(VENV)/bin/python)),$(VENV)/bin/python,$(PYTHON)) \
 	-m environment.install
 
 # For quickstart, ui, watch and ddlab.

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from environment.installers import LOG, InstallError, Pip, Uv
+from environment.installers import CPU_INDEX, LOG, InstallError, Pip, Uv
 from environment.lock import LOCK, ROOT, canonical, read
 from environment.torch_build import choose, gpu_here
 
@@ -38,12 +38,22 @@ class Environment:
         """The folder need not be there yet."""
         self.folder, self._stamp = folder, folder / ".installed"
 
+    def works(self) -> bool:
+        """Whether it can be used: its Python is a link, and dangles when the system's is replaced by a newer one."""
+        return all(os.access(self.folder / "bin" / name, os.X_OK) for name in ("python", "pip"))
+
     def create(self) -> None:
-        """Make it where there is none that works."""
-        if not all(os.access(self.folder / "bin" / name, os.X_OK) for name in ("python", "pip")):
-            made = subprocess.run([sys.executable, "-m", "venv", str(self.folder)], check=False)
-            if made.returncode:
-                sys.exit(f"Error: {self.folder} cannot be made; Python says why above")
+        """Make it where there is none that works; what another version of Python had installed goes."""
+        if self.works():
+            return
+        self._stamp.unlink(missing_ok=True)
+        for link in self.folder.glob("bin/python*"):
+            link.unlink()  # venv would keep it
+        for path in self.folder.glob("lib/python3*"):
+            if path.name != f"python3.{sys.version_info.minor}":
+                shutil.rmtree(path)
+        if subprocess.run([sys.executable, "-m", "venv", str(self.folder)], check=False).returncode:
+            sys.exit(f"Error: {self.folder} cannot be made; Python says why above")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -134,7 +144,7 @@ class SetUp:
     def is_done(self) -> bool:
         """Nothing is to be installed."""
         before = {key: self._before.get(key) for key in self._state}
-        return before in (self._state, {**self._state, "level": "all"})
+        return self._environment.works() and before in (self._state, {**self._state, "level": "all"})
 
     def run(self) -> None:
         """Install what is missing, remove what only another build of torch needs.
@@ -152,7 +162,7 @@ class SetUp:
         self._run(Pip(self._environment.folder))
 
     def _run(self, tool: Pip | Uv) -> None:
-        build = self._build(tool)
+        build = self._build()
         want = wanted(self._lock, self._level, build)
         if self._why:
             print(_REASONS[build].format(why=self._why), flush=True)
@@ -165,7 +175,7 @@ class SetUp:
             print(f"Setting up {self._environment.folder.name} with {tool.name}: {len(missing)} packages", flush=True)
         of_cpu = [package for package in missing if package.endswith("+cpu")]
         others = [package for package in missing if package not in of_cpu]
-        for group, options in (([of_cpu] if of_cpu else [], tool.cpu_index), (batches(others), ())):
+        for group, options in (([of_cpu] if of_cpu else [], CPU_INDEX), (batches(others), ())):
             if group:
                 tool.install(group, *options, num_installed=lambda: self._num_there(want), total=len(want))
         tool.run("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
@@ -173,12 +183,14 @@ class SetUp:
         all_there = all(there.get(name) == version for name, version in wanted(self._lock, "all", build).items())
         self._environment.write_down({**self._state, "level": "all" if all_there else self._level, "build": build})
 
-    def _build(self, tool: Pip | Uv) -> str:
+    def _build(self) -> str:
         """Which of the three of `wanted`: as installed, else as to be had."""
         if self._torch == "cuda" or sys.platform != "linux":
             return self._torch
         locked, there = self._lock["run"]["torch"], self._installed.get("torch")
-        if there == f"{locked}+cpu" or ((there != locked or self._asked) and tool.has_cpu_build(locked)):
+        if there == f"{locked}+cpu" or (
+            (there != locked or self._asked) and Pip(self._environment.folder).has_cpu_build(locked)
+        ):
             return "cpu"
         return "reduced"
 
@@ -187,13 +199,19 @@ class SetUp:
         return sum(there.get(name) == version for name, version in want.items())
 
 
+def heed_signals() -> None:
+    """As for Ctrl-C: what was started ends, too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
+
+
 def main(level: str) -> None:
     """As told on the command line."""
     environment = Environment(VENV)
     if SetUp(environment, level).is_done():
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as for Ctrl-C: what was started ends, too
-        signal.signal(number, signal.default_int_handler)
+    heed_signals()
     again = "what is installed stays, and the same command goes on from there"
     try:
         with environment.locked():

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 LOG = "set-up.log"
-_CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # pytorch.org, Get Started; uv knows it
+CPU_INDEX = ("--index-url", "https://download.pytorch.org/whl/cpu")  # pytorch.org, Get Started
 _DOWNLOAD = re.compile(r"\s*Downloading (\S+\.(?:whl|gz|zip)) \(([\d.]+) (bytes|kB|MB|GB)\)")
 _UNREACHABLE = re.compile(r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError")
 _UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -28,7 +28,6 @@ class Uv:
     """uv loads and unpacks many packages at a time, and says so by itself."""
 
     name = "uv"
-    cpu_index = ("--torch-backend", "cpu")
 
     def __init__(self, venv: Path):
         """For the environment in this folder."""
@@ -47,13 +46,6 @@ class Uv:
         """Remove packages that are there."""
         self.run("uninstall", *names)
 
-    def has_cpu_build(self, version: str) -> bool:
-        """Whether PyTorch's own index can be asked, and has this version for this Python."""
-        command = ["uv", "pip", "install", "--python", self._python, "--dry-run", "--no-deps", *self.cpu_index]
-        environment = {**os.environ, "UV_HTTP_TIMEOUT": str(_PATIENCE), "UV_HTTP_RETRIES": "1"}
-        command.append(f"torch=={version}+cpu")
-        return not subprocess.run(command, env=environment, capture_output=True, check=False).returncode
-
     def install(
         self, batches: Sequence[Sequence[str]], *options: str, num_installed: Callable[[], int], total: int
     ) -> None:
@@ -65,7 +57,6 @@ class Pip:
     """Several pips side by side, each with a few packages: while one downloads, another unpacks."""
 
     name = "pip"
-    cpu_index = ("--index-url", _CPU_INDEX)
 
     def __init__(self, venv: Path):
         """For the environment in this folder; what pip says goes into a file there."""
@@ -89,7 +80,7 @@ class Pip:
 
     def has_cpu_build(self, version: str) -> bool:
         """Whether PyTorch's own index can be asked, and has this version for this Python."""
-        options = ("--timeout", str(_PATIENCE), "--retries", "1", *self.cpu_index)
+        options = ("--timeout", str(_PATIENCE), "--retries", "1", *CPU_INDEX)
         command = [*self._command, "index", "versions", "torch", *options]
         said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         return f"{version}+cpu" in re.split(r"[\s,]+", said)

@@ -1,5 +1,6 @@
 """What `make setup` installs: each package stands in the right section of the lock file; each machine gets its own."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dd_core.machine.devices import gpu_in_vain
-from environment.install import Environment, batches, specifier, wanted
+from environment.install import Environment, SetUp, batches, heed_signals, specifier, wanted
 from environment.installers import InstallError, Pip, complaint, download
 from environment.lock import linked_with_torch, read, sections_here
 from environment.torch_build import choose, gpu_here
@@ -147,6 +148,68 @@ def test_a_pip_that_fails_ends_the_others(tmp_path: Path, capfd: pytest.CaptureF
     assert "3 of 4 packages" in capfd.readouterr().out
     assert "nowhere==1" in (tmp_path / "set-up.log").read_text(encoding="utf-8")
     assert not (tmp_path / "downloads").exists()
+
+
+def _script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one build")
+def test_pip_has_the_build_for_cpus_where_uv_knows_no_such_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a network: programs that answer as uv and pip would."""
+    version = f"{LOCK['run']['torch']}+cpu"
+    _script(tmp_path / "path/uv", "exit 2")
+    said = f'case "$*" in *"index versions torch"*) echo "Available versions: {version}, 2.0.0+cpu";; esac'
+    _script(tmp_path / "venv/bin/python", f'echo "$*" >> {tmp_path}/asked; {said}')
+    monkeypatch.setenv("PATH", str(tmp_path / "path"), prepend=":")
+    monkeypatch.setenv("DD_TORCH", "cpu")
+    environment = Environment(tmp_path / "venv")
+    SetUp(environment, "run").run()
+    out = capfd.readouterr().out
+    assert "pip tries it instead" in out
+    assert "its build for CPUs" in out
+    assert "still smaller build" not in out
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert any("download.pytorch.org" in line and f"torch==={version}" in line for line in asked)
+    assert environment.before()["build"] == "cpu"
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DD_TORCH", "cpu")
+    monkeypatch.setenv("PATH", "")  # no uv
+    for name in ("python", "pip"):
+        _script(tmp_path / "bin" / name, "")
+    environment = Environment(tmp_path)
+    SetUp(environment, "run").run()
+    assert SetUp(environment, "run").is_done()
+    for folder in ("python3.1", f"python3.{sys.version_info.minor}"):
+        (tmp_path / "lib" / folder).mkdir(parents=True)
+    (tmp_path / "bin/python").unlink()
+    (tmp_path / "bin/python").symlink_to(tmp_path / "gone")
+    assert not SetUp(environment, "run").is_done()
+    monkeypatch.setattr(sys, "executable", "/bin/true")  # for `-m venv`, which takes seconds
+    environment.create()
+    assert not (tmp_path / "bin/python").is_symlink()
+    assert [path.name for path in (tmp_path / "lib").iterdir()] == [f"python3.{sys.version_info.minor}"]
+    assert not environment.before()
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    """As by `nohup make quickstart`."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        heed_signals()
+        after = [signal.getsignal(number) for number in numbers]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert after == [signal.default_int_handler, signal.SIG_IGN]
 
 
 def test_an_old_python_gets_a_sentence() -> None:
