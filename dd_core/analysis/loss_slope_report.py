@@ -113,7 +113,7 @@ def _num_runs(widths: list[WidthBreak]) -> int:
 
 def findings(store: Store, study: Study) -> list[str]:
     """Sentences about a study's loss curves; none where none is analysed."""
-    with contextlib.closing(connect(store, _TABLES)) as connection:
+    with contextlib.closing(connect(store, _TABLES, within=(study.name,))) as connection:
         rows = rows_of(study, connection)
         if not rows:
             return []
