@@ -6,8 +6,8 @@ of it, written by the product's own writers: a file in each of five tables, and 
 are drawn at random with 11 bits each, weights are a few bytes, an image table has 200 images instead of 50,000, and
 nothing is flushed to disk: otherwise the disk of a laptop would not do.
 
-1. ``sql``: the time to have the views (``warehouse.duckdb``, and a connection of ``dd_core.open``), and every query of
-   README.md and docs/queries.md, warm: as it is written, and asked of the large study.
+1. ``sql``: the time to have the views (``warehouse.duckdb``, and a connection of ``dd_core.open``), what the large
+   study has found, and every query of README.md and docs/queries.md, warm: as it is written, and asked of that study.
 2. ``list``: ``dagster asset list`` with as many study files.
 ``--root`` keeps the data root there, or takes the one that is there; ``--share 0.01`` makes a hundredth of the arms.
 """
@@ -198,9 +198,10 @@ def asked_of_large(query: str) -> str:
     return query.replace("epoch = 120", "epoch = 4000")
 
 
-def sql(store: Store) -> dict[str, float]:
-    """The views, then every query."""
+def sql(store: Store, large: Study) -> dict[str, float]:
+    """The views and the findings, then every query."""
     import dd_core
+    from dd_core.reports.findings import findings
     from dd_core.tables.warehouse import refresh
 
     found = {}
@@ -209,6 +210,7 @@ def sql(store: Store) -> dict[str, float]:
     lab = dd_core.open(store.root)
     for moment in ("first", "again"):
         found[f"connect_{moment}"] = timed(f"lab.sql('SELECT 1'), {moment}", lambda: lab.sql("SELECT 1").fetchall())
+    found["findings"] = timed("findings of the large study", functools.partial(findings, store, large))
     print(f"\n{'':74s}{'as written':>12s}{'large study':>13s}  (s, warm: median of 3)")
     slowest = [0.0, 0.0]
     for question, query in queries().items():
@@ -283,7 +285,7 @@ def main() -> None:
         print(f"{'':74s}{'wall s':>12s}{'processor s':>13s}  ({load_average()})")
         timed("written", lambda: print(lay_out(store, studies, arguments.processes)))
         parts: dict[str, Callable[[], dict[str, float]]] = {
-            "sql": lambda: sql(store),
+            "sql": lambda: sql(store, studies[0]),
             "list": lambda: asset_list(store, arguments.studies),
         }
         found: dict[str, float] = {}

@@ -4,15 +4,15 @@ What terminal, report and figures say of a rise and a fall is computed here: a f
 network, not to whichever of the wider ones happens to be best.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import duckdb
-
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
+from dd_core.tables.warehouse import connect
 
 # An error that rises or falls by less than one point has no peak; nor a curvature by less than a tenth of a decade.
 LEAST_RISE, LEAST_DECADES = 0.01, 0.1
@@ -95,46 +95,41 @@ class WidthRow:
     mean_trace: float
 
 
-def width_curve(
-    store: Store, study: Study, variant: str, connection: duckdb.DuckDBPyConnection
-) -> tuple[int, list[WidthRow]]:
-    """The curve at the latest checkpoint epoch that every trained width of the variant has.
+_CURVES = """
+    SELECT variant, epoch, k, count(*), avg(train_error), avg(train_loss), avg(test_error), stddev_samp(test_error),
+        avg(test_loss), any_value(mean_trace)
+    FROM training_evals
+    LEFT JOIN (
+        SELECT study, arm, epoch, avg(mean_trace) AS mean_trace FROM curvature WHERE subset = 'all' GROUP BY ALL
+    ) USING (study, arm, epoch)
+    WHERE study = $study AND (arm, epoch) IN (SELECT unnest($arms), unnest($epochs))
+    GROUP BY variant, epoch, k ORDER BY k
+"""
+
+
+def width_curves(store: Store, study: Study) -> dict[str, tuple[int, list[WidthRow]]]:
+    """The curve of every variant at the latest checkpoint epoch that all of its trained widths have.
 
     Returns:
-        That epoch and one row per width, or ``(0, [])`` if nothing is trained.
+        By variant that epoch and one row per width, or ``(0, [])`` if nothing is trained.
     """
-    epochs: dict[int, set[int]] = {}
-    arms = {arm for arm in study.arms.values() if arm.variant == variant}
-    for checkpoint in trained_checkpoints(store, study, arms):
-        epochs.setdefault(checkpoint.arm.k, set()).add(checkpoint.epoch)
-    common = set.intersection(*epochs.values()) if epochs else set()
-    if not common or max(common) == 0:
-        return 0, []
-    epoch = max(common)
-    query = """
-        SELECT k, count(*), avg(train_error), avg(train_loss), avg(test_error), stddev_samp(test_error), avg(test_loss)
-        FROM training_evals WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?))
-        GROUP BY k ORDER BY k
-    """
-    parameters = [study.name, variant, epoch, sorted(epochs)]
-    traces = _mean_traces(connection, parameters)
+    epochs: dict[str, dict[str, set[int]]] = {variant: {} for variant in study.variants}
+    for checkpoint in trained_checkpoints(store, study):
+        epochs[checkpoint.arm.variant].setdefault(checkpoint.arm.key, set()).add(checkpoint.epoch)
+    latest = {v: max(set.intersection(*own.values()), default=0) if own else 0 for v, own in epochs.items()}
+    curves: dict[str, tuple[int, list[WidthRow]]] = {variant: (epoch, []) for variant, epoch in latest.items()}
+    asked = [(arm, latest[variant]) for variant, own in epochs.items() if latest[variant] for arm in own]
+    if not asked:
+        return curves
+    arms, at = zip(*asked, strict=True)
+    tables, within = ("curvature", "training_evals"), (study.name,)
+    with contextlib.closing(connect(store, tables, within=within, epochs=set(at))) as connection:
+        found = connection.execute(_CURVES, {"study": study.name, "arms": arms, "epochs": at}).fetchall()
     names = ("train_error", "train_loss", "test_error", "test_error_std", "test_loss", "mean_trace")
-    rows = []
-    for k, trials, *values in connection.execute(query, parameters).fetchall():
-        numbers = (math.nan if value is None else value for value in (*values, traces.get(k)))
-        rows.append(WidthRow(k, trials, **dict(zip(names, numbers, strict=True))))
-    return epoch, rows
-
-
-def _mean_traces(connection: duckdb.DuckDBPyConnection, parameters: list[object]) -> dict[int, float | None]:
-    query = """
-        SELECT k, avg(mean_trace) FROM curvature
-        WHERE study = ? AND variant = ? AND epoch = ? AND k IN (SELECT unnest(?)) AND subset = 'all' GROUP BY k
-    """
-    try:
-        return dict(connection.execute(query, parameters).fetchall())
-    except duckdb.CatalogException:
-        return {}
+    for variant, _, k, trials, *values in found:
+        numbers = (math.nan if value is None else value for value in values)
+        curves[variant][1].append(WidthRow(k, trials, **dict(zip(names, numbers, strict=True))))
+    return curves
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def findings(store: Store, study: Study) -> list[str]:
     """Sentences about a study of graphs; none of other studies, or where nothing was measured."""
     if study.data.graphs is None:
         return []
-    with contextlib.closing(connect(store, _TABLES)) as connection:
+    with contextlib.closing(connect(store, _TABLES, within=(study.name,))) as connection:
         results = results_of(study, connection)
         at, found = at_best_or_last(study, results)
         last = outcomes(study, results, "last") if at == "best" else {}

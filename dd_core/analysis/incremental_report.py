@@ -32,7 +32,7 @@ def findings(store: Store, study: Study) -> list[str]:
     """Sentences about a study's tasks; none where classes do not come one after the other, or no task has ended."""
     if study.data.classes is None:
         return []
-    with contextlib.closing(connect(store, _TABLES)) as connection:
+    with contextlib.closing(connect(store, _TABLES, within=(study.name,))) as connection:
         newest = newest_classes(study, connection)
         sentences: list[str] = []
         for k in study.all_widths:

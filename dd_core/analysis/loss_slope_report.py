@@ -1,6 +1,7 @@
 """What the loss curves of a study say, as text: H1, H2, and at which widths the early power law breaks."""
 
 import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -58,10 +59,13 @@ def query(connection: duckdb.DuckDBPyConnection, study: Study, sql: str, **param
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def breaks_by_width(study: Study, connection: duckdb.DuckDBPyConnection) -> dict[str, list[WidthBreak]]:
-    """For every variant of the study file (all points of its grid together) with several widths, how each bends."""
-    runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for row in rows_of(study, connection):
+def breaks_by_width(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[WidthBreak]]:
+    """For every variant of the study file (all points of its grid together) with several widths, how each bends.
+
+    ``rows``: ``rows_of`` the study.
+    """
+    runs: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for row in rows:
         if row["alpha_early"] is not None:
             runs.setdefault(row["family"], {}).setdefault(row["k"], []).append(row)
     return {
@@ -71,7 +75,7 @@ def breaks_by_width(study: Study, connection: duckdb.DuckDBPyConnection) -> dict
     }
 
 
-def _width_break(k: int, rows: list[dict[str, Any]]) -> WidthBreak:
+def _width_break(k: int, rows: list[Mapping[str, Any]]) -> WidthBreak:
     broken = [row for row in rows if row["early_break_epoch"] is not None]
     if not broken:
         return WidthBreak(k, len(rows), 0)
@@ -113,17 +117,15 @@ def _num_runs(widths: list[WidthBreak]) -> int:
 
 def findings(store: Store, study: Study) -> list[str]:
     """Sentences about a study's loss curves; none where none is analysed."""
-    with contextlib.closing(connect(store, _TABLES)) as connection:
+    with contextlib.closing(connect(store, _TABLES, within=(study.name,))) as connection:
         rows = rows_of(study, connection)
-        if not rows:
-            return []
-        campaign = Campaign.from_rows(rows)
-        sentences = [answer_h1(campaign, study.loss_slopes).sentence()]
-        if len({row["arm"] for row in rows}) > 1:
-            h2 = answer_h2(campaign, study.loss_slopes).sentence()
-            is_test = all(row["validation_is_test"] for row in rows)
-            sentences.append(h2.replace("best validation loss", "best test loss") if is_test else h2)
-        early = study.loss_slopes.early
-        by_family = breaks_by_width(study, connection)
-        sentences += [break_sentence(family, widths, early) for family, widths in by_family.items()]
-    return sentences
+    if not rows:
+        return []
+    campaign = Campaign.from_rows(rows)
+    sentences = [answer_h1(campaign, study.loss_slopes).sentence()]
+    if len({row["arm"] for row in rows}) > 1:
+        h2 = answer_h2(campaign, study.loss_slopes).sentence()
+        is_test = all(row["validation_is_test"] for row in rows)
+        sentences.append(h2.replace("best validation loss", "best test loss") if is_test else h2)
+    early = study.loss_slopes.early
+    return sentences + [break_sentence(family, widths, early) for family, widths in breaks_by_width(rows).items()]

@@ -33,7 +33,7 @@ _TRUTH = f"""
 
 def findings(store: Store, study: Study) -> list[str]:
     """Sentences about a study's memorisation; none where none was measured."""
-    with contextlib.closing(connect(store, _TABLES)) as connection:
+    with contextlib.closing(connect(store, _TABLES, within=(study.name,))) as connection:
         sentences = [*_truths(study, connection), *_agreements(study, connection), *_detections(study, connection)]
     return [f"{sentence}." for sentence in sentences]
 

@@ -1,6 +1,5 @@
 """What a study has found so far, as text."""
 
-import contextlib
 import math
 
 from dd_core.analysis.double_descent import (
@@ -10,11 +9,10 @@ from dd_core.analysis.double_descent import (
     find_double_descent,
     fold,
     percent,
-    width_curve,
+    width_curves,
 )
 from dd_core.store.store import Store
 from dd_core.study.study import Study
-from dd_core.tables.warehouse import connect
 from dd_core.words import counted
 
 
@@ -58,8 +56,7 @@ def report(store: Store, study: Study) -> tuple[str, dict[str, list[WidthRow]]]:
     Returns:
         The text, and each variant's curve.
     """
-    with contextlib.closing(connect(store, ("curvature", "training_evals"))) as connection:
-        found = {variant: width_curve(store, study, variant, connection) for variant in study.variants}
+    found = width_curves(store, study)
     curves = {variant: rows for variant, (_, rows) in found.items()}
     parts = []
     points: dict[int, dict[str, WidthRow]] = {}  # by epoch, of variants with one width: a grid has many

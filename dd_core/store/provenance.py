@@ -3,7 +3,6 @@
 The orchestrator asks here what is to be done; workers ask again, with the stricter checks that open the files.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator
 
@@ -53,11 +52,9 @@ def trained_checkpoints(store: Store, study: Study, arms: set[Arm] | None = None
         return {}
     wanted = [checkpoint for checkpoint in study.iter_checkpoints() if arms is None or checkpoint.arm in arms]
     manifests = store.read_manifests([store.checkpoint_manifest_path(study.name, checkpoint) for checkpoint in wanted])
-    found = {}
-    for checkpoint, manifest in zip(wanted, manifests, strict=True):
-        with contextlib.suppress(StaleError):
-            found[checkpoint] = _of_present_recipe(manifest, study, checkpoint)
-    return found
+    recipes = {arm: study.recipe_hash(arm) for arm in {checkpoint.arm for checkpoint in wanted}}
+    pairs = zip(wanted, manifests, strict=True)
+    return {own: manifest for own, manifest in pairs if manifest is not None and manifest.recipe == recipes[own.arm]}
 
 
 def harmed_best(store: Store, study: Study, arm: Arm) -> Iterator[str]:

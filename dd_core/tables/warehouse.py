@@ -72,7 +72,12 @@ _EPOCH = r"TRY_CAST(regexp_extract(filename, '(\d+)\.parquet$', 1) AS SMALLINT)"
 
 
 def connect(
-    store: Store, tables: Collection[str] = tuple(TABLES), *, live: bool = False, within: tuple[str, ...] = ()
+    store: Store,
+    tables: Collection[str] = tuple(TABLES),
+    *,
+    live: bool = False,
+    within: tuple[str, ...] = (),
+    epochs: Collection[int] | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view for each of some tables, without damaged files; close it after use.
 
@@ -82,6 +87,7 @@ def connect(
         live: show evaluations that no checkpoint vouches for yet, and what grids varied, as the warehouse file does
             for people, with the comments of columns; and the view ``live_epochs``.
         within: a study, or a study and an arm, the rows of which are enough; no file of others is opened then.
+        epochs: of checkpoints, the rows of which are enough; of files named after checkpoints no other is opened then.
 
     Raises:
         StoreError: the object store does not let DuckDB read.
@@ -91,7 +97,7 @@ def connect(
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET parquet_metadata_cache = true")  # figures and findings ask several times
         give_access(connection, store.root)
-        _create_views(connection, store, tables, is_portable=False, is_live=live, within=within)
+        _create_views(connection, store, tables, is_portable=False, is_live=live, within=within, epochs=epochs)
     except BaseException:
         connection.close()
         raise
@@ -151,6 +157,7 @@ def _create_views(
     is_portable: bool,
     is_live: bool,
     within: tuple[str, ...] = (),
+    epochs: Collection[int] | None = None,
 ) -> list[str]:
     """Create the views; returns the names of the tables that have files."""
     known = _Known.of(store, tables, within)
@@ -159,7 +166,7 @@ def _create_views(
     varied: list[Column] = []
     for table in sorted((TABLES[name] for name in tables), key=lambda table: table.name != "runs"):
         folder = _folder(store, table, within)
-        files = _files(folder, known.damaged, max(len(table.folder_columns) - len(within), 0))
+        files = _files(folder, known.damaged, max(len(table.folder_columns) - len(within), 0), epochs)
         if files is not None:
             filled += [table.name] * _has_rows(store, table)
         try:
@@ -310,13 +317,15 @@ def _sql(column: Column, ways: list[str]) -> str:
     return f'"{column.name}"' if ways == [f'"{column.name}"'] else f'coalesce({", ".join(ways)}) AS "{column.name}"'
 
 
-def _files(folder: Path, damaged: Collection[Path], depth: int) -> list[str] | None:
-    """The files of a table, or of an arm's part of it, with wildcards where none is damaged; None: there are none."""
-    if not any(path.is_relative_to(folder) for path in damaged):
+def _files(folder: Path, damaged: Collection[Path], depth: int, epochs: Collection[int] | None) -> list[str] | None:
+    """The files of a table, or of an arm's part of it, with wildcards where all are wanted; None: there are none."""
+    if epochs is None and not any(path.is_relative_to(folder) for path in damaged):
         if next(folder.glob("**/*.parquet"), None) is None:
             return None
         return [f"{_literal(str(folder.absolute()))}{'/*' * depth}/*.parquet"]
     sound = [path for path in sorted(folder.glob("**/*.parquet")) if path not in damaged]
+    if epochs is not None:
+        sound = [path for path in sound if not path.stem.isdecimal() or int(path.stem) in epochs]
     return [_literal(str(path.absolute())) for path in sound] or None
 
 

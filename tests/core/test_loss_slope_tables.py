@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from dd_core.analysis.loss_slope_report import WidthBreak, break_sentence, breaks_by_width, findings
+from dd_core.analysis.loss_slope_report import WidthBreak, break_sentence, breaks_by_width, findings, rows_of
 from dd_core.results import loss_slopes
 from dd_core.results.loss_slopes import rebuild
 from dd_core.store.store import Store
@@ -265,7 +265,7 @@ def test_the_width_from_which_on_the_power_law_breaks_is_found(
     broken: tuple[Store, Study, duckdb.DuckDBPyConnection],
 ) -> None:
     store, study, connection = broken
-    straight, bent = breaks_by_width(study, connection)["plain"]
+    straight, bent = breaks_by_width(rows_of(study, connection))["plain"]
     assert straight == WidthBreak(1, 2, 0)
     assert (bent.k, bent.num_runs, bent.num_broken, bent.is_broken) == (2, 2, 2, True)
     assert bent.epoch == pytest.approx(25, rel=0.1)

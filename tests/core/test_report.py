@@ -8,7 +8,7 @@ from dd_core.figures.charts.curvature_by_width import headline as curvature_titl
 from dd_core.figures.charts.double_descent_curve import headline as error_title
 from dd_core.figures.drawing.landmarks import Widths
 from dd_core.store.store import Store
-from dd_core.study.study import Study
+from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training.train import train_arm
 
 VARIANT = {"architecture": "mlp", "batch_size": 32, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
@@ -28,18 +28,20 @@ def test_variants_with_one_width_are_rows_of_one_table_and_those_not_trained_are
             },
             "widths": (1, 2),
             "trials": 2,
-            "epochs": 1,
-            "checkpoints": (1,),
+            "epochs": 2,
+            "checkpoints": (1, 2),
         }
     )
     for arm in study.arms.values():
         if arm.variant != "later":
-            train_arm(study, arm, store, 1)
+            train_arm(study, arm, store, 2)
+    store.checkpoint_manifest_path("rows", Checkpoint(Arm("curve", 2), 2)).unlink()
     text, curves = report(store, study)
     lines = text.splitlines()
-    assert lines[0] == "rows, curve, epoch 1:"
+    assert lines[0] == "rows, curve, epoch 1:", "the last that both widths have"
+    assert [row.k for row in curves["curve"]] == [1, 2]
     assert "later: nothing trained yet" in lines
-    table = lines[lines.index("rows, epoch 1:") + 1 :]
+    table = lines[lines.index("rows, epoch 2:") + 1 :]
     assert len({line.rindex("%") for line in table[1:]}) == 1, "columns are aligned"
     assert [line.split()[:2] for line in table[1:]] == [["one", "3"], ["another", "5"]]
     assert f"{100 * curves['one'][0].test_error:.1f} %" in table[1]

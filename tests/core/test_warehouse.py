@@ -110,6 +110,17 @@ def test_views_show_every_row_of_every_file_with_study_and_arm_from_its_folder(f
         assert connection.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
 
 
+def test_of_files_named_after_checkpoints_those_asked_for_are_opened_alone(full: Store) -> None:
+    with contextlib.closing(connect(full, within=("tiny",), epochs={2})) as connection:
+        for table in TABLES:
+            files = list(full.table_folder(table).rglob("*.parquet"))
+            rows = sum(read_parquet(file).num_rows for file in files if file.stem in ("0002", "summary"))
+            if rows:
+                assert 0 < count(connection, table) == rows, table
+        assert connection.execute("SELECT DISTINCT epoch FROM training_evals ORDER BY 1").fetchall() == [(1,), (2,)]
+        assert count(connection, "runs") == 4
+
+
 def test_the_file_holds_views_alone(full: Store) -> None:
     refresh(full)
     with opened(full) as connection:

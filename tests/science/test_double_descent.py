@@ -1,13 +1,10 @@
 """The platform's first claim, in a reduced form: the double descent of the quickstart recipe is really there."""
 
-import contextlib
-
 from dd_assets.catalogue import catalogue
 from dd_assets.compute.local import run_job, this_machine
-from dd_core.analysis.double_descent import find_double_descent, width_curve
+from dd_core.analysis.double_descent import find_double_descent, width_curves
 from dd_core.jobs.job import training_job
 from dd_core.store.store import Store
-from dd_core.tables.warehouse import connect
 
 
 def test_quickstart_recipe_shows_double_descent(tmp_path):
@@ -19,8 +16,7 @@ def test_quickstart_recipe_shows_double_descent(tmp_path):
     store = Store(tmp_path)
     job = training_job(tmp_path, study, list(study.iter_checkpoints()), *this_machine().workers_and_threads())
     assert [event.task for event in run_job(job) if event.name == "failed"] == []
-    with contextlib.closing(connect(store)) as connection:
-        epoch, rows = width_curve(store, study, "preact-resnet10", connection)
+    epoch, rows = width_curves(store, study)["preact-resnet10"]
     assert epoch == 120
     finding = find_double_descent(rows)
     assert finding is not None
