@@ -12,6 +12,9 @@ from dd_core.study.yaml_files import Strict
 
 HessianEstimator = Literal["exact", "top_directions", "double_backward"]
 Estimator = Literal["exact", "top_directions", "double_backward", "finite_difference"]
+# Of the values of top_directions alone: results of others, in the same files or not, stay current. Without a version
+# images had a few numbers of directions in common; since 2 each has as many as it needs.
+_TOP_DIRECTIONS_VERSION = 2
 # Rows of a trial that are worth a task of their own.
 _SMALLEST_SHARD = 500
 
@@ -114,6 +117,7 @@ class CurvatureSettings(Strict):
         hessian: dict[str, Any] = {"estimator": self.hessian_estimator, "precision": self.precision}
         if self.hessian_estimator == "top_directions":
             hessian |= {"relative_error": self.relative_error, "num_probes": self.num_probes or 1}
+            hessian |= {"version": _TOP_DIRECTIONS_VERSION}
         if self.hessian_estimator == "double_backward":
             hessian |= {"num_probes": self.num_probes or 10}
         families = {"hessian": hessian}
