@@ -23,12 +23,13 @@ from dd_core.store.store import Store
 from dd_core.study.calendar import Calendar
 from dd_core.study.former_names import as_now
 from dd_core.study.recipe import Precision
+from dd_core.study.stacks import stacking, stacking_unsaid
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.training import resume_point
 from dd_core.training.recorder import EVAL_METRICS, Recorder
 from dd_core.training.shared_stack import ArmInStack
 from dd_core.training.trial_progress import TrialProgress
-from dd_core.training.trial_stack import BatchMetrics, Evaluation, TrialStack, beginning_with, stacking
+from dd_core.training.trial_stack import BatchMetrics, Evaluation, TrialStack, beginning_with
 
 _PROGRESS = TypeAdapter(list[TrialProgress])
 
@@ -89,7 +90,9 @@ class Session:
         numbers = iter(self.study.trial_numbers)
         if "stacks" in begun:
             return [list(itertools.islice(numbers, size)) for size in json.loads(begun["stacks"])]
-        return stacking(self.study, self.arm, on_gpu=self.device.type == "cuda" and not begun)
+        if begun:
+            return stacking_unsaid(self.study, self.arm)
+        return stacking(self.study, self.arm, on_gpu=self.device.type == "cuda")
 
     @property
     def calendar(self) -> Calendar:

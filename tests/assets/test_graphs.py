@@ -128,7 +128,7 @@ def test_a_domain_that_is_refused_does_not_keep_the_others_from_training(
     study = graph_study(variants=variants, trials=1, epochs=1, checkpoints=(0, 1))
     trained = []
 
-    def follow(context: Any, laboratory: Any, job: Any, on_event: Any) -> Outcome:
+    def follow(context: Any, laboratory: Any, job: Any, *listeners: Any) -> Outcome:
         trained.extend(task.name for task in job.tasks)
         return Outcome(failed={"graphs/planning.k002": "interrupted"})
 

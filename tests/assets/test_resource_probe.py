@@ -77,7 +77,7 @@ REFUSED = {
     "unknown_variant": ({"studies": ["tiny"], "variants": ["fancy"]}, "no study asked for has the variant fancy"),
     "unknown_width": ({"studies": ["tiny"], "widths": [3, 1]}, "no study asked for has the width 3"),
     "nothing_of_both": (
-        {"studies": ["tiny", "quickstart"], "variants": ["plain"], "widths": [16]},
+        {"studies": ["tiny", "quickstart"], "variants": ["plain"], "widths": [12]},
         "no arm of tiny, quickstart is of the variants and widths asked for",
     ),
     "absent_data": ({"studies": ["double_descent"]}, "double_descent: cifar10 is not there: looked for the folder"),

@@ -33,6 +33,7 @@ from dd_core.tables.files import read_parquet
 from dd_core.tables.kinds import PER_IMAGE_CURVATURE
 from dd_core.tables.warehouse import connect
 from dd_core.training import train_part as parts_module
+from dd_core.training.session import Session
 from dd_core.training.step import Stepper
 from dd_core.training.train import train_arm
 from dd_core.training.train_part import put_together, train_part
@@ -184,6 +185,21 @@ def test_trials_that_share_a_network_on_a_gpu_go_on_together_anywhere(
     assert results(killed.root) == results(undisturbed.root)
     train_part(study, arm, apart, 1, range(1))
     assert division(apart, study, arm, on_gpu=True) == [range(1), range(1, 2)], "one of them has begun"
+
+
+def test_a_resume_point_that_does_not_say_which_trials_shared_a_network_is_of_before_small_stacks(
+    make_study: MakeStudy, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(trials=3, epochs=2, checkpoints=(1, 2))
+    assert stacking(study, ARM) == [[0, 1, 2]]
+    monkeypatch.setattr(stacks, "_MOST_VALUES_OF_STACK", 2 * 2 * 8 * 8)
+    assert stacking(study, ARM) == [[0, 1], [2]]
+    sizes = {}
+    for said in ({}, {"epoch": "1"}, {"epoch": "1", "stacks": "[1, 2]"}):
+        monkeypatch.setattr("dd_core.training.session.resume_metadata", lambda *_, said=said: said)
+        session = Session(study, ARM, store, torch.device("cpu"))
+        sizes[len(said)] = [len(stack.trials) for stack in session.stacks]
+    assert sizes == {0: [2, 1], 1: [3], 2: [1, 2]}
 
 
 @pytest.mark.parametrize(("k", "trials"), [(1, 9), (17, 2)])
