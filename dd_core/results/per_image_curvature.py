@@ -2,10 +2,11 @@
 
 Large checkpoints are divided into shards, ranges of rows that any worker computes on its own. A shard is a file with a
 manifest of its own; the process that finishes the last one merges them, after proving by trial and image id that every
-row is there once. What a file already holds of the same weights is kept: another estimator adds columns, it does not
-start anew.
+row is there once. What all shards need and one can compute, the ranking of directions, lies beside them until then.
+What a file already holds of the same weights is kept: another estimator adds columns, it does not start anew.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +18,15 @@ import pyarrow as pa
 import torch
 
 from dd_core.analysis.auroc import auroc
+from dd_core.curvature.input_space.top_directions import Ranking
 from dd_core.curvature.trained import seen_data
 from dd_core.data.trials import TrialData
 from dd_core.errors import StaleError
 from dd_core.machine.arithmetic import usable
 from dd_core.machine.memory import name_of
 from dd_core.results.by_trial import described, refuse_without_weights, unchanged_weights, write_result
-from dd_core.results.rows import Families, compute_rows
+from dd_core.results.ranking_files import read_ranking, write_ranking
+from dd_core.results.rows import Families, MakeRanking, compute_rows
 from dd_core.store.checkpoints import check_checkpoint, read_weights
 from dd_core.store.files import remove
 from dd_core.store.manifests import Manifest
@@ -164,9 +167,32 @@ class _Whole:
         if precision:
             families = {**families, "hessian": {**families["hessian"], "precision": precision}}
         columns, seconds = compute_rows(
-            self.study, self.checkpoint, tensors, self.data, rows, families, device, self.weights.live_trials
+            self.study,
+            self.checkpoint,
+            tensors,
+            self.data,
+            rows,
+            families,
+            device,
+            self.weights.live_trials,
+            self.ranking,
         )
         return _Shard(columns, seconds, name_of(device), precision)
+
+    def ranking(self, trial: int, make: MakeRanking) -> Ranking | None:
+        """A trial's ranking of directions: where there are several shards, the first that one of them has made."""
+        if len(self.ranges) == 1:
+            return make()
+        path = self._ranking_path(trial)
+        if (found := read_ranking(self.store, path, self.about)) or (made := make()) is None:
+            return found
+        with self._lock():
+            if found := read_ranking(self.store, path, self.about):
+                return found
+            present = self.present
+            if present is None or not covers(present.settings, self.families):  # else nobody would remove it
+                write_ranking(self.store, path, self.about, made)
+        return made
 
     def add(self, rows: Rows, shard: _Shard | None) -> None:
         """Keep a shard that was computed now, and merge all if none is missing.
@@ -177,7 +203,7 @@ class _Whole:
         store, study, checkpoint = self.store, self.study, self.checkpoint
         path, path_of_all = self._path(rows), PER_IMAGE_CURVATURE.path(store, study, checkpoint)
         with (
-            store.lock("curvature", study.name, checkpoint.arm.key, f"{checkpoint.epoch:04d}"),
+            self._lock(),
             unchanged_weights(store, study, checkpoint, self.weights, path_of_all),
         ):
             for leftover in (path, path_of_all):
@@ -194,6 +220,13 @@ class _Whole:
                 content = {**self.about, **shard.spent}
                 store.write_manifest(path.with_suffix(".json"), content, {"table": path})
             self._merge_if_complete()
+
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        arm, epoch = self.checkpoint.arm, self.checkpoint.epoch
+        return self.store.lock("curvature", self.study.name, arm.key, f"{epoch:04d}")
+
+    def _ranking_path(self, trial: int) -> Path:
+        return self._path((0, 0)).with_name(f"{self.checkpoint.epoch:04d}.ranking-{trial:03d}.safetensors")
 
     def _path(self, rows: Rows) -> Path:
         return self.store.shard_path(PER_IMAGE_CURVATURE.table.name, self.study.name, self.checkpoint, rows)
@@ -225,8 +258,9 @@ class _Whole:
         if len(shards) < len(found):
             return
         self._write(shards)
-        remove(*paths)
-        remove(*(path.with_suffix(".parquet") for path in paths))
+        rankings = [self._ranking_path(trial) for trial in self.weights.live_trials]
+        remove(*paths, *(path.with_suffix(".json") for path in rankings))
+        remove(*(path.with_suffix(".parquet") for path in paths), *rankings)
 
     def _write(self, shards: list[_Shard]) -> None:
         """Write the file from all its shards, after proving that they are the whole; hold the lock."""

@@ -12,6 +12,7 @@ Layout below the root::
     manifests/<table>/study=<study>/arm=<arm>/<part>.json             of the files that no checkpoint vouches for
     live/study=<study>/arm=<arm>/<part>.jsonl                         what trains just now, no results (tables.live)
     shards/per_image_curvature/<study>/<arm>/<epoch>.rows-*.parquet   until all of a checkpoint's are there
+    shards/per_image_curvature/<study>/<arm>/<epoch>.ranking-000.safetensors   what they share, of each trial
     figures/<figure>/<study>.{html,svg,json}
     reports/<study>.html                                              a page with all of it
     imported/memorization_truth/<study>/<source>.parquet              published estimates, for all recipes

@@ -22,6 +22,7 @@ from dd_core.errors import StaleError, UserError
 from dd_core.models.build import build
 from dd_core.models.stacking import load_state
 from dd_core.results import per_image_curvature as checkpoint_module
+from dd_core.results import rows as rows_module
 from dd_core.results.per_image_curvature import compute_curvature, compute_shard, prove_complete
 from dd_core.store.checkpoints import load_checkpoint, save_tensors
 from dd_core.store.provenance import checkpoint_manifest
@@ -117,7 +118,8 @@ def test_precisions_agree_within_their_digits(
 ) -> None:
     compute_curvature(tiny_study, LAST, trained)
     single = rows_of(trained, tiny_study)
-    study = make_study(curvature={"estimators": (estimator,), "precision": precision})
+    # So small an error leaves nothing to probes: what differs is the precision.
+    study = make_study(curvature={"estimators": (estimator,), "precision": precision, "relative_error": 1e-7})
     assert compute_curvature(study, LAST, trained)
     errors = (rows_of(trained, study)[["trace", "frobenius_norm"]] / single[["trace", "frobenius_norm"]] - 1).abs()
     assert (errors.median() < (1e-5 if precision == "float64" else 1e-2)).all()
@@ -323,6 +325,37 @@ def test_shards_in_any_order_make_the_file_that_one_range_makes(
             assert len(shard_files(trained)) == (2 * (number + 1) if number < 3 else 0)
         pd.testing.assert_frame_equal(rows_of(trained, study), whole, rtol=1e-6, atol=1e-12)
     assert not any(compute_shard(study, LAST, trained, rows) for rows in ranges)
+
+
+def test_shards_share_the_ranking_of_directions_that_the_first_of_a_trial_has_made(
+    trained: Store, make_study: MakeStudy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(curvature={"estimators": ("top_directions",), "relative_error": 0.02})
+    compute_curvature(study, LAST, trained)
+    unranked, made = rows_of(trained, study), []
+    usual = rows_module.direction_ranking
+    monkeypatch.setattr(
+        rows_module, "direction_ranking", lambda *some, **more: made.append(usual(*some, **more)) or made[-1]
+    )
+    monkeypatch.setattr(rows_module, "_NUM_RANKING_IMAGES", 4)  # few enough to pay
+    trained.result_path("per_image_curvature", "tiny", LAST).unlink()
+    compute_curvature(study, LAST, trained)
+    whole, ranges = rows_of(trained, study), request.getfixturevalue("in_shards")
+    assert len(made) == 2
+    assert (whole.trace != unranked.trace).any()
+    trained.result_path("per_image_curvature", "tiny", LAST).unlink()
+    contents = []
+    for number, rows in enumerate(ranges):
+        compute_shard(study, LAST, trained, rows)
+        kept = [path for path in shard_files(trained) if "ranking-000" in path.name]
+        contents.append([path.read_bytes() for path in kept])
+        if number == 0:
+            kept[1].write_bytes(contents[0][1][:-8])  # damaged, so it is made again
+    assert contents[0] == contents[1] == contents[2]
+    assert len(contents[0]) == 2
+    assert len(made) == 2 + 2 + 1
+    assert shard_files(trained) == []
+    pd.testing.assert_frame_equal(rows_of(trained, study), whole, rtol=1e-6, atol=1e-12)
 
 
 def test_the_shards_of_a_killed_worker_are_used(

@@ -68,6 +68,18 @@ def test_a_file_covers_what_it_has_and_no_more() -> None:
     assert families(4, estimators=BOTH, finite_difference={"epochs": (4,)}) == both
 
 
+def test_earlier_top_directions_are_stale_and_all_other_results_stay_current() -> None:
+    top = {"estimator": "top_directions", "precision": "float32", "relative_error": 0.01, "num_probes": 1}
+    difference = {"steps": [1.0], "num_probes": 10, "normalisation": "per_step", "mean_batch_size": None}
+    both = ("top_directions", "finite_difference")
+    wanted = families(estimators=both, finite_difference={"steps": (1.0,)})
+    assert not covers({"hessian": top}, wanted)
+    assert wanted["finite_difference"] == difference
+    assert families() == {"hessian": {"estimator": "exact", "precision": "float32"}}
+    double = {"estimator": "double_backward", "precision": "float32", "num_probes": 10}
+    assert families(estimators=("double_backward",)) == {"hessian": double}
+
+
 @given(
     trials=st.integers(1, 5),
     images=st.integers(2, 300),

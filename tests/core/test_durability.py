@@ -22,6 +22,7 @@ from dd_core.forecast.probe_table import Measurement, write_measurements
 from dd_core.jobs.folder import JobFolder
 from dd_core.jobs.job import Job, TrainTask
 from dd_core.machine.devices import Machine
+from dd_core.results import rows
 from dd_core.results.curvature_summary import rebuild
 from dd_core.results.hessian import hessian_of_checkpoint
 from dd_core.results.loss_slopes import rebuild as rebuild_loss_slopes
@@ -107,7 +108,11 @@ def test_curvature_with_shards_its_summary_and_another_estimator(
     trained: Store, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "shards", lambda *arguments: usual_shards(*arguments, target=60))
-    more = {"estimators": ("exact", "finite_difference"), "finite_difference": {"steps": (0.1,), "num_probes": 2}}
+    monkeypatch.setattr(rows, "_NUM_RANKING_IMAGES", 4)  # few enough to pay, so that a ranking is written
+    more = {
+        "estimators": ("top_directions", "finite_difference"),
+        "finite_difference": {"steps": (0.1,), "num_probes": 2},
+    }
 
     def write() -> None:
         for study in (make_study(), make_study(curvature=more)):
@@ -117,6 +122,7 @@ def test_curvature_with_shards_its_summary_and_another_estimator(
     seen = watched(trained.root, write)
     assert seen.violations == []
     assert {"shards", "tables"} <= {path.relative_to(trained.root).parts[0] for path in seen.states}
+    assert any("ranking" in path.name for path in seen.states)
 
 
 def test_the_hessian(trained: Store, make_study: MakeStudy) -> None:

@@ -29,12 +29,7 @@ from dd_core.curvature.input_space.double_backward import double_backward_curvat
 from dd_core.curvature.input_space.exact import Linearized, exact_curvature, num_exact_passes
 from dd_core.curvature.input_space.piecewise_linear import is_piecewise_linear
 from dd_core.curvature.input_space.signs import Stream, rademacher
-from dd_core.curvature.input_space.top_directions import (
-    Ranking,
-    grouped_curvature,
-    measured_ranking,
-    plan_directions,
-)
+from dd_core.curvature.input_space.top_directions import Ranking, grouped_curvature, plan_directions
 from dd_core.curvature.network import admitted, as_tensors
 from dd_core.errors import UserError
 from dd_core.machine.memory import in_blocks
@@ -111,7 +106,7 @@ def per_image_curvature(
         batch_size: images per pass, at least 16, default by device and classes; it changes the memory, not the
             result.
         seed: of the probes.
-        ranking: of top_directions, from ``direction_ranking``: the same error in fewer passes.
+        ranking: of top_directions, from ``ranking.direction_ranking``: the same error in fewer passes.
         output: which of the model's outputs are the logits, where it gives several: a key, a position or an attribute.
         loss: whose curvature, such as ``dd_core.tasks.losses.MeanSquaredError()``; default cross-entropy.
 
@@ -125,7 +120,7 @@ def per_image_curvature(
     check_data(model, images, labels, ids.to(images.device))
     with admitted(model, images, output=output) as network:
         images = in_layout_of(network, images)
-        hessian = _output_hessian(network, images, labels, loss)
+        hessian = output_hessian(network, images, labels, loss)
         note = None
         if method != "double_backward" and hessian is None:
             note = (
@@ -156,48 +151,6 @@ def per_image_curvature(
     return ImageCurvature(columns, "double_backward", note, None)
 
 
-def direction_ranking(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    precision: torch.dtype | None = None,
-    output: Output = None,
-    loss: Loss = CROSS_ENTROPY,
-) -> Ranking | None:
-    """What ``top_directions`` may know of a network beforehand, from a few images that stand for all.
-
-    It belongs to the network: parts of one data set that shall fit each other must have the same. Its cost is that of
-    the exact Hessian in features, as many passes as the last layer has features for each of these images.
-
-    Args:
-        model: as for ``per_image_curvature``, as all others.
-        images: (n, ...), such as 16 of the training images.
-        labels: int64 (n,).
-        precision: of the backward passes.
-        output: of the model's.
-        loss: whose curvature.
-
-    Returns:
-        None where ``top_directions`` is not to be had or would be exact anyway.
-
-    Raises:
-        UserError: as ``per_image_curvature``.
-    """
-    images, labels = as_tensors(images, labels, model)
-    check_data(model, images, labels)
-    with admitted(model, images, output=output) as network:
-        images = in_layout_of(network, images)
-        hessian = _output_hessian(network, images, labels, loss)
-        if hessian is None or not is_piecewise_linear(network, images[:2], labels[:2])[0]:
-            return None
-        at = affine_maps(network, padded(images[:2], 2), precision or images.dtype).forward(images)
-        hessian = loss.output_hessian(at.logits, labels)
-        if at.classifier_weight is None or hessian is None:
-            return None
-        return measured_ranking(at, hessian, labels)
-
-
 def _check(images: Tensor, method: str, relative_error: float, num_probes: int | None) -> None:
     """Refuse what no later check names well."""
     if method not in ("exact", "top_directions", "double_backward"):
@@ -210,7 +163,7 @@ def _check(images: Tensor, method: str, relative_error: float, num_probes: int |
         raise UserError(f"num_probes must be at least 1, not {num_probes}")
 
 
-def _output_hessian(network: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> OutputHessian | None:
+def output_hessian(network: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> OutputHessian | None:
     """The Hessian, in the outputs, of the first image's loss; all labels must fit the classes."""
     with torch.no_grad():
         logits = logits_of(network, images[:1], labels[:1])
@@ -263,9 +216,7 @@ class _Work:
             plan = plan_directions(hessian, labels, weight, ranking)
             shape = (hessian.roots.shape[1],)
             signs = rademacher(ids, num_probes, shape, seed=seed, stream=Stream.OUTPUT_SPACE, dtype=torch.float64)
-            num_top = plan.num_top(relative_error, num_probes).cpu()
-            rows = torch.where(num_top < plan.left.shape[1], num_top + 1 + num_probes, self.num_exact)
-            rows, order = rows.clamp(max=self.num_exact).sort(stable=True)
+            rows, order = plan.num_rows(relative_error, num_probes, self.num_exact).cpu().sort(stable=True)
             result = {name: torch.empty(len(labels), dtype=torch.float64) for name in CURVATURE_COLUMNS}
             result["passes"] = torch.empty(len(labels), dtype=torch.float64)
             for part, counts in _passes(rows, self.limit, self.num_exact):

@@ -25,8 +25,6 @@ from dd_core.tasks.output_hessian import OutputHessian
 
 # Classes among which eigenvectors are sought. Those beyond are left to the probes.
 MAX_CANDIDATES = 32
-# The few images by which a ranking is measured have their part in the mean that is to predict them.
-_SAFETY = 1.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Ranking:
     """What a network's Jacobians are like on the average: by it directions are chosen and probes corrected.
 
     Attributes:
-        root: R, (F, F), with R R^T the mean of J_f J_f^T over some images, each scaled to the trace F.
+        root: float64 R, (F, F), with R R^T the mean of J_f J_f^T over some images, each scaled to the trace F.
         known: float64 (33,), after m directions: the share of the mean's off-diagonal part that is taken off a probe.
         left: (33,), which share of the variance predicted from the mean alone a probe then has.
     """
@@ -42,6 +40,10 @@ class Ranking:
     root: Tensor
     known: Tensor
     left: Tensor
+
+    def to(self, device: torch.device) -> "Ranking":
+        """The same on a device."""
+        return Ranking(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def plain_ranking(weight: Tensor) -> Ranking:
@@ -51,54 +53,8 @@ def plain_ranking(weight: Tensor) -> Ranking:
     return Ranking(unit, torch.zeros_like(ones), ones)
 
 
-def measured_ranking(linearized: Linearized, hessian: OutputHessian, labels: Tensor) -> Ranking:
-    """From F backward passes for each of a few images that stand for all; any ranking leaves estimates unbiased.
-
-    At these images everything is known. So it can be counted how much of a probe's deviation the mean explains
-    (a control variate whose coefficient is the regression's), and what variance is left, for every number m of
-    directions.
-
-    Args:
-        linearized: the network at them, with its last linear layer.
-        hessian: of the loss in the outputs there.
-        labels: int64 (B,).
-    """
-    assert linearized.classifier_weight is not None
-    weight = linearized.classifier_weight.double()
-    num_images, num_features = len(labels), weight.shape[1]
-    units = torch.eye(num_features, device=weight.device).expand(num_images, -1, -1)
-    parts = [linearized.pull_back_features(part) for part in units.split(max(1, 256 // num_images), dim=1)]
-    grams = gram_matrix(torch.cat(parts, dim=1))
-    mean = (grams * (num_features / _traces(grams).clamp(min=1e-300))[:, None, None]).mean(0)
-    values, vectors = torch.linalg.eigh(mean)
-    root = vectors * values.clamp(min=1e-6 * num_features).sqrt()
-    plan = plan_directions(hessian, labels, weight, replace(plain_ranking(weight), root=root))
-    factor = hessian.project(weight) * hessian.roots[..., None]
-    known, left = torch.zeros_like(plan.ranking.known), torch.ones_like(plan.ranking.left)
-    for num_top in range(plan.left.shape[1]):
-        basis = plan.basis(num_top)
-        taken = _traces(basis @ factor @ grams @ (basis @ factor).transpose(1, 2))
-        stretch = taken / (plan.energy - plan.left[:, num_top]).clamp(min=1e-300)
-        rest = factor - basis.transpose(1, 2) @ (basis @ factor)
-        # In units of the predicted trace, so that every image counts alike.
-        rest = rest / plan.energy.clamp(min=1e-300).sqrt()[:, None, None]
-        actual = _off_diagonal(rest, grams / stretch.clamp(min=1e-300)[:, None, None])
-        model = _off_diagonal(rest, (root @ root.T).expand_as(grams))
-        share = (actual * model).sum() / model.square().sum().clamp(min=1e-300)
-        predicted = (plan.variance[:, num_top] / plan.energy.clamp(min=1e-300).square()).sum()
-        known[num_top] = share.clamp(0, 1)
-        remaining = 2 * (actual - known[num_top] * model).square().sum()
-        left[num_top] = (_SAFETY * remaining / predicted.clamp(min=1e-300)).clamp(max=1)
-    return Ranking(root, known, left)
-
-
-def _off_diagonal(rows: Tensor, middle: Tensor) -> Tensor:
-    """Rows (B, M, F) times (B, F, F) times the rows, without the diagonals: (B, M, M)."""
-    product = rows @ middle @ rows.transpose(1, 2)
-    return product - torch.diag_embed(product.diagonal(dim1=1, dim2=2))
-
-
-def _traces(matrices: Tensor) -> Tensor:
+def traces(matrices: Tensor) -> Tensor:
+    """Those of (B, m, m)."""
     return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
 
@@ -127,7 +83,7 @@ class Plan:
     energy: Tensor
     left: Tensor
     variance: Tensor
-    ranking: "Ranking"
+    ranking: Ranking
     weight: Tensor
 
     def of(self, images: Tensor) -> "Plan":
@@ -137,16 +93,18 @@ class Plan:
             self, hessian=self.hessian.of(images), **{name: getattr(self, name)[images] for name in of_images}
         )
 
-    def num_top(self, relative_error: float, num_probes: int) -> Tensor:
-        """How many of ``top`` each image needs, int64 (B,): r + 1 where nothing less than the exact Hessian will do.
+    def num_rows(self, relative_error: float, num_probes: int, num_exact: int) -> Tensor:
+        """How many rows each image needs, int64 (B,): the gradient's, those of ``top``, and the probes'.
 
         Args:
             relative_error: predicted standard error of the trace over the trace.
             num_probes: random rows per image.
+            num_exact: rows of the exact Hessian, which an image gets if nothing less will do.
         """
         shares = self.ranking.left[: self.variance.shape[1]]
         enough = (self.variance * shares / num_probes).sqrt() <= relative_error * self.energy[:, None]
-        return torch.where(enough.any(1), enough.to(torch.int8).argmax(1), enough.shape[1])
+        rows = enough.to(torch.int8).argmax(1) + 1 + num_probes
+        return torch.where(enough.any(1), rows, num_exact).clamp(max=num_exact)
 
     def basis(self, num_top: int) -> Tensor:
         """The gradient's direction and the first of ``top`` as orthonormal rows, (B, 1+m, C-1)."""
@@ -289,7 +247,7 @@ class _Rows:
         plan, num_top = self.plan, self.num_top
         gram = gram_matrix(pulled) * self.lengths * self.lengths.transpose(1, 2)
         exact, cross = gram[:, : 1 + num_top, : 1 + num_top], gram[:, : 1 + num_top, 1 + num_top :]
-        stretch = _traces(exact) / (plan.energy - plan.left[:, num_top]).clamp(min=1e-300)
+        stretch = traces(exact) / (plan.energy - plan.left[:, num_top]).clamp(min=1e-300)
         return _columns(self, exact, cross, gram[:, 1 + num_top :, 1 + num_top :], stretch)
 
     def explained(self, stretch: Tensor) -> Tensor:
@@ -311,8 +269,8 @@ def _columns(rows: _Rows, exact: Tensor, cross: Tensor, random: Tensor, stretch:
     predicted = plan.variance[:, num_top] * stretch.square()
     corrected = random - rows.explained(stretch)
     squares = corrected.diagonal(dim1=1, dim2=2)
-    rest, crossed = _traces(random) / q, cross.square().sum(1)
-    trace = _traces(exact) + squares.mean(1)
+    rest, crossed = traces(random) / q, cross.square().sum(1)
+    trace = traces(exact) + squares.mean(1)
     # Var ||K^T s||^2 <= 2 ||B||_F^2, and the product of two different random rows has the mean square ||B||_F^2.
     pairs, variance = predicted / 2, predicted * plan.ranking.left[num_top]
     if q > 1:
