@@ -56,10 +56,15 @@ def memorization_study(**changes: Any) -> Study:
 
 
 def write_rows(store: Store, study: Study, table: str, rows: list[dict[str, Any]], arm: str | None = None) -> None:
-    """Write rows as one file of a table; what they lack is null."""
+    """Write rows as one file of a table, curvature as one of each epoch; what they lack is null."""
     names = [column.name for column in TABLES[table].file_columns]
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    write_parquet(store.table_folder(table, study.name, arm) / "made_up.parquet", to_arrow(table, columns, len(rows)))
+    files: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        files.setdefault(f"{row['epoch']:04d}" if table == "per_image_curvature" else "made_up", []).append(row)
+    for name, own in files.items():
+        columns = {column: [row.get(column) for row in own] for column in names}
+        path = store.table_folder(table, study.name, arm) / f"{name}.parquet"
+        write_parquet(path, to_arrow(table, columns, len(own)))
 
 
 def order_of(trial: int) -> np.ndarray:
