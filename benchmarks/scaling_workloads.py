@@ -82,9 +82,7 @@ class Workload:
 def figure1(law: Law, study: Study) -> Iterator[Workload]:
     """The 320 trainings of Figure 1: as this project divides them, and in larger and smaller tasks."""
     parts = _training_job(study)
-    yield _training(
-        "parts", "as this project divides them: small stacks to k = 8, single trials beyond", law, parts
-    )
+    yield _training("parts", "as this project divides them: small stacks to k = 8, single trials beyond", law, parts)
     arms = {task.name.partition(" ")[0]: task.model_copy(update={"trials": None}) for task in parts.tasks}
     whole = parts.model_copy(update={"tasks": tuple(arms.values())})
     yield _training("arms", "64 arms of 5 trials", law, whole)
