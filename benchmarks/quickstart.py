@@ -55,7 +55,7 @@ _MONITORS = ("validation", "norms", "hessian", "noise", "plasticity")
 
 
 def seconds_of_monitors(study: Study, stacks: list[TrialStack]) -> float:
-    """Of all their measurements in a training, from one of each."""
+    """What all their measurements in a training take, from one of each."""
     total = 0.0
     for stack in stacks:
         stack.study = study

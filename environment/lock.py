@@ -64,7 +64,7 @@ def closure(wanted: Iterable[str]) -> set[str]:
 
 
 def linked_with_torch(names: Collection[str]) -> set[str]:
-    """Of these packages, those of which the dynamic linker loads a file when torch is imported.
+    """Those of the packages of which the dynamic linker loads a file when torch is imported.
 
     Packages that are not here count as not needed: torch was imported without them. Needs Linux if there are any.
     """

@@ -16,7 +16,7 @@ _Main = Callable[_Others, int]
 
 
 def ends_well(mistake: int = 1) -> Callable[[_Main[_Others]], _Main[_Others]]:
-    """Of a ``main``: let it return an exit code also where it raises; ``mistake`` is that of a user's mistake."""
+    """Let a ``main`` return an exit code also where it raises; ``mistake`` is that of a user's mistake."""
 
     def of(main: _Main[_Others]) -> _Main[_Others]:
         @functools.wraps(main)

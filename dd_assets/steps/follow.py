@@ -144,7 +144,7 @@ def follow(context: dg.AssetExecutionContext, laboratory: Laboratory, job: Job, 
 
 
 def _name_of(context: dg.AssetExecutionContext) -> str:
-    """Of the bar: ``checkpoints``, ``curvature``."""
+    """The name of the bar: ``checkpoints``, ``curvature``."""
     return min((key.path[-1] for key in context.selected_asset_keys), default="")
 
 

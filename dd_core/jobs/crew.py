@@ -137,7 +137,7 @@ class _Followers:
     """Tasks beside those of a job, each of which begins when all that trains its arm has finished."""
 
     def __init__(self, job: Job, numbers: Sequence[int]):
-        """Of the tasks with these numbers."""
+        """Those that wait for tasks with these numbers."""
         trained_by: dict[tuple[str, Arm], set[int]] = {}
         for number in numbers:
             task = job.tasks[number]

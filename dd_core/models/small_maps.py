@@ -68,7 +68,7 @@ class _Geometry:
         return by_group.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
 
     def seen(self, taps: Tensor) -> list[Tensor]:
-        """Of (groups, outputs, 3, 3, inputs) what each output pixel sees: the tap in the middle meets that pixel."""
+        """What each output pixel sees of (groups, outputs, 3, 3, inputs): the tap in the middle meets that pixel."""
         height, width = self.size
         return [
             taps[:, :, 1 - top : 1 - top + height, 1 - left : 1 - left + width]

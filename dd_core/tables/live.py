@@ -118,7 +118,7 @@ def is_in_views(store: Store) -> bool:
 
 
 def _epochs(content: bytes) -> Iterator[int]:
-    """Of a file's lines, those that are damaged left out."""
+    """The epochs of a file's lines, without those that are damaged."""
     for text in content.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             yield int(json.loads(text)["epoch"])

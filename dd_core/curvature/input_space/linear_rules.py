@@ -132,7 +132,7 @@ def _as_matrix(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> Tensor | 
 
 
 def _output_shape(layer: nn.Conv2d, weight: Tensor, shape: torch.Size) -> torch.Size:
-    """Of one image: (channels, height, width)."""
+    """The shape of one image: (channels, height, width)."""
     kernel, image = weight.new_empty(weight.shape, device="meta"), weight.new_empty(1, *shape[1:], device="meta")
     result = functional.conv2d(image, kernel, None, layer.stride, layer.padding, layer.dilation, layer.groups)
     return result.shape[1:]

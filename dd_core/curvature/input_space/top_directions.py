@@ -183,7 +183,7 @@ def _complement(direction: Tensor) -> Tensor:
 
 
 def _mean_square_of_pairs(products: Tensor) -> Tensor:
-    """Of the products (B, q, q) of different rows."""
+    """The mean square of the products (B, q, q) of different rows, (B,)."""
     q = products.shape[1]
     return (products.square().sum((1, 2)) - products.diagonal(dim1=1, dim2=2).square().sum(1)) / (q * (q - 1))
 
