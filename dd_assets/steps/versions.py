@@ -22,7 +22,7 @@ from dd_assets.laboratory import Laboratory
 from dd_assets.steps.partitions import box, checkpoints_key, result_key
 from dd_assets.steps.user_errors import shown_as_sentence
 from dd_core.jobs.job import digest_of
-from dd_core.store.files import size_and_sha256
+from dd_core.store.files import below, size_and_sha256
 from dd_core.store.store import Store
 from dd_core.study.study import Arm, Checkpoint, Study
 from dd_core.tables.kinds import KINDS, Kind
@@ -225,7 +225,7 @@ def table_version(store: Store, table: str) -> str:
     """Digest of the content of all files of a table; of a folder they are read, of an object store the digests are."""
     folder = store.table_folder(table)
     lines = []
-    for path in sorted(folder.rglob("*.parquet")) if folder.is_dir() else []:
+    for path in sorted(below(folder, "*.parquet")):
         found = size_and_sha256(path)
         if found is not None:
             lines.append(f"{path.relative_to(folder)} {found[1]()}")

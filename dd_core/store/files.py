@@ -8,8 +8,10 @@ request makes one object. Nothing below the data root is written past ``write_at
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -179,6 +181,19 @@ def _aside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def below(folder: Path, pattern: str) -> Iterator[Path]:
+    """Files in a folder, and in the folders in it, whose names match, while others write there.
+
+    ``Path.glob("**")`` goes into the hidden folder of a writer, and fails when that is removed meanwhile.
+    """
+    if is_object(folder):
+        yield from folder.glob(f"**/{pattern}")
+        return
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in fnmatch.filter(names, pattern))
 
 
 def put_in_place(written: Path, path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd_core.store.files import is_object
+from dd_core.store.files import below, is_object
 from dd_core.store.provenance import trained_checkpoints
 from dd_core.store.store import Store
 from dd_core.study.study import Study
@@ -117,7 +117,7 @@ def _lost_alone(store: Store, study: Study, tables: Collection[str]) -> list[Har
     """The files with a manifest of their own that are gone, but those of results of checkpoints."""
     own = [table for table in tables if table not in _ASSETS]
     folders = [store.root / "manifests" / table / f"study={study.name}" for table in own]
-    found = store.read_manifests([path for folder in folders for path in sorted(folder.glob("**/*.json"))])
+    found = store.read_manifests([path for folder in folders for path in sorted(below(folder, "*.json"))])
     files = [store.root / manifest.files["table"].path for manifest in found if manifest is not None]
     return [Harm(path, f"{path} is gone") for path in files if not path.exists()]
 

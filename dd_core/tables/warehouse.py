@@ -32,7 +32,7 @@ from pathlib import Path
 import duckdb
 
 from dd_core.errors import StoreError
-from dd_core.store.files import is_object, write_atomically
+from dd_core.store.files import below, is_object, write_atomically
 from dd_core.store.store import Store
 from dd_core.study.former_names import now
 from dd_core.tables import former, live
@@ -233,7 +233,7 @@ def _folder(store: Store, table: Table, within: tuple[str, ...]) -> Path:
 
 
 def _has_rows(store: Store, table: Table) -> bool:
-    files = store.table_folder(table.name).glob("**/*.parquet")
+    files = below(store.table_folder(table.name), "*.parquet")
     return any(path != _empty_file(store, table) for path in files)
 
 
@@ -320,10 +320,10 @@ def _sql(column: Column, ways: list[str]) -> str:
 def _files(folder: Path, damaged: Collection[Path], depth: int, epochs: Collection[int] | None) -> list[str] | None:
     """The files of a table, or of an arm's part of it, with wildcards where all are wanted; None: there are none."""
     if epochs is None and not any(path.is_relative_to(folder) for path in damaged):
-        if next(folder.glob("**/*.parquet"), None) is None:
+        if next(below(folder, "*.parquet"), None) is None:
             return None
         return [f"{_literal(str(folder.absolute()))}{'/*' * depth}/*.parquet"]
-    sound = [path for path in sorted(folder.glob("**/*.parquet")) if path not in damaged]
+    sound = [path for path in sorted(below(folder, "*.parquet")) if path not in damaged]
     if epochs is not None:
         sound = [path for path in sound if not path.stem.isdecimal() or int(path.stem) in epochs]
     return [_literal(str(path.absolute())) for path in sound] or None

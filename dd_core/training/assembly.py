@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dd_core.store.checkpoints import check_checkpoint, save_checkpoint
-from dd_core.store.files import remove
+from dd_core.store.files import below, remove
 from dd_core.store.parts import Part
 from dd_core.store.store import Store
 from dd_core.study.former_names import as_now
@@ -57,7 +57,7 @@ def assemble(store: Store, study: Study, checkpoint: Checkpoint, parts: list[Par
 
 def remove_what_parts_need_no_more(store: Store, study: Study, arm: Arm, parts: list[Part], newest: int) -> None:
     """Remove files of parts up to an epoch, but for weights that the arm's manifests name. Hold the arm's lock."""
-    found = {path for part in parts for path in part.store.folder.glob("**/[0-9]*.*") if int(path.stem) <= newest}
+    found = {path for part in parts for path in below(part.store.folder, "[0-9]*.*") if int(path.stem) <= newest}
     paths = sorted(store.arm_folder(study.name, arm.key).glob("[0-9]*.json"))
     manifests = [manifest for manifest in store.read_manifests(paths) if manifest is not None]
     named = {store.root / entry.path for manifest in manifests for entry in manifest.files.values()}

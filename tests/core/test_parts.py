@@ -23,6 +23,7 @@ from dd_core.results.hessian import hessian_of_checkpoint
 from dd_core.results.per_image_curvature import compute_curvature
 from dd_core.store.best_checkpoints import load_best
 from dd_core.store.checkpoints import identity, load_checkpoint, save_tensors
+from dd_core.store.files import below
 from dd_core.store.parts import all_parts, division
 from dd_core.store.store import Store, sha256_of
 from dd_core.study import stacks
@@ -689,3 +690,22 @@ def test_a_job_of_training_has_a_task_for_every_part(parted: MakeStudy, make_stu
     train_arm(study, ARM, store, 2)
     job = training_job(store.root, study, list(study.iter_checkpoints()), 1, 1)
     assert [task.name for task in job.tasks] == [of_arm.name, *(f"tiny/plain.k001 trial {t}" for t in range(3))]
+
+
+def test_files_are_found_while_folders_of_writers_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tables" / "runs").mkdir(parents=True)
+    wanted = {tmp_path / "0024.json", tmp_path / "tables" / "runs" / "0024.parquet"}
+    for path in (*wanted, tmp_path / "resume.safetensors"):
+        path.touch()
+    for folder in (tmp_path, tmp_path / "tables"):
+        (folder / ".0024.json.a1b2.tmp").mkdir()
+        (folder / ".0024.json.a1b2.tmp" / "0025.json").touch()
+    scan = os.scandir
+
+    def meanwhile_gone(path: Any = ".") -> Any:
+        if str(path).endswith(".tmp"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", meanwhile_gone)
+    assert set(below(tmp_path, "[0-9]*.*")) == wanted

@@ -5,7 +5,7 @@ from functools import cache
 from dd_core.errors import StoreError
 from dd_core.figures import FIGURES
 from dd_core.figures.drawing.selection import digest_of_rows, has_view
-from dd_core.store.files import is_object
+from dd_core.store.files import below, is_object
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 from dd_core.tables.warehouse import connect
@@ -70,7 +70,7 @@ def _files(store: Store, study: Study) -> set[tuple[str, int, int]] | None:
     found = set()
     try:
         for table in _TABLES:
-            for path in store.table_folder(table, study.name).glob("**/*.parquet"):
+            for path in below(store.table_folder(table, study.name), "*.parquet"):
                 about = path.stat()
                 found.add((str(path), about.st_size, about.st_mtime_ns))
     except FileNotFoundError:
