@@ -51,10 +51,10 @@ def report_page(store: Store, study: Study, found: list[str] | None = None) -> s
     files = files_of_figures(store, study)
     tables = {*_TABLES, *(table for figure in files for table in figure.tables)}
     source = source_of(store, study)
-    source.copy(*tables)
-    reached = results(study, source.connection)
+    connection = source.connection(*tables)
+    reached = results(study, connection)
     drawn, left_out = drawn_figures(files, study, source.digest)
-    spent, used = costs(study, source.connection), machines(study, source.connection)
+    spent, used = costs(study, connection), machines(study, connection)
     if not (reached or trained or drawn):
         raise DataMissingError(
             f"there is nothing to report of {study.name}, as it has no results of its present recipe; {study.comes_by} "

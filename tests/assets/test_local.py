@@ -116,7 +116,7 @@ def check(events: list[Event], tasks: list[TrainTask], shares: list[Fraction]) -
     return len({event.pid for event in events if isinstance(event, _Started)}), places
 
 
-def test_arms_share_gpus_as_their_variant_says(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_arms_share_gpus_as_their_variant_says(run_on: Callable[..., list[Event]]) -> None:
     tasks = [train(k, 3) for k in range(12, 0, -1)]
     events = run_on(2, tasks, num_workers=6)
     num_workers, places = check(events, tasks, [Fraction(1, 3)] * 12)
@@ -124,13 +124,13 @@ def test_arms_share_gpus_as_their_variant_says(run_on) -> None:  # type: ignore[
     assert set(places.values()) == {0, 1}
 
 
-def test_an_arm_that_needs_a_gpu_has_it_alone(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_an_arm_that_needs_a_gpu_has_it_alone(run_on: Callable[..., list[Event]]) -> None:
     workers = [1, 1, 1, 2, 2, 4, 4, 4, 4]
     tasks = [train(20 + index, count) for index, count in enumerate(workers)]
     check(run_on(2, tasks, num_workers=8), tasks, [Fraction(1, count) for count in workers])
 
 
-def test_what_is_there_is_used(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_there_is_used(run_on: Callable[..., list[Event]]) -> None:
     """More GPUs than tasks, one GPU, none: the same tasks are done."""
     tasks = [train(k, 1) for k in (3, 2, 1)]
     for num_gpus, expected in ((8, 3), (1, 1)):
@@ -141,7 +141,7 @@ def test_what_is_there_is_used(run_on) -> None:  # type: ignore[no-untyped-def]
     assert (num_workers, set(places.values())) == (2, {0}), "the cores of a CPU are one device"
 
 
-def test_other_work_takes_a_gpu_or_core_each(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_other_work_takes_a_gpu_or_core_each(run_on: Callable[..., list[Event]]) -> None:
     tasks: list[Any] = [
         CheckpointTask(kind="hessian", study="tiny", variant="plain", k=k, epoch=0) for k in range(1, 6)
     ]
@@ -155,8 +155,8 @@ def test_other_work_takes_a_gpu_or_core_each(run_on) -> None:  # type: ignore[no
         assert sum(event.name == "finished" for event in events) == 5
 
 
-def test_results_beside_wait_for_their_arm_and_hold_none_up(run_on) -> None:  # type: ignore[no-untyped-def]
-    """Of an arm that fails, as of one that this job does not train, there is none."""
+def test_results_beside_wait_for_their_arm_and_hold_none_up(run_on: Callable[..., list[Event]]) -> None:
+    """There is none where an arm fails, nor of one that this job does not train."""
     tasks = [train(k, 2) for k in (5, 13, 4, 3)]
     beside = tuple(
         CheckpointTask(kind="per_image_curvature", study="tiny", variant="plain", k=k, epoch=epoch)
@@ -175,7 +175,7 @@ def test_results_beside_wait_for_their_arm_and_hold_none_up(run_on) -> None:  # 
     assert len({event.pid for event in events if isinstance(event, _Started)}) == 3, "one in place of that of k = 13"
 
 
-def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_a_worker_that_dies_costs_its_task_alone(run_on: Callable[..., list[Event]]) -> None:
     tasks = [train(k, 2) for k in (13, 14, 15, 16, 17, 18)]
     events = run_on(1, tasks, num_workers=2)
     check(events, tasks, [Fraction(1, 2)] * 6)
@@ -185,7 +185,9 @@ def test_a_worker_that_dies_costs_its_task_alone(run_on) -> None:  # type: ignor
     assert sum(event.name == "finished" for event in events) == 5
 
 
-def test_a_worker_that_crashes_twice_at_one_place_is_not_to_be_tried_for_ever(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_a_worker_that_crashes_twice_at_one_place_is_not_to_be_tried_for_ever(
+    run_on: Callable[..., list[Event]],
+) -> None:
     (failed,) = (e for e in run_on(0, [train(66, 1), train(1, 1)], num_workers=1) if e.name == "failed")
     assert failed.task == "tiny/plain.k066"
     assert failed.error.startswith("its worker was killed by SIGSEGV after epoch 2, twice at the same place")
@@ -195,7 +197,7 @@ def test_a_worker_that_crashes_twice_at_one_place_is_not_to_be_tried_for_ever(ru
     assert section in {heading.lower().replace(" ", "-") for heading in headings}
 
 
-def test_a_crash_that_does_not_come_again_costs_no_task(run_on) -> None:  # type: ignore[no-untyped-def]
+def test_a_crash_that_does_not_come_again_costs_no_task(run_on: Callable[..., list[Event]]) -> None:
     events = run_on(0, [train(67, 1)], num_workers=1)
     assert [e.name for e in events] == ["started", "checkpoint", "note", "started", "finished"]
     assert "killed by SIGSEGV after epoch 2; a new one goes on" in events[2].text

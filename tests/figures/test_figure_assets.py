@@ -10,6 +10,7 @@ import pytest
 from dd_assets.assets.figures import figure_assets
 from dd_assets.laboratory import Laboratory
 from dd_core.errors import DataMissingError, StaleError
+from dd_core.figures.drawing import source
 from dd_core.store.store import Store
 from dd_core.study.study import Study
 
@@ -147,6 +148,19 @@ def test_what_shows_the_present_results_is_not_drawn_again(
     assert [times(), times()] == [1, 0]
     monkeypatch.setattr("dd_core.figures.drawing.current._code", lambda: "of another version")
     assert [times(), times()] == [1, 0]
+
+
+def test_of_more_studies_than_have_connections_no_rows_are_read_again(
+    new_study: Any, write_evals: Any, draw: Any, monkeypatch: Any
+) -> None:
+    studies = studies_of(new_study, write_evals, "one", "two", "three")
+    monkeypatch.setattr(source, "_MOST_OPEN", 1)
+    opened, connect = list[str](), source.connect
+    monkeypatch.setattr(source, "connect", lambda *of, **within: opened.append("") or connect(*of, **within))
+    draw(studies, (NAME,))
+    assert len(opened) == 3
+    draw(studies, (NAME,))
+    assert len(opened) == 3
 
 
 def test_of_studies_that_are_not_asked_for_the_figure_stays_as_it_is(

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dd_core.figures import Figure
-from dd_core.figures.drawing.selection import HASHED_BY, said_of_arms
+from dd_core.figures.drawing.selection import HASHED_BY
 from dd_core.figures.drawing.source import Source, source_of
 from dd_core.store.manifests import FileEntry, Manifest
 from dd_core.store.store import Store
@@ -39,8 +39,7 @@ def draw(figure: Figure, study: Study, store: Store) -> dict[str, Path]:
     """
     if not any(_may_have_rows(store, table, study) for table in figure.tables):
         return {}
-    source = source_of(store, study)
-    source.copy(*figure.tables, "runs")
+    source = source_of(store, study, {*figure.tables, "runs"})
     state = _state(figure, study, source)
     manifest = store.figure_manifest_path(figure.name, study.name)
     drawn = store.read_manifest(manifest)
@@ -48,7 +47,7 @@ def draw(figure: Figure, study: Study, store: Store) -> dict[str, Path]:
         return {kind: store.root / drawn.files[kind].path for kind in _KINDS}
     from dd_core.figures.drawing.render import contents, is_passing, write  # loads Altair, which nothing above needs
 
-    chart = figure.draw(study, store, source.connection, source.digest)
+    chart = figure.draw(study, store, source.connection(*figure.tables, "runs"), source.digest)
     if chart is None:
         return {}
     texts = contents(chart, study.name)
@@ -75,7 +74,7 @@ def _state(figure: Figure, study: Study, source: Source) -> dict[str, str]:
     tables = {table: source.digest(table) for table in figure.tables}
     others = {
         "study": study.model_dump_json(),
-        "arms": json.dumps(said_of_arms(source.connection, study, figure.tables)),
+        "arms": source.said_of_arms(*figure.tables),
     }
     return HASHED_BY | tables | {name: _sha256(text) for name, text in others.items()} | {"code": _code()}
 
