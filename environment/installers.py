@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from urllib.parse import unquote
@@ -72,7 +72,8 @@ class Pip:
         Raises:
             InstallError: pip has failed.
         """
-        self._run(0, what, *arguments)
+        with self._without_downloads():
+            self._run(0, what, *arguments)
 
     def uninstall(self, names: Sequence[str]) -> None:
         """Remove packages that are there."""
@@ -100,7 +101,7 @@ class Pip:
             InstallError: one pip has failed; the others were ended.
         """
         started, line, terminal = time.monotonic(), "", sys.stdout.isatty()
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        with self._without_downloads(), ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
             arguments = ("install", "--no-deps", "--no-compile", "--progress-bar", "off", *options)
             pending: set[Future[None]] = {
                 pool.submit(self._run, number, *arguments, *batch) for number, batch in enumerate(batches)
@@ -117,6 +118,14 @@ class Pip:
                     process.terminate()
                 print(end="\n" if terminal else "", flush=True)
         print(f"  done in {time.monotonic() - started:.0f} s; {self._loaded / 1e6:.0f} MB were loaded", flush=True)
+
+    @contextlib.contextmanager
+    def _without_downloads(self) -> Iterator[None]:
+        """Remove their folder in the end: a pip that ends would take it from under one that begins."""
+        try:
+            yield
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _run(self, number: int, *arguments: str) -> None:
         """One pip, with a folder of its own for what it downloads."""
@@ -142,8 +151,6 @@ class Pip:
                 self._note(number, folder, line)
         self._doing.pop(number, None)
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self._temporary.rmdir()  # by the last
         if process.returncode:
             raise InstallError(complaint(said))
 
