@@ -46,6 +46,7 @@ RICH = KubernetesSettings(
 def made(settings: KubernetesSettings = PLAIN, **order: Any) -> dict[str, Any]:
     """A Job's manifest."""
     defaults = {"name": NAME, "job_file": f"jobs/{NAME}/0/job.json", "root": "/home/me/data", "num_places": 2}
+    defaults |= {"service": f"{NAME}-01234567"}
     return job_manifest(settings, Order(**{**defaults, "resources": settings.resources, **order}))
 
 
@@ -66,7 +67,8 @@ def test_every_supported_kubernetes_accepts_them(settings: KubernetesSettings, r
     resources = Resources(gpus_per_pod=8, cpus_per_pod=96, memory_gib_per_pod=900.5, hours=0.01)
     job = made(settings, ranks=ranks, resources=resources, labels={"dagster/run-id": "0" * 36}, num_places=10_000)
     check(job)
-    check(service_manifest({**job, "metadata": {**job["metadata"], "namespace": "lab", "uid": "1"}}))
+    if ranks > 1:
+        check(service_manifest({**job, "metadata": {**job["metadata"], "namespace": "lab", "uid": "1"}}))
 
 
 @given(
@@ -173,11 +175,22 @@ def test_a_data_root_in_an_object_store_needs_no_volume() -> None:
 
 def test_workers_meet_at_the_first_of_them() -> None:
     job = made(ranks=2)
-    assert job["spec"]["template"]["spec"]["subdomain"] == NAME
-    assert environment(job)["DD_RENDEZVOUS"] == f"{NAME}-0.{NAME}:29400"
+    assert job["spec"]["template"]["spec"]["subdomain"] == f"{NAME}-01234567"
+    host, _, port = environment(job)["DD_RENDEZVOUS"].rpartition(":")
+    assert host == f"{NAME}-0.{NAME}-01234567"
+    assert 20000 <= int(port) < 30000
+    service = service_manifest({**job, "metadata": {**job["metadata"], "namespace": "lab", "uid": "1"}})
+    assert service["metadata"]["name"] == f"{NAME}-01234567"
+    assert [at["port"] for at in service["spec"]["ports"]] == [int(port)]
     assert environment(job)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert "subdomain" not in made()["spec"]["template"]["spec"]
     assert "DD_RENDEZVOUS" not in environment(made())
+
+
+def test_jobs_that_share_a_node_meet_at_different_ports() -> None:
+    """With the host's network the second one would join the first one's store, and fail when that ends."""
+    jobs = [made(ranks=2, service=f"{NAME}-{n:08}") for n in range(20)]
+    assert len({environment(job)["DD_RENDEZVOUS"].rpartition(":")[2] for job in jobs}) == 20
 
 
 def test_settings_reach_the_pods_and_win() -> None:

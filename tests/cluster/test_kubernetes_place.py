@@ -77,7 +77,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def test_every_command_succeeds(story: Story) -> None:
     for result in story.commands.values():
         result.succeeded()
-    for job in story.jobs.values():
+    for name, job in story.jobs.items():
+        failed = [pod for pod in story.pods[name] if pod["status"]["phase"] == "Failed"]
+        assert not failed, [(pod["status"], story.lab.cluster.log(pod["metadata"]["name"])) for pod in failed]
         assert job["status"]["succeeded"] == 2
         assert "failed" not in job["status"]
 

@@ -70,9 +70,9 @@ def settings_of(overlay: str, tmp_path: Path) -> KubernetesSettings:
 def worker_job(settings: KubernetesSettings, ranks: int = 1) -> Object:
     """The Job the code makes by these settings."""
     pods = settings.resources.pods or 1
-    return job_manifest(
-        settings, Order("dd-train-tiny-0", "jobs/a/b/job.json", "/data", pods, ranks, settings.resources)
-    )
+    name = "dd-train-tiny-0"
+    order = Order(name, "jobs/a/b/job.json", "/data", pods, ranks, f"{name}-01234567", settings.resources)
+    return job_manifest(settings, order)
 
 
 def run_job() -> Object:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import copy
+import itertools
 import json
 import os
 import secrets
@@ -264,7 +265,8 @@ class Cluster:
             self._store.update(change.key, lambda claim: claim.update(status={"phase": "Bound"}))
 
     async def _control(self) -> None:
-        while True:
+        for number in itertools.count():
             self._jobs.reconcile_all()
-            self._deletion.collect_garbage()
+            if number % 30 == 0:  # a second behind, as in a cluster
+                self._deletion.collect_garbage()
             await asyncio.sleep(0.03)

@@ -5,6 +5,7 @@ cannot be (Indexed, retried by index) is added. Results are plain JSON objects i
 """
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,6 @@ from dd_core.study.resources import Resources
 
 JOB_FILE_ANNOTATION: Final = "double-descent/job-file"
 CONTAINER: Final = "worker"
-RENDEZVOUS_PORT: Final = 29400
 LABELS: Final = {
     "app.kubernetes.io/name": "double-descent",
     "app.kubernetes.io/part-of": "double-descent",
@@ -46,6 +46,8 @@ class Order(NamedTuple):
         root: of the data, as the orchestrator knows it.
         num_places: pods.
         ranks: processes that share each task; with more than one the pods must meet.
+        service: name of the Service where they do, its own for every Job: a cluster takes away that of a Job that is
+            gone some time later, and would take it from under the next Job of that name.
         resources: of each pod.
         environment: more variables for the workers (Pipes).
         labels: more labels, their values made fit.
@@ -56,6 +58,7 @@ class Order(NamedTuple):
     root: str
     num_places: int
     ranks: int = 1
+    service: str = ""
     resources: Resources = Resources()
     environment: Mapping[str, str] = {}
     labels: Mapping[str, str] = {}
@@ -135,12 +138,12 @@ def service_manifest(job: Manifest) -> Manifest:
 
     Addresses are published before pods are ready, since ranks meet in order to become so.
     """
-    metadata = job["metadata"]
+    metadata, name = job["metadata"], job["spec"]["template"]["spec"]["subdomain"]
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": metadata["name"],
+            "name": name,
             "namespace": metadata["namespace"],
             "labels": {**LABELS, "batch.kubernetes.io/job-name": metadata["name"]},
             "ownerReferences": [
@@ -151,9 +154,18 @@ def service_manifest(job: Manifest) -> Manifest:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {"batch.kubernetes.io/job-name": metadata["name"]},
-            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "protocol": "TCP"}],
+            "ports": [{"name": "rendezvous", "port": _rendezvous_port(name), "protocol": "TCP"}],
         },
     }
+
+
+def _rendezvous_port(service: str) -> int:
+    """A port of this Service alone, nearly, below those that systems and Kubernetes give away.
+
+    Pods with ``hostNetwork`` share the ports of their node. At one port for all, the ranks of a second Job there would
+    join the store of the first without a word, and lose it when that one ends.
+    """
+    return 20000 + zlib.crc32(service.encode()) % 10000
 
 
 def _own_context(settings: KubernetesSettings) -> K8sContainerContext:
@@ -233,7 +245,7 @@ def _pod_spec(settings: KubernetesSettings, order: Order) -> dict[str, Any]:
             "fs_group_change_policy": "OnRootMismatch",
             "seccomp_profile": {"type": "RuntimeDefault"},
         },
-        **({"subdomain": order.name} if order.ranks > 1 else {}),
+        **({"subdomain": order.service} if order.ranks > 1 else {}),
         **({"node_selector": selector} if (selector := node_selector(settings, order.resources)) else {}),
         # Of a pod, and so of each attempt; a Job's would go on counting while it waits.
         **({"active_deadline_seconds": math.ceil(hours * 3600)} if (hours := order.resources.hours) else {}),
@@ -250,6 +262,7 @@ def _pod_spec(settings: KubernetesSettings, order: Order) -> dict[str, Any]:
 
 def _environment(settings: KubernetesSettings, order: Order) -> dict[str, str]:
     """The environment of the workers; the settings' own variables come last and win."""
+    port = _rendezvous_port(order.service)
     return {
         "DD_ROOT": root_in_pods(settings, order.root),
         "HOME": "/tmp",
@@ -258,7 +271,7 @@ def _environment(settings: KubernetesSettings, order: Order) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS asks for to be deterministic
         # Workers that torchrun starts again would otherwise read the addresses of their predecessors (pytorch 135712).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        **({"DD_RENDEZVOUS": f"{order.name}-0.{order.name}:{RENDEZVOUS_PORT}"} if order.ranks > 1 else {}),
+        **({"DD_RENDEZVOUS": f"{order.name}-0.{order.service}:{port}"} if order.ranks > 1 else {}),
         **order.environment,
         **settings.env,
     }

@@ -6,6 +6,7 @@ over, for people who look for logs, or until the same is asked for again.
 """
 
 import contextlib
+import secrets
 import time
 import warnings
 from collections.abc import Generator, Mapping
@@ -146,6 +147,7 @@ class _Request:
             root=job.root,
             num_places=len(job.places),
             ranks=job.ranks,
+            service=f"{job.name}-{secrets.token_hex(4)}",
             resources=self._resources,
             environment=environment,
             labels={"dagster/run-id": self._context.run.run_id},

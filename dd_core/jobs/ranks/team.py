@@ -76,9 +76,11 @@ def _torchrun(job: Job) -> list[str]:
     if places == 1:
         return ["--standalone", *common]
     rendezvous = os.environ["DD_RENDEZVOUS"]
+    # The same request of another data root has the same name.
+    own = f"{job.name}-{job.digest[:12]}"
     return [
         *common,
-        *("--nnodes", str(places), "--rdzv-backend", "c10d", "--rdzv-id", job.name, "--rdzv-endpoint", rendezvous),
+        *("--nnodes", str(places), "--rdzv-backend", "c10d", "--rdzv-id", own, "--rdzv-endpoint", rendezvous),
         *("--rdzv-conf", f"join_timeout={_JOIN_SECONDS}", "--local-addr", _address(rendezvous)),
     ]
 
