@@ -18,6 +18,7 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from kubernetes_simulator import Cluster
 from kubernetes_simulator.lab import NEEDS_ISOLATION, Lab, make_job, make_pod, wait
+from support import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_kubectl_creates_waits_reads_and_deletes(lab: Lab, tmp_path: Path) -> No
     kubectl("wait", "--for=condition=complete", "job/typed", "--timeout=10s")
     assert kubectl("logs", "-l", "job-name=typed").split() == ["typed", "typed"]
     kubectl("delete", "job", "typed")
-    assert "typed" not in kubectl("get", "pods", "-o", "name")
+    wait_until(lambda: "typed" not in kubectl("get", "pods", "-o", "name"), "the garbage collector to take the pods")
 
 
 def processes_that_mention(mark: str) -> list[int]:
