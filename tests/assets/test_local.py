@@ -181,7 +181,7 @@ def test_results_beside_wait_for_their_arm_and_hold_none_up(
         for number in (first, first + 1):
             assert said.index(("finished", trained)) < said.index(("started", number))
             assert ("finished", number) in said
-    assert len({event.pid for event in events if isinstance(event, _Started)}) <= 3, "one in place of that of k = 13"
+    assert len({event.pid for event in events if isinstance(event, _Started)}) == 3, "one in place of that of k = 13"
 
 
 def test_a_worker_that_dies_costs_its_task_alone(run_on: Callable[..., list[Event]]) -> None:
